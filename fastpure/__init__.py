@@ -1,0 +1,29 @@
+"""fastpure: diffusion-based adversarial purification, exact and fast.
+
+>>> import fastpure as fp
+>>> denoiser, classifier = fp.load_denoiser("digits"), fp.load_classifier("digits")
+>>> purifier = fp.Purifier(denoiser, fp.methods.coup(classifier, t=0.15, dt=0.01))
+>>> defense = fp.Defense(purifier, classifier)
+"""
+
+from . import attacks as attacks
+from .checkpoints import load_denoiser as load_denoiser
+from .classifiers import load_classifier as load_classifier
+from .nets import Denoiser as Denoiser
+from .purify import Defense as Defense
+from .purify import Purifier as Purifier
+from .purify import methods as methods
+from .reverse import RecordedNoise as RecordedNoise
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Defense",
+    "Denoiser",
+    "Purifier",
+    "RecordedNoise",
+    "attacks",
+    "load_classifier",
+    "load_denoiser",
+    "methods",
+]

@@ -1,0 +1,76 @@
+"""Attack budgets as values: a norm, a radius, and the geometry that follows from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import one_of, positive
+
+NORMS = ("Linf", "L2")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """All images in [0, 1] within distance ``eps`` of the original, in [0, 1] units.
+
+    ``norm`` is "Linf" (8/255 and the like) or "L2" (over all pixels and channels of an image).
+    """
+
+    norm: str = "Linf"
+    eps: float = 8 / 255
+
+    def __post_init__(self) -> None:
+        one_of("norm", self.norm, NORMS)
+        positive("eps", self.eps)
+
+    def project(self, candidate: Tensor, x: Tensor) -> Tensor:
+        """The nearest admissible float32 image: inside the ball in exact arithmetic, and in [0, 1]."""
+        if self.norm == "Linf":
+            low, high = self._bounds(x)
+            return torch.minimum(torch.maximum(candidate, low), high).clamp(0.0, 1.0)
+        return self._into_ball(candidate.clamp(0.0, 1.0), x)
+
+    def distance(self, candidate: Tensor, x: Tensor) -> Tensor:
+        """Distance of each image from its original, float64 [B]."""
+        difference = (candidate.double() - x.double()).flatten(1)
+        if self.norm == "Linf":
+            return difference.abs().amax(1) if difference.shape[1] else difference.new_zeros(len(x))
+        return difference.norm(dim=1)
+
+    def ascend(self, x: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+        """Move by ``step_size`` along the steepest ascent direction of this norm; nowhere where it is zero."""
+        if self.norm == "Linf":
+            return x + step_size * gradient.sign()
+        length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        return x + step_size * gradient / length.view(-1, 1, 1, 1)
+
+    def start(self, x: Tensor, uniform: Tensor) -> Tensor:
+        """A point of the ball from noise in (0, 1): uniform in the cube, or on a random ray at eps times u^(1/D)."""
+        if self.norm == "Linf":
+            return self.project(x + self.eps * (2.0 * uniform - 1.0), x)
+        # Logistic noise is symmetric and full of directions; one of its values doubles as the radius.
+        direction = torch.log(uniform) - torch.log1p(-uniform)
+        direction = direction / direction.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+        radius = uniform.flatten(1)[:, :1].pow(1.0 / uniform[0].numel()).view(-1, 1, 1, 1)
+        return self.project(x + self.eps * radius * direction, x)
+
+    def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # x +- eps rounded towards x, so that the bound holds for the stored float32 pixels and not only nearly.
+        exact = x.double()
+        low, high = (exact - self.eps).to(x.dtype), (exact + self.eps).to(x.dtype)
+        low = torch.where(exact - low.double() > self.eps, torch.nextafter(low, x), low)
+        high = torch.where(high.double() - exact > self.eps, torch.nextafter(high, x), high)
+        return low, high
+
+    def _into_ball(self, candidate: Tensor, x: Tensor) -> Tensor:
+        distance = self.distance(candidate, x)
+        # Storing a pixel of [0, 1] as float32 moves it by up to 2^-25, an image of D pixels by sqrt(D) times that:
+        # aiming this much inside keeps the stored image in the ball in exact arithmetic.
+        radius = max(self.eps - math.sqrt(x[0].numel()) * 2.0**-24, 0.0) if len(x) else 0.0
+        factor = (radius / distance.clamp_min(self.eps)).to(x.dtype).view(-1, 1, 1, 1)
+        scaled = (x + (candidate - x) * factor).clamp(0.0, 1.0)
+        return torch.where((distance > self.eps).view(-1, 1, 1, 1), scaled, candidate)

@@ -1,0 +1,69 @@
+"""Exceptions and argument checks shared by every layer.
+
+A mistake of the caller is a ``ValueError`` or ``TypeError`` whose message names the argument, what was
+expected, what came and how to mend it. What the environment cannot do raises one of the classes below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class FastpureError(Exception):
+    """Base of every exception that is not the caller's mistake."""
+
+
+class KernelUnavailable(FastpureError, RuntimeError):
+    """A back end was asked for by name and cannot run here; the message says why."""
+
+
+class NonFiniteError(FastpureError, ArithmeticError):
+    """NaN or Inf appeared during purification; the message names the step and the sample ids."""
+
+
+class CheckpointError(FastpureError, ValueError):
+    """A weights file is truncated, foreign or does not match; nothing of it was loaded."""
+
+
+class DataError(FastpureError, ValueError):
+    """A data file is missing, corrupt or of another kind than announced."""
+
+
+class ResumeError(FastpureError, RuntimeError):
+    """A saved run cannot be continued, because it belongs to another configuration or is damaged."""
+
+
+def mistake(argument: str, expected: str, got: Any, remedy: str = "") -> str:
+    """One sentence for a caller's mistake: the argument, what was expected, what came, the remedy."""
+    text = f"`{argument}` must be {expected}, got {got}"
+    return f"{text}. {remedy}" if remedy else text
+
+
+def one_of(argument: str, value: Any, allowed: Iterable[Any]) -> Any:
+    """Return ``value`` if it is among ``allowed``; otherwise raise ValueError listing what is."""
+    choices = list(allowed)
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(mistake(argument, f"one of {listed}", repr(value)))
+    return value
+
+
+def positive(argument: str, value: float) -> float:
+    """Return ``value`` as float if it is a finite number above zero; otherwise raise."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(mistake(argument, "a positive number", f"{type(value).__name__} {value!r}"))
+    if not 0 < value < float("inf"):
+        raise ValueError(mistake(argument, "a finite number above 0", repr(value)))
+    return float(value)
+
+
+def whole(argument: str, value: int, minimum: int = 0, maximum: int | None = None) -> int:
+    """Return ``value`` if it is an integer in ``[minimum, maximum]``; otherwise raise."""
+    expected = f"an integer >= {minimum}" if maximum is None else f"an integer in [{minimum}, {maximum}]"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(mistake(argument, expected, f"{type(value).__name__} {value!r}"))
+    number = value.__index__()
+    if number < minimum or (maximum is not None and number > maximum):
+        raise ValueError(mistake(argument, expected, repr(number)))
+    return number

@@ -1,0 +1,62 @@
+"""The interface of a guidance: a vector field g(x; context) and its exact pullback."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Pullback = Callable[[Tensor], tuple["Tensor | None", tuple["Tensor | None", ...]]]
+"""Maps the cotangent of g to the cotangents of x and of every context tensor; None stands for zero."""
+
+
+@dataclass(frozen=True)
+class GuidanceStep:
+    """What a guidance may know of the step it is evaluated in.
+
+    ``k`` is the table row, the state is ``alpha * x0 + sigma * noise``. ``noise`` gives standard normal noise in
+    the shape of the state from the stream reserved for guidance; the same call gives the same noise again.
+    """
+
+    k: int
+    alpha: float
+    sigma: float
+    noise: Callable[[], Tensor]
+
+
+class Guidance(ABC):
+    """A gradient added to the score. Implementations are frozen dataclasses and must be pure functions.
+
+    States and images are ``[B, C, H, W]`` in [-1, 1] coordinates (x = 2 u - 1); sample i of the result depends on
+    sample i of the inputs only. Whatever is read from the purifier's input goes through ``context``, because its
+    gradient is part of the exact gradient of the purifier.
+    """
+
+    @abstractmethod
+    def context(self, x0: Tensor) -> tuple[Tensor, ...]:
+        """Tensors read from the purifier's input ``x0`` [B, C, H, W]; computed once, differentiably where floating."""
+
+    @abstractmethod
+    def gradient(self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep) -> Tensor:
+        """g [B, C, H, W] at state ``x``, without a graph."""
+
+    @abstractmethod
+    def linearize(
+        self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep
+    ) -> tuple[Tensor, Pullback]:
+        """g and its pullback at ``x``. The pullback may be called once."""
+
+    @abstractmethod
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The networks inside, for device moves, checks and cost estimates."""
+
+    @abstractmethod
+    def cast(self, dtype: torch.dtype) -> Guidance:
+        """The same guidance with its networks in ``dtype``; self if nothing changes."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ValueError if a network is in a state that makes the guidance wrong, such as training mode."""

@@ -1,0 +1,8 @@
+"""Purifiers, defences and the methods they follow."""
+
+from . import methods
+from .defense import Defense
+from .methods import Method
+from .purifier import Purifier
+
+__all__ = ["Defense", "Method", "Purifier", "methods"]

@@ -1,0 +1,224 @@
+"""``Purifier``: images in, purified images out, differentiable, reproducible by construction."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import mistake
+from ..kernels import Domain, NoiseKeys
+from ..nets import Denoiser
+from ..reverse import (
+    Call,
+    GeneratedNoise,
+    MemoryPlan,
+    NoiseSource,
+    Process,
+    RecordedNoise,
+    reverse,
+    states,
+)
+from .methods import Method
+from .precision import precision as precision_named
+
+RANGE_SLACK = 1e-6
+"""How far outside [0, 1] a pixel may lie: attacks project in float32 and miss by a rounding error."""
+
+
+class Purifier(nn.Module):
+    """Purifies images with a diffusion model.
+
+    Args:
+        denoiser: the diffusion model. Its weights are constants here; gradients flow to the images only.
+        method: from ``fp.methods``.
+        seed: 64-bit seed of all noise.
+        precision: "fp32" (TF32 off), "tf32", "bf16", "fp16" for the networks; "fp64" computes everything in
+            float64 and accepts float64 images, for verification.
+        memory: "auto", "store", "recompute" or bytes; what is kept for the backward pass.
+
+    The noise is a pure function of (seed, sample id, draw, step): an image gets the same result in any batch,
+    order or device. A purifier is not trained and is always in evaluation mode.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        method: Method,
+        seed: int = 0,
+        precision: str = "fp32",
+        memory: str | int = "auto",
+    ) -> None:
+        super().__init__()
+        self.training = False
+        if not isinstance(denoiser, Denoiser):
+            remedy = "Wrap a network with fp.Denoiser.from_module(...)"
+            raise TypeError(mistake("denoiser", "a fastpure.Denoiser", type(denoiser).__name__, remedy))
+        if not isinstance(method, Method):
+            remedy = "Use for example fp.methods.diffpure(t=0.1)"
+            raise TypeError(mistake("method", "a Method", type(method).__name__, remedy))
+        self.precision = precision
+        self._precision = precision_named(precision)
+        self.method = method
+        self.seed = _check_seed(seed)
+        self.memory = MemoryPlan(memory)
+        self.denoiser = denoiser.cast(self._precision.network)
+        self._guidance = method.guidance.cast(self._precision.network) if method.guidance else None
+        self._guides = nn.ModuleList(self._guidance.networks() if self._guidance else ())
+        self._guides.training = False
+        self._processes: dict[torch.device, Process] = {}
+        self._costs: dict[tuple[object, ...], int] = {}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return self.denoiser.image_shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        tensors = chain(self.denoiser.parameters(), self.denoiser.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def forward(
+        self,
+        x: Tensor,
+        sample_ids: Tensor | list[int] | None = None,
+        draw: int | Tensor = 0,
+        *,
+        noise: RecordedNoise | None = None,
+        domain: Domain = Domain.DEFENSE,
+    ) -> Tensor:
+        """Purify ``x`` [B, C, H, W] float32 in [0, 1]; returns the same shape and dtype.
+
+        Args:
+            x: images. Differentiable; the gradient is that of the exact discrete computation.
+            sample_ids: B distinct non-negative integers that name the images; 0..B-1 if omitted.
+            draw: which realisation of the noise, one for all or int64 [B].
+            noise: recorded arrays instead of generated noise.
+            domain: whose noise: the deployed defence's (default), an attack's, or an evaluation's.
+
+        Returns:
+            Purified images, in [0, 1] if the method clamps its output.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape, range, ids; the message names the argument.
+            NonFiniteError: NaN or Inf appeared, with the step and the sample id.
+        """
+        prepared = self._prepare(x, sample_ids, draw, noise, domain)
+        if prepared is None:
+            return x.clone()
+        u = (reverse(*prepared) + 1.0) * 0.5
+        return (u.clamp(0.0, 1.0) if self.method.clip_output else u).to(x.dtype)
+
+    def trajectory(
+        self,
+        x: Tensor,
+        sample_ids: Tensor | list[int] | None = None,
+        draw: int | Tensor = 0,
+        *,
+        noise: RecordedNoise | None = None,
+        domain: Domain = Domain.DEFENSE,
+    ) -> Tensor:
+        """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped, without gradient.
+
+        The first is the input, the last the purified image before clamping. Arguments and errors as for calling
+        the purifier.
+        """
+        prepared = self._prepare(x, sample_ids, draw, noise, domain)
+        if prepared is None:
+            return x.new_empty((len(self.method.steps) + 1, *x.shape))
+        return ((torch.stack(states(*prepared)) + 1.0) * 0.5).to(x.dtype)
+
+    def train(self, mode: bool = True) -> Purifier:
+        """Keep evaluation mode: a purifier has nothing to train, and dropout would change its results."""
+        return self
+
+    def extra_repr(self) -> str:
+        """Method, seed, precision and memory plan, for printing."""
+        return f"{self.method}, seed={self.seed}, precision={self.precision!r}, memory={self.memory.choice!r}"
+
+    def _prepare(
+        self,
+        x: Tensor,
+        sample_ids: Tensor | list[int] | None,
+        draw: int | Tensor,
+        noise: RecordedNoise | None,
+        domain: Domain,
+    ) -> tuple[Call, Tensor, tuple[Tensor, ...]] | None:
+        """Checked arguments as (call, initial state, guidance context); None for an empty batch."""
+        self._check_images(x)
+        device = x.device
+        # Built before the empty batch leaves, so that a wrong id or draw is an error for it too.
+        keys = NoiseKeys.make(
+            seed=self.seed,
+            sample_ids=range(len(x)) if sample_ids is None else sample_ids,
+            draw=draw,
+            domain=domain,
+            device=device,
+        )
+        if len(keys.sample_ids) != len(x):
+            expected = f"one id per image, {len(x)}"
+            raise ValueError(mistake("sample_ids", expected, f"{len(keys.sample_ids)}"))
+        if len(x) == 0:
+            return None
+        if self._guidance is not None:
+            self._guidance.check()
+        state = x.to(self._precision.state) * 2.0 - 1.0
+        source: NoiseSource = GeneratedNoise(keys) if noise is None else noise.bind(self.method.steps, state)
+        environment = partial(self._precision.environment, device)
+        with environment():
+            context = self._guidance.context(state) if self._guidance is not None else ()
+        call = Call(self._process(device), source, keys.sample_ids, self.memory, self._costs, environment)
+        return call, state, context
+
+    def _process(self, device: torch.device) -> Process:
+        if device not in self._processes:
+            with torch.no_grad():
+                self._processes[device] = Process.build(
+                    self.denoiser, self.method.steps, self._guidance, device, self._precision.state
+                )
+        return self._processes[device]
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        # Weights may have moved: what was precomputed from them is stale.
+        self._processes.clear()
+        return super()._apply(fn, recurse)
+
+    def _check_images(self, x: Tensor) -> None:
+        channels, height, width = self.image_shape
+        shape = f"[B, {channels}, {height}, {width}]"
+        if not isinstance(x, Tensor):
+            raise TypeError(mistake("x", f"a float32 tensor {shape}", type(x).__name__))
+        allowed = (torch.float32, torch.float64) if self.precision == "fp64" else (torch.float32,)
+        if x.dtype not in allowed:
+            remedy = "Use x.float(), and divide 8-bit images by 255" if not x.is_floating_point() else ""
+            raise TypeError(mistake("x", "of dtype float32", str(x.dtype).removeprefix("torch."), remedy))
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.image_shape:
+            remedy = "Add the batch dimension with x[None]" if x.dim() == 3 else ""
+            raise ValueError(mistake("x", f"of shape {shape}", f"{list(x.shape)}", remedy))
+        if x.device != self.device:
+            remedy = "Move one with .to(device)"
+            raise ValueError(mistake("x", f"on {self.device} like the denoiser", f"{x.device}", remedy))
+        if len(x):
+            check_range(x)
+
+
+def check_range(x: Tensor, argument: str = "x") -> None:
+    """Raise ValueError unless every pixel is finite and in [0, 1] up to a float32 rounding error."""
+    low, high = (float(v) for v in torch.aminmax(x.detach()))
+    if not low <= high or abs(low) == float("inf") or abs(high) == float("inf"):
+        raise ValueError(mistake(argument, "finite", "NaN or Inf in it"))
+    if low < -RANGE_SLACK or high > 1.0 + RANGE_SLACK:
+        remedy = "Undo a mean/std normalisation, map [-1, 1] with (x + 1) / 2, divide 8-bit images by 255"
+        raise ValueError(mistake(argument, "in [0, 1]", f"values in [{low:g}, {high:g}]", remedy))
+
+
+def _check_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(mistake("seed", "an integer in [0, 2**64)", f"{type(seed).__name__} {seed!r}"))
+    if not 0 <= seed.__index__() < 2**64:
+        raise ValueError(mistake("seed", "an integer in [0, 2**64)", seed))
+    return seed.__index__()

@@ -1,0 +1,8 @@
+"""The reverse process: one loop, one exact adjoint, for every solver and guidance."""
+
+from .adjoint import Call, reverse, states
+from .memory import MemoryPlan
+from .noise import GeneratedNoise, NoiseSource, RecordedNoise
+from .step import Process
+
+__all__ = ["Call", "GeneratedNoise", "MemoryPlan", "NoiseSource", "Process", "RecordedNoise", "reverse", "states"]

@@ -1,0 +1,104 @@
+"""The exact discrete adjoint: the loop run backwards through transposed rows, as one autograd function.
+
+For row k with cotangent v of its output, v <- a v + J_eps^T (b v) + H_g^T (c v), plus the cotangents of
+everything the guidance read from the input. This is the gradient of the computation that was carried out, not
+of a continuous limit of it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..errors import NonFiniteError
+from .loop import Trajectory, check_finite, record, walk
+from .memory import MemoryPlan
+from .noise import NoiseSource
+from .step import Context, Process, linearize, pull_row
+
+
+class Environment(Protocol):
+    """Settings under which the networks run, such as the matrix precision; entered forward and backward."""
+
+    def __call__(self) -> AbstractContextManager[object]:
+        """A fresh context manager."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One purification: everything but the tensors that may carry gradients."""
+
+    process: Process
+    noise: NoiseSource
+    sample_ids: Tensor
+    plan: MemoryPlan = MemoryPlan()
+    costs: dict[tuple[object, ...], int] = field(default_factory=dict)
+    environment: Environment = nullcontext
+
+
+def reverse(call: Call, x: Tensor, context: Context) -> Tensor:
+    """Run the table from state ``x`` [B, C, H, W]; differentiable in ``x`` and in floating ``context`` tensors.
+
+    Raises:
+        NonFiniteError: NaN or Inf appeared, with the step and the sample ids.
+    """
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *context)):
+        return _Reverse.apply(call, x, *context)
+    with torch.no_grad(), call.environment():
+        end = walk(call.process, x, context, call.noise)
+        check_finite(call.process, x, end, context, call.noise, call.sample_ids)
+    return end
+
+
+def states(call: Call, x: Tensor, context: Context) -> list[Tensor]:
+    """The state before the first row and after every row, without gradients: K + 1 tensors [B, C, H, W]."""
+    visited = [x.detach()]
+    with torch.no_grad(), call.environment():
+        walk(call.process, visited[0], context, call.noise, lambda k, state: visited.append(state))
+    return visited
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: Call, x: Tensor, *context: Tensor) -> Tensor:
+        x = x.detach()
+        detached = tuple(tensor.detach() for tensor in context)
+        with call.environment():
+            trajectory = record(call.process, x, detached, call.noise, call.plan, call.costs)
+            check_finite(call.process, x, trajectory.end, detached, call.noise, call.sample_ids)
+        ctx.call, ctx.context = call, detached
+        ctx.states, ctx.tapes = trajectory.states, trajectory.tapes
+        return trajectory.end
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
+        with ctx.call.environment():
+            v_x, v_context = _pull_back(ctx.call, Trajectory(v, ctx.states, ctx.tapes), v, ctx.context)
+        if not bool(torch.isfinite(v_x).all()):
+            bad = ~torch.isfinite(v_x).flatten(1).all(1)
+            ids = ", ".join(str(int(i)) for i in ctx.call.sample_ids[bad][:8])
+            raise NonFiniteError(f"the gradient of the purification is NaN or Inf for sample id {ids}")
+        return (None, v_x, *v_context)
+
+
+def _pull_back(
+    call: Call, trajectory: Trajectory, v: Tensor, context: Context
+) -> tuple[Tensor, list[Tensor | None]]:
+    process, w = call.process, None
+    totals: list[Tensor | None] = [None] * len(context)
+    for k in reversed(range(len(process.table))):
+        x, tape = trajectory.states[k], trajectory.tapes.pop(k, None)
+        if tape is None and process.table.rows[k].calls_network:
+            tape = linearize(process, k, x, context, call.noise)
+        v, v_context, w = pull_row(process, k, x, tape, v, w)
+        for i, part in enumerate(v_context):
+            if part is not None:
+                total = totals[i]
+                totals[i] = part if total is None else total + part
+    return v, totals

@@ -1,0 +1,199 @@
+"""Solvers of the reverse diffusion as tables. Each function returns a ``StepTable`` and does nothing else.
+
+All of them are affine in (state, predicted noise, fresh noise), which is why tables suffice. Test vectors and
+convergence orders are in ``tests/schedule``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import mistake, one_of, positive, whole
+from .table import Row, StepTable
+from .vp import VP, DiscreteVP
+
+T_EPS = 1e-5
+"""Time at which continuous solvers stop (Nie et al. 2022)."""
+
+
+def check_time(t: float, argument: str = "t") -> float:
+    """Return ``t`` if it is a diffusion time in (0, 1]; otherwise raise TypeError or ValueError."""
+    if positive(argument, t) > 1:
+        raise ValueError(
+            mistake(argument, "a diffusion time in (0, 1]", repr(t), "100 steps of 1000 are t = 0.1")
+        )
+    return float(t)
+
+
+def euler_grid(t: float, dt: float, t_eps: float = T_EPS) -> np.ndarray:
+    """Times t, t - dt, ... and at last t_eps, whatever length that leaves the last step, float64 [N + 1].
+
+    Multiples of dt are subtracted, never accumulated, and rounded to 12 decimals: a grid whose rounding error
+    grows moves integer labels by one (floor(1000 t)), which is a different function.
+    """
+    if positive("dt", dt) > check_time(t):
+        raise ValueError(mistake("dt", f"at most t = {t}", dt))
+    if t <= t_eps:
+        raise ValueError(mistake("t", f"above the final time {t_eps}", t))
+    n = math.ceil((t - t_eps) / dt - 1e-9)
+    return np.array([round(t - k * dt, 12) for k in range(n)] + [t_eps], dtype=np.float64)
+
+
+def forward_diffusion(alpha_bar: float) -> StepTable:
+    """One row that diffuses the state to signal power ``alpha_bar``: sqrt(abar) x + sqrt(1 - abar) z."""
+    if not 0 < alpha_bar < 1:
+        raise ValueError(mistake("alpha_bar", "between 0 and 1", alpha_bar))
+    return StepTable((Row(a=math.sqrt(alpha_bar), d=math.sqrt(1.0 - alpha_bar), forward=True),))
+
+
+def _continuous(schedule: VP, t: float) -> dict[str, float | int]:
+    # floor(1000 t) is meant on the exact grid; the nudge keeps 0.035 * 1000 = 34.99... at 35.
+    return {
+        "alpha": schedule.alpha(t),
+        "sigma": schedule.sigma(t),
+        "t": t,
+        "tau": 999.0 * t,
+        "index": math.floor(1000.0 * t + 1e-6),
+    }
+
+
+def reverse_sde(t: float, dt: float, schedule: VP | None = None) -> StepTable:
+    """Euler-Maruyama on the reverse VP-SDE from t to 1e-5, noise on every step including the last.
+
+    x' = x + h (beta x / 2 + beta score) + sqrt(beta h) z with beta at the start of the step (Nie et al. 2022,
+    eq. 4-6). Strong and weak order 1 (the noise is additive).
+    """
+    schedule = schedule or VP()
+    grid = euler_grid(t, dt)
+    rows = []
+    for now, later in zip(grid[:-1], grid[1:], strict=True):
+        step = schedule.beta(now) * (now - later)
+        rows.append(
+            Row(
+                a=1.0 + 0.5 * step,
+                b=-step / schedule.sigma(now),
+                d=math.sqrt(step),
+                **_continuous(schedule, float(now)),
+            )
+        )
+    return StepTable(tuple(rows))
+
+
+def probability_flow(t: float, dt: float, schedule: VP | None = None) -> StepTable:
+    """Euler on the probability-flow ODE x' = x + h (beta x / 2 + beta score / 2); order 1, no noise."""
+    schedule = schedule or VP()
+    grid = euler_grid(t, dt)
+    rows = []
+    for now, later in zip(grid[:-1], grid[1:], strict=True):
+        half = 0.5 * schedule.beta(now) * (now - later)
+        rows.append(Row(a=1.0 + half, b=-half / schedule.sigma(now), **_continuous(schedule, float(now))))
+    return StepTable(tuple(rows))
+
+
+def ancestral(
+    indices: Sequence[int], variance: str = "small", clip_x0: bool = True, schedule: DiscreteVP | None = None
+) -> StepTable:
+    """DDPM ancestral sampling (Ho et al. 2020) over descending zero-based ``indices``, ending at the image.
+
+    ``variance``: "small" is the posterior variance, "large" is beta; both for unit strides and, with
+    beta_{i|j} = 1 - abar_i / abar_j, for respaced ones. The last step adds no noise.
+    """
+    one_of("variance", variance, ("small", "large"))
+    schedule = schedule or DiscreteVP()
+    table = strided(indices, eta=1.0, clip_x0=clip_x0, schedule=schedule)
+    if variance == "small":
+        return table
+    rows = []
+    for row, after in zip(table.rows, [*indices[1:], -1], strict=True):
+        beta = 1.0 - schedule.alpha_bar(row.index) / schedule.alpha_bar(after)
+        rows.append(Row(**{**row.__dict__, "d": math.sqrt(beta) if after >= 0 else 0.0}))
+    return StepTable(tuple(rows))
+
+
+def strided(
+    indices: Sequence[int], eta: float = 0.0, clip_x0: bool = True, schedule: DiscreteVP | None = None
+) -> StepTable:
+    """The eta-family of Song et al. 2021 (DDIM, eq. 12): eta 0 is DDIM, eta 1 is DDPM with small variance.
+
+    ``indices`` are descending zero-based steps of the discrete chain; the step after the last reaches the image.
+    """
+    schedule = schedule or DiscreteVP()
+    steps = check_indices(indices, schedule.n)
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(mistake("eta", "in [0, 1]", eta))
+    nodes = [schedule.alpha_bar(i) for i in steps] + [1.0]
+    rows = []
+    for k, i in enumerate(steps):
+        a, b, d = eta_coefficients(nodes[k], nodes[k + 1], eta)
+        noise_level = {"alpha": math.sqrt(nodes[k]), "sigma": math.sqrt(1.0 - nodes[k])}
+        rows.append(
+            Row(a=a, b=b, d=d, t=(i + 1) / schedule.n, tau=float(i), index=i, clip=clip_x0, **noise_level)
+        )
+    return StepTable(tuple(rows))
+
+
+def eta_coefficients(now: float, after: float, eta: float) -> tuple[float, float, float]:
+    """(a, b, d) of one eta-family step between signal powers ``now`` < ``after`` (<= 1)."""
+    d = eta * math.sqrt((1.0 - now / after) * (1.0 - after) / (1.0 - now))
+    a = math.sqrt(after / now)
+    b = math.sqrt(max(1.0 - after - d * d, 0.0)) - a * math.sqrt(1.0 - now)
+    return a, b, d
+
+
+def check_indices(indices: Sequence[int], n: int) -> list[int]:
+    """Return ``indices`` as a list if they descend strictly within 0..n-1; otherwise raise ValueError."""
+    steps = [whole("indices", i, maximum=n - 1) for i in indices]
+    if not steps or any(later >= now for now, later in zip(steps[:-1], steps[1:], strict=True)):
+        raise ValueError(mistake("indices", f"strictly descending steps in 0..{n - 1}", steps))
+    return steps
+
+
+def dpm_solver_pp(
+    t: float, n_steps: int, stochastic: bool = False, clip_x0: bool = False, schedule: VP | None = None
+) -> StepTable:
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2) from t to 1e-5, and its SDE form with ``stochastic``.
+
+    Steps are uniform in log(alpha / sigma). The register keeps the previous prediction of the clean image. Order
+    2 for the ODE; for the SDE order 2 in the mean, while its noise is integrated exactly.
+    """
+    schedule = schedule or VP()
+    check_time(t)
+    whole("n_steps", n_steps, minimum=1)
+    nodes = np.linspace(schedule.log_snr_half(t), schedule.log_snr_half(T_EPS), n_steps + 1)
+    times = [t, *(schedule.time_of(float(node)) for node in nodes[1:-1]), T_EPS]
+    rows = []
+    for k in range(n_steps):
+        now, later = times[k], times[k + 1]
+        h = float(nodes[k + 1] - nodes[k])
+        decay = math.exp(-h) if stochastic else 1.0
+        shrink = schedule.sigma(later) / schedule.sigma(now) * decay
+        gain = -schedule.alpha(later) * math.expm1(-2.0 * h if stochastic else -h)
+        # On a uniform grid the two-step correction is (m_k - m_{k-1}) / 2; the first step has no predecessor.
+        slope = 0.5 if k else 0.0
+        alpha, sigma = schedule.alpha(now), schedule.sigma(now)
+        keep = {"q": 1.0 / alpha, "r": -sigma / alpha} if k + 1 < n_steps else {}
+        rows.append(
+            Row(
+                a=shrink + gain * (1.0 + slope) / alpha,
+                b=-gain * (1.0 + slope) * sigma / alpha,
+                d=schedule.sigma(later) * math.sqrt(-math.expm1(-2.0 * h)) if stochastic else 0.0,
+                p=-gain * slope,
+                clip=clip_x0,
+                **keep,
+                **_continuous(schedule, now),
+            )
+        )
+    return StepTable(tuple(rows))
+
+
+SOLVERS = {
+    "reverse_sde": reverse_sde,
+    "probability_flow": probability_flow,
+    "ancestral": ancestral,
+    "strided": strided,
+    "dpm_solver_pp": dpm_solver_pp,
+}
+"""Every solver by name."""

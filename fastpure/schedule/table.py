@@ -1,0 +1,156 @@
+"""A sampler is a table: one row of float64 coefficients per step.
+
+Row k maps the state x (and, for two-step methods, one saved register h) to
+
+    x' = a x + b e + c g + d z + p h,        h' = q x + r e + u g + s h,
+
+with e the predicted noise, g the guidance gradient and z standard normal noise. Everything that distinguishes
+one solver from another is in the table, so one loop, one adjoint and one kernel serve all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import numpy as np
+
+from ..errors import mistake
+
+KERNEL_COLUMNS = ("a", "b", "c", "d", "p", "q", "r", "u", "s", "alpha", "sigma", "clip")
+"""Columns the row kernel reads, in this order."""
+
+KERNEL_WIDTH = 16
+"""Row stride of the kernel matrix; the columns after ``KERNEL_COLUMNS`` are zero."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step. ``alpha`` and ``sigma`` describe the state the network sees: alpha x0 + sigma noise.
+
+    ``t`` is diffusion time in (0, 1] (for discrete chains (index + 1) / n). ``tau`` is the label of a network
+    with real-valued time input, ``index`` that of one with integer input. ``clip`` clamps the predicted clean
+    image to [-1, 1]. ``forward`` marks the diffusion of the input, which calls no network.
+    """
+
+    a: float
+    b: float = 0.0
+    c: float = 0.0
+    d: float = 0.0
+    p: float = 0.0
+    q: float = 0.0
+    r: float = 0.0
+    u: float = 0.0
+    s: float = 0.0
+    alpha: float = 1.0
+    sigma: float = 0.0
+    t: float = 0.0
+    tau: float = 0.0
+    index: int = 0
+    clip: bool = False
+    forward: bool = False
+
+    @property
+    def calls_network(self) -> bool:
+        """Whether the predicted noise enters the step."""
+        return self.b != 0.0 or self.r != 0.0
+
+    @property
+    def calls_guidance(self) -> bool:
+        """Whether the guidance gradient enters the step."""
+        return self.c != 0.0 or self.u != 0.0
+
+    @property
+    def writes_register(self) -> bool:
+        """Whether the step leaves something in the register."""
+        return any(value != 0.0 for value in (self.q, self.r, self.u, self.s))
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """A whole sampler: immutable, hashable by value, concatenated with ``+`` for multi-round methods.
+
+    Raises:
+        ValueError: no rows, a coefficient that is not finite, a network row without a noise level, or a row
+            that reads a register which no earlier row wrote.
+    """
+
+    rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError(mistake("rows", "at least one Row", "none"))
+        written = False
+        for k, row in enumerate(self.rows):
+            values = [float(getattr(row, field.name)) for field in fields(row)]
+            if not all(math.isfinite(value) for value in values):
+                raise ValueError(mistake("rows", "finite coefficients", f"{row} at row {k}"))
+            if row.calls_network and not (row.sigma > 0 and row.alpha > 0):
+                raise ValueError(mistake("rows", "sigma > 0 and alpha > 0 where a network is called", row))
+            if (row.p != 0.0 or row.s != 0.0) and not written:
+                raise ValueError(mistake("rows", "a register written before it is read", f"row {k}"))
+            written = row.writes_register
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __add__(self, other: StepTable) -> StepTable:
+        return StepTable(self.rows + other.rows)
+
+    def column(self, name: str) -> np.ndarray:
+        """One column as a read-only array [K]: float64, int64 for ``index``, bool for ``clip``, ``forward``."""
+        dtype = {"index": np.int64, "clip": np.bool_, "forward": np.bool_}.get(name, np.float64)
+        column = np.array([getattr(row, name) for row in self.rows], dtype=dtype)
+        column.setflags(write=False)
+        return column
+
+    @cached_property
+    def matrix(self) -> np.ndarray:
+        """What the row kernel reads: float64 [K, KERNEL_WIDTH]."""
+        matrix = np.zeros((len(self.rows), KERNEL_WIDTH), dtype=np.float64)
+        for j, name in enumerate(KERNEL_COLUMNS):
+            matrix[:, j] = self.column(name)
+        matrix.setflags(write=False)
+        return matrix
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the table's values; names cached graphs and stored results."""
+        text = "\n".join(repr(row) for row in self.rows)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def n_network_calls(self) -> int:
+        """How many times the denoiser runs in one purification."""
+        return sum(row.calls_network for row in self.rows)
+
+    @property
+    def n_forward_rows(self) -> int:
+        """How many rows diffuse instead of denoise."""
+        return sum(row.forward for row in self.rows)
+
+    @property
+    def uses_guidance(self) -> bool:
+        """Whether any row has a guidance coefficient."""
+        return any(row.calls_guidance for row in self.rows)
+
+    def guided(self, scale: float) -> StepTable:
+        """The same sampler for the score plus ``scale`` times the guidance gradient.
+
+        The score is -e / sigma, so adding scale * g to it subtracts scale * sigma * g from e wherever e enters.
+        """
+        return StepTable(
+            tuple(
+                replace(row, c=-scale * row.sigma * row.b, u=-scale * row.sigma * row.r) for row in self.rows
+            )
+        )
+
+    def __str__(self) -> str:
+        names = ("t", "tau", "alpha", "sigma", "a", "b", "c", "d", "p")
+        lines = ["row kind    " + "".join(f"{name:>12}" for name in names)]
+        for k, row in enumerate(self.rows):
+            kind = "forward" if row.forward else "clipped" if row.clip else "reverse"
+            lines.append(f"{k:>3} {kind} " + "".join(f"{getattr(row, name):12.6g}" for name in names))
+        return "\n".join(lines)

@@ -1,0 +1,70 @@
+"""Every budget holds exactly on the stored float32 pixels, whatever is proposed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastpure.attacks import Budget
+
+FINITE = st.floats(-3, 3, width=32)
+
+
+def images(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(1, 1, 1, -1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["Linf", "L2"]),
+    st.floats(1e-3, 2.0),
+    st.lists(st.tuples(st.floats(0, 1, width=32), FINITE), min_size=1, max_size=24),
+)
+def test_projection_stays_inside(norm, eps, pixels):
+    x, candidate = images([p[0] for p in pixels]), images([p[1] for p in pixels])
+    budget = Budget(norm, eps)
+    projected = budget.project(candidate, x)
+    assert float(budget.distance(projected, x)) <= eps
+    assert 0 <= float(projected.min()) <= float(projected.max()) <= 1
+    assert torch.equal(budget.project(projected, x), projected), "projecting twice changes nothing"
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_projection_keeps_what_is_inside_and_reaches_the_edge(norm):
+    x = torch.full((2, 3, 4, 4), 0.5)
+    budget = Budget(norm, 0.3)
+    inside = x + 0.001
+    assert torch.equal(budget.project(inside, x), inside)
+    far = budget.project(x + 10 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), x)
+    assert budget.distance(far, x) == pytest.approx(0.3 if norm == "Linf" else 0.3, abs=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_ascent_goes_uphill_by_the_step(norm):
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = torch.rand(2, 1, 4, 4, generator=generator), torch.randn(2, 1, 4, 4, generator=generator)
+    moved = Budget(norm, 1.0).ascend(x, gradient, 0.1)
+    assert ((moved - x) * gradient).sum() > 0
+    assert Budget(norm, 1.0).distance(moved, x) == pytest.approx([0.1, 0.1], abs=1e-6)
+    still = Budget(norm, 1.0).ascend(x, torch.zeros_like(x), 0.1)
+    assert torch.equal(still, x), "a zero gradient moves nothing and makes no NaN"
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_random_start_fills_the_ball(norm):
+    x = torch.full((500, 1, 2, 2), 0.5)
+    uniform = torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+    budget = Budget(norm, 0.2)
+    distance = budget.distance(budget.start(x, uniform), x)
+    assert float(distance.max()) <= 0.2
+    # In four dimensions (x/eps)^4 is uniform for both balls, so its mean is one half.
+    assert float(((distance / 0.2) ** 4).mean()) == pytest.approx(0.5, abs=0.3 if norm == "Linf" else 0.1)
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match="`norm` must be one of 'Linf', 'L2', got 'linf'"):
+        Budget("linf", 0.1)
+    with pytest.raises(ValueError, match="`eps` must be a finite number above 0"):
+        Budget("Linf", 0.0)
