@@ -67,7 +67,9 @@ def main(path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     scales = [0.0, 0.5, 1.0, 2.0, 4.0]
     left.plot(scales, [flip_probability(scale) for scale in scales], "o-")
-    left.set(xlabel="guidance scale", ylabel="label-flip probability", title="clean classifier", ylim=(0, None))
+    left.set(
+        xlabel="guidance scale", ylabel="label-flip probability", title="clean classifier", ylim=(0, None)
+    )
     noises = [0.0, 2.0, 4.0, 8.0, 16.0]
     right.plot(noises, [flip_probability(2.0, noise) for noise in noises], "o-", label="scale 2")
     right.axhline(flip_probability(0.0), color="gray", linestyle="--", label="no guidance")

@@ -1,4 +1,4 @@
-"""Each layer imports only what stands above it; torch stays out of the schedule; names are what we promise."""
+"""Each layer imports only what stands above it; torch stays out of the schedule; names are as promised."""
 
 from __future__ import annotations
 
@@ -72,11 +72,19 @@ def test_file_sizes():
     assert not long
 
 
+def length(function: ast.FunctionDef) -> int:
+    """Lines of a function, its docstring left out."""
+    first = function.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    prose = first.end_lineno - first.lineno + 1 if documented else 0
+    return function.end_lineno - function.lineno + 1 - prose
+
+
 def test_functions_fit_on_a_screen():
     long = []
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60:
+            if isinstance(node, ast.FunctionDef) and length(node) > 60:
                 long.append(f"{path.relative_to(ROOT)}:{node.name}")
     assert not long
 

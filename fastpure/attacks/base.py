@@ -91,9 +91,7 @@ class Attack(ABC):
         )
 
 
-def _check(
-    defense: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor | list[int] | None
-) -> Problem:
+def _check(defense: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor | list[int] | None) -> Problem:
     if not isinstance(defense, nn.Module):
         raise TypeError(mistake("defense", "a Defense or an nn.Module", type(defense).__name__))
     if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.dim() != 4:

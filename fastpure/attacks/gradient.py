@@ -68,9 +68,7 @@ def eot_gradient(
 
 
 @torch.no_grad()
-def score(
-    defense: nn.Module, x: Tensor, y: Tensor, ids: Tensor, n_draws: int, batch_size: int
-) -> Tensor:
+def score(defense: nn.Module, x: Tensor, y: Tensor, ids: Tensor, n_draws: int, batch_size: int) -> Tensor:
     """Whether each image is classified correctly on each of ``n_draws`` evaluation draws, bool [B, n_draws]."""
     draws = range(n_draws if is_random(defense) else 1)
     correct = torch.empty(len(x) * len(draws), dtype=torch.bool, device=x.device)

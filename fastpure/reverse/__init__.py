@@ -5,4 +5,13 @@ from .memory import MemoryPlan
 from .noise import GeneratedNoise, NoiseSource, RecordedNoise
 from .step import Process
 
-__all__ = ["Call", "GeneratedNoise", "MemoryPlan", "NoiseSource", "Process", "RecordedNoise", "reverse", "states"]
+__all__ = [
+    "Call",
+    "GeneratedNoise",
+    "MemoryPlan",
+    "NoiseSource",
+    "Process",
+    "RecordedNoise",
+    "reverse",
+    "states",
+]

@@ -36,7 +36,7 @@ class Call:
     process: Process
     noise: NoiseSource
     sample_ids: Tensor
-    plan: MemoryPlan = MemoryPlan()
+    plan: MemoryPlan = field(default_factory=MemoryPlan)
     costs: dict[tuple[object, ...], int] = field(default_factory=dict)
     environment: Environment = nullcontext
 

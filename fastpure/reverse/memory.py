@@ -35,8 +35,8 @@ class MemoryPlan:
         expected = "'auto', 'store', 'recompute' or a number of bytes"
         if isinstance(self.choice, bool) or not isinstance(self.choice, str | int):
             raise TypeError(mistake("memory", expected, f"{type(self.choice).__name__} {self.choice!r}"))
-        text = isinstance(self.choice, str)
-        if text and self.choice not in ("auto", "store", "recompute") or not text and int(self.choice) < 0:
+        known = self.choice in ("auto", "store", "recompute")
+        if not known and (isinstance(self.choice, str) or self.choice < 0):
             raise ValueError(mistake("memory", expected, repr(self.choice)))
 
     @property

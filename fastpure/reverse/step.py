@@ -44,7 +44,9 @@ class Process:
     ) -> Process:
         """Move the table to ``device`` in the state's ``dtype`` and compute what does not depend on x."""
         if table.uses_guidance and guidance is None:
-            raise ValueError(mistake("guidance", "given, because the table has guidance coefficients", "None"))
+            raise ValueError(
+                mistake("guidance", "given, because the table has guidance coefficients", "None")
+            )
         conditioning = denoiser.conditioning(
             *(table.column(name) for name in ("tau", "index", "alpha", "sigma"))
         )

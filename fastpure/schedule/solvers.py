@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -49,15 +51,17 @@ def forward_diffusion(alpha_bar: float) -> StepTable:
     return StepTable((Row(a=math.sqrt(alpha_bar), d=math.sqrt(1.0 - alpha_bar), forward=True),))
 
 
-def _continuous(schedule: VP, t: float) -> dict[str, float | int]:
+def _at(schedule: VP, t: float) -> Row:
+    """The noise level and the labels of continuous time ``t``; the coefficients are for the caller to set."""
     # floor(1000 t) is meant on the exact grid; the nudge keeps 0.035 * 1000 = 34.99... at 35.
-    return {
-        "alpha": schedule.alpha(t),
-        "sigma": schedule.sigma(t),
-        "t": t,
-        "tau": 999.0 * t,
-        "index": math.floor(1000.0 * t + 1e-6),
-    }
+    return Row(
+        a=1.0,
+        alpha=schedule.alpha(t),
+        sigma=schedule.sigma(t),
+        t=t,
+        tau=999.0 * t,
+        index=math.floor(1000.0 * t + 1e-6),
+    )
 
 
 def reverse_sde(t: float, dt: float, schedule: VP | None = None) -> StepTable:
@@ -69,16 +73,10 @@ def reverse_sde(t: float, dt: float, schedule: VP | None = None) -> StepTable:
     schedule = schedule or VP()
     grid = euler_grid(t, dt)
     rows = []
-    for now, later in zip(grid[:-1], grid[1:], strict=True):
+    for now, later in pairwise(grid.tolist()):
         step = schedule.beta(now) * (now - later)
-        rows.append(
-            Row(
-                a=1.0 + 0.5 * step,
-                b=-step / schedule.sigma(now),
-                d=math.sqrt(step),
-                **_continuous(schedule, float(now)),
-            )
-        )
+        coefficients = {"a": 1.0 + 0.5 * step, "b": -step / schedule.sigma(now), "d": math.sqrt(step)}
+        rows.append(replace(_at(schedule, now), **coefficients))
     return StepTable(tuple(rows))
 
 
@@ -87,9 +85,9 @@ def probability_flow(t: float, dt: float, schedule: VP | None = None) -> StepTab
     schedule = schedule or VP()
     grid = euler_grid(t, dt)
     rows = []
-    for now, later in zip(grid[:-1], grid[1:], strict=True):
+    for now, later in pairwise(grid.tolist()):
         half = 0.5 * schedule.beta(now) * (now - later)
-        rows.append(Row(a=1.0 + half, b=-half / schedule.sigma(now), **_continuous(schedule, float(now))))
+        rows.append(replace(_at(schedule, now), a=1.0 + half, b=-half / schedule.sigma(now)))
     return StepTable(tuple(rows))
 
 
@@ -109,7 +107,7 @@ def ancestral(
     rows = []
     for row, after in zip(table.rows, [*indices[1:], -1], strict=True):
         beta = 1.0 - schedule.alpha_bar(row.index) / schedule.alpha_bar(after)
-        rows.append(Row(**{**row.__dict__, "d": math.sqrt(beta) if after >= 0 else 0.0}))
+        rows.append(replace(row, d=math.sqrt(beta) if after >= 0 else 0.0))
     return StepTable(tuple(rows))
 
 
@@ -128,9 +126,18 @@ def strided(
     rows = []
     for k, i in enumerate(steps):
         a, b, d = eta_coefficients(nodes[k], nodes[k + 1], eta)
-        noise_level = {"alpha": math.sqrt(nodes[k]), "sigma": math.sqrt(1.0 - nodes[k])}
         rows.append(
-            Row(a=a, b=b, d=d, t=(i + 1) / schedule.n, tau=float(i), index=i, clip=clip_x0, **noise_level)
+            Row(
+                a=a,
+                b=b,
+                d=d,
+                alpha=math.sqrt(nodes[k]),
+                sigma=math.sqrt(1.0 - nodes[k]),
+                t=(i + 1) / schedule.n,
+                tau=float(i),
+                index=i,
+                clip=clip_x0,
+            )
         )
     return StepTable(tuple(rows))
 
@@ -146,7 +153,7 @@ def eta_coefficients(now: float, after: float, eta: float) -> tuple[float, float
 def check_indices(indices: Sequence[int], n: int) -> list[int]:
     """Return ``indices`` as a list if they descend strictly within 0..n-1; otherwise raise ValueError."""
     steps = [whole("indices", i, maximum=n - 1) for i in indices]
-    if not steps or any(later >= now for now, later in zip(steps[:-1], steps[1:], strict=True)):
+    if not steps or any(later >= now for now, later in pairwise(steps)):
         raise ValueError(mistake("indices", f"strictly descending steps in 0..{n - 1}", steps))
     return steps
 
@@ -174,16 +181,17 @@ def dpm_solver_pp(
         # On a uniform grid the two-step correction is (m_k - m_{k-1}) / 2; the first step has no predecessor.
         slope = 0.5 if k else 0.0
         alpha, sigma = schedule.alpha(now), schedule.sigma(now)
-        keep = {"q": 1.0 / alpha, "r": -sigma / alpha} if k + 1 < n_steps else {}
+        last = k + 1 == n_steps
         rows.append(
-            Row(
+            replace(
+                _at(schedule, now),
                 a=shrink + gain * (1.0 + slope) / alpha,
                 b=-gain * (1.0 + slope) * sigma / alpha,
                 d=schedule.sigma(later) * math.sqrt(-math.expm1(-2.0 * h)) if stochastic else 0.0,
                 p=-gain * slope,
+                q=0.0 if last else 1.0 / alpha,
+                r=0.0 if last else -sigma / alpha,
                 clip=clip_x0,
-                **keep,
-                **_continuous(schedule, now),
             )
         )
     return StepTable(tuple(rows))

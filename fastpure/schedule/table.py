@@ -102,7 +102,7 @@ class StepTable:
     def column(self, name: str) -> np.ndarray:
         """One column as a read-only array [K]: float64, int64 for ``index``, bool for ``clip``, ``forward``."""
         dtype = {"index": np.int64, "clip": np.bool_, "forward": np.bool_}.get(name, np.float64)
-        column = np.array([getattr(row, name) for row in self.rows], dtype=dtype)
+        column: np.ndarray = np.array([getattr(row, name) for row in self.rows], dtype=dtype)
         column.setflags(write=False)
         return column
 

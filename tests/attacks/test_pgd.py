@@ -41,7 +41,9 @@ def test_reaches_the_optimum_on_a_linear_classifier(norm):
     weight = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(1))
     x = torch.full((1, *SHAPE), 0.5)
     eps = 0.1
-    result = fp.attacks.PGD(norm=norm, eps=eps, n_iter=50, eot_iter=1)(Linear(weight).eval(), x, torch.tensor([0]))
+    result = fp.attacks.PGD(norm=norm, eps=eps, n_iter=50, eot_iter=1, step_size=eps)(
+        Linear(weight).eval(), x, torch.tensor([0])
+    )
     best = eps * weight.abs().sum() if norm == "Linf" else eps * weight.norm()
     reached = -Linear(weight)(result.x_adv)[0, 0]
     assert float(reached) == pytest.approx(float(best), rel=2e-3)
@@ -60,9 +62,7 @@ def test_gradient_is_the_mean_over_draws_however_it_is_batched(defense):
     from fastpure.kernels import Domain
 
     leaf = x.clone().requires_grad_(True)
-    total = sum(
-        LOSSES["ce"](defense(leaf, ids, draw, domain=Domain.ATTACK), y).sum() for draw in range(3, 7)
-    )
+    total = sum(LOSSES["ce"](defense(leaf, ids, draw, domain=Domain.ATTACK), y).sum() for draw in range(3, 7))
     assert torch.allclose(torch.autograd.grad(total, leaf)[0] / 4, whole, atol=1e-6)
 
 

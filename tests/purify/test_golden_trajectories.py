@@ -42,7 +42,9 @@ def compare(denoiser, method, x_in, cotangent, noise, out, grad):
 
 @pytest.mark.parametrize(("case", "t"), [("t10", 0.01), ("t100", 0.1)])
 def test_diffpure(denoiser, case, t):
-    g = {k.removeprefix(f"{case}_"): v for k, v in arrays("diffpure_trajectory").items() if k.startswith(case)}
+    g = {
+        k.removeprefix(f"{case}_"): v for k, v in arrays("diffpure_trajectory").items() if k.startswith(case)
+    }
     method = fp.methods.diffpure(t=t, dt=1e-3)
     assert method.table().column("tau")[1:] == pytest.approx(g["labels_f64"], rel=1e-12)
     noise = {"forward": g["e"], "steps": g["z"]}

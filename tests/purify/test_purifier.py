@@ -194,11 +194,19 @@ def test_bad_arguments_are_named(purifier, arguments, error, words):
 @pytest.mark.parametrize(
     ("build", "error", "words"),
     [
-        (lambda d, c: fp.Purifier(ToyNet(), fp.methods.diffpure()), TypeError, "`denoiser` must be a fastpure.De"),
+        (
+            lambda d, c: fp.Purifier(ToyNet(), fp.methods.diffpure()),
+            TypeError,
+            "`denoiser` must be a fastpure.De",
+        ),
         (lambda d, c: fp.Purifier(d, "coup"), TypeError, "`method` must be a Method, got str.*fp.methods"),
         (lambda d, c: fp.Purifier(d, fp.methods.diffpure(), seed=-1), ValueError, "`seed`"),
         (lambda d, c: fp.Purifier(d, fp.methods.diffpure(), seed=0.5), TypeError, "`seed`"),
-        (lambda d, c: fp.Purifier(d, fp.methods.diffpure(), precision="fp8"), ValueError, "`precision` must be"),
+        (
+            lambda d, c: fp.Purifier(d, fp.methods.diffpure(), precision="fp8"),
+            ValueError,
+            "`precision` must be",
+        ),
         (lambda d, c: fp.Purifier(d, fp.methods.diffpure(), memory="lots"), ValueError, "`memory` must be"),
         (lambda d, c: fp.Purifier(d, fp.methods.diffpure(), memory=-1), ValueError, "`memory` must be"),
         (lambda d, c: fp.methods.make("coupe"), ValueError, "`method` must be one of 'diffpure'"),

@@ -30,7 +30,11 @@ def case(name: str, dtype: torch.dtype, batch: int = 3):
     u = torch.rand(batch, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
     n_steps = len(method.table()) - method.table().n_forward_rows
     n_forward = method.table().n_forward_rows
-    forward = torch.randn(n_forward, batch, *SHAPE, generator=generator, dtype=torch.float64).to(dtype) if n_forward else None
+    forward = (
+        torch.randn(n_forward, batch, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
+        if n_forward
+        else None
+    )
     steps = torch.randn(n_steps, batch, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
     v = torch.randn(batch, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
     return method, u, forward, steps, v
@@ -117,7 +121,7 @@ def test_second_backward_through_a_kept_graph():
 
 
 def test_weights_get_no_gradient():
-    method, u, forward, steps, v = case("coup_step", torch.float64)
+    u = case("coup_step", torch.float64)[1]
     denoiser, classifier = toy_denoiser(), toy_classifier()
     method = fp.methods.coup(classifier, t=0.2, dt=0.04)
     defense = fp.Defense(fp.Purifier(denoiser, method, precision="fp64"), classifier)

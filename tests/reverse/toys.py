@@ -46,7 +46,12 @@ def toy_classifier(dtype: torch.dtype = torch.float64) -> ToyClassifier:
 
 
 def unrolled(
-    method: Method, net: nn.Module, classifier: nn.Module | None, u: Tensor, forward: Tensor | None, steps: Tensor
+    method: Method,
+    net: nn.Module,
+    classifier: nn.Module | None,
+    u: Tensor,
+    forward: Tensor | None,
+    steps: Tensor,
 ) -> Tensor:
     """The same purification written as one plain differentiable loop, straight from the formulas."""
     x = 2 * u - 1

@@ -1,5 +1,7 @@
 """On Gaussian data the score is linear, so every table is an affine map and its exact law can be compared."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,9 @@ def propagate(table: StepTable, mean: float, var: float) -> tuple[float, float]:
     return float(m[0]), float(cov[0, 0])
 
 
-def moment_error(table: StepTable, start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
+def moment_error(
+    table: StepTable, start: tuple[float, float], end: tuple[float, float]
+) -> tuple[float, float]:
     """Errors of mean and variance at the end, started from the exact law with these (alpha, sigma)."""
     # The mean of a Gaussian started at its marginal is exact for some solvers; start it one unit off.
     mean, var = propagate(table, start[0] * MEAN + 1.0, start[0] ** 2 * STD**2 + start[1] ** 2)
@@ -80,7 +84,7 @@ def test_eta_family_is_order_one(eta, expected):
     for n in (64, 128, 256, 512):
         nodes = [vp.time_of(x) for x in np.linspace(vp.log_snr_half(T), vp.log_snr_half(1e-5), n + 1)]
         rows = []
-        for now, later in zip(nodes[:-1], nodes[1:], strict=True):
+        for now, later in pairwise(nodes):
             a, b, d = eta_coefficients(vp.alpha_bar(now), vp.alpha_bar(later), eta)
             rows.append(Row(a=a, b=b, d=d, alpha=vp.alpha(now), sigma=vp.sigma(now)))
         errors.append(moment_error(StepTable(tuple(rows)), start, end)[1])

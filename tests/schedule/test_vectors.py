@@ -59,7 +59,9 @@ def test_diffpure_grid(t, calls):
     assert len(table) == table.n_network_calls == calls
     assert table.rows[-1].d > 0, "DiffPure adds noise on the last step too"
     last = VP().beta(0.001) * 9.9e-4
-    assert table.rows[-1].d == pytest.approx(math.sqrt(last), rel=1e-9), "the last step ends at 1e-5, not at 0"
+    assert table.rows[-1].d == pytest.approx(math.sqrt(last), rel=1e-9), (
+        "the last step ends at 1e-5, not at 0"
+    )
     assert list(table.column("index")) == list(range(calls, 0, -1)), "no label repeated, none skipped"
 
 

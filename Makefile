@@ -1,0 +1,73 @@
+# Everything a newcomer or a robot needs. `make demo` and `make test` set themselves up.
+PYTHON ?= python3
+VENV ?= .venv
+CXX ?= g++
+BIN := $(VENV)/bin
+BUILD := build
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# What an installed environment depends on: a change of any of these installs again.
+SETUP := pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu')
+INSTALLED := $(VENV)/.fastpure-installed
+INSTALLED_DEV := $(VENV)/.fastpure-installed-dev
+INSTALLED_BENCH := $(VENV)/.fastpure-installed-bench
+
+SANITIZE := -std=c++17 -O2 -g -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
+	-ffp-contract=off -fno-math-errno -fno-trapping-math -Icsrc -Icsrc/include -Icsrc/host
+CHECK_SOURCES := csrc/tests/host_check.cpp $(wildcard csrc/host/*.cpp)
+
+.PHONY: help demo test lint sanitize bench wheel-check clean
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)  ## attack digits classifiers with and without purification; prints a table, writes demo.png
+	$(BIN)/fastpure demo
+
+test: $(INSTALLED)  ## all tests that need no GPU
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+lint: $(INSTALLED_DEV)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy fastpure
+
+sanitize: $(BUILD)/host_check  ## the host kernels under the address and undefined-behaviour sanitizers
+	$(BUILD)/host_check
+
+bench: $(INSTALLED_BENCH)  ## every benchmark, as tables of ratios
+	@for name in $(basename $(notdir $(wildcard bench/bench_*.py))); do \
+	echo "== $$name"; $(BIN)/python -m bench.$$name || exit 1; done
+
+wheel-check: $(INSTALLED)  ## build a wheel without torch, install it elsewhere, test it there
+	PYTHON=$(BIN)/python bash .ci/wheel_check
+
+clean:  ## remove what was built (the environment stays)
+	rm -rf $(BUILD) dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f fastpure/_C*.so fastpure/_build_report.json $(INSTALLED) $(INSTALLED_DEV) $(INSTALLED_BENCH)
+
+$(BIN)/python:
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	echo "make: $(PYTHON) -m venv failed; Python 3.10 or newer with venv is needed (on Debian: apt install python3-venv)"; \
+	exit 1; }
+
+define install
+	$(PIP) install -c constraints.txt -e '.[$(1)]'
+	@$(BIN)/python -c "from fastpure.kernels import backend_report as r; e = r()['extension']; \
+	print('fastpure: compiled extension:', 'yes' if e['available'] else 'NO, ' + e['reason'])"
+	@touch $@
+endef
+
+$(INSTALLED): $(SETUP) | $(BIN)/python
+	$(call install,test)
+
+$(INSTALLED_DEV): $(SETUP) | $(BIN)/python
+	$(call install,dev)
+	@touch $(INSTALLED) $(INSTALLED_BENCH)
+
+$(INSTALLED_BENCH): $(SETUP) | $(BIN)/python
+	$(call install,bench)
+
+$(BUILD)/host_check: $(CHECK_SOURCES) $(filter %.h %.inl,$(SETUP))
+	@mkdir -p $(BUILD)
+	$(CXX) $(SANITIZE) $(CHECK_SOURCES) -o $@ -pthread

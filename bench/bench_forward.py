@@ -1,0 +1,70 @@
+"""What `purifier(x)` costs beyond the bare network calls.
+
+python -m bench.bench_forward
+pytest bench/bench_forward.py
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import fastpure as fp
+from bench.interleave import interleave, ratio, table
+
+SIZES = {"official": ("ddpmpp-cifar10", 2, 4, 1e-3), "digits": ("ddpmpp-digits", 64, 12, 0.0125)}
+GOALS = {"official": 1.05, "digits": 1.15}
+
+
+@functools.cache
+def setting(size: str) -> tuple[fp.Purifier, torch.Tensor]:
+    config, batch, steps, dt = SIZES[size]
+    denoiser = fp.Denoiser.from_config(config, seed=0)
+    method = fp.methods.coup_unguided(t=steps * dt, dt=dt)
+    x = torch.rand(batch, *denoiser.image_shape, generator=torch.Generator().manual_seed(0))
+    return fp.Purifier(denoiser, method), x
+
+
+def purify(size: str) -> Callable[[], object]:
+    purifier, x = setting(size)
+    return lambda: purifier(x)
+
+
+def bare_calls(size: str) -> Callable[[], object]:
+    """The network alone, as many times, on the time embeddings it would compute itself."""
+    purifier, x = setting(size)
+    denoiser, table = purifier.denoiser, purifier.method.table()
+    labels = [torch.full((len(x),), row.tau) for row in table.rows]
+    state = 2 * x - 1
+
+    @torch.no_grad()
+    def run() -> None:
+        for label in labels:
+            denoiser.network(state, label)
+
+    return run
+
+
+@pytest.mark.parametrize("case", [purify, bare_calls], ids=["purifier", "bare network calls"])
+@pytest.mark.parametrize("size", SIZES)
+def test_forward(benchmark, size, case):
+    benchmark.group = f"forward, {size} size"
+    benchmark.pedantic(case(size), rounds=5, warmup_rounds=1)
+
+
+def main(repeats: int = 9) -> None:
+    for size, goal in GOALS.items():
+        cases = {"purifier(x)": purify(size), "bare network calls": bare_calls(size)}
+        timings = interleave(cases, repeats)
+        print(table(timings, "bare network calls", f"forward, {size} size"))
+        print(
+            f"overhead {ratio(timings, 'purifier(x)', 'bare network calls'):.3f}   (goal: at most {goal})\n"
+        )
+
+
+if __name__ == "__main__":
+    main(*(int(word) for word in sys.argv[1:]))

@@ -1,0 +1,22 @@
+// The inner loops for AVX-512. System headers come first: they must not be compiled for it.
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(FASTPURE_X86_CLONES)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")
+#endif
+#define FASTPURE_ISA avx512
+#define FASTPURE_ISA_TABLE kAvx512
+#include "loops.inl"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,42 @@
+// The inner loops, compiled once per instruction set and chosen when the program runs.
+#pragma once
+
+#include <cstdint>
+
+#include "fastpure/args.h"
+
+namespace fastpure::host {
+
+// Elements of one sample that are handled together; small enough for its scratch to stay in the first-level cache.
+constexpr int64_t kTile = 1024;
+
+// Tiles never cross samples, so that the noise of a sample is cut up in the same way in every batch.
+inline int64_t tiles_per_sample(const BatchShape& shape) {
+  return (shape.channels * shape.pixels + kTile - 1) / kTile;
+}
+
+// Each function handles the tiles (or elements) [begin, end). Ranges may run in any order and on any thread.
+struct Kernels {
+  const char* name;
+  void (*noise_f32)(const NoiseArgs&, int64_t begin, int64_t end);
+  void (*noise_f64)(const NoiseArgs&, int64_t begin, int64_t end);
+  void (*row_f32)(const RowArgs&, int64_t begin, int64_t end);
+  void (*row_f64)(const RowArgs&, int64_t begin, int64_t end);
+  void (*vjp_f32)(const RowVjpArgs&, int64_t begin, int64_t end);
+  void (*vjp_f64)(const RowVjpArgs&, int64_t begin, int64_t end);
+};
+
+extern const Kernels kBaseline;
+#if defined(__x86_64__)
+#define FASTPURE_X86_CLONES 1
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+#endif
+
+// Instruction sets this machine can run, best first; the last one is always the baseline.
+int available_kernels(const Kernels* (&list)[3]);
+
+// The best set, or the one called `name` (null: the best); null if this machine cannot run it.
+const Kernels* find_kernels(const char* name);
+
+}  // namespace fastpure::host

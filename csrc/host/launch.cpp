@@ -1,0 +1,80 @@
+#include "launch.h"
+
+#include <algorithm>
+
+#include "pool.h"
+
+namespace fastpure::host {
+namespace {
+
+// Elements a thread should get at least: below that, handing the work over costs more than doing it.
+constexpr int64_t kNoiseGrain = 16 * 1024;
+constexpr int64_t kPlainGrain = 128 * 1024;
+
+template <typename Args>
+struct Call {
+  void (*function)(const Args&, int64_t, int64_t);
+  const Args* args;
+};
+
+template <typename Args>
+void run(void (*function)(const Args&, int64_t, int64_t), const Args& args, int64_t tiles, int64_t tile_size,
+         int64_t grain, int threads) {
+  const Call<Args> call{function, &args};
+  const int64_t tiles_each = std::max<int64_t>(1, grain / std::max<int64_t>(1, tile_size));
+  parallel_for(
+      tiles, tiles_each, threads,
+      [](const void* context, int64_t begin, int64_t end) {
+        const auto* c = static_cast<const Call<Args>*>(context);
+        c->function(*c->args, begin, end);
+      },
+      &call);
+}
+
+bool valid(const BatchShape& shape) {
+  return (shape.layout == kContiguous || shape.layout == kChannelsLast) && shape.batch >= 0 &&
+         shape.channels >= 0 && shape.pixels >= 0;
+}
+
+int64_t sample_size(const BatchShape& shape) { return shape.channels * shape.pixels; }
+
+bool row_clips(const RowVjpArgs& args, DType dtype) {
+  const int64_t at = *args.step * kTableWidth + kClipColumn;
+  return dtype == kFloat32 ? static_cast<const float*>(args.table)[at] != 0.0f
+                           : static_cast<const double*>(args.table)[at] != 0.0;
+}
+
+}  // namespace
+
+Status noise(const NoiseArgs& args, DType dtype, int threads, const Kernels& kernels) {
+  if (dtype != kFloat32 && dtype != kFloat64) return kBadDType;
+  if (!valid(args.shape)) return kBadLayout;
+  if (args.kind != kNormal && args.kind != kUniform) return kBadKind;
+  if (*args.source.step < 0 || *args.source.step > 0xFFFF) return kBadStep;
+  const int64_t tile_size = std::min(kTile, sample_size(args.shape));
+  run(dtype == kFloat32 ? kernels.noise_f32 : kernels.noise_f64, args,
+      args.shape.batch * tiles_per_sample(args.shape), tile_size, kNoiseGrain, threads);
+  return kOk;
+}
+
+Status affine_row(const RowArgs& args, DType dtype, int threads, const Kernels& kernels) {
+  if (dtype != kFloat32 && dtype != kFloat64) return kBadDType;
+  if (!valid(args.shape)) return kBadLayout;
+  if (*args.step < 0 || *args.step >= args.rows) return kBadStep;
+  const int64_t tile_size = std::min(kTile, sample_size(args.shape));
+  run(dtype == kFloat32 ? kernels.row_f32 : kernels.row_f64, args,
+      args.shape.batch * tiles_per_sample(args.shape), tile_size,
+      args.source.seed == nullptr ? kPlainGrain : kNoiseGrain, threads);
+  return kOk;
+}
+
+Status affine_row_vjp(const RowVjpArgs& args, DType dtype, int threads, const Kernels& kernels) {
+  if (dtype != kFloat32 && dtype != kFloat64) return kBadDType;
+  if (*args.step < 0 || *args.step >= args.rows) return kBadStep;
+  if (args.x == nullptr && row_clips(args, dtype)) return kNoState;
+  run(dtype == kFloat32 ? kernels.vjp_f32 : kernels.vjp_f64, args, (args.elements + kTile - 1) / kTile, kTile,
+      kPlainGrain, threads);
+  return kOk;
+}
+
+}  // namespace fastpure::host

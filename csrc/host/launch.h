@@ -1,0 +1,14 @@
+// Entry points for host memory: choose the instruction set, split the work, run it.
+#pragma once
+
+#include "fastpure/args.h"
+#include "kernels.h"
+
+namespace fastpure::host {
+
+// Each runs on up to `threads` threads with `kernels` and returns when the result is in memory.
+Status noise(const NoiseArgs& args, DType dtype, int threads, const Kernels& kernels);
+Status affine_row(const RowArgs& args, DType dtype, int threads, const Kernels& kernels);
+Status affine_row_vjp(const RowVjpArgs& args, DType dtype, int threads, const Kernels& kernels);
+
+}  // namespace fastpure::host

@@ -1,0 +1,112 @@
+"""fastpure's own format: safetensors, with everything needed to rebuild the denoiser in the metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import CheckpointError, mistake
+from ..nets import Denoiser, build, config_dict, named_config
+from .weights import fill, read_metadata, read_safetensors
+
+_VERSION = "1"
+_RESERVED = ("format", "kind", "version", "architecture", "config", "denoiser")
+
+
+def is_native(path: Path) -> bool:
+    """Whether the file was written by fastpure (a denoiser or anything else)."""
+    return read_metadata(path).get("format") == "fastpure"
+
+
+def save_denoiser(
+    denoiser: Denoiser,
+    path: str | Path,
+    *,
+    notes: dict[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write weights and configuration, atomically: a crash leaves the old file or the new one.
+
+    Args:
+        notes: further metadata (training command, loss), strings by name.
+        dtype: stored precision; None keeps the network's. Half precision is read back as float32.
+
+    Raises:
+        TypeError: a network of no known architecture, which only its own code could rebuild.
+        ValueError: a weight is not finite (in ``dtype``), or a note takes one of the format's own names.
+    """
+    config = config_dict(denoiser.network)
+    clashes = sorted(set(_RESERVED) & set(notes or {}))
+    if clashes:
+        raise ValueError(mistake("notes", f"free of the names {', '.join(_RESERVED)}", ", ".join(clashes)))
+    conventions = {name: getattr(denoiser, name) for name in ("prediction", "time_input", "learned_sigma")}
+    metadata = {
+        **(notes or {}),
+        "format": "fastpure",
+        "kind": "denoiser",
+        "version": _VERSION,
+        "architecture": config.pop("architecture"),
+        "config": json.dumps(config, sort_keys=True),
+        "denoiser": json.dumps({**conventions, "image_shape": denoiser.image_shape}, sort_keys=True),
+    }
+    weights = {name: _stored(name, value, dtype) for name, value in denoiser.network.state_dict().items()}
+    return _replace_file(Path(path), save(weights, metadata))
+
+
+def read_native(path: Path, config: Any = None) -> Denoiser:
+    """Read a file of `save_denoiser`: evaluation mode, weights frozen, float32 unless stored in float64.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another kind or version, or inconsistent.
+        ValueError: a configuration was given, though the file has its own.
+    """
+    if config is not None:
+        raise ValueError(
+            mistake("config", "None for a fastpure file, which has its own", type(config).__name__)
+        )
+    metadata, weights = read_safetensors(path)
+    found = tuple(metadata.get(name, "none") for name in ("format", "kind", "version"))
+    if found != ("fastpure", "denoiser", _VERSION):
+        expected = f"format fastpure, kind denoiser, version {_VERSION}"
+        raise CheckpointError(f"{path}: expected {expected}, found {found[0]}, {found[1]}, {found[2]}")
+    try:
+        fields = json.loads(metadata["config"])
+        architecture, values = named_config({"architecture": metadata["architecture"], **fields})
+        conventions = json.loads(metadata["denoiser"])
+        shape = tuple(conventions.pop("image_shape"))
+        network = fill(lambda: build(architecture, values), weights, str(path))
+        return Denoiser.from_module(network, image_shape=shape, **conventions).eval()
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged description in the metadata: {error!r}") from error
+
+
+def _stored(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    stored = value.detach().to(device="cpu", dtype=dtype).contiguous()
+    if not stored.isfinite().all():
+        raise ValueError(mistake("denoiser", f"finite in {stored.dtype}", f"NaN or Inf in {name}"))
+    return stored
+
+
+def _replace_file(target: Path, content: Any) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)  # temporary files are private to the user
+        os.replace(partial, target)
+    except BaseException:
+        os.unlink(partial)
+        raise
+    return target

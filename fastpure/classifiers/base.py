@@ -1,0 +1,68 @@
+"""What a classifier must be: a module from images in [0, 1], ``[B, C, H, W]``, to logits ``[B, classes]``.
+
+The network normalises inside itself if it wants to; nobody outside shifts or scales its input.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import mistake
+
+__all__ = ["call_frozen", "require_eval"]
+
+
+def call_frozen(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)`` with the parameters as constants: gradients reach ``x``, never ``.grad`` of a weight.
+
+    A module whose parameters require no gradient is called as it is. Otherwise it is called on detached
+    views of its parameters (no copy); its ``requires_grad`` flags and ``.grad`` fields stay as they were.
+    Differentiable as often as the module is. Not to be used on one module from two threads at a time.
+
+    Args:
+        x: images ``[B, C, H, W]`` in [0, 1].
+
+    Raises:
+        TypeError: a TorchScript module whose parameters require gradients (freeze them first).
+    """
+    trainable = [name for name, weight in module.named_parameters() if weight.requires_grad]
+    if not trainable:
+        return module(x)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            mistake(
+                "module",
+                "frozen if it is TorchScript",
+                f"{len(trainable)} parameters that require gradients",
+                "Call module.requires_grad_(False) first.",
+            )
+        )
+    constants = {name: weight.detach() for name, weight in module.named_parameters()}
+    return torch.func.functional_call(module, constants, (x,))
+
+
+def require_eval(module: nn.Module, argument: str) -> nn.Module:
+    """Return ``module`` if it and all modules inside are in evaluation mode.
+
+    In training mode BatchNorm mixes the images of a batch and changes its own statistics, and Dropout
+    draws from a global generator: no result would be reproducible.
+
+    Raises:
+        TypeError: ``module`` is not an ``nn.Module``.
+        ValueError: it, or a module inside, is in training mode; the message names ``argument`` and
+            the culprits.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(mistake(argument, "a torch.nn.Module", type(module).__name__))
+    culprits = [
+        f"{name or 'the module itself'} ({type(part).__name__})"
+        for name, part in module.named_modules()
+        if part.training
+    ]
+    if not culprits:
+        return module
+    shown = ", ".join(culprits[:3]) + (f" and {len(culprits) - 3} more" if len(culprits) > 3 else "")
+    raise ValueError(
+        mistake(argument, "in evaluation mode", f"training mode in {shown}", f"Call {argument}.eval() first.")
+    )

@@ -1,0 +1,82 @@
+"""`fastpure doctor`: what is available here, what runs, and why not."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from typing import Annotated, Any
+
+import typer
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> None:
+    """Say what is available on this machine, which back end runs each operation, and why not another."""
+    report = collect()
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    for name, value in report["environment"].items():
+        print(f"{name:<12} {value}")
+    extension = report["kernels"]["extension"]
+    print(
+        f"{'extension':<12} {'available' if extension['available'] else 'NOT AVAILABLE: ' + extension['reason']}"
+    )
+    for name, value in extension["build"].items():
+        print(f"  {name:<10} {value}")
+    print("\nback ends")
+    for op, devices in report["kernels"]["ops"].items():
+        for device, dtypes in devices.items():
+            for dtype, entry in dtypes.items():
+                print(f"  {op:<16} {device:<5} {dtype:<8} {entry.get('chosen') or entry.get('error')}")
+                for backend, reason in (entry.get("unavailable") or {}).items():
+                    print(f"    not {backend}: {reason}")
+    for model, state in report["bundled"].items():
+        print(f"\n{model}: {state}" if model == next(iter(report["bundled"])) else f"{model}: {state}")
+
+
+def collect() -> dict[str, Any]:
+    """Environment, kernels and bundled models as plain values that JSON can hold."""
+    import numpy
+    import torch
+
+    import fastpure
+
+    from ..kernels import backend_report
+
+    cuda = torch.cuda.is_available()
+    environment = {
+        "fastpure": fastpure.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if cuda else "none: " + _why_no_gpu(),
+    }
+    return {"environment": environment, "kernels": backend_report(), "bundled": _bundled()}
+
+
+def _why_no_gpu() -> str:
+    import torch
+
+    if torch.version.cuda is None:
+        return "this build of torch is for the CPU"
+    return "torch finds no CUDA device (driver missing, or none visible)"
+
+
+def _bundled() -> dict[str, str]:
+    from ..checkpoints import load_denoiser
+    from ..classifiers import load_classifier
+
+    states = {}
+    for kind, load in (("denoiser", load_denoiser), ("classifier", load_classifier)):
+        try:
+            model = load("digits")
+            states[f"{kind} digits"] = f"{sum(p.numel() for p in model.parameters()):,} parameters"
+        except (ValueError, OSError) as error:
+            states[f"{kind} digits"] = f"CANNOT BE LOADED: {error}"
+    return states

@@ -1,0 +1,85 @@
+"""Pictures the commands write. Matplotlib's non-interactive back end; nothing is shown on a screen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+
+N_SHOWN = 8
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def demo(path: Path, data: Dataset, defenses: dict[str, nn.Module], attacked: dict[str, Tensor]) -> None:
+    """Digits clean, adversarial, perturbation, purified; and the classifier's confidence along the way.
+
+    Shown are images that fool the bare classifier, purified by guided COUP. Written atomically to ``path``.
+    """
+    plt = _pyplot()
+    figure = plt.figure(figsize=(11.5, 5.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.45, 1))
+    _grid(left, data, defenses, attacked["no defence"])
+    _confidence(right, data, defenses, attacked["COUP"])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.png")
+    try:
+        figure.savefig(temporary, dpi=150)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        plt.close(figure)
+
+
+def _grid(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tensor) -> None:
+    coup: Any = defenses["COUP"]
+    x, y, ids = data.images[:N_SHOWN], data.labels[:N_SHOWN], data.sample_ids[:N_SHOWN]
+    x_adv = x_adv[:N_SHOWN]
+    purified = coup.purifier(x_adv, ids)
+    rows = [
+        ("clean", x, coup.classifier(x)),
+        ("adversarial", x_adv, coup.classifier(x_adv)),
+        ("perturbation", (x_adv - x) * 0.5 / max(float((x_adv - x).abs().max()), 1e-9) + 0.5, None),
+        ("purified\n(COUP)", purified, coup.classifier(purified)),
+    ]
+    axes = panel.subplots(len(rows), len(x), squeeze=False)
+    panel.suptitle("attack on the bare classifier; its verdict above each image (red: wrong)", fontsize=9)
+    for axis_row, (name, images, logits) in zip(axes, rows, strict=True):
+        axis_row[0].set_ylabel(name, fontsize=9)
+        for i, axis in enumerate(axis_row):
+            # One grey level for zero in the perturbation row, so that its sign can be seen.
+            axis.imshow(images[i].clamp(0, 1)[0], cmap="RdBu_r" if logits is None else "gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+            if logits is not None:
+                guess = int(logits[i].argmax())
+                colour = "black" if guess == int(y[i]) else "tab:red"
+                axis.set_title(data.classes[guess], fontsize=9, color=colour, pad=2)
+
+
+def _confidence(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tensor) -> None:
+    from .demo import confidence_along
+
+    axis = panel.subplots()
+    for name, style in (("COUP", "-"), ("COUP without guidance", "--")):
+        defense: Any = defenses[name]
+        table = defense.purifier.method.table()
+        times = torch.tensor([*(row.t for row in table.rows), 0.0])
+        label = "with guidance" if name == "COUP" else "without guidance"
+        axis.plot(times, confidence_along(defense, x_adv, data.sample_ids), style, label=label)
+    axis.invert_xaxis()
+    axis.set_xlabel("diffusion time t (the purification runs to the right)")
+    axis.set_ylabel("mean confidence in the most probable class")
+    axis.set_title("classifier along the reverse process,\nimages attacked through COUP", fontsize=9)
+    axis.legend(frameon=False)

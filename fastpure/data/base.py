@@ -1,0 +1,152 @@
+"""`Dataset`: labelled images as one tensor, with integers that name the images for good."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import cast, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import mistake, whole
+
+__all__ = ["Dataset"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images. Pixels are kept as they came (bytes stay bytes) and become [0, 1] on request.
+
+    Fields:
+        pixels: uint8 ``[N, C, H, W]`` in ``0..levels``, or float32 ``[N, C, H, W]`` in [0, 1].
+        labels: int64 ``[N]`` in ``0..len(classes) - 1``.
+        sample_ids: int64 ``[N]``, distinct, not negative. They stay with their image through every
+            selection, and key its noise (``Purifier(x, sample_ids=...)``).
+        classes: one name per label.
+        name, split: where the images come from, for reports.
+        levels: the byte value that stands for 1.0 (255 for photographs, 16 for digits).
+
+    Two data sets are the same when their `checksum` is; ``==`` compares identity only.
+
+    Raises:
+        TypeError, ValueError: a field has the wrong type, shape or range; the message names it.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    sample_ids: Tensor
+    classes: tuple[str, ...]
+    name: str
+    split: str
+    levels: int = 255
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(str(label) for label in self.classes))
+        whole("levels", self.levels, 1, 255)
+        _check_pixels(self.pixels, self.levels)
+        count = self.pixels.shape[0]
+        for argument, value in (("labels", self.labels), ("sample_ids", self.sample_ids)):
+            if not isinstance(value, Tensor) or value.dtype != torch.int64:
+                raise TypeError(mistake(argument, "an int64 tensor", _kind(value)))
+            if value.shape != (count,):
+                raise ValueError(mistake(argument, f"of shape [{count}]", list(value.shape)))
+        if count == 0:
+            return
+        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+            raise ValueError(
+                mistake(
+                    "labels", f"in 0..{len(self.classes) - 1}", f"{self.labels.min()}..{self.labels.max()}"
+                )
+            )
+        if self.sample_ids.min() < 0 or torch.unique(self.sample_ids).numel() != count:
+            raise ValueError(mistake("sample_ids", "distinct and not negative", "repeated or negative ones"))
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)``."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    @cached_property
+    def images(self) -> Tensor:
+        """All images, float32 ``[N, C, H, W]`` in [0, 1]. Keeps a copy: see `batch`."""
+        return _unit_range(self.pixels, self.levels)
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 (hexadecimal) of pixels, labels, sample ids and class names."""
+        digest = hashlib.sha256(
+            repr((tuple(self.pixels.shape), str(self.pixels.dtype), self.levels)).encode()
+        )
+        for tensor in (self.pixels, self.labels, self.sample_ids):
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+        digest.update("\n".join(self.classes).encode())
+        return digest.hexdigest()
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """The images at positions ``rows`` (int64 ``[B]``), float32 ``[B, C, H, W]`` in [0, 1]."""
+        return _unit_range(self.pixels[rows], self.levels)
+
+    def select(self, rows: Tensor | np.ndarray | Sequence[int]) -> Dataset:
+        """The data set made of the images at positions ``rows``, in that order, ids kept.
+
+        Raises:
+            ValueError: a position is outside ``0..len(self) - 1``, or occurs twice.
+        """
+        wanted = torch.as_tensor(np.asarray(rows), dtype=torch.int64)
+        if wanted.ndim != 1 or (wanted.numel() and (wanted.min() < 0 or wanted.max() >= len(self))):
+            raise ValueError(mistake("rows", f"a vector of positions in 0..{len(self) - 1}", rows))
+        return replace(
+            self, pixels=self.pixels[wanted], labels=self.labels[wanted], sample_ids=self.sample_ids[wanted]
+        )
+
+    def subset(self, n: int, data_seed: int = 0) -> Dataset:
+        """``n`` images chosen as the purification literature chooses its evaluation subset.
+
+        The positions are ``np.random.RandomState(data_seed).choice(len(self), n, replace=False)``, in
+        that order; with the 10,000 CIFAR-10 test images, ``n=512, data_seed=0`` gives the subset of
+        DiffPure and COUP (the choice depends on ``len(self)``, so a shorter test set gives another).
+
+        Raises:
+            TypeError, ValueError: ``n`` is not an integer in ``1..len(self)``.
+        """
+        whole("n", n, 1, len(self))
+        whole("data_seed", data_seed, 0, 2**32 - 1)
+        return self.select(np.random.RandomState(data_seed).choice(len(self), n, replace=False))
+
+    def describe(self) -> str:
+        """One line for logs and reports."""
+        shape = "x".join(str(size) for size in self.image_shape)
+        return (
+            f"{self.name}/{self.split}: {len(self)} images {shape}, {len(self.classes)} classes, "
+            f"checksum {self.checksum[:12]}"
+        )
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _unit_range(pixels: Tensor, levels: int) -> Tensor:
+    return pixels.to(torch.float32) / levels if pixels.dtype == torch.uint8 else pixels
+
+
+def _check_pixels(pixels: Tensor, levels: int) -> None:
+    if not isinstance(pixels, Tensor) or pixels.dtype not in (torch.uint8, torch.float32):
+        raise TypeError(mistake("pixels", "a uint8 or float32 tensor", _kind(pixels)))
+    if pixels.ndim != 4:
+        raise ValueError(mistake("pixels", "of shape [N, C, H, W]", list(pixels.shape)))
+    if pixels.numel() == 0:
+        return
+    top = levels if pixels.dtype == torch.uint8 else 1
+    low, high = cast("tuple[Tensor, Tensor]", torch.aminmax(pixels))
+    if not (low >= 0 and high <= top):  # written so that NaN fails too
+        raise ValueError(mistake("pixels", f"in 0..{top}", f"{low.item()}..{high.item()}"))

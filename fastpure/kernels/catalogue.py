@@ -1,0 +1,40 @@
+"""The list of operations, and what runs each of them here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastpure.kernels import _ext
+from fastpure.kernels.noise.op import NORMAL, UNIFORM
+from fastpure.kernels.registry import OpSpec, describe
+from fastpure.kernels.row.op import ROW, VJP
+
+OPS: dict[str, OpSpec] = {spec.name: spec for spec in (NORMAL, UNIFORM, ROW, VJP)}
+
+
+def backend_report() -> dict[str, Any]:
+    """What is available and why not: ``{"extension": {...}, "ops": {op: {device: {dtype: {...}}}}}``.
+
+    ``extension`` has ``available``, ``reason`` and ``build`` (compiler, flags, instruction sets). Per
+    operation, device type and dtype there are ``chosen`` (a back-end name), ``error`` (a forced back end that
+    cannot run) and ``unavailable`` (back end -> reason). Everything in it can be written as JSON.
+    """
+    extension = _ext.load()
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    dtypes = {"float32": torch.float32, "float64": torch.float64}
+    return {
+        "extension": {
+            "available": extension.module is not None,
+            "reason": extension.reason,
+            "build": extension.build,
+        },
+        "ops": {
+            name: {
+                device: {label: describe(spec, device, dtype) for label, dtype in dtypes.items()}
+                for device in devices
+            }
+            for name, spec in OPS.items()
+        },
+    }

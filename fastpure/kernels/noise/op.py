@@ -1,0 +1,183 @@
+"""Noise as a function of its keys: the public operations and their registration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastpure.errors import mistake, one_of, whole
+from fastpure.kernels import registry
+from fastpure.kernels.keys import STEP_MAX, NoiseKeys, Stream
+from fastpure.kernels.layout import (
+    STATE_DTYPES,
+    check_byte,
+    check_images,
+    check_state,
+    check_step,
+    check_step_value,
+)
+from fastpure.kernels.noise import impl_ext, reference
+
+SCHEMA = (
+    "(Tensor seed, Tensor sample_ids, Tensor draws, Tensor step, int stream, int domain, Tensor(a!) out)"
+    " -> ()"
+)
+MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last)
+
+
+def _by_reference(function: Callable[..., Tensor]) -> Callable[..., None]:
+    def run(
+        seed: Tensor, ids: Tensor, draws: Tensor, step: Tensor, stream: int, domain: int, out: Tensor
+    ) -> None:
+        check_step_value(step, STEP_MAX + 1)
+        keys = NoiseKeys(seed, ids, draws, domain)
+        out.copy_(function(keys, step, stream, tuple(out.shape[1:]), dtype=out.dtype))
+
+    return run
+
+
+def _always(device_type: str, dtype: torch.dtype) -> None:
+    """The reference runs wherever torch does."""
+
+
+def check_keys(seed: Tensor, sample_ids: Tensor, draws: Tensor, batch: int, device: torch.device) -> None:
+    """Raise unless the three key tensors are dense int64 of the right length on ``device``."""
+    for name, tensor, length in (
+        ("seed", seed, 1),
+        ("sample_ids", sample_ids, batch),
+        ("draws", draws, batch),
+    ):
+        if tensor.dtype != torch.int64 or tuple(tensor.shape) != (length,) or not tensor.is_contiguous():
+            got = f"{tensor.dtype} {list(tensor.shape)}"
+            raise ValueError(mistake(name, f"a dense int64 tensor of shape [{length}]", got))
+        if tensor.device != device:
+            raise ValueError(mistake(name, f"on the device of the state, {device}", tensor.device))
+
+
+def _check(
+    seed: Tensor, ids: Tensor, draws: Tensor, step: Tensor, stream: int, domain: int, out: Tensor
+) -> Tensor:
+    check_state("out", out)
+    check_images(out, "out", {})
+    check_keys(seed, ids, draws, out.shape[0], out.device)
+    check_step(step, out.device)
+    check_byte("stream", stream)
+    check_byte("domain", domain)
+    return out
+
+
+ORDER = {"cpu": ("ext", "reference")}
+NORMAL = registry.OpSpec(
+    name="philox_normal",
+    schema=SCHEMA,
+    reference=reference.philox_normal,
+    impls={
+        "ext": registry.Implementation(impl_ext.normal, impl_ext.unavailable),
+        "reference": registry.Implementation(_by_reference(reference.philox_normal), _always),
+    },
+    order=ORDER,
+)
+UNIFORM = registry.OpSpec(
+    name="philox_uniform",
+    schema=SCHEMA,
+    reference=reference.philox_uniform,
+    impls={
+        "ext": registry.Implementation(impl_ext.uniform, impl_ext.unavailable),
+        "reference": registry.Implementation(_by_reference(reference.philox_uniform), _always),
+    },
+    order=ORDER,
+)
+_run_normal = registry.define(NORMAL, _check)
+_run_uniform = registry.define(UNIFORM, _check)
+
+
+def step_tensor(step: int | Tensor, device: torch.device) -> Tensor:
+    """``step`` as int64 [1] on ``device``; a tensor passes unchanged (a graph may replay other values)."""
+    if isinstance(step, Tensor):
+        return step
+    return torch.full((1,), whole("step", step, 0, STEP_MAX), dtype=torch.int64, device=device)
+
+
+def _allocate(
+    keys: NoiseKeys,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> Tensor:
+    if len(shape) != 3 or any(not isinstance(size, int) or size < 0 for size in shape):
+        raise ValueError(mistake("shape", "three sizes (C, H, W)", repr(tuple(shape))))
+    one_of("dtype", dtype, STATE_DTYPES)
+    one_of("memory_format", memory_format, MEMORY_FORMATS)
+    return torch.empty((len(keys), *shape), dtype=dtype, device=keys.device, memory_format=memory_format)
+
+
+def philox_normal(
+    keys: NoiseKeys,
+    step: int | Tensor,
+    stream: Stream | int,
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Standard normal noise, a pure function of its arguments.
+
+    Philox4x32-10 and Box-Muller; :mod:`fastpure.kernels.noise.reference` states the counter layout. A
+    sample's noise does not depend on the batch around it, the memory format, the number of threads or the
+    back end (floats agree with the float64 formula to 2e-6, and exactly with themselves). Deterministic, not
+    differentiable, capturable.
+
+    Args:
+        keys: B keys; the result lives on their device.
+        step: row index in the method's table, integer in [0, 65535] or int64 tensor [1].
+        stream: what the noise is for.
+        shape: (C, H, W) of one sample.
+        dtype: float32, or float64 (Box-Muller in float64 on the same uniforms).
+        memory_format: contiguous or channels_last, of the result.
+
+    Returns:
+        Tensor [B, C, H, W]; magnitudes never exceed 5.77.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+        KernelUnavailable: a back end was forced that cannot run here.
+    """
+    out = _allocate(keys, shape, dtype, memory_format)
+    _run_normal(
+        keys.seed,
+        keys.sample_ids,
+        keys.draws,
+        step_tensor(step, keys.device),
+        int(stream),
+        int(keys.domain),
+        out,
+    )
+    return out
+
+
+def philox_uniform(
+    keys: NoiseKeys,
+    step: int | Tensor,
+    stream: Stream | int,
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Uniform noise in (0, 1), a pure function of its arguments: ``((word >> 9) + 0.5) * 2**-23``, exactly.
+
+    Arguments, result and errors as in :func:`philox_normal`; the two share their random words.
+    """
+    out = _allocate(keys, shape, dtype, memory_format)
+    _run_uniform(
+        keys.seed,
+        keys.sample_ids,
+        keys.draws,
+        step_tensor(step, keys.device),
+        int(stream),
+        int(keys.domain),
+        out,
+    )
+    return out

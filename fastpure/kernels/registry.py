@@ -1,0 +1,159 @@
+"""One operation, several implementations, one place that chooses.
+
+An :class:`OpSpec` names an operation, its schema and its implementations. The choice depends on the
+operation, the device type and the dtype only, never on the values or the size, so that one run uses one
+implementation throughout.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from fastpure.errors import KernelUnavailable, one_of
+
+BACKENDS = ("reference", "ext", "triton")
+LIBRARY = torch.library.Library("fastpure", "DEF")  # the operations live as long as this handle
+_forced: list[str] = []
+
+
+@dataclass(frozen=True, eq=False)
+class Implementation:
+    """One way to run an operation.
+
+    Attributes:
+        run: takes the arguments of the schema and writes into its output tensors.
+        unavailable: (device type, dtype) -> None if it can run there, otherwise the reason in words.
+    """
+
+    run: Callable[..., None]
+    unavailable: Callable[[str, torch.dtype], str | None]
+
+
+@dataclass(frozen=True, eq=False)
+class OpSpec:
+    """An operation: ``schema`` as torch.library wants it, the definition, and what can run it.
+
+    Attributes:
+        name: without the namespace; ``torch.ops.fastpure.<name>`` is the registered operation.
+        schema: argument list and return; outputs are mutated arguments, the return is ``()``.
+        reference: the out-of-place definition in torch, with the signature of the public function.
+        impls: back-end name -> implementation; always holds ``"reference"``.
+        order: device type -> preference; a device type not named uses the reference.
+    """
+
+    name: str
+    schema: str
+    reference: Callable[..., Any]
+    impls: Mapping[str, Implementation]
+    order: Mapping[str, tuple[str, ...]]
+
+    def reason_against(self, backend: str, device_type: str, dtype: torch.dtype) -> str | None:
+        """Why ``backend`` cannot run this operation there; None if it can."""
+        if backend not in self.impls:
+            return f"`{self.name}` has no `{backend}` implementation"
+        return self.impls[backend].unavailable(device_type, dtype)
+
+
+def define(spec: OpSpec, check: Callable[..., torch.Tensor]) -> Callable[..., None]:
+    """Register ``torch.ops.fastpure.<name>`` and return the cheapest way to call it.
+
+    That is the registered operation where something watches (a compiler, a tracing mode, a tensor subclass),
+    and its kernel directly otherwise: the dispatcher takes longer than a row of a small batch.
+
+    ``check`` gets the arguments of the schema, raises on anything a kernel could stumble over, and returns
+    the tensor whose device and dtype decide the back end. It is also the fake kernel (there are no returns to
+    describe), so tracing reports the same errors as running.
+    """
+    LIBRARY.define(f"{spec.name}{spec.schema}")
+
+    def kernel(*args: Any) -> None:
+        leading = check(*args)
+        if leading.numel() > 0:
+            spec.impls[choose(spec, leading.device.type, leading.dtype)].run(*args)
+
+    def fake(*args: Any) -> None:
+        check(*args)
+
+    LIBRARY.impl(spec.name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastpure::{spec.name}", fake, lib=LIBRARY)
+    registered = getattr(torch.ops.fastpure, spec.name).default
+
+    def call(*args: Any) -> None:
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(args[0]) is not torch.Tensor:
+            registered(*args)
+        else:
+            kernel(*args)
+
+    return call
+
+
+def choose(spec: OpSpec, device_type: str, dtype: torch.dtype) -> str:
+    """The name of the implementation that runs ``spec`` for this device type and dtype.
+
+    Raises:
+        KernelUnavailable: a back end was forced (``use_backend``, ``FASTPURE_BACKEND``) and cannot run.
+    """
+    return _choose(spec, device_type, dtype, forced_backend(spec.name))
+
+
+@functools.cache
+def _choose(spec: OpSpec, device_type: str, dtype: torch.dtype, forced: str | None) -> str:
+    if forced is not None:
+        reason = spec.reason_against(forced, device_type, dtype)
+        if reason is not None:
+            raise KernelUnavailable(
+                f"back end `{forced}` was asked for, but cannot run `{spec.name}` on {device_type}: {reason}"
+            )
+        return forced
+    for backend in spec.order.get(device_type, ("reference",)):
+        if spec.reason_against(backend, device_type, dtype) is None:
+            return backend
+    return "reference"
+
+
+def forced_backend(op: str) -> str | None:
+    """The back end the caller insists on: ``use_backend`` first, then the environment; None if free."""
+    return _forced[-1] if _forced else _forced_by_environment(op)
+
+
+@functools.cache
+def _forced_by_environment(op: str) -> str | None:
+    """Read once per operation: the choice must not change while a run goes on."""
+    variable = f"FASTPURE_BACKEND_{op.upper()}"
+    value = os.environ.get(variable)
+    if not value:
+        variable, value = "FASTPURE_BACKEND", os.environ.get("FASTPURE_BACKEND")
+    return one_of(variable, value, BACKENDS) if value else None
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every operation inside the block by the back end ``name``, or raise KernelUnavailable there.
+
+    The setting holds for the whole process, not for one thread: the backward pass of a CUDA graph runs in
+    threads of its own and has to see it too. Meant for tests and comparisons.
+    """
+    _forced.append(one_of("name", name, BACKENDS))
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def describe(spec: OpSpec, device_type: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What runs ``spec`` there and why the other back ends do not."""
+    try:
+        chosen: str | None = choose(spec, device_type, dtype)
+        error = None
+    except KernelUnavailable as unavailable:
+        chosen, error = None, str(unavailable)
+    against = {name: spec.reason_against(name, device_type, dtype) for name in BACKENDS if name != chosen}
+    return {"chosen": chosen, "error": error, "unavailable": {k: v for k, v in against.items() if v}}

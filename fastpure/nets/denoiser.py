@@ -1,0 +1,253 @@
+"""`Denoiser`: one interface to every network. Its answer is always the predicted noise.
+
+State x = alpha x0 + sigma noise. A network predicts the noise itself ("eps"), the clean image ("x0") or the
+velocity v = alpha noise - sigma x0 ("v"; Salimans and Ho, "Progressive Distillation", 2022), and is told
+the time as a real number ("continuous"), an integer ("index"), or as the noise level of an unscaled state
+("sigma": the network gets x / alpha and sigma / alpha; Karras et al., "Elucidating the Design Space", 2022).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import mistake, one_of, whole
+from .base import HoistedNetwork
+from .conditioning import Conditioning, usable_steps
+from .registry import build, named_config
+
+PREDICTIONS = ("eps", "x0", "v")
+TIME_INPUTS = ("continuous", "index", "sigma")
+
+
+class Denoiser(nn.Module):
+    """A diffusion network with its conventions. Make one with `from_module`, `from_config` or `load_denoiser`.
+
+    Attributes:
+        network: the wrapped module.
+        prediction: what it predicts, one of `PREDICTIONS`.
+        time_input: how it is told the time, one of `TIME_INPUTS`.
+        image_shape: (C, H, W).
+        learned_sigma: whether it returns 2 C channels, of which the last C (a variance) are ignored.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        prediction: str,
+        time_input: str,
+        image_shape: tuple[int, int, int],
+        learned_sigma: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.prediction = one_of("prediction", prediction, PREDICTIONS)
+        self.time_input = one_of("time_input", time_input, TIME_INPUTS)
+        self.image_shape = _image_shape(image_shape)
+        self.learned_sigma = bool(learned_sigma)
+        if (prediction, time_input) == ("v", "sigma"):
+            raise ValueError(mistake("prediction", "'eps' or 'x0' where time_input is 'sigma'", "'v'"))
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        prediction: str = "eps",
+        time_input: str = "continuous",
+        image_shape: tuple[int, int, int] = (3, 32, 32),
+        *,
+        learned_sigma: bool = False,
+    ) -> Denoiser:
+        """Wrap a network: ``module(x [B, C, H, W], labels [B]) -> [B, C, H, W]``. The module is not changed.
+
+        Labels are 999 t for "continuous" (floating), the step index for "index" (int64), sigma / alpha for
+        "sigma" (floating).
+
+        Raises:
+            TypeError: ``module`` is not an ``nn.Module``.
+            ValueError: an unknown convention, or an image shape that is not three positive integers.
+        """
+        if not isinstance(module, nn.Module):
+            raise TypeError(mistake("module", "a torch.nn.Module", type(module).__name__))
+        return cls(module, prediction, time_input, image_shape, learned_sigma)
+
+    @classmethod
+    def from_config(
+        cls, name_or_dict: str | dict[str, Any], seed: int = 0, *, init_scale: float = 1.0
+    ) -> Denoiser:
+        """Build a network with random weights, in evaluation mode: a name such as "ddpmpp-cifar10", or fields.
+
+        Args:
+            name_or_dict: a name of `NETWORKS`, or a dict with "architecture" ("ddpmpp" if absent) and the
+                fields of its configuration class.
+            seed: seed of the weights; the global random state is neither read nor changed.
+            init_scale: scale of the weights that end each residual branch and the network. The default makes
+                an ordinary random function; 0 makes branches and output almost zero, as one starts training.
+
+        Raises:
+            ValueError: an unknown name, architecture or field, or a value outside its range.
+        """
+        network = build(*named_config(name_or_dict))
+        network.initialise(whole("seed", seed), init_scale)
+        config = network.config
+        shape = (config.channels, config.image_size, config.image_size)
+        return cls(network, "eps", "continuous", shape).eval()
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Floating dtype of the network's weights; None if it has none."""
+        return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), None)
+
+    def describe(self) -> dict[str, Any]:
+        """What this denoiser is, in values that JSON can hold."""
+        return {
+            "network": type(self.network).__name__,
+            "prediction": self.prediction,
+            "time_input": self.time_input,
+            "image_shape": list(self.image_shape),
+            "learned_sigma": self.learned_sigma,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The network's own prediction [B, C, H, W] for x [B, C, H, W] and its own labels [B] (for training)."""
+        self._check_images(x)
+        return self._prediction_of(self.network(x, labels), x)
+
+    def conditioning(
+        self, tau: np.ndarray, index: np.ndarray, alpha: np.ndarray, sigma: np.ndarray
+    ) -> Conditioning:
+        """Everything about the steps of a table that does not depend on the images.
+
+        Args:
+            tau: real-valued labels [K]; index: integer labels [K]; alpha, sigma: noise levels [K]. Steps
+                that call no network may hold anything, NaN included.
+        """
+        columns = [np.asarray(column, dtype=np.float64) for column in (tau, index, alpha, sigma)]
+        if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
+            shapes = ", ".join(str(list(column.shape)) for column in columns)
+            raise ValueError(mistake("tau, index, alpha, sigma", "of one length [K]", f"shapes {shapes}"))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = columns[3] / columns[2]
+        label = {"continuous": columns[0], "index": columns[1], "sigma": ratio}[self.time_input]
+        levels = [column.tolist() for column in columns[2:]]
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        labels = torch.tensor(
+            np.nan_to_num(label, posinf=0.0, neginf=0.0), dtype=self._label_dtype(), device=device
+        )
+        rows = None
+        # Weights in training get their gradient through the embedding too: then it stays inside the step.
+        if isinstance(self.network, HoistedNetwork) and not self._trainable():
+            rows = self.network.embedding(labels)
+        return Conditioning(
+            labels, rows, tuple(levels[0]), tuple(levels[1]), usable_steps(label.tolist(), *levels)
+        )
+
+    def noise_pred(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
+        """Predicted noise [B, C, H, W] for the state x [B, C, H, W] of step ``k``, in x's dtype and layout.
+
+        Differentiable with respect to x. The network runs in the dtype of its weights, the conversion to
+        noise in the dtype of x.
+
+        Raises:
+            ValueError: the shape of x or of the network's output is wrong, step k calls no network, or the
+                network is in training mode (dropout would make the defence something else).
+        """
+        self._check_images(x)
+        if self.network.training:
+            raise ValueError(
+                mistake("denoiser", "in evaluation mode", "training mode", "Call denoiser.eval()")
+            )
+        alpha, sigma = conditioning.noise_level(k)
+        seen = x / alpha if self.time_input == "sigma" else x
+        output = self._run(seen if self.dtype is None else seen.to(self.dtype), conditioning, k)
+        output = self._prediction_of(output, x).to(x.dtype)
+        return _same_layout(self._to_noise(x, output, alpha, sigma), x)
+
+    def cast(self, dtype: torch.dtype) -> Denoiser:
+        """A frozen copy in evaluation mode with floating weights and buffers in ``dtype``; this one is unchanged.
+
+        Tensors that have that dtype already are shared, not copied.
+        """
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(mistake("dtype", "a floating torch.dtype", repr(dtype)))
+        return self._frozen_copy(dtype)
+
+    def frozen(self) -> Denoiser:
+        """A frozen copy in evaluation mode that shares every tensor with this one, which is unchanged."""
+        return self._frozen_copy(None)
+
+    def _frozen_copy(self, dtype: torch.dtype | None) -> Denoiser:
+        shared: dict[int, Any] = {}
+        for tensor in (*self.network.parameters(), *self.network.buffers()):
+            own = tensor.detach()
+            own = own.to(dtype) if dtype is not None and own.is_floating_point() else own
+            shared[id(tensor)] = (
+                nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
+            )
+        network = copy.deepcopy(self.network, shared)
+        return Denoiser(
+            network, self.prediction, self.time_input, self.image_shape, self.learned_sigma
+        ).eval()
+
+    def _run(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
+        if not isinstance(self.network, HoistedNetwork):
+            return self.network(x, conditioning.batch_labels(k, len(x)))
+        row = conditioning.row(k)
+        return self.network.body(
+            x, self.network.embedding(conditioning.labels[k : k + 1]) if row is None else row
+        )
+
+    def _trainable(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.network.parameters())
+
+    def _label_dtype(self) -> torch.dtype:
+        if self.time_input == "index":
+            return torch.int64
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def _to_noise(self, x: Tensor, output: Tensor, alpha: float, sigma: float) -> Tensor:
+        if self.prediction == "x0":
+            return (x - alpha * output) / sigma
+        if self.prediction == "v":
+            power = alpha * alpha + sigma * sigma
+            return (sigma / power) * x + (alpha / power) * output
+        return output
+
+    def _check_images(self, x: Tensor) -> None:
+        if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
+            channels, height, width = self.image_shape
+            raise ValueError(mistake("x", f"of shape [B, {channels}, {height}, {width}]", str(list(x.shape))))
+
+    def _prediction_of(self, output: Any, x: Tensor) -> Tensor:
+        channels, height, width = self.image_shape
+        expected = (len(x), channels * (2 if self.learned_sigma else 1), height, width)
+        if not isinstance(output, Tensor):
+            raise ValueError(mistake("denoiser", "a network that returns one tensor", type(output).__name__))
+        if tuple(output.shape) != expected:
+            remedy = ""
+            if tuple(output.shape) == (len(x), 2 * channels, height, width):
+                remedy = "Pass learned_sigma=True if the second half is a learned variance"
+            found = str(list(output.shape))
+            raise ValueError(
+                mistake("denoiser", f"a network that returns shape {list(expected)}", found, remedy)
+            )
+        return output[:, :channels] if self.learned_sigma else output
+
+
+def _image_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not isinstance(shape, tuple | list | torch.Size) or len(shape) != 3:
+        raise ValueError(mistake("image_shape", "(channels, height, width)", repr(shape)))
+    channels, height, width = (whole("image_shape", value, 1) for value in shape)
+    return channels, height, width
+
+
+def _same_layout(output: Tensor, x: Tensor) -> Tensor:
+    if x.is_contiguous():
+        return output.contiguous()
+    return output.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,197 @@
+"""Autograd for frozen weights: keep for the backward pass only what the gradient w.r.t. the image needs.
+
+An attack differentiates with respect to the image, never the weights. Then
+
+* a convolution is linear in its input: its backward pass needs the weight and nothing else;
+* GroupNorm followed by SiLU needs its input (statistics and normalised tensor are cheap to recompute); that
+  of a concatenation is kept as its parts, one of which another block keeps anyway;
+* attention needs q, k and v (the attention matrix is recomputed);
+* matrix products, resampling, residual additions and concatenations need nothing.
+
+Plain autograd also keeps every convolution's input and SiLU's input: three times as much on DDPM++.
+
+Every function here takes the same arguments in all situations. Where a weight requires a gradient, or the
+input does not, it is the plain torch operation. A backward pass under ``create_graph=True`` is rebuilt from
+differentiable operations, so second derivatives are right (only not cheap).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+_ATEN = torch.ops.aten
+
+
+def saves_nothing_for(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether ``x`` needs a gradient and no weight does: the case in which this file saves memory."""
+    return (
+        torch.is_grad_enabled()
+        and x.requires_grad
+        and not any(weight is not None and weight.requires_grad for weight in weights)
+    )
+
+
+# ---------------------------------------------------------------------------------------- convolution
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padding: int = 0) -> Tensor:
+    """``torch.nn.functional.conv2d`` that keeps only the weight when the weight is frozen.
+
+    x [B, C, H, W], weight [O, C, k, k], bias [O] or None; returns [B, O, H', W'] in the dtype of x.
+    """
+    if saves_nothing_for(x, weight, bias):
+        return _FrozenConv.apply(x, weight, bias, stride, padding)
+    return F.conv2d(x, weight, bias, stride, padding)
+
+
+class _FrozenConv(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.geometry = (x.shape, stride, padding)
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        shape, stride, padding = ctx.geometry
+        # The operator wants an input for its shape only; it is never read.
+        unread = torch.empty(shape, dtype=v.dtype, device=v.device, memory_format=torch.channels_last)
+        v_x = _ATEN.convolution_backward(
+            v,
+            unread,
+            weight,
+            None,
+            [stride] * 2,
+            [padding] * 2,
+            [1, 1],
+            False,
+            [0, 0],
+            1,
+            [True, False, False],
+        )[0]
+        return v_x, None, None, None, None
+
+
+# ------------------------------------------------------------------------------------ GroupNorm + SiLU
+def _norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    batch, channels = x.shape[:2]
+    pixels = x.shape[2] * x.shape[3]
+    return torch.native_group_norm(x, weight, bias, batch, channels, pixels, groups, eps)
+
+
+def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """SiLU(GroupNorm(x)); x [B, C, H, W], weight and bias [C]. Keeps x."""
+    if saves_nothing_for(x, weight, bias):
+        return _FrozenNormSilu.apply(x, weight, bias, groups, eps)
+    return F.silu(_norm(x, weight, bias, groups, eps)[0])
+
+
+def _norm_silu_vjp(x: Tensor, v: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """v^T d SiLU(GroupNorm(x)) / dx; itself differentiable where a graph of the backward pass is being made."""
+    # Normalising again costs no more than rebuilding scale and shift from kept statistics by small
+    # operations.
+    normed, mean, rstd = _norm(x, weight, bias, groups, eps)
+    if torch.is_grad_enabled():
+        return torch.autograd.grad(F.silu(normed), x, v, create_graph=True)[0]
+    v_normed = _ATEN.silu_backward.grad_input(v, normed, grad_input=normed)
+    batch, channels, height, width = x.shape
+    return _ATEN.native_group_norm_backward(
+        v_normed, x, mean, rstd, weight, batch, channels, height * width, groups, [True, False, False]
+    )[0]
+
+
+class _FrozenNormSilu(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.settings = (groups, eps)
+        return F.silu(_norm(x, weight, bias, groups, eps)[0], inplace=True)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        return _norm_silu_vjp(x, v, weight, bias, *ctx.settings), None, None, None, None
+
+
+def concat_norm_silu(
+    x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(cat, SiLU(GroupNorm(cat))) with cat = [x, skip] along channels; keeps x and skip, not the concatenation.
+
+    ``skip`` is the output of an encoder block, which that block's successor keeps anyway: no extra memory.
+    """
+    if saves_nothing_for(x, weight, bias) or saves_nothing_for(skip, weight, bias):
+        return _FrozenConcatNormSilu.apply(x, skip, weight, bias, groups, eps)
+    both = torch.cat([x, skip], 1)
+    return both, F.silu(_norm(both, weight, bias, groups, eps)[0])
+
+
+class _FrozenConcatNormSilu(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, skip, weight, bias)
+        ctx.settings = (groups, eps)
+        both = torch.cat([x, skip], 1)
+        return both, F.silu(_norm(both, weight, bias, groups, eps)[0], inplace=True)
+
+    @staticmethod
+    def backward(ctx: Any, v_both: Tensor, v_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, skip, weight, bias = ctx.saved_tensors
+        both = torch.cat([x, skip], 1)
+        v = _norm_silu_vjp(both, v_y, weight, bias, *ctx.settings) + v_both
+        v_x, v_skip = v.split([x.shape[1], skip.shape[1]], 1)
+        return v_x, v_skip, None, None, None, None, None
+
+
+# -------------------------------------------------------------------------------------------- attention
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v for q, k, v [..., S, D]; keeps q, k, v and recomputes the matrix."""
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return _Attention.apply(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _attention_matrix(q: Tensor, k: Tensor) -> Tensor:
+    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1)
+
+
+class _Attention(Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        return _attention_matrix(q, k) @ v
+
+    @staticmethod
+    def backward(ctx: Any, v_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = ctx.saved_tensors
+        matrix = _attention_matrix(q, k)
+        v_v = matrix.transpose(-1, -2) @ v_out
+        v_matrix = v_out @ v.transpose(-1, -2)
+        v_logits = matrix * (v_matrix - (matrix * v_matrix).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+        return v_logits @ k, v_logits.transpose(-1, -2) @ q, v_v
+
+
+# ------------------------------------------------------------------------------------------- resampling
+def mean_down(x: Tensor) -> Tensor:
+    """Mean of 2x2 pixels; [B, C, H, W] -> [B, C, H/2, W/2]. (torch's own pooling keeps its input.)"""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _MeanDown.apply(x)
+    return F.avg_pool2d(x, 2)
+
+
+class _MeanDown(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        return F.interpolate(v * 0.25, scale_factor=2, mode="nearest")

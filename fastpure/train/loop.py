@@ -1,0 +1,165 @@
+"""`fit`: the one training loop. What is trained comes in as values: network, loss, data, configuration."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Dataset
+from ..errors import NonFiniteError, whole
+from .config import TrainConfig, learning_rate
+from .losses import Loss
+from .progress import Progress, stop_requests
+from .state import METRICS, Metrics, RunFolder
+from .trainer import Trainer
+
+__all__ = ["Fit", "fit"]
+
+
+@final
+@dataclass(frozen=True)
+class Fit:
+    """What a call of `fit` came to.
+
+    Fields:
+        model: the averaged network, in evaluation mode, weights frozen.
+        step: steps done in all; less than ``TrainConfig.steps`` if it was interrupted.
+        resumed_at: the step this call began with (equal to ``step`` if the run was finished before).
+        seconds: training time, earlier sessions included.
+        finished: whether all steps are done.
+    """
+
+    model: nn.Module
+    step: int
+    resumed_at: int
+    seconds: float
+    finished: bool
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    out: str | Path,
+    network: Mapping[str, Any],
+    held_out: Callable[[nn.Module], float] | None = None,
+    products: tuple[str, ...] = (),
+    device: str | torch.device = "cpu",
+    save_every: int = 500,
+    progress: bool = True,
+) -> Fit:
+    """Train, or continue the run of the same configuration that ``out`` holds.
+
+    Ctrl-C or SIGTERM ends the current step, saves and returns; calling again goes on from there, and gives
+    the same bits as a run that was never interrupted.
+
+    Args:
+        model: trained in place.
+        network: its configuration, as plain values; with the loss, ``config`` and the data's checksum it
+            says which runs are the same.
+        held_out: score of the averaged network every ``score_every`` steps, for ``metrics.csv``.
+        products: files the caller will write into ``out`` at the end; never overwritten in a folder
+            that holds no run.
+        save_every: steps between checkpoints.
+
+    Raises:
+        ResumeError: ``out`` holds another or a damaged run; nothing is overwritten.
+        NonFiniteError: the loss is NaN or Inf; the last checkpoint stays as it was.
+    """
+    whole("save_every", save_every, 1)
+    identity = {
+        "train": asdict(config),
+        "loss": loss.to_dict(),
+        "network": dict(network),
+        "data": {"name": dataset.name, "split": dataset.split, "checksum": dataset.checksum},
+    }
+    folder = RunFolder(Path(out), identity)
+    saved = folder.claim(products)
+    session = _Session(Trainer(model, loss, dataset, config, device), folder, held_out)
+    session.begin(saved)
+    first = session.trainer.step
+    if first < config.steps:
+        session.run(config, save_every, progress)
+    step = session.trainer.step
+    return Fit(session.trainer.average, step, first, session.seconds, step >= config.steps)
+
+
+@final
+class _Session:
+    """One call of `fit`: the trainer, its files, and the losses that wait for their row in the metrics."""
+
+    def __init__(
+        self, trainer: Trainer, folder: RunFolder, held_out: Callable[[nn.Module], float] | None
+    ) -> None:
+        self.trainer, self.folder, self.held_out = trainer, folder, held_out
+        self.metrics = Metrics(folder.path / METRICS)
+        self.pending: list[Tensor] = []
+        self.seconds = 0.0
+        self.shown: float | None = None
+
+    def begin(self, saved: dict[str, Any] | None) -> None:
+        if saved is None:
+            self.metrics.start()
+            self.save()
+            return
+        self.metrics.resume(int(saved["metrics_length"]))
+        self.trainer.restore(saved)
+        self.seconds = float(saved["seconds"])
+        self.pending = list(saved["pending"])
+
+    def run(self, config: TrainConfig, save_every: int, progress: bool) -> None:
+        bar = Progress(config.steps, self.trainer.step) if progress else None
+        try:
+            with stop_requests() as request:
+                while self.trainer.step < config.steps and not request.asked:
+                    self.one_step(config, save_every)
+                    if bar is not None:
+                        bar.update(self.trainer.step, self.shown)
+                if request.asked:
+                    self.save()
+        finally:
+            if bar is not None:
+                bar.close()
+
+    def one_step(self, config: TrainConfig, save_every: int) -> None:
+        started = time.monotonic()
+        self.pending.append(self.trainer.advance())
+        step, last = self.trainer.step, self.trainer.step == config.steps
+        self.seconds += time.monotonic() - started
+        if step % config.log_every == 0 or last:
+            self.log(config, score=last or step % config.score_every == 0)
+        if step % save_every == 0 or last:
+            self.save()
+
+    def log(self, config: TrainConfig, score: bool) -> None:
+        step = self.trainer.step
+        self.shown = torch.stack(self.pending).mean().item()
+        if not math.isfinite(self.shown):
+            raise NonFiniteError(
+                f"the training loss became {self.shown} before step {step}; the checkpoint in "
+                f"{self.folder.path} is older and intact. Try a lower learning rate or stronger clipping"
+            )
+        self.pending = []
+        held_out = self.held_out(self.trainer.average) if score and self.held_out is not None else None
+        self.metrics.row(step, self.shown, learning_rate(config, step - 1), self.seconds, held_out)
+
+    def save(self) -> None:
+        if self.pending and not torch.stack(self.pending).isfinite().all():
+            return  # a diverged state is not worth keeping; the next row says so
+        self.folder.save(
+            {
+                **self.trainer.state(),
+                "seconds": self.seconds,
+                "pending": [loss.cpu() for loss in self.pending],
+                "metrics_length": self.metrics.length,
+            }
+        )

@@ -1,0 +1,104 @@
+"""What a trained network is worth on held-out images, with fixed noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data import Dataset
+from ..kernels import Domain, NoiseKeys, Stream, philox_normal
+from ..schedule import VP
+from .losses import diffuse
+
+__all__ = ["ClassifierScore", "DenoiserScore", "score_classifier", "score_denoiser"]
+
+BATCH = 256
+
+
+@final
+@dataclass(frozen=True)
+class DenoiserScore:
+    """Denoising at one time.
+
+    Fields:
+        t: diffusion time in (0, 1].
+        noise_mse: mean squared error of the predicted noise (1 for a network that predicts zero).
+        psnr: of the one-step estimate of the clean image, in dB, peak 1 in [0, 1] units, mean over images.
+    """
+
+    t: float
+    noise_mse: float
+    psnr: float
+
+
+@torch.no_grad()
+def score_denoiser(
+    model: nn.Module,
+    dataset: Dataset,
+    times: Sequence[float] = (0.05, 0.1, 0.15, 0.2),
+    *,
+    draws: int = 1,
+    schedule: VP | None = None,
+) -> tuple[DenoiserScore, ...]:
+    """Noise error and PSNR at each of ``times``.
+
+    The noise of an image depends on its sample id, the draw and the time only, so that two networks are
+    compared on the same noisy images. The clean estimate ``(x_t - sigma noise_pred) / alpha`` is clamped to
+    the image range.
+
+    Args:
+        model: ``model(x [B, C, H, W], labels [B]) -> predicted noise``, labels 999 t.
+        draws: noise realisations per image.
+    """
+    schedule = VP() if schedule is None else schedule
+    device = next(model.parameters()).device
+    scores = []
+    for index, t in enumerate(times):
+        errors, ratios = [], []
+        for draw in range(draws):
+            for rows in torch.arange(len(dataset)).split(BATCH):
+                keys = NoiseKeys.make(0, dataset.sample_ids[rows], draw, Domain.EVALUATION, device)
+                noise = philox_normal(keys, index, Stream.FORWARD, dataset.image_shape)
+                error, ratio = _denoise(model, dataset.batch(rows).to(device), t, noise, schedule)
+                errors.append(error)
+                ratios.append(ratio)
+        scores.append(DenoiserScore(t, torch.cat(errors).mean().item(), torch.cat(ratios).mean().item()))
+    return tuple(scores)
+
+
+def _denoise(
+    model: nn.Module, images: Tensor, t: float, noise: Tensor, schedule: VP
+) -> tuple[Tensor, Tensor]:
+    """Per image: mean squared error of the noise, PSNR of the clean estimate."""
+    x = diffuse(2 * images - 1, torch.full((len(images),), t, dtype=torch.float64), noise, schedule)
+    predicted = model(x, torch.full((len(images),), 999 * t, device=x.device))
+    clean = ((x - schedule.sigma(t) * predicted) / schedule.alpha(t) + 1) / 2
+    error = (clean.clamp(0, 1) - images).square().flatten(1).mean(1)
+    return (predicted - noise).square().flatten(1).mean(1), -10 * torch.log10(error.clamp_min(1e-12))
+
+
+@final
+@dataclass(frozen=True)
+class ClassifierScore:
+    """``accuracy`` in [0, 1] and mean ``cross_entropy`` in nats over ``images`` images."""
+
+    accuracy: float
+    cross_entropy: float
+    images: int
+
+
+@torch.no_grad()
+def score_classifier(model: nn.Module, dataset: Dataset) -> ClassifierScore:
+    """Accuracy and cross-entropy of a classifier (images in [0, 1] -> logits)."""
+    device = next(model.parameters()).device
+    right, loss = 0, 0.0
+    for rows in torch.arange(len(dataset)).split(BATCH):
+        logits, labels = model(dataset.batch(rows).to(device)), dataset.labels[rows].to(device)
+        right += int((logits.argmax(1) == labels).sum())
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+    return ClassifierScore(right / len(dataset), loss / len(dataset), len(dataset))

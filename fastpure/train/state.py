@@ -1,0 +1,131 @@
+"""The files of a run: ``state.pt`` (all it takes to continue) and ``metrics.csv``. A kill spoils neither."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from ..errors import ResumeError
+from .config import differences
+
+__all__ = ["METRICS", "STATE", "Metrics", "RunFolder"]
+
+STATE = "state.pt"
+METRICS = "metrics.csv"
+HEADER = "step,loss,lr,seconds,held_out\n"
+
+
+@final
+@dataclass
+class Metrics:
+    """``metrics.csv``: a row per ``log_every`` steps.
+
+    The checkpoint holds the file's length; a continued run cuts off what was written after it, so that
+    the file equals the one of an unbroken run (but for the seconds).
+    """
+
+    path: Path
+    length: int = field(default=0, init=False)
+
+    def start(self) -> None:
+        """A new file with the header only."""
+        self._write("w", HEADER)
+
+    def resume(self, length: int) -> None:
+        """Cut the file back to the length noted in the checkpoint."""
+        if not self.path.is_file() or self.path.stat().st_size < length:
+            raise ResumeError(
+                f"{self.path}: missing or shorter than its checkpoint says; choose another --out"
+            )
+        os.truncate(self.path, length)
+        self.length = length
+
+    def row(self, step: int, loss: float, lr: float, seconds: float, held_out: float | None) -> None:
+        """Append one row and see it to disk. ``loss`` is the mean since the row before."""
+        last = "" if held_out is None else f"{held_out:.8g}"
+        self._write("a", f"{step},{loss:.8g},{lr:.8g},{seconds:.1f},{last}\n")
+
+    def _write(self, mode: str, text: str) -> None:
+        with self.path.open(mode, encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            self.length = file.tell()
+
+
+@final
+@dataclass(frozen=True)
+class RunFolder:
+    """The output folder of one run.
+
+    Fields:
+        path: the folder.
+        identity: nested plain values that must be equal for a run to continue another (configuration of
+            network, loss and optimisation, checksum of the data).
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+
+    def claim(self, products: tuple[str, ...]) -> dict[str, Any] | None:
+        """The saved state to continue from, or None in a folder that is new.
+
+        Raises:
+            ResumeError: the folder holds another run (the differing fields are named), a damaged
+                ``state.pt``, or results without one. Nothing is changed then.
+        """
+        state = self.path / STATE
+        if state.exists():
+            return self._read(state)
+        foreign = [name for name in (METRICS, *products) if (self.path / name).exists()]
+        if foreign:
+            raise ResumeError(
+                f"{self.path} holds {', '.join(foreign)} but no {STATE}: not a run that can be continued, "
+                f"and nothing is overwritten. Choose another --out"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise ResumeError(f"{self.path} is a file; --out must be a folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        return None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write ``state.pt`` atomically: after a crash there is the old one or the new one."""
+        target = self.path / STATE
+        partial = target.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save({**state, "identity": json.dumps(self.identity, sort_keys=True)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            saved = json.loads(state["identity"])
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            KeyError,
+            TypeError,
+            ValueError,
+            pickle.UnpicklingError,
+        ) as error:
+            raise ResumeError(
+                f"{path} is damaged or not a training state: {error}. Choose another --out"
+            ) from error
+        changed = differences(saved, json.loads(json.dumps(self.identity)))
+        if changed:
+            listed = "\n  ".join(changed)
+            raise ResumeError(
+                f"{self.path} holds a run of another configuration; nothing was overwritten. "
+                f"Choose another --out, or go back to the saved values:\n  {listed}"
+            )
+        return state

@@ -1,0 +1,109 @@
+"""`Trainer`: one optimiser step after another, in memory. Files, progress and interruption are the loop's."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Dataset
+from .batches import Batch, BatchOrder, StepRandom, dropout_seed
+from .config import TrainConfig, ema_decay, learning_rate, make_optimizer
+from .losses import Loss
+
+__all__ = ["Trainer"]
+
+
+@final
+class Trainer:
+    """Network, averaged network, optimiser and step counter of one run.
+
+    Every random number is a function of (seed, step), so `state` at step k and k more steps after
+    `restore` give the same bits as the unbroken run (same machine, same number of threads).
+
+    Args:
+        model: the network; trained in place, on ``device``.
+        dataset: its pixels move to ``device`` once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        dataset: Dataset,
+        config: TrainConfig,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("`dataset` must hold at least one image, got none")
+        self.config, self.loss, self.device = config, loss, torch.device(device)
+        self.model = model.to(self.device).train()
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer = make_optimizer(self.model, config)
+        self.step = 0
+        self._pixels = dataset.pixels.to(self.device)
+        self._scale = dataset.levels if dataset.pixels.dtype == torch.uint8 else 1
+        self._labels = dataset.labels.to(self.device)
+        self._order = BatchOrder(dataset, config.batch_size, config.seed)
+
+    def advance(self) -> Tensor:
+        """One optimiser step; returns the batch's mean loss (0-dim, on the device, detached)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward()
+        if self.config.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self._update_average()
+        self.step += 1
+        return loss
+
+    def _backward(self) -> Tensor:
+        """Gradients of the batch's mean loss, computed in ``accumulate`` parts; returns that loss."""
+        rows = self._order.rows(self.step).to(self.device)
+        total = torch.zeros((), device=self.device)
+        devices = [] if self.device.type == "cpu" else [self.device]
+        with torch.random.fork_rng(devices=devices, device_type="cuda"):
+            torch.manual_seed(dropout_seed(self.config.seed, self.step))
+            start = 0
+            for part in rows.chunk(self.config.accumulate):
+                stop = start + len(part)
+                random = StepRandom(self.config.seed, self.step, start, stop, self.device)
+                images = self._pixels[part].to(torch.float32) / self._scale
+                loss = self.loss(self.model, Batch(images, self._labels[part], random)).sum() / len(rows)
+                loss.backward()
+                total += loss.detach()
+                start = stop
+        return total
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        keep = ema_decay(self.config, self.step)
+        for mean, value in zip(
+            [*self.average.parameters(), *self.average.buffers()],
+            [*self.model.parameters(), *self.model.buffers()],
+            strict=True,
+        ):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - keep)
+            else:
+                mean.copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """Everything `restore` needs, as tensors and plain values."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a `state` of the same configuration."""
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = int(state["step"])

@@ -1,0 +1,24 @@
+"""Bundled weights. Where they come from stands in this folder's README.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import one_of
+
+__all__ = ["CLASSIFIERS", "DENOISERS", "weights_path"]
+
+DENOISERS: dict[str, str] = {"digits": "digits_denoiser.safetensors"}
+CLASSIFIERS: dict[str, str] = {"digits": "digits_classifier.safetensors"}
+_KINDS = {"denoiser": DENOISERS, "classifier": CLASSIFIERS}
+
+
+def weights_path(kind: str, name: str) -> Path:
+    """File of the bundled ``kind`` (``"denoiser"`` or ``"classifier"``) called ``name``.
+
+    Raises:
+        ValueError: nothing of that kind or name is bundled; the message lists what is.
+    """
+    one_of("kind", kind, _KINDS)
+    one_of("name", name, _KINDS[kind])
+    return Path(__file__).parent / _KINDS[kind][name]

@@ -1,0 +1,158 @@
+"""Which back end runs, what happens where it cannot, and what the extension says about itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastpure.errors import KernelUnavailable
+from fastpure.kernels import BACKENDS, OPS, NoiseKeys, Stream, _ext, backend_report, philox_normal, registry
+from fastpure.kernels import use_backend as use
+from tests.kernels.helpers import EXTENSION, needs_ext
+
+KEYS = NoiseKeys.make(0, [0])
+
+
+def draw():
+    return philox_normal(KEYS, 0, Stream.REVERSE, (1, 2, 2))
+
+
+@pytest.fixture
+def fresh_choices():
+    """Choices are remembered; forget them before and after."""
+    caches = (registry._choose, registry._forced_by_environment, _ext.load)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.fixture
+def no_extension(fresh_choices, monkeypatch):
+    monkeypatch.setattr(_ext, "load", lambda: _ext.Extension(None, "the dog ate it"))
+
+
+def test_a_forced_back_end_that_does_not_exist_raises():
+    with (
+        use("triton"),
+        pytest.raises(KernelUnavailable, match="`philox_normal` has no `triton`"),
+    ):
+        draw()
+    draw()
+
+
+def test_a_forced_extension_that_is_missing_raises_with_the_reason(no_extension):
+    with use("ext"), pytest.raises(KernelUnavailable, match="philox_normal` on cpu: the dog ate it"):
+        draw()
+
+
+def test_without_the_extension_the_reference_runs(no_extension):
+    report = backend_report()
+    assert report["extension"] == {"available": False, "reason": "the dog ate it", "build": {}}
+    for name in OPS:
+        entry = report["ops"][name]["cpu"]["float32"]
+        assert entry["chosen"] == "reference"
+        assert entry["unavailable"]["ext"] == "the dog ate it"
+    with use("reference"):
+        expected = draw()
+    assert torch.equal(draw(), expected)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="'reference', 'ext', 'triton'"), use("cuda"):
+        pass
+
+
+def test_the_innermost_choice_counts_and_is_undone():
+    spec = OPS["affine_row"]
+    with use("reference"):
+        assert registry.choose(spec, "cpu", torch.float32) == "reference"
+        with pytest.raises(KernelUnavailable), use("triton"):
+            draw()
+        assert registry.forced_backend("affine_row") == "reference"
+    assert registry.forced_backend("affine_row") is None
+
+
+def test_environment_forces_all_or_one(fresh_choices, monkeypatch):
+    monkeypatch.setenv("FASTPURE_BACKEND", "reference")
+    monkeypatch.setenv("FASTPURE_BACKEND_AFFINE_ROW", "triton")
+    assert registry.forced_backend("philox_normal") == "reference"
+    assert registry.forced_backend("affine_row") == "triton"
+    entry = backend_report()["ops"]["affine_row"]["cpu"]["float32"]
+    assert entry["chosen"] is None
+    assert "has no `triton` implementation" in entry["error"]
+
+
+def test_a_wrong_environment_is_named(fresh_choices, monkeypatch):
+    monkeypatch.setenv("FASTPURE_BACKEND", "fast")
+    with pytest.raises(ValueError, match="`FASTPURE_BACKEND` must be one of"):
+        draw()
+
+
+def test_report_is_plain_data():
+    report = json.loads(json.dumps(backend_report()))
+    assert set(report["ops"]) == set(OPS)
+    for devices in report["ops"].values():
+        for entry in devices["cpu"].values():
+            assert entry["chosen"] in BACKENDS
+            assert entry["error"] is None
+
+
+@needs_ext
+def test_the_extension_is_preferred_and_agrees_on_codes():
+    assert registry.choose(OPS["affine_row"], "cpu", torch.float32) == "ext"
+    assert registry.choose(OPS["affine_row"], "mps", torch.float32) == "reference"
+    build = EXTENSION.build
+    assert build["dtypes"] == _ext.DTYPE_CODES
+    assert build["layouts"] == _ext.LAYOUT_CODES
+    assert build["noise_kinds"] == _ext.NOISE_CODES
+    assert build["instruction_sets"][-1] == "baseline"
+    assert "-ffp-contract=off" in build["flags"]
+
+
+def test_another_abi_disables_the_extension(fresh_choices, monkeypatch):
+    module = SimpleNamespace(build_info=lambda: {"abi": _ext.ABI + 1})
+    monkeypatch.setitem(sys.modules, "fastpure._C", module)
+    extension = _ext.load()
+    assert extension.module is None
+    assert f"ABI {_ext.ABI + 1}" in extension.reason
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        (None, "no build report"),
+        ("{", "no build report"),
+        ('{"extension": false, "reason": "no C++ compiler"}', "not built: no C++ compiler"),
+    ],
+)
+def test_a_pure_python_installation_knows_why(fresh_choices, monkeypatch, tmp_path, report, words):
+    if report is not None:
+        (tmp_path / "report.json").write_text(report)
+    monkeypatch.setattr(_ext, "BUILD_REPORT", tmp_path / "report.json")
+    monkeypatch.setitem(sys.modules, "fastpure._C", None)  # makes the import fail like a missing module
+    extension = _ext.load()
+    assert extension.module is None
+    assert words in extension.reason
+
+
+def test_the_environment_works_from_outside():
+    code = (
+        "from fastpure.kernels import backend_report as report;"
+        "print(report()['ops']['affine_row']['cpu']['float32']['chosen'])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"FASTPURE_BACKEND": "reference"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stdout.strip() == "reference"
