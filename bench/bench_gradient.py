@@ -3,7 +3,8 @@
     python -m bench.bench_gradient            table of interleaved ratios
     pytest bench/bench_gradient.py            the same cases under pytest-benchmark
 
-DDPM++ of the official CIFAR-10 size with random weights, fp32, B = 2, four Euler steps (COUP without guidance).
+DDPM++ of the official CIFAR-10 size with random weights, fp32, B = 2, four Euler steps (COUP without guidance);
+the baselines run a plain nn.Module port with the same weights.
 The arithmetic limit is 74.2 GFLOP per image and step, two network passes, at the rate of a large matrix product
 measured in the same run.
 """
@@ -19,7 +20,9 @@ import torch
 
 import fastpure as fp
 from bench.baselines.loops import LoopGradient
+from bench.baselines.plain_ddpmpp import PlainDDPMpp
 from bench.interleave import interleave, ratio, table
+from fastpure.nets import CONFIGS
 from fastpure.reverse.memory import count_saved_bytes
 from fastpure.reverse.step import linearize
 
@@ -58,16 +61,18 @@ def purifier_gradient(memory: str) -> Callable[[], torch.Tensor]:
 
 def baseline_gradient(name: str) -> Callable[[], torch.Tensor]:
     x, v = inputs()
-    x = 2 * x - 1
+    x, shape = 2 * x - 1, tuple(x.shape[1:])
+    # Each its own copy: requires_grad is switched on in one of them.
+    network = PlainDDPMpp(CONFIGS["ddpmpp-cifar10"]).eval()
+    network.load_state_dict(denoiser().network.state_dict())
     if name in (ADJOINT, FROZEN_ADJOINT):
         from bench.baselines.torchsde_adjoint import AdjointGradient
 
-        # Its own copy: switching requires_grad on the shared network would change the other cases.
-        own = fp.Denoiser.from_config("ddpmpp-cifar10", seed=0)
-        gradient: Callable[..., torch.Tensor] = AdjointGradient(own, STEPS * DT, DT, name == FROZEN_ADJOINT)
+        frozen = name == FROZEN_ADJOINT
+        gradient: Callable[..., torch.Tensor] = AdjointGradient(network, shape, STEPS * DT, DT, frozen)
     else:
         steps = fp.methods.coup_unguided(t=STEPS * DT, dt=DT).table()
-        gradient = LoopGradient(denoiser(), steps, recompute=name == CHECKPOINT)
+        gradient = LoopGradient(network, steps, shape, recompute=name == CHECKPOINT)
     return lambda: gradient(x, v)
 
 

@@ -11,7 +11,6 @@ import torch
 import torchsde
 from torch import Tensor, nn
 
-from fastpure.nets import Denoiser
 from fastpure.schedule import VP
 
 T_EPS = 1e-5
@@ -46,8 +45,10 @@ class ReverseVPSDE(nn.Module):
 class AdjointGradient:
     """Gradient of sum(x_out * v) by `torchsde.sdeint_adjoint`."""
 
-    def __init__(self, denoiser: Denoiser, t: float, dt: float, frozen: bool) -> None:
-        self.sde = ReverseVPSDE(denoiser.network, denoiser.image_shape)
+    def __init__(
+        self, network: nn.Module, shape: tuple[int, int, int], t: float, dt: float, frozen: bool
+    ) -> None:
+        self.sde = ReverseVPSDE(network, shape)
         self.sde.requires_grad_(not frozen)
         self.times = torch.tensor([1.0 - t, 1.0 - T_EPS])
         self.dt, self.frozen = dt, frozen

@@ -1,4 +1,4 @@
-"""State dicts of score-SDE's DDPM++, which DiffPure and COUP use on CIFAR-10; their configuration comes beside."""
+"""State dicts of score-SDE's DDPM++ (what DiffPure and COUP use on CIFAR-10), configuration beside."""
 
 from __future__ import annotations
 

@@ -54,7 +54,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged pickles raise about every type there is
-        raise CheckpointError(f"{path}: not readable as a plain state dict: {error}") from error
+        # Only the first sentence: torch goes on to advise loading it without the restriction.
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+        expected = "a state dict, neither damaged nor a training checkpoint or pickled module"
+        raise CheckpointError(f"{path}: not readable as {expected}: {reason}") from error
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: expected tensors by name, found {type(content).__name__}")
     foreign = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]

@@ -9,6 +9,8 @@ averaged weights of a training checkpoint by position.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +33,7 @@ from .layers import (
 
 
 class DDPMpp(HoistedNetwork):
-    """The DDPM++ noise network. Its weights are uninitialised until ``initialise`` or a checkpoint fills them.
+    """The DDPM++ noise network. Its weights are undefined until ``initialise`` or a checkpoint fills them.
 
     x [B, C, H, W] in [-1, 1] scaling plus noise; ``labels`` real numbers [B] (999 t for the published
     weights). What depends on the labels only is one row of numbers per label (``embedding``); ``body`` does
@@ -48,7 +50,7 @@ class DDPMpp(HoistedNetwork):
         ends = [0]
         for step in self.steps:
             ends.append(ends[-1] + (step.outputs if step.kind == "block" else 0))
-        self._columns = list(zip(ends[:-1], ends[1:]))
+        self._columns = list(pairwise(ends))
 
     def initialise(self, seed: int, init_scale: float = 1.0) -> None:
         """Fill the weights: uniform with variance 1 / mean(fan_in, fan_out), biases 0, norms 1 and 0.
@@ -72,23 +74,25 @@ class DDPMpp(HoistedNetwork):
 
         Computed in float32 at least (float64 for a float64 network), returned in the network's dtype.
         """
-        first, second = self.all_modules[0], self.all_modules[1]
+        first, second = (cast(Dense, module) for module in self.all_modules[:2])
         own = first.weight.dtype
         wide = torch.promote_types(own, torch.float32)
-        h = second(F.silu(first(sinusoid(labels, self.config.nf).to(wide))))
-        h = F.silu(h)
+        h = F.silu(second(F.silu(first(sinusoid(labels, self.config.nf).to(wide)))))
         blocks = [module for module in self.all_modules if isinstance(module, ResBlock)]
         return torch.cat([block.Dense_0(h) for block in blocks], 1).to(own)
 
     def body(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The network on x [B, C, H, W] with rows [1 or B, S] from ``embedding``; returns x's shape, channels_last."""
+        """The network on x [B, C, H, W] with rows [1 or B, S] of ``embedding``; returns [B, C, H, W].
+
+        The result is channels_last in memory, whatever x is.
+        """
         h = x.contiguous(memory_format=torch.channels_last)
         kept: list[Tensor] = []
         modules = list(self.all_modules)[2:]
-        for step, module, (start, end) in zip(self.steps, modules, self._columns):
-            if step.kind == "block":
+        for step, module, (start, end) in zip(self.steps, modules, self._columns, strict=True):
+            if isinstance(module, ResBlock):
                 h = module(h, rows[:, start:end], kept.pop() if step.pop else None)
-            elif step.kind == "norm":
+            elif isinstance(module, Norm):
                 h = module.silu(h)
             else:
                 h = module(h)

@@ -50,7 +50,7 @@ _NORMALISED = ("block", "attention", "norm")
 
 @dataclass(frozen=True)
 class Step:
-    """One module of the network: what it is, its channels, and whether its output is kept or a kept one used."""
+    """One module of the network: its kind and channels, and whether it keeps its output or uses a kept one."""
 
     kind: str  # "conv", "block", "attention", "down", "up" or "norm"
     inputs: int
@@ -95,6 +95,6 @@ def layout(config: DDPMppConfig) -> list[Step]:
 CONFIGS: dict[str, DDPMppConfig] = {
     "ddpmpp-cifar10": DDPMppConfig(image_size=32),
     "ddpmpp-digits": DDPMppConfig(
-        image_size=8, channels=1, nf=16, ch_mult=(1, 2), n_blocks=1, attn_resolutions=(4,), dropout=0.0
+        image_size=8, channels=1, nf=16, ch_mult=(1, 2), n_blocks=1, attn_resolutions=(4,), dropout=0.1
     ),
 }

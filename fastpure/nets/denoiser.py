@@ -9,6 +9,7 @@ the time as a real number ("continuous"), an integer ("index"), or as the noise 
 from __future__ import annotations
 
 import copy
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,16 @@ from torch import Tensor, nn
 from ..errors import mistake, one_of, whole
 from .base import HoistedNetwork
 from .conditioning import Conditioning, usable_steps
-from .registry import build, named_config
+from .layers import Conv
+from .registry import ARCHITECTURES, build, config_dict, named_config
 
 PREDICTIONS = ("eps", "x0", "v")
 TIME_INPUTS = ("continuous", "index", "sigma")
+_KNOWN = tuple(kind for _, kind in ARCHITECTURES.values())
 
 
 class Denoiser(nn.Module):
-    """A diffusion network with its conventions. Make one with `from_module`, `from_config` or `load_denoiser`.
+    """A diffusion network and its conventions. Made by `from_module`, `from_config` or `load_denoiser`.
 
     Attributes:
         network: the wrapped module.
@@ -40,7 +43,7 @@ class Denoiser(nn.Module):
         network: nn.Module,
         prediction: str,
         time_input: str,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, int, int] | None,
         learned_sigma: bool = False,
     ) -> None:
         super().__init__()
@@ -58,11 +61,11 @@ class Denoiser(nn.Module):
         module: nn.Module,
         prediction: str = "eps",
         time_input: str = "continuous",
-        image_shape: tuple[int, int, int] = (3, 32, 32),
+        image_shape: tuple[int, int, int] | None = None,
         *,
         learned_sigma: bool = False,
     ) -> Denoiser:
-        """Wrap a network: ``module(x [B, C, H, W], labels [B]) -> [B, C, H, W]``. The module is not changed.
+        """Wrap a network: ``module(x [B, C, H, W], labels [B]) -> [B, C, H, W]``; it is not changed.
 
         Labels are 999 t for "continuous" (floating), the step index for "index" (int64), sigma / alpha for
         "sigma" (floating).
@@ -103,9 +106,10 @@ class Denoiser(nn.Module):
         return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), None)
 
     def describe(self) -> dict[str, Any]:
-        """What this denoiser is, in values that JSON can hold."""
+        """What this denoiser is, in values that JSON can hold; "config" is None for foreign networks."""
         return {
             "network": type(self.network).__name__,
+            "config": config_dict(self.network) if isinstance(self.network, _KNOWN) else None,
             "prediction": self.prediction,
             "time_input": self.time_input,
             "image_shape": list(self.image_shape),
@@ -115,7 +119,7 @@ class Denoiser(nn.Module):
         }
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """The network's own prediction [B, C, H, W] for x [B, C, H, W] and its own labels [B] (for training)."""
+        """The network's own prediction [B, C, H, W] for x [B, C, H, W] and its own labels [B]; for training."""
         self._check_images(x)
         return self._prediction_of(self.network(x, labels), x)
 
@@ -136,7 +140,8 @@ class Denoiser(nn.Module):
             ratio = columns[3] / columns[2]
         label = {"continuous": columns[0], "index": columns[1], "sigma": ratio}[self.time_input]
         levels = [column.tolist() for column in columns[2:]]
-        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        tensors = chain(self.network.parameters(), self.network.buffers())
+        device = next((tensor.device for tensor in tensors), torch.device("cpu"))
         labels = torch.tensor(
             np.nan_to_num(label, posinf=0.0, neginf=0.0), dtype=self._label_dtype(), device=device
         )
@@ -155,6 +160,7 @@ class Denoiser(nn.Module):
         noise in the dtype of x.
 
         Raises:
+            TypeError: x is not floating.
             ValueError: the shape of x or of the network's output is wrong, step k calls no network, or the
                 network is in training mode (dropout would make the defence something else).
         """
@@ -170,7 +176,7 @@ class Denoiser(nn.Module):
         return _same_layout(self._to_noise(x, output, alpha, sigma), x)
 
     def cast(self, dtype: torch.dtype) -> Denoiser:
-        """A frozen copy in evaluation mode with floating weights and buffers in ``dtype``; this one is unchanged.
+        """A frozen copy in evaluation mode, floating weights and buffers in ``dtype``; this one is unchanged.
 
         Tensors that have that dtype already are shared, not copied.
         """
@@ -190,6 +196,10 @@ class Denoiser(nn.Module):
             shared[id(tensor)] = (
                 nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
             )
+        if dtype in (None, self.dtype):  # the same weights may share their packed forms
+            for module in self.network.modules():
+                if isinstance(module, Conv):
+                    shared[id(module.packed)] = module.packed
         network = copy.deepcopy(self.network, shared)
         return Denoiser(
             network, self.prediction, self.time_input, self.image_shape, self.learned_sigma
@@ -220,6 +230,8 @@ class Denoiser(nn.Module):
         return output
 
     def _check_images(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise TypeError(mistake("x", "floating", str(x.dtype)))
         if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
             channels, height, width = self.image_shape
             raise ValueError(mistake("x", f"of shape [B, {channels}, {height}, {width}]", str(list(x.shape))))
@@ -240,7 +252,7 @@ class Denoiser(nn.Module):
         return output[:, :channels] if self.learned_sigma else output
 
 
-def _image_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+def _image_shape(shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
     if not isinstance(shape, tuple | list | torch.Size) or len(shape) != 3:
         raise ValueError(mistake("image_shape", "(channels, height, width)", repr(shape)))
     channels, height, width = (whole("image_shape", value, 1) for value in shape)

@@ -1,7 +1,8 @@
-"""Building blocks of the U-Nets: parameters with the names of the published checkpoints, arithmetic in `frozen`.
+"""Building blocks of the U-Nets: parameters named as in the published checkpoints, arithmetic in `frozen`.
 
-Activations are channels_last throughout (measured on CPU and GPU: no slower for any layer, much faster for
-normalisation), and so are convolution weights from birth, so that nothing is reordered per call.
+Activations are channels_last throughout, and so are convolution weights from birth. Measured on the CPU (B = 2,
+official size), that makes 3x3 convolutions on 32 and 16 pixels 3 to 8 % and 1x1 convolutions about 30 % faster;
+the small feature maps, where ordinary layout would be faster, run on packed weights. Attention's tokens are a view.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import frozen
+from .packed import PackedWeight
 
 _RESIDUAL = math.sqrt(0.5)
 
 
 class Conv(nn.Module):
-    """Square convolution with bias; weight [out, in, k, k] in channels_last. ``padding`` is k // 2 by default."""
+    """Square convolution with bias; weight [out, in, k, k] in channels_last, ``padding`` k // 2 by default."""
 
     def __init__(
         self, inputs: int, outputs: int, size: int = 3, stride: int = 1, padding: int | None = None
@@ -29,11 +31,12 @@ class Conv(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs))
         self.stride = stride
         self.padding = size // 2 if padding is None else padding
+        self.packed = PackedWeight()
 
     def forward(self, x: Tensor, row: Tensor | None = None) -> Tensor:
         """Convolve x [B, C, H, W]; ``row`` [1, outputs] is added to the bias, which costs nothing."""
         bias = self.bias if row is None else self.bias + row[0]
-        return frozen.conv2d(x, self.weight, bias, self.stride, self.padding)
+        return frozen.conv2d(x, self.weight, bias, self.stride, self.padding, self.packed)
 
 
 class Norm(nn.Module):
@@ -147,9 +150,8 @@ class ResBlock(nn.Module):
             return self.NIN_0.on_image(x)
         if self.Conv_2 is None:
             return x
-        if (
-            self.resample == "up"
-        ):  # a 1x1 convolution commutes with copying pixels, and before it costs a quarter
+        if self.resample == "up":
+            # A 1x1 convolution commutes with copying pixels, and costs a quarter before it.
             return _resample(self.Conv_2(x), "up")
         return self.Conv_2(_resample(x, self.resample))
 
@@ -181,7 +183,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride-2 3x3 convolution after padding one row and column at the bottom and right only ('ddpm' blocks)."""
+    """Stride-2 3x3 convolution after padding one row and column at bottom and right ('ddpm' blocks)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import Any
 
+from torch import nn
+
 from ..errors import mistake, one_of
 from .ddpmpp import DDPMpp
 from .ddpmpp_config import CONFIGS as DDPMPP_CONFIGS
@@ -43,7 +45,7 @@ def named_config(name_or_dict: str | dict[str, Any]) -> tuple[str, DDPMppConfig]
         ) from error
 
 
-def config_dict(network: DDPMpp) -> dict[str, Any]:
+def config_dict(network: nn.Module) -> dict[str, Any]:
     """The dict from which `named_config` makes this network's architecture and configuration.
 
     Raises:
@@ -51,7 +53,7 @@ def config_dict(network: DDPMpp) -> dict[str, Any]:
     """
     for architecture, (_, kind) in ARCHITECTURES.items():
         if isinstance(network, kind):
-            return {"architecture": architecture, **asdict(network.config)}
+            return {"architecture": architecture, **_plain(asdict(network.config))}
     known = " or ".join(kind.__name__ for _, kind in ARCHITECTURES.values())
     raise TypeError(mistake("network", f"a {known}", type(network).__name__))
 
@@ -59,3 +61,8 @@ def config_dict(network: DDPMpp) -> dict[str, Any]:
 def build(architecture: str, config: DDPMppConfig) -> DDPMpp:
     """The network with uninitialised weights (on the meta device under ``torch.device("meta")``)."""
     return ARCHITECTURES[architecture][1](config)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Tuples as lists: what the values are after a visit to JSON."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -82,7 +82,7 @@ DENOISER_RECIPES: dict[str, DenoiserRecipe] = {
     "digits": DenoiserRecipe(
         network="ddpmpp-digits",
         loss=DenoiserLoss(t_max=0.3),
-        train=TrainConfig(steps=6000, batch_size=128, lr=1e-3, warmup=200, ema=0.999),
+        train=TrainConfig(steps=3500, batch_size=128, lr=1e-3, warmup=200, ema=0.999),
     ),
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpure import Denoiser
-from fastpure.nets import DDPMpp
+from fastpure.nets import PREDICTIONS, TIME_INPUTS, DDPMpp
 from tests.nets.helpers import golden_denoiser, normal, random_network
 
 SHAPE = (2, 4, 4)
@@ -42,11 +44,11 @@ def table(denoiser: Denoiser):
     return denoiser.conditioning(TAU, INDEX, ALPHA, SIGMA)
 
 
-@pytest.mark.parametrize("time_input", ["continuous", "index", "sigma"])
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+CONVENTIONS = [pair for pair in product(PREDICTIONS, TIME_INPUTS) if pair != ("v", "sigma")]
+
+
+@pytest.mark.parametrize(("prediction", "time_input"), CONVENTIONS)
 def test_predicted_noise_follows_the_formula(prediction, time_input):
-    if (prediction, time_input) == ("v", "sigma"):
-        pytest.skip("rejected, see below")
     denoiser = make(prediction, time_input)
     x = normal(3, *SHAPE, dtype=torch.float32)
     for k in (1, 2):
@@ -164,11 +166,11 @@ def test_tied_weights_stay_tied():
 
 
 def test_describe_is_json_able():
-    import json
-
     description = golden_denoiser("ddpmpp_tiny").describe()
     assert json.loads(json.dumps(description)) == description
     assert description["parameters"] == 260_755
+    assert Denoiser.from_config(description["config"]).describe() == description
+    assert make().describe()["config"] is None
 
 
 @pytest.mark.parametrize(
@@ -205,6 +207,12 @@ def test_wrong_image_shape(shape):
         denoiser.noise_pred(normal(*shape, dtype=torch.float32), table(denoiser), 1)
     with pytest.raises(ValueError, match="`x` must be of shape"):
         denoiser(normal(*shape, dtype=torch.float32), torch.ones(1))
+
+
+def test_integer_images():
+    denoiser = make()
+    with pytest.raises(TypeError, match=r"`x` must be floating, got torch\.uint8"):
+        denoiser.noise_pred(torch.zeros(1, *SHAPE, dtype=torch.uint8), table(denoiser), 1)
 
 
 @pytest.mark.parametrize("output", [lambda x: x[:, :1], lambda x: x[..., :2], lambda x: (x, x)])
