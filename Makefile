@@ -70,4 +70,4 @@ $(INSTALLED_BENCH): $(SETUP) | $(BIN)/python
 
 $(BUILD)/host_check: $(CHECK_SOURCES) $(filter %.h %.inl,$(SETUP))
 	@mkdir -p $(BUILD)
-	$(CXX) $(SANITIZE) $(CHECK_SOURCES) -o $@ -pthread
+	$(CXX) $(SANITIZE) $(CHECK_SOURCES) -o $@ -Wl,--no-as-needed -lgomp -ldl

@@ -168,7 +168,7 @@ def extensions() -> list[Extension]:
             depends=HEADERS,
             language="c++",
             extra_compile_args=FLAGS,
-            extra_link_args=["-pthread"],
+            libraries=["dl"],
             define_macros=[("FASTPURE_BUILD_FLAGS", f'"{" ".join(FLAGS)}"')],
         )
     ]

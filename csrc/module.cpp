@@ -10,6 +10,7 @@
 #include "fastpure/philox.h"
 #include "host/kernels.h"
 #include "host/launch.h"
+#include "host/threads.h"
 
 #ifndef FASTPURE_BUILD_FLAGS
 #define FASTPURE_BUILD_FLAGS "unknown"
@@ -133,6 +134,8 @@ py::dict build_info() {
                              py::arg("channels_last") = static_cast<int>(kChannelsLast));
   info["noise_kinds"] =
       py::dict(py::arg("normal") = static_cast<int>(kNormal), py::arg("uniform") = static_cast<int>(kUniform));
+  const char* threads = host::threads_from();
+  info["threads_from"] = threads == nullptr ? py::object(py::none()) : py::object(py::str(threads));
   info["cuda"] = false;
   return info;
 }

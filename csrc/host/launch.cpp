@@ -2,14 +2,14 @@
 
 #include <algorithm>
 
-#include "pool.h"
+#include "threads.h"
 
 namespace fastpure::host {
 namespace {
 
 // Elements a thread should get at least: below that, handing the work over costs more than doing it.
 constexpr int64_t kNoiseGrain = 16 * 1024;
-constexpr int64_t kPlainGrain = 128 * 1024;
+constexpr int64_t kPlainGrain = 32 * 1024;
 
 template <typename Args>
 struct Call {

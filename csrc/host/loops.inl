@@ -142,8 +142,7 @@ struct RowTile {
   T *x_next, *h_next;
 };
 
-// What a row has, as template arguments, so that absent inputs cost neither loads nor arithmetic. The values are the
-// same as with zeros in their place.
+// What a row has, as template arguments, so that absent inputs cost neither loads nor arithmetic.
 template <typename T, bool kClip, bool kRegister, bool kGuidance, bool kNoise>
 static void row_loop(const Row<T>& coefficients, const RowTile<T>& tile, int64_t count) {
   const Row<T> row = coefficients;
@@ -154,8 +153,8 @@ static void row_loop(const Row<T>& coefficients, const RowTile<T>& tile, int64_t
   for (int64_t i = 0; i < count; ++i) {
     const T xi = x[i], gi = kGuidance ? g[i] : zero, hi = kRegister ? h[i] : zero, zi = kNoise ? z[i] : zero;
     const T ei = kClip ? clipped_noise_pred(row, xi, e[i]) : e[i];
-    x_next[i] = next_state(row, xi, ei, gi, hi, zi);
-    if (kRegister) h_next[i] = next_register(row, xi, ei, gi, hi);
+    x_next[i] = next_state<kGuidance, kRegister, kNoise>(row, xi, ei, gi, hi, zi);
+    if (kRegister) h_next[i] = next_register<kGuidance>(row, xi, ei, gi, hi);
   }
 }
 
@@ -213,23 +212,41 @@ static void row_tiles(const RowArgs& args, int64_t begin, int64_t end) {
   });
 }
 
-template <typename T, bool kClip>
-static void vjp_loop(const Row<T>& coefficients, const T* v, const T* w, const T* x, const T* e, T* v_x, T* v_e,
-                     int64_t count) {
+// The pointers of one tile of the transposed row; v_g and v_h are null where they are not wanted.
+template <typename T>
+struct VjpTile {
+  const T *v, *w, *x, *e;
+  T *v_x, *v_e, *v_g, *v_h;
+};
+
+template <typename T, bool kClip, bool kRegister>
+static void vjp_loop(const Row<T>& coefficients, const VjpTile<T>& tile, int64_t count) {
   const Row<T> row = coefficients;
+  const T zero = static_cast<T>(0);
+  const T *v = tile.v, *w = tile.w, *x = tile.x, *e = tile.e;
+  T *v_x = tile.v_x, *v_e = tile.v_e, *v_g = tile.v_g, *v_h = tile.v_h;
   FASTPURE_INDEPENDENT
   for (int64_t i = 0; i < count; ++i) {
-    const T ve = v_noise_pred_inside(row, v[i], w[i]);
-    T vx = v_state_inside(row, v[i], w[i]);
-    T kept = ve;
+    const T vi = v[i], wi = kRegister ? w[i] : zero;
+    const T ve = v_noise_pred_inside<kRegister>(row, vi, wi);
+    const T vx = v_state_inside<kRegister>(row, vi, wi);
     if (kClip) {
       const bool outside = is_outside(predicted_image(row, x[i], e[i]));
-      const T clipped = v_state_outside(row, v[i], w[i], ve);
-      vx = outside ? clipped : vx;
-      kept = outside ? static_cast<T>(0) : ve;
+      const T clipped = v_state_outside<kRegister>(row, vi, wi, ve);
+      v_x[i] = outside ? clipped : vx;
+      v_e[i] = outside ? zero : ve;
+    } else {
+      v_x[i] = vx;
+      v_e[i] = ve;
     }
-    v_x[i] = vx;
-    v_e[i] = kept;
+  }
+  if (v_g != nullptr) {
+    FASTPURE_INDEPENDENT
+    for (int64_t i = 0; i < count; ++i) v_g[i] = v_guidance<kRegister>(row, v[i], kRegister ? w[i] : zero);
+  }
+  if (v_h != nullptr) {
+    FASTPURE_INDEPENDENT
+    for (int64_t i = 0; i < count; ++i) v_h[i] = v_register<kRegister>(row, v[i], kRegister ? w[i] : zero);
   }
 }
 
@@ -237,24 +254,22 @@ template <typename T>
 static void vjp_tiles(const RowVjpArgs& args, int64_t begin, int64_t end) {
   const Row<T> row = load_row<T>(args.table, *args.step);
   const bool clip = row.clip != static_cast<T>(0) && args.x != nullptr;
+  const auto loop = args.v_register != nullptr ? (clip ? vjp_loop<T, true, true> : vjp_loop<T, false, true>)
+                                               : (clip ? vjp_loop<T, true, false> : vjp_loop<T, false, false>);
+  const auto moved = [](void* base, int64_t offset) {
+    return base == nullptr ? nullptr : static_cast<T*>(base) + offset;
+  };
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t offset = tile * kTile;
-    const int64_t count = smaller(kTile, args.elements - offset);
-    const T* v = at<T>(args.v, offset);
-    const T* w = at<T>(args.v_register, offset);
-    (clip ? vjp_loop<T, true> : vjp_loop<T, false>)(
-        row, v, w, at<T>(args.x, offset), at<T>(args.noise_pred, offset), static_cast<T*>(args.v_x) + offset,
-        static_cast<T*>(args.v_noise_pred) + offset, count);
-    if (args.v_guidance != nullptr) {
-      T* out = static_cast<T*>(args.v_guidance) + offset;
-      FASTPURE_INDEPENDENT
-      for (int64_t i = 0; i < count; ++i) out[i] = v_guidance(row, v[i], w[i]);
-    }
-    if (args.v_register_out != nullptr) {
-      T* out = static_cast<T*>(args.v_register_out) + offset;
-      FASTPURE_INDEPENDENT
-      for (int64_t i = 0; i < count; ++i) out[i] = v_register(row, v[i], w[i]);
-    }
+    const VjpTile<T> pointers = {at<T>(args.v, offset),
+                                 at<T>(args.v_register, offset),
+                                 at<T>(args.x, offset),
+                                 at<T>(args.noise_pred, offset),
+                                 moved(args.v_x, offset),
+                                 moved(args.v_noise_pred, offset),
+                                 moved(args.v_guidance, offset),
+                                 moved(args.v_register_out, offset)};
+    loop(row, pointers, smaller(kTile, args.elements - offset));
   }
 }
 

@@ -168,19 +168,19 @@ void check_row(Problem<T>& p, bool clip, const host::Kernels& kernels, int threa
   const Row<T> row = load_row<T>(p.table.data(), 0);
   for (int64_t i = 0; i < p.size; ++i) {
     const T used = clip ? clipped_noise_pred(row, x[i], e[i]) : e[i];
-    const T ve = v_noise_pred_inside(row, g[i], h[i]);
+    const T ve = v_noise_pred_inside<true>(row, g[i], h[i]);
     const bool outside = clip && is_outside(predicted_image(row, x[i], e[i]));
-    const T expected[6] = {next_state(row, x[i], used, g[i], h[i], p.noise_at(i)),
-                           next_register(row, x[i], used, g[i], h[i]),
-                           outside ? v_state_outside(row, g[i], h[i], ve) : v_state_inside(row, g[i], h[i]),
+    const T expected[6] = {next_state<true, true, true>(row, x[i], used, g[i], h[i], p.noise_at(i)),
+                           next_register<true>(row, x[i], used, g[i], h[i]),
+                           outside ? v_state_outside<true>(row, g[i], h[i], ve) : v_state_inside<true>(row, g[i], h[i]),
                            outside ? T(0) : ve,
-                           v_guidance(row, g[i], h[i]),
-                           v_register(row, g[i], h[i])};
+                           v_guidance<true>(row, g[i], h[i]),
+                           v_register<true>(row, g[i], h[i])};
     const T got[6] = {x_next.get()[i], h_next.get()[i], v_x.get()[i], v_e.get()[i], v_g.get()[i], v_h.get()[i]};
     if (!same_bits(expected, got, 6)) return expect(false, "row equals the element-by-element loop");
   }
-  for (const Guarded<T>* g_ : {&x_next, &h_next, &v_x, &v_e, &v_g, &v_h}) {
-    expect(g_->intact(), "row writes only its outputs");
+  for (const Guarded<T>* out : {&x_next, &h_next, &v_x, &v_e, &v_g, &v_h}) {
+    expect(out->intact(), "row writes only its outputs");
   }
 }
 

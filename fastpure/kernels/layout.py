@@ -54,19 +54,22 @@ def _check_dense(name: str, tensor: Tensor, fmt: torch.memory_format) -> None:
 
 
 def like_state(name: str, tensor: Tensor | None, x: Tensor, fmt: torch.memory_format) -> Tensor | None:
-    """``tensor`` in the dtype and memory format of the state, copied only where it differs."""
+    """``tensor`` in the dtype and memory format of the state, copied only where it differs.
+
+    Afterwards everything holds that :func:`check_images` checks.
+    """
     if tensor is None:
         return None
-    if type(tensor) is Tensor and tensor.dtype == x.dtype and tensor.is_contiguous(memory_format=fmt):
-        return tensor  # the usual case; the operation itself checks the shape
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(mistake(name, "a floating-point tensor [B, C, H, W]", got))
     if tensor.shape != x.shape:
         raise ValueError(mistake(name, f"of the shape of the state, {list(x.shape)}", list(tensor.shape)))
+    if tensor.device != x.device:
+        raise ValueError(mistake(name, f"on the device of the state, {x.device}", tensor.device))
     if tensor.dtype != x.dtype:
         tensor = tensor.to(x.dtype)
-    return tensor.contiguous(memory_format=fmt)
+    return tensor if tensor.is_contiguous(memory_format=fmt) else tensor.contiguous(memory_format=fmt)
 
 
 def check_step(step: Tensor, device: torch.device) -> None:

@@ -62,7 +62,11 @@ class OpSpec:
         return self.impls[backend].unavailable(device_type, dtype)
 
 
-def define(spec: OpSpec, check: Callable[..., torch.Tensor]) -> Callable[..., None]:
+def define(
+    spec: OpSpec,
+    check: Callable[..., torch.Tensor],
+    check_converted: Callable[..., torch.Tensor] | None = None,
+) -> Callable[..., None]:
     """Register ``torch.ops.fastpure.<name>`` and return the cheapest way to call it.
 
     That is the registered operation where something watches (a compiler, a tracing mode, a tensor subclass),
@@ -70,14 +74,17 @@ def define(spec: OpSpec, check: Callable[..., torch.Tensor]) -> Callable[..., No
 
     ``check`` gets the arguments of the schema, raises on anything a kernel could stumble over, and returns
     the tensor whose device and dtype decide the back end. It is also the fake kernel (there are no returns to
-    describe), so tracing reports the same errors as running.
+    describe), so tracing reports the same errors as running. ``check_converted`` may leave out what holds for
+    tensors that the public function made or converted itself; it serves the direct call.
     """
     LIBRARY.define(f"{spec.name}{spec.schema}")
 
-    def kernel(*args: Any) -> None:
-        leading = check(*args)
+    def run(leading: torch.Tensor, args: tuple[Any, ...]) -> None:
         if leading.numel() > 0:
             spec.impls[choose(spec, leading.device.type, leading.dtype)].run(*args)
+
+    def kernel(*args: Any) -> None:
+        run(check(*args), args)
 
     def fake(*args: Any) -> None:
         check(*args)
@@ -85,12 +92,13 @@ def define(spec: OpSpec, check: Callable[..., torch.Tensor]) -> Callable[..., No
     LIBRARY.impl(spec.name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastpure::{spec.name}", fake, lib=LIBRARY)
     registered = getattr(torch.ops.fastpure, spec.name).default
+    check_direct = check_converted or check
 
     def call(*args: Any) -> None:
         if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(args[0]) is not torch.Tensor:
             registered(*args)
         else:
-            kernel(*args)
+            run(check_direct(*args), args)
 
     return call
 

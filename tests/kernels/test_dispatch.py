@@ -115,6 +115,8 @@ def test_the_extension_is_preferred_and_agrees_on_codes():
     assert build["noise_kinds"] == _ext.NOISE_CODES
     assert build["instruction_sets"][-1] == "baseline"
     assert "-ffp-contract=off" in build["flags"]
+    if torch.backends.openmp.is_available():
+        assert "omp" in build["threads_from"]
 
 
 def test_another_abi_disables_the_extension(fresh_choices, monkeypatch):

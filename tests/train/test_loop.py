@@ -177,7 +177,7 @@ def test_diverged_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
 
 def test_training_decreases_the_losses(tmp_path: Path) -> None:
     for loss, kind in ((LOSS, SmallClassifier), (DenoiserLoss(t_max=0.3), SmallDenoiser)):
-        config = quick(steps=150, log_every=30, score_every=30, ema=0.95)
+        config = quick(steps=100, log_every=20, score_every=20, ema=0.95)
         out = tmp_path / kind.__name__
         fit(fresh(kind), loss, few_digits(), config, out=out, network={}, progress=False)
         curve = [float(row[1]) for row in _rows(out)[1:]]

@@ -44,43 +44,56 @@ FASTPURE_HD T clipped_noise_pred(const Row<T>& row, T x, T e) {
   return is_outside(x0) ? edge : e;
 }
 
-// a x + (b e + (c g + (p h + d z)))
-template <typename T>
+// a x + (b e + (c g + (p h + d z))), where the terms of absent inputs are left out: the value is that with zeros in
+// their place (only the sign of a zero may differ), at the price of the terms there are.
+template <bool kGuidance, bool kRegister, bool kNoise, typename T>
 FASTPURE_HD T next_state(const Row<T>& row, T x, T e, T g, T h, T z) {
-  return fused(row.a, x, fused(row.b, e, fused(row.c, g, fused(row.p, h, row.d * z))));
+  T sum = kNoise ? row.d * z : static_cast<T>(0);
+  if (kRegister) sum = fused(row.p, h, sum);
+  if (kGuidance) sum = fused(row.c, g, sum);
+  return fused(row.a, x, fused(row.b, e, sum));
 }
 
 // q x + (r e + (u g + s h))
-template <typename T>
+template <bool kGuidance, typename T>
 FASTPURE_HD T next_register(const Row<T>& row, T x, T e, T g, T h) {
-  return fused(row.q, x, fused(row.r, e, fused(row.u, g, row.s * h)));
+  T sum = row.s * h;
+  if (kGuidance) sum = fused(row.u, g, sum);
+  return fused(row.q, x, fused(row.r, e, sum));
 }
 
-// Cotangents of (x, e) where the element is inside or the row does not clip; v and w are those of (x', h').
-template <typename T>
+// Cotangents; v and w are those of (x', h'), w absent where h' was not used. All have the form `k v + l w`.
+template <bool kRegister, typename T>
+FASTPURE_HD T combine(T k, T v, T l, T w) {
+  return kRegister ? fused(k, v, l * w) : k * v;
+}
+
+// Cotangent of e where the element is inside or the row does not clip; it is 0 elsewhere.
+template <bool kRegister, typename T>
 FASTPURE_HD T v_noise_pred_inside(const Row<T>& row, T v, T w) {
-  return fused(row.b, v, row.r * w);
+  return combine<kRegister>(row.b, v, row.r, w);
 }
 
-template <typename T>
+template <bool kRegister, typename T>
 FASTPURE_HD T v_state_inside(const Row<T>& row, T v, T w) {
-  return fused(row.a, v, row.q * w);
+  return combine<kRegister>(row.a, v, row.q, w);
 }
 
-// Cotangent of x where the element was clipped: e no longer matters, x enters through (x - alpha sign) / sigma.
-template <typename T>
+// Cotangent of x where the element was clipped: x then enters through (x - alpha sign) / sigma too.
+template <bool kRegister, typename T>
 FASTPURE_HD T v_state_outside(const Row<T>& row, T v, T w, T ve) {
-  return fused(row.a, v, fused(row.q, w, ve / row.sigma));
+  const T edge = ve / row.sigma;
+  return fused(row.a, v, kRegister ? fused(row.q, w, edge) : edge);
 }
 
-template <typename T>
+template <bool kRegister, typename T>
 FASTPURE_HD T v_guidance(const Row<T>& row, T v, T w) {
-  return fused(row.c, v, row.u * w);
+  return combine<kRegister>(row.c, v, row.u, w);
 }
 
-template <typename T>
+template <bool kRegister, typename T>
 FASTPURE_HD T v_register(const Row<T>& row, T v, T w) {
-  return fused(row.p, v, row.s * w);
+  return combine<kRegister>(row.p, v, row.s, w);
 }
 
 }  // namespace fastpure

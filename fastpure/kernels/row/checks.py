@@ -32,17 +32,16 @@ def check_table(table: Tensor, state: Tensor, like: str) -> None:
 
 def check_row(*args: Any) -> Tensor:
     """Check the arguments of the operation ``affine_row`` (order of its schema); returns ``x``."""
-    x, noise_pred, guidance, register, noise, seed, ids, draws, table, step, stream, domain, *outs = args
+    x, noise_pred, guidance, register, noise, *_, x_next, register_next = args
     check_state("x", x)
-    images = {
-        "noise_pred": noise_pred,
-        "guidance": guidance,
-        "register": register,
-        "noise": noise,
-        "x_next": outs[0],
-        "register_next": outs[1],
-    }
-    check_images(x, "x", images)
+    images = {"noise_pred": noise_pred, "guidance": guidance, "register": register, "noise": noise}
+    check_images(x, "x", images | {"x_next": x_next, "register_next": register_next})
+    return check_row_converted(*args)
+
+
+def check_row_converted(*args: Any) -> Tensor:
+    """The same without the images, which the public function has made or converted itself."""
+    x, _, _, _, noise, seed, ids, draws, table, step, stream, domain, _, _ = args
     check_table(table, x, "x")
     check_step(step, x.device)
     check_byte("stream", stream)
@@ -56,11 +55,17 @@ def check_row(*args: Any) -> Tensor:
 
 def check_vjp(*args: Any) -> Tensor:
     """Check the arguments of the operation ``affine_row_vjp`` (order of its schema); returns ``v``."""
-    v, v_register, x, noise_pred, table, step, *outs = args
+    v, v_register, x, noise_pred, _, _, *outs = args
     check_state("v", v)
     names = ("v_x", "v_noise_pred", "v_guidance", "v_register_out")
     images = {"v_register": v_register, "x": x, "noise_pred": noise_pred}
     check_images(v, "v", images | dict(zip(names, outs, strict=True)))
+    return check_vjp_converted(*args)
+
+
+def check_vjp_converted(*args: Any) -> Tensor:
+    """The same without the images, which the public function has made or converted itself."""
+    v, table, step = args[0], args[4], args[5]
     check_table(table, v, "v")
     check_step(step, v.device)
     return v

@@ -96,8 +96,8 @@ VJP = registry.OpSpec(
     },
     order=ORDER,
 )
-_run_row = registry.define(ROW, checks.check_row)
-_run_vjp = registry.define(VJP, checks.check_vjp)
+_run_row = registry.define(ROW, checks.check_row, checks.check_row_converted)
+_run_vjp = registry.define(VJP, checks.check_vjp, checks.check_vjp_converted)
 
 
 def affine_row(
