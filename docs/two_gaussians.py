@@ -73,7 +73,7 @@ def main(path: Path) -> None:
     noises = [0.0, 2.0, 4.0, 8.0, 16.0]
     right.plot(noises, [flip_probability(2.0, noise) for noise in noises], "o-", label="scale 2")
     right.axhline(flip_probability(0.0), color="gray", linestyle="--", label="no guidance")
-    right.set(xlabel="classifier noise", title="noisy classifier")
+    right.set(xlabel="classifier noise", title="noisy classifier", ylim=(0, None))
     right.legend(frameon=False)
     figure.savefig(path, dpi=150)
 

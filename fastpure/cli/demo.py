@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,11 +54,13 @@ def demo(
     from . import figures
 
     setting = Setting(images, t, steps, scale, eps, n_iter, eot_iter, eval_draws, seed)
-    if out.is_dir() or not out.parent.is_dir():
-        raise OSError(f"`--out` must name a file in an existing folder, got {out}")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise OSError(f"`--out` must name a file in a folder that can be written, got {out}")
     data = load_dataset("digits", "test")
     if not 1 <= images <= len(data):
         raise ValueError(f"`--images` must be in 1..{len(data)}, the test images there are, got {images}")
+    if steps < 1:
+        raise ValueError(f"`--steps` must be at least 1, got {steps}")
     data = data.subset(images, data_seed=0)
     defenses = build(setting)
     results = attack_all(setting, defenses, data)

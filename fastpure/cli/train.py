@@ -13,26 +13,26 @@ app = typer.Typer(
     help="Train a denoiser or a classifier. Interrupt with Ctrl-C at any time: the same command continues.",
 )
 
-Data = Annotated[str, typer.Option(help="Data set: digits (ships with scikit-learn) or cifar10.")]
+Data = Annotated[str, typer.Option(help="Data set: digits (needs no file); classifiers also cifar10.")]
 DataPath = Annotated[
     Path | None, typer.Option(help="File or folder with the images; needed for cifar10, not for digits.")
 ]
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for checkpoints, metrics and the result. [default: runs/DATA-denoiser or -classifier]"
+        help="Folder for checkpoints, metrics and the result. (default: runs/DATA-denoiser or -classifier)"
     ),
 ]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps. [default: enough for DATA]")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps. (default: what the data set needs)")]
 BatchSize = Annotated[int | None, typer.Option(help="Images per step.")]
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate; it then falls to zero along a cosine.")]
 Seed = Annotated[
     int | None,
-    typer.Option(help="Seed of everything random: the same seed gives the same network. [default: 0]"),
+    typer.Option(help="Seed of everything random: the same seed gives the same network. (default: 0)"),
 ]
 Ema = Annotated[float | None, typer.Option(help="Decay of the averaged weights, which are what is exported.")]
 Network = Annotated[
-    str | None, typer.Option(help="Name of the network's configuration. [default: one for DATA]")
+    str | None, typer.Option(help="Name of the network's configuration. (default: one made for the data set)")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]
