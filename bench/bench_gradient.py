@@ -96,7 +96,7 @@ def kept_megabytes() -> float:
     """MB autograd keeps per image and step in ours."""
     method = fp.methods.coup_unguided(t=STEPS * DT, dt=DT)
     purifier = fp.Purifier(denoiser(), method)
-    process = purifier._process(torch.device("cpu"))
+    process = purifier._process("fp32", torch.device("cpu"))
     x = 2 * inputs()[0] - 1
     weights = list(purifier.denoiser.state_dict().values())
     with count_saved_bytes(x, *weights) as saved:

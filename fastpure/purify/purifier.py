@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake
+from ..guidance import Guidance
 from ..kernels import Domain, NoiseKeys
 from ..nets import Denoiser
 from ..reverse import (
@@ -22,10 +24,28 @@ from ..reverse import (
     states,
 )
 from .methods import Method
+from .precision import Precision
 from .precision import precision as precision_named
 
 RANGE_SLACK = 1e-6
 """How far outside [0, 1] a pixel may lie: attacks project in float32 and miss by a rounding error."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Engine:
+    """The networks of a purifier in one precision."""
+
+    precision: Precision
+    denoiser: Denoiser
+    guidance: Guidance | None
+
+    @staticmethod
+    def build(denoiser: Denoiser, method: Method, precision: Precision) -> _Engine:
+        guidance = method.guidance.cast(precision.network) if method.guidance else None
+        return _Engine(precision, denoiser.cast(precision.network), guidance)
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.denoiser, *(self.guidance.networks() if self.guidance else ()))
 
 
 class Purifier(nn.Module):
@@ -37,6 +57,9 @@ class Purifier(nn.Module):
         seed: 64-bit seed of all noise.
         precision: "fp32" (TF32 off), "tf32", "bf16", "fp16" for the networks; "fp64" computes everything in
             float64 and accepts float64 images, for verification.
+        gradient_precision: the same choice for calls that record a gradient; as ``precision`` if None. An
+            attacker may differentiate a cheaper copy of the networks; decisions, which record no gradient, are
+            always taken by the deployed ones.
         memory: "auto", "store", "recompute" or bytes; what is kept for the backward pass.
 
     The noise is a pure function of (seed, sample id, draw, step): an image gets the same result in any batch,
@@ -50,6 +73,7 @@ class Purifier(nn.Module):
         seed: int = 0,
         precision: str = "fp32",
         memory: str | int = "auto",
+        gradient_precision: str | None = None,
     ) -> None:
         super().__init__()
         self.training = False
@@ -60,16 +84,27 @@ class Purifier(nn.Module):
             remedy = "Use for example fp.methods.diffpure(t=0.1)"
             raise TypeError(mistake("method", "a Method", type(method).__name__, remedy))
         self.precision = precision
-        self._precision = precision_named(precision)
+        self.gradient_precision = gradient_precision or precision
         self.method = method
         self.seed = _check_seed(seed)
         self.memory = MemoryPlan(memory)
-        self.denoiser = denoiser.cast(self._precision.network)
-        self._guidance = method.guidance.cast(self._precision.network) if method.guidance else None
-        self._guides = nn.ModuleList(self._guidance.networks() if self._guidance else ())
-        self._guides.training = False
-        self._processes: dict[torch.device, Process] = {}
+        names = {self.precision: None, self.gradient_precision: None}
+        self._engines = {name: _Engine.build(denoiser, method, precision_named(name)) for name in names}
+        if len({engine.precision.state for engine in self._engines.values()}) > 1:
+            expected = "'fp64' for both or for neither, because it changes the state's dtype"
+            raise ValueError(
+                mistake("gradient_precision", expected, f"{gradient_precision!r} with {precision!r}")
+            )
+        networks = [network for engine in self._engines.values() for network in engine.networks()]
+        self._networks = nn.ModuleList(networks)
+        self._networks.training = False
+        self._processes: dict[tuple[str, torch.device], Process] = {}
         self._costs: dict[tuple[object, ...], int] = {}
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The deployed denoiser: a frozen copy in the purifier's precision."""
+        return self._engines[self.precision].denoiser
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -138,7 +173,11 @@ class Purifier(nn.Module):
 
     def extra_repr(self) -> str:
         """Method, seed, precision and memory plan, for printing."""
-        return f"{self.method}, seed={self.seed}, precision={self.precision!r}, memory={self.memory.choice!r}"
+        gradient = f", gradient_precision={self.gradient_precision!r}"
+        return (
+            f"{self.method}, seed={self.seed}, precision={self.precision!r}"
+            f"{gradient if self.gradient_precision != self.precision else ''}, memory={self.memory.choice!r}"
+        )
 
     def _prepare(
         self,
@@ -164,23 +203,28 @@ class Purifier(nn.Module):
             raise ValueError(mistake("sample_ids", expected, f"{len(keys.sample_ids)}"))
         if len(x) == 0:
             return None
-        if self._guidance is not None:
-            self._guidance.check()
-        state = x.to(self._precision.state) * 2.0 - 1.0
+        recording = torch.is_grad_enabled() and x.requires_grad
+        name = self.gradient_precision if recording else self.precision
+        engine = self._engines[name]
+        if engine.guidance is not None:
+            engine.guidance.check()
+        state = x.to(engine.precision.state) * 2.0 - 1.0
         source: NoiseSource = GeneratedNoise(keys) if noise is None else noise.bind(self.method.steps, state)
-        environment = partial(self._precision.environment, device)
+        environment = partial(engine.precision.environment, device)
         with environment():
-            context = self._guidance.context(state) if self._guidance is not None else ()
-        call = Call(self._process(device), source, keys.sample_ids, self.memory, self._costs, environment)
+            context = engine.guidance.context(state) if engine.guidance is not None else ()
+        process = self._process(name, device)
+        call = Call(process, source, keys.sample_ids, self.memory, self._costs, environment)
         return call, state, context
 
-    def _process(self, device: torch.device) -> Process:
-        if device not in self._processes:
+    def _process(self, name: str, device: torch.device) -> Process:
+        if (name, device) not in self._processes:
+            engine = self._engines[name]
             with torch.no_grad():
-                self._processes[device] = Process.build(
-                    self.denoiser, self.method.steps, self._guidance, device, self._precision.state
+                self._processes[name, device] = Process.build(
+                    engine.denoiser, self.method.steps, engine.guidance, device, engine.precision.state
                 )
-        return self._processes[device]
+        return self._processes[name, device]
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # Weights may have moved: what was precomputed from them is stale.

@@ -78,7 +78,7 @@ def _rows_to_keep(
     rows = [k for k, row in enumerate(process.table.rows) if row.calls_network]
     cost = 0
     if plan.measures and rows:
-        key = (tuple(x.shape), x.dtype, x.device)
+        key = (tuple(x.shape), x.dtype, x.device, process.denoiser.dtype)
         if key not in costs:
             costs[key] = _bytes_per_row(process, rows[-1], x, context, noise)
         cost = costs[key]
