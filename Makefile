@@ -14,9 +14,9 @@ INSTALLED_BENCH := $(VENV)/.fastpure-installed-bench
 
 SANITIZE := -std=c++17 -O2 -g -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
 	-ffp-contract=off -fno-math-errno -fno-trapping-math -Icsrc -Icsrc/include -Icsrc/host
-CHECK_SOURCES := csrc/tests/host_check.cpp $(wildcard csrc/host/*.cpp)
+HOST_SOURCES := $(wildcard csrc/host/*.cpp)
 
-.PHONY: help demo test lint sanitize bench wheel-check clean
+.PHONY: help demo test lint sanitize cuda-check gpu bench wheel-check clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,15 @@ lint: $(INSTALLED_DEV)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy fastpure
 
-sanitize: $(BUILD)/host_check  ## the host kernels under the address and undefined-behaviour sanitizers
+sanitize: $(BUILD)/host_check $(BUILD)/device_check  ## all kernels, the GPU's too, on the CPU under sanitizers
 	$(BUILD)/host_check
+	$(BUILD)/device_check
+
+cuda-check: $(INSTALLED)  ## compile the CUDA half for every architecture, inspect it, import it (needs nvcc)
+	PYTHON=$(BIN)/python bash .ci/cuda_check
+
+gpu:  ## on a machine with a GPU, torch and nvcc: build for it, run the gpu tests and benches (no network needed)
+	PYTHON=$(or $(wildcard $(BIN)/python),$(PYTHON)) bash bench/run_gpu.sh $(or $(OUT),build/gpu)
 
 bench: $(INSTALLED_BENCH)  ## every benchmark, as tables of ratios
 	@for name in $(basename $(notdir $(wildcard bench/bench_*.py))); do \
@@ -68,6 +75,6 @@ $(INSTALLED_DEV): $(SETUP) | $(BIN)/python
 $(INSTALLED_BENCH): $(SETUP) | $(BIN)/python
 	$(call install,bench)
 
-$(BUILD)/host_check: $(CHECK_SOURCES) $(filter %.h %.inl,$(SETUP))
+$(BUILD)/%_check: csrc/tests/%_check.cpp $(HOST_SOURCES) $(filter %.h %.inl,$(SETUP))
 	@mkdir -p $(BUILD)
-	$(CXX) $(SANITIZE) $(CHECK_SOURCES) -o $@ -Wl,--no-as-needed -lgomp -ldl
+	$(CXX) $(SANITIZE) $< $(HOST_SOURCES) -o $@ -Wl,--no-as-needed -lgomp -ldl

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -112,18 +113,39 @@ def find_nvcc() -> str | None:
 
 
 def compile_cuda(nvcc: str, folder: Path) -> list[str]:
-    """Compile every .cu file into ``folder``; returns the object files. A failure is an error."""
-    archs = os.environ.get("FASTPURE_CUDA_ARCHS", DEFAULT_ARCHS).split()
+    """Compile every .cu file into ``folder``, side by side; returns the object files. A failure is an error."""
+    archs = cuda_archs()
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-    objects = []
-    for source in CUDA_SOURCES:
-        target = folder / f"{Path(source).stem}.cu.o"
-        target.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(source: str) -> str:
+        target = str(folder / f"{Path(source).stem}.cu.o")
         command = [nvcc, *NVCC_FLAGS, *targets, *(f"-I{path}" for path in INCLUDES), "-c", source]
-        subprocess.run([*command, "-o", str(target)], check=True)
-        objects.append(str(target))
-    return objects
+        subprocess.run([*command, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:
+        return list(workers.map(compile_one, CUDA_SOURCES))
+
+
+def cuda_archs() -> list[str]:
+    """The architectures to compile for, oldest first."""
+    archs = os.environ.get("FASTPURE_CUDA_ARCHS", DEFAULT_ARCHS).split()
+    if not archs or not all(arch.rstrip("af").isdigit() for arch in archs):
+        raise SystemExit(f"FASTPURE_CUDA_ARCHS must be numbers such as '80 90', got {' '.join(archs)!r}")
+    return sorted(archs, key=lambda arch: int(arch.rstrip("af")))
+
+
+def cuda_library_folder(nvcc: str) -> str:
+    """Where the toolkit of ``nvcc`` (which may be a script that calls it) keeps libcudart_static.a."""
+    output = subprocess.run([nvcc, "--dryrun", "-c", "nothing.cu"], capture_output=True, text=True)
+    roots = [line.partition("TOP=")[2].strip() for line in output.stderr.splitlines() if "TOP=" in line]
+    for root in (*roots, Path(nvcc).resolve().parents[1], "/usr/local/cuda"):
+        for folder in (Path(root) / "lib64", Path(root) / "targets" / "x86_64-linux" / "lib"):
+            if (folder / "libcudart_static.a").exists():
+                return str(folder.resolve())
+    raise SystemExit(f"fastpure: {nvcc} is there, but libcudart_static.a of its toolkit was not found")
 
 
 class BuildExtension(build_ext):
@@ -136,9 +158,13 @@ class BuildExtension(build_ext):
         nvcc = find_nvcc()
         if nvcc is not None:
             ext.extra_objects = compile_cuda(nvcc, Path(self.build_temp))
-            ext.library_dirs.append(str(Path(nvcc).resolve().parents[1] / "lib64"))
+            ext.library_dirs.append(cuda_library_folder(nvcc))
             ext.libraries.extend(CUDA_LIBRARIES)
-            ext.define_macros.append(("FASTPURE_WITH_CUDA", "1"))
+            ext.define_macros += [
+                ("FASTPURE_WITH_CUDA", "1"),
+                ("FASTPURE_CUDA_FLAGS", f'"{" ".join(NVCC_FLAGS)}"'),
+                ("FASTPURE_CUDA_ARCHS", f'"{" ".join(cuda_archs())}"'),
+            ]
         super().build_extension(ext)
 
 
@@ -165,7 +191,7 @@ def extensions() -> list[Extension]:
         Extension(
             "fastpure._C",
             sources=SOURCES,
-            depends=HEADERS,
+            depends=[*HEADERS, *CUDA_SOURCES],
             language="c++",
             extra_compile_args=FLAGS,
             libraries=["dl"],

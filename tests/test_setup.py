@@ -74,6 +74,37 @@ def test_every_host_source_is_built(setup):
     assert set(setup.SOURCES) == {path for path in found if not path.startswith("csrc/tests")}
 
 
+def test_every_cuda_source_is_built(setup):
+    folder = SETUP.parent / "csrc" / "cuda"
+    assert (
+        {Path(path).name for path in setup.CUDA_SOURCES}
+        == {path.name for path in folder.glob("*.cu")}
+        != set()
+    )
+    assert "csrc/cuda/quad.h" in setup.HEADERS
+
+
+def test_architectures_are_numbers_in_order(setup, monkeypatch):
+    assert setup.cuda_archs() == ["80", "90"]
+    monkeypatch.setenv("FASTPURE_CUDA_ARCHS", "120 90a 80")
+    assert setup.cuda_archs() == ["80", "90a", "120"]
+    for wrong in ("sm_90", " "):
+        monkeypatch.setenv("FASTPURE_CUDA_ARCHS", wrong)
+        with pytest.raises(SystemExit, match="FASTPURE_CUDA_ARCHS must be numbers"):
+            setup.cuda_archs()
+
+
+def test_the_toolkit_is_found_through_a_script(setup, tmp_path):
+    toolkit = tmp_path / "toolkit" / "lib64"
+    toolkit.mkdir(parents=True)
+    (toolkit / "libcudart_static.a").touch()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f'#!/bin/sh\necho "#$ TOP={toolkit.parent}" >&2\n')
+    nvcc.chmod(0o755)
+    assert setup.cuda_library_folder(str(nvcc)) == str(toolkit)
+
+
 def test_cuda_switches(setup, monkeypatch):
     monkeypatch.setattr(setup, "CUDA_SOURCES", ["csrc/cuda/row.cu"])
     monkeypatch.setattr(setup.shutil, "which", lambda name: None)

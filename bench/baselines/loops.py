@@ -22,13 +22,14 @@ class LoopGradient:
     ) -> None:
         self.network, self.table = network.requires_grad_(False), table
         generator = torch.Generator().manual_seed(0)
-        self.noise = torch.randn(len(table), 1, *shape, generator=generator)
+        device = next(network.parameters()).device
+        self.noise = torch.randn(len(table), 1, *shape, generator=generator).to(device)
         step = self._step
         self.advance = functools.partial(checkpoint, step, use_reentrant=False) if recompute else step
 
     def _step(self, x: Tensor, k: int) -> Tensor:
         row = self.table.rows[k]
-        noise_pred = self.network(x, torch.full((len(x),), row.tau))
+        noise_pred = self.network(x, torch.full((len(x),), row.tau, device=x.device))
         return row.a * x + row.b * noise_pred + row.d * self.noise[k]
 
     def __call__(self, x: Tensor, v: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ def doctor(
     )
     for name, value in extension["build"].items():
         print(f"  {name:<10} {value}")
+    print(f"  {'on CUDA':<10} {extension['cuda']}")
     print("\nback ends")
     for op, devices in report["kernels"]["ops"].items():
         for device, dtypes in devices.items():

@@ -5,6 +5,7 @@ registration as ``torch.ops.fastpure.*``. Other layers import from here only.
 """
 
 from fastpure.kernels.catalogue import OPS, backend_report
+from fastpure.kernels.cuda_support import preload
 from fastpure.kernels.keys import Domain, NoiseKeys, Stream
 from fastpure.kernels.noise.op import philox_normal, philox_uniform
 from fastpure.kernels.registry import BACKENDS, use_backend
@@ -21,5 +22,6 @@ __all__ = [
     "backend_report",
     "philox_normal",
     "philox_uniform",
+    "preload",
     "use_backend",
 ]

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ABI = 1
+ABI = 2
 """Must equal FASTPURE_ABI in csrc/include/fastpure/args.h; a mismatch disables the extension."""
 
-DTYPE_CODES = {"float32": 0, "float64": 1}
+DTYPE_CODES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 LAYOUT_CODES = {"contiguous": 0, "channels_last": 1}
 NOISE_CODES = {"normal": 0, "uniform": 1}
 BUILD_REPORT = Path(__file__).resolve().parents[1] / "_build_report.json"
@@ -46,6 +46,36 @@ def load() -> Extension:
             None, f"fastpure._C was built for ABI {found}, this Python code needs {ABI}: reinstall", build
         )
     return Extension(module, None, build)
+
+
+@functools.cache
+def _cuda_trouble(module: ModuleType) -> str | None:
+    """What keeps the CUDA half from running; asked once, because it wakes the driver."""
+    capabilities = list(module.device_capabilities())
+    if not capabilities:
+        return f"no CUDA device can be used: {module.device_trouble()}"
+    architectures = module.build_info()["cuda"]["architectures"]
+    oldest = min(int(name.rstrip("af")) for name in architectures.split())
+    for index, capability in enumerate(capabilities):
+        if capability < oldest:
+            return (
+                f"cuda:{index} has compute capability {capability / 10}, the extension was built for "
+                f"{architectures} and newer (FASTPURE_CUDA_ARCHS={capability} when installing)"
+            )
+    return None
+
+
+def reason_against_cuda() -> str | None:
+    """Why the extension cannot serve CUDA tensors; None if it can."""
+    extension = load()
+    if extension.module is None:
+        return extension.reason
+    if not extension.build.get("cuda"):
+        return (
+            "the extension was built without its CUDA half (nvcc was not found or FASTPURE_CUDA=0; "
+            "installing with FASTPURE_CUDA=1 insists on it)"
+        )
+    return _cuda_trouble(extension.module)
 
 
 def _reason_not_built() -> str:

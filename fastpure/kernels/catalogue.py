@@ -17,7 +17,8 @@ OPS: dict[str, OpSpec] = {spec.name: spec for spec in (NORMAL, UNIFORM, ROW, VJP
 def backend_report() -> dict[str, Any]:
     """What is available and why not: ``{"extension": {...}, "ops": {op: {device: {dtype: {...}}}}}``.
 
-    ``extension`` has ``available``, ``reason`` and ``build`` (compiler, flags, instruction sets). Per
+    ``extension`` has ``available``, ``reason``, ``build`` (compiler, flags, instruction sets) and ``cuda``
+    (``"available"``, or why the extension cannot serve CUDA tensors). Per
     operation, device type and dtype there are ``chosen`` (a back-end name), ``error`` (a forced back end that
     cannot run) and ``unavailable`` (back end -> reason). Everything in it can be written as JSON.
     """
@@ -29,6 +30,7 @@ def backend_report() -> dict[str, Any]:
             "available": extension.module is not None,
             "reason": extension.reason,
             "build": extension.build,
+            "cuda": _ext.reason_against_cuda() or "available",
         },
         "ops": {
             name: {

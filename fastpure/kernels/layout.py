@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from fastpure.errors import mistake
+from fastpure.kernels import _ext
 from fastpure.kernels.keys import BYTE_MAX
 
 STATE_DTYPES = (torch.float32, torch.float64)
+NARROW_DTYPES = (torch.bfloat16, torch.float16)
+NARROW_IMAGES = ("noise_pred", "guidance")
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
@@ -16,6 +19,17 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
+
+
+def layout_code(x: Tensor) -> int:
+    """The extension's code for the memory layout of a dense [B, C, H, W] tensor."""
+    name = "channels_last" if memory_format_of(x) is torch.channels_last else "contiguous"
+    return _ext.LAYOUT_CODES[name]
+
+
+def may_be_narrow(name: str, dtype: torch.dtype, x: Tensor) -> bool:
+    """Whether this input may stay bfloat16 or float16: what a network returned, beside a float32 state on CUDA."""
+    return name in NARROW_IMAGES and dtype in NARROW_DTYPES and x.is_cuda and x.dtype == torch.float32
 
 
 def check_state(name: str, x: Tensor) -> None:
@@ -41,7 +55,7 @@ def check_images(x: Tensor, like: str, images: dict[str, Tensor | None]) -> None
             continue
         if tensor.shape != shape:
             raise ValueError(mistake(name, f"of the shape of `{like}`, {list(shape)}", list(tensor.shape)))
-        if tensor.dtype != dtype:
+        if tensor.dtype != dtype and not may_be_narrow(name, tensor.dtype, x):
             raise TypeError(mistake(name, f"of the dtype of `{like}`, {dtype}", tensor.dtype))
         if tensor.device != device:
             raise ValueError(mistake(name, f"on the device of `{like}`, {device}", tensor.device))
@@ -56,7 +70,8 @@ def _check_dense(name: str, tensor: Tensor, fmt: torch.memory_format) -> None:
 def like_state(name: str, tensor: Tensor | None, x: Tensor, fmt: torch.memory_format) -> Tensor | None:
     """``tensor`` in the dtype and memory format of the state, copied only where it differs.
 
-    Afterwards everything holds that :func:`check_images` checks.
+    A narrow dtype stays where the kernels take it (:func:`may_be_narrow`). Afterwards everything holds that
+    :func:`check_images` checks.
     """
     if tensor is None:
         return None
@@ -67,7 +82,7 @@ def like_state(name: str, tensor: Tensor | None, x: Tensor, fmt: torch.memory_fo
         raise ValueError(mistake(name, f"of the shape of the state, {list(x.shape)}", list(tensor.shape)))
     if tensor.device != x.device:
         raise ValueError(mistake(name, f"on the device of the state, {x.device}", tensor.device))
-    if tensor.dtype != x.dtype:
+    if tensor.dtype != x.dtype and not may_be_narrow(name, tensor.dtype, x):
         tensor = tensor.to(x.dtype)
     return tensor if tensor.is_contiguous(memory_format=fmt) else tensor.contiguous(memory_format=fmt)
 

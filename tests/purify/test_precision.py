@@ -58,7 +58,7 @@ def test_gradient_precision_concerns_gradients_only(models):
 
 
 def test_state_is_float32_whatever_the_networks_compute_in(models):
-    denoiser, classifier = models
+    denoiser, _ = models
     x = load_dataset("digits", "test").subset(2, data_seed=0).images
     for precision in ("tf32", "bf16", "fp16"):
         purifier = fp.Purifier(denoiser, fp.methods.diffpure(t=0.1, dt=0.05), precision=precision)

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#define FASTPURE_ABI 1  // raise with every change of the binding; fastpure/kernels/_ext.py holds the same number
+#define FASTPURE_ABI 2  // raise with every change of the binding; fastpure/kernels/_ext.py holds the same number
 
 #if defined(__CUDACC__)
 #define FASTPURE_HD static __host__ __device__ __forceinline__
@@ -19,7 +19,8 @@
 
 namespace fastpure {
 
-enum DType : int32_t { kFloat32 = 0, kFloat64 = 1 };
+// The state has one of the first two; the others may come out of a network.
+enum DType : int32_t { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 enum Layout : int32_t { kContiguous = 0, kChannelsLast = 1 };
 enum NoiseKind : int32_t { kNormal = 0, kUniform = 1 };
 enum Status : int32_t {
@@ -29,6 +30,7 @@ enum Status : int32_t {
   kBadLayout = 3,
   kBadKind = 4,
   kNoState = 5,    // a clipping row was to be transposed without the state
+  kTooLarge = 6,   // more elements than one launch can number
 };
 
 constexpr int kTableWidth = 16;  // columns of the coefficient table, the tail is padding

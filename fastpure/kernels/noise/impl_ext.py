@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastpure.kernels import _ext
-from fastpure.kernels.layout import memory_format_of
-
-DTYPES = {torch.float32: _ext.DTYPE_CODES["float32"], torch.float64: _ext.DTYPE_CODES["float64"]}
+from fastpure.kernels import _ext, cuda_support
+from fastpure.kernels.cuda_support import STATE_CODES
+from fastpure.kernels.layout import layout_code
 
 
 def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
@@ -16,17 +15,13 @@ def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     extension = _ext.load()
     if extension.module is None:
         return extension.reason
+    if device_type == "cuda":
+        return cuda_support.unavailable(dtype)
     if device_type != "cpu":
-        return f"the extension was built for host memory only, not for {device_type}"
-    if dtype not in DTYPES:
+        return f"the extension serves host memory and CUDA devices, not {device_type}"
+    if dtype not in STATE_CODES:
         return f"{dtype} is not supported (float32 and float64 are)"
     return None
-
-
-def layout_code(x: Tensor) -> int:
-    """The extension's code for the memory layout of a dense [B, C, H, W] tensor."""
-    name = "channels_last" if memory_format_of(x) is torch.channels_last else "contiguous"
-    return _ext.LAYOUT_CODES[name]
 
 
 def _fill(
@@ -48,7 +43,7 @@ def _fill(
         channels,
         height * width,
         layout_code(out),
-        DTYPES[out.dtype],
+        STATE_CODES[out.dtype],
         torch.get_num_threads(),
     )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastpure.errors import mistake, one_of, whole
 from fastpure.kernels import registry
+from fastpure.kernels.cuda_support import by_device
 from fastpure.kernels.keys import STEP_MAX, NoiseKeys, Stream
 from fastpure.kernels.layout import (
     STATE_DTYPES,
@@ -18,7 +19,7 @@ from fastpure.kernels.layout import (
     check_step,
     check_step_value,
 )
-from fastpure.kernels.noise import impl_ext, reference
+from fastpure.kernels.noise import impl_cuda, impl_ext, reference
 
 SCHEMA = (
     "(Tensor seed, Tensor sample_ids, Tensor draws, Tensor step, int stream, int domain, Tensor(a!) out)"
@@ -68,13 +69,16 @@ def _check(
     return out
 
 
-ORDER = {"cpu": ("ext", "reference")}
+ORDER = {"cpu": ("ext", "reference"), "cuda": ("ext", "reference")}
+OUT = 6  # place of `out` in the schema
 NORMAL = registry.OpSpec(
     name="philox_normal",
     schema=SCHEMA,
     reference=reference.philox_normal,
     impls={
-        "ext": registry.Implementation(impl_ext.normal, impl_ext.unavailable),
+        "ext": registry.Implementation(
+            by_device(OUT, impl_ext.normal, impl_cuda.normal), impl_ext.unavailable
+        ),
         "reference": registry.Implementation(_by_reference(reference.philox_normal), _always),
     },
     order=ORDER,
@@ -84,7 +88,9 @@ UNIFORM = registry.OpSpec(
     schema=SCHEMA,
     reference=reference.philox_uniform,
     impls={
-        "ext": registry.Implementation(impl_ext.uniform, impl_ext.unavailable),
+        "ext": registry.Implementation(
+            by_device(OUT, impl_ext.uniform, impl_cuda.uniform), impl_ext.unavailable
+        ),
         "reference": registry.Implementation(_by_reference(reference.philox_uniform), _always),
     },
     order=ORDER,

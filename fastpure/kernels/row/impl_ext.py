@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from fastpure.kernels import _ext
-from fastpure.kernels.noise.impl_ext import DTYPES, layout_code, unavailable
+from fastpure.kernels.cuda_support import STATE_CODES, address
+from fastpure.kernels.layout import layout_code
+from fastpure.kernels.noise.impl_ext import unavailable
 
 __all__ = ["affine_row", "affine_row_vjp", "unavailable"]
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def affine_row(
@@ -37,25 +35,25 @@ def affine_row(
     batch, channels, height, width = x.shape
     module.affine_row(  # by position, in the order of csrc/module.cpp
         x.data_ptr(),
-        _address(noise_pred),
-        _address(guidance),
-        _address(register),
-        _address(noise),
-        _address(seed),
-        _address(sample_ids),
-        _address(draws),
+        address(noise_pred),
+        address(guidance),
+        address(register),
+        address(noise),
+        address(seed),
+        address(sample_ids),
+        address(draws),
         table.data_ptr(),
         table.shape[0],
         step.data_ptr(),
         stream,
         domain,
         x_next.data_ptr(),
-        _address(register_next),
+        address(register_next),
         batch,
         channels,
         height * width,
         layout_code(x),
-        DTYPES[x.dtype],
+        STATE_CODES[x.dtype],
         torch.get_num_threads(),
     )
 
@@ -77,17 +75,17 @@ def affine_row_vjp(
     assert module is not None, "dispatch only comes here when the extension is loaded"
     module.affine_row_vjp(  # likewise
         v.data_ptr(),
-        _address(v_register),
-        _address(x),
-        _address(noise_pred),
+        address(v_register),
+        address(x),
+        address(noise_pred),
         table.data_ptr(),
         table.shape[0],
         step.data_ptr(),
         v_x.data_ptr(),
         v_noise_pred.data_ptr(),
-        _address(v_guidance),
-        _address(v_register_out),
+        address(v_guidance),
+        address(v_register_out),
         v.numel(),
-        DTYPES[v.dtype],
+        STATE_CODES[v.dtype],
         torch.get_num_threads(),
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastpure.errors import mistake
 from fastpure.kernels import registry
+from fastpure.kernels.cuda_support import by_device
 from fastpure.kernels.keys import NoiseKeys, Stream
 from fastpure.kernels.layout import (
     check_state,
@@ -17,10 +18,15 @@ from fastpure.kernels.layout import (
     like_state,
     memory_format_of,
 )
-from fastpure.kernels.row import checks, impl_ext, reference
+from fastpure.kernels.row import checks, impl_cuda, impl_ext, reference
 from fastpure.schedule.table import KERNEL_COLUMNS
 
 CLIP = KERNEL_COLUMNS.index("clip")
+
+
+def _widened(tensor: Tensor | None, state: Tensor) -> Tensor | None:
+    """In the dtype of the state; kernels for CUDA do this as they read."""
+    return None if tensor is None else tensor.to(state.dtype)
 
 
 def _row_by_reference(*args: Any) -> None:
@@ -30,8 +36,8 @@ def _row_by_reference(*args: Any) -> None:
     source = noise if seed is None else NoiseKeys(seed, ids, draws, domain)
     new_x, new_register = reference.affine_row(
         x,
-        noise_pred,
-        guidance,
+        _widened(noise_pred, x),
+        _widened(guidance, x),
         register,
         table=table,
         step=step,
@@ -53,7 +59,7 @@ def _vjp_by_reference(*args: Any) -> None:
         v,
         v_register,
         x=x,
-        noise_pred=noise_pred,
+        noise_pred=_widened(noise_pred, v),
         table=table,
         step=step,
         want_guidance=outs[2] is not None,
@@ -68,7 +74,7 @@ def _always(device_type: str, dtype: torch.dtype) -> None:
     """The reference runs wherever torch does."""
 
 
-ORDER = {"cpu": ("ext", "reference")}
+ORDER = {"cpu": ("ext", "reference"), "cuda": ("ext", "reference")}
 ROW = registry.OpSpec(
     name="affine_row",
     schema=(
@@ -78,7 +84,9 @@ ROW = registry.OpSpec(
     ),
     reference=reference.affine_row,
     impls={
-        "ext": registry.Implementation(impl_ext.affine_row, impl_ext.unavailable),
+        "ext": registry.Implementation(
+            by_device(0, impl_ext.affine_row, impl_cuda.affine_row), impl_ext.unavailable
+        ),
         "reference": registry.Implementation(_row_by_reference, _always),
     },
     order=ORDER,
@@ -91,7 +99,9 @@ VJP = registry.OpSpec(
     ),
     reference=reference.affine_row_vjp,
     impls={
-        "ext": registry.Implementation(impl_ext.affine_row_vjp, impl_ext.unavailable),
+        "ext": registry.Implementation(
+            by_device(0, impl_ext.affine_row_vjp, impl_cuda.affine_row_vjp), impl_ext.unavailable
+        ),
         "reference": registry.Implementation(_vjp_by_reference, _always),
     },
     order=ORDER,
@@ -121,7 +131,8 @@ def affine_row(
 
     Args:
         x: state [B, C, H, W], float32 or float64, contiguous or channels_last (the result is laid out alike).
-        noise_pred, guidance: network output e and guidance gradient g, shaped like ``x``, any floating dtype.
+        noise_pred, guidance: network output e and guidance gradient g, shaped like ``x``, any floating dtype
+            (bfloat16 and float16 beside a float32 state on CUDA are read as they are, others are converted).
         register: the saved quantity h of multi-step solvers, shaped like ``x``.
         table: [K, 16] in the dtype of ``x``; columns ``schedule.KERNEL_COLUMNS``, then zeros.
         step: int64 [1], the row; also the step of the noise.
@@ -186,7 +197,7 @@ def affine_row_vjp(
         v: cotangent of x' [B, C, H, W], float32 or float64.
         v_register: cotangent of h', or None where h' was not used.
         x, noise_pred: the state and network output of that row. Only rows with ``clip`` need them;
-            a clipping row without ``x`` is an error on the CPU and undefined elsewhere (the flag is device
+            a clipping row without ``x`` is an error on the CPU and gives NaN on CUDA (the flag is device
             memory).
         table, step: as in the forward call.
         want_guidance, want_register: whether the row had a guidance gradient, a register.
