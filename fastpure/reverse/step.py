@@ -94,14 +94,38 @@ def linearize(process: Process, k: int, x: Tensor, context: Context, noise: Nois
             "Remove `detach` or `no_grad` from its forward, or call the purifier under torch.no_grad()"
         )
 
+    half = process.denoiser.dtype == torch.float16
+
     def pull(v: Tensor) -> Tensor:
-        return torch.autograd.grad(noise_pred, leaf, v)[0]
+        scale = _range_scale(v) if half else 1.0
+        return torch.autograd.grad(noise_pred, leaf, v * scale)[0] / scale
 
     guidance, pull_guidance = None, None
     if process.table.rows[k].calls_guidance and process.guidance is not None:
         step = _guidance_step(process, k, x, noise)
         guidance, pull_guidance = process.guidance.linearize(x, context, step)
+        pull_guidance = _in_range(pull_guidance) if half else pull_guidance
     return Tape(noise_pred.detach(), pull, guidance, pull_guidance)
+
+
+def _range_scale(v: Tensor) -> Tensor:
+    """Power of two per sample [B, 1, ...] that brings the largest entry of ``v`` to about 1.
+
+    A pullback is linear, so scaling its argument and its result is exact; float16 holds nothing below 6e-8, and
+    the gradients of a confident classifier are smaller than that.
+    """
+    largest = v.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.exp2(-torch.floor(torch.log2(largest))).view(-1, *(1,) * (v.dim() - 1))
+
+
+def _in_range(pull: Pullback) -> Pullback:
+    def scaled(v: Tensor) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+        scale = _range_scale(v)
+        through_state, through_context = pull(v * scale)
+        unscaled = tuple(None if part is None else part / scale for part in through_context)
+        return None if through_state is None else through_state / scale, unscaled
+
+    return scaled
 
 
 def _guidance_step(process: Process, k: int, x: Tensor, noise: NoiseSource) -> GuidanceStep:

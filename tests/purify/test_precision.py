@@ -57,6 +57,21 @@ def test_gradient_precision_concerns_gradients_only(models):
         assert torch.equal(split(leaf), deployed(leaf))
 
 
+def test_small_gradients_survive_float16(models):
+    """A confident classifier's gradients lie below float16's smallest number; the pullback is linear, so scale."""
+    denoiser, classifier = models
+    data = load_dataset("digits", "test").subset(4, data_seed=0)
+    purifier = fp.Purifier(denoiser, fp.methods.coup(classifier, t=0.15, dt=0.05), precision="fp16")
+
+    def pulled(v):
+        leaf = data.images.clone().requires_grad_(True)
+        return torch.autograd.grad((purifier(leaf, data.sample_ids) * v).sum(), leaf)[0]
+
+    v = torch.randn(data.images.shape, generator=torch.Generator().manual_seed(0))
+    ordinary, tiny = pulled(v), pulled(v * 2.0**-30) * 2.0**30
+    assert torch.equal(tiny, ordinary)
+
+
 def test_state_is_float32_whatever_the_networks_compute_in(models):
     denoiser, _ = models
     x = load_dataset("digits", "test").subset(2, data_seed=0).images
