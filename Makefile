@@ -16,7 +16,7 @@ SANITIZE := -std=c++17 -O2 -g -Wall -Wextra -Werror -fsanitize=address,undefined
 	-ffp-contract=off -fno-math-errno -fno-trapping-math -Icsrc -Icsrc/include -Icsrc/host
 HOST_SOURCES := $(wildcard csrc/host/*.cpp)
 
-.PHONY: help demo test lint sanitize cuda-check gpu bench wheel-check clean
+.PHONY: help demo test lint sanitize cuda-check triton-check gpu bench wheel-check clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,11 @@ sanitize: $(BUILD)/host_check $(BUILD)/device_check  ## all kernels, the GPU's t
 
 cuda-check: $(INSTALLED)  ## compile the CUDA half for every architecture, inspect it, import it (needs nvcc)
 	PYTHON=$(BIN)/python bash .ci/cuda_check
+
+triton-check: $(INSTALLED)  ## the Triton kernels in Triton's interpreter, then compiled for two architectures
+	$(PIP) install -q -c constraints.txt triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/triton
+	$(BIN)/python -m pytest -q tests/kernels/test_machine_code.py tests/kernels/test_triton_support.py
 
 gpu:  ## on a machine with a GPU, torch and nvcc: build for it, run the gpu tests and benches (no network needed)
 	PYTHON=$(or $(wildcard $(BIN)/python),$(PYTHON)) bash bench/run_gpu.sh $(or $(OUT),build/gpu)

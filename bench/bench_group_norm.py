@@ -1,0 +1,303 @@
+"""GroupNorm+SiLU by our kernels against PyTorch's own, same layout and precision, forward and backward.
+
+    python -m bench.bench_group_norm                         table (needs a CUDA device)
+    python -m bench.bench_group_norm --batch 64 --json out.jsonl
+    python -m bench.bench_group_norm --sweep                 neighbours of every rule in triton_configs.py
+    TRITON_INTERPRET=1 python -m bench.bench_group_norm      no timing: shows on the CPU that the bench still runs
+
+PyTorch's side is what autograd would run for frozen weights: group_norm and silu forward, silu_backward and
+native_group_norm_backward on kept statistics backward, with cat, interpolate, avg_pool2d and additions where the
+network has them. Times are of captured graphs over rotating buffers larger than the cache: no launch overhead
+counts, and nothing is found in the cache. GB/s counts the bytes that one fused pass moves at least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.machine_code import DTYPES, SITES, Site
+from fastpure.kernels import triton_configs, triton_support, use_backend
+from fastpure.kernels.group_norm_silu import group_norm_silu, group_norm_silu_vjp, impl_triton
+
+EPS = 1e-6
+RESAMPLE = {0: None, impl_triton.UP: "up", impl_triton.DOWN: "down"}
+GOAL = 1.3
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """The tensors of one call at one site."""
+
+    x: Tensor
+    skip: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    v: Tensor
+    add: Tensor
+    groups: int
+    resample: str | None
+
+    @staticmethod
+    def make(site: Site, dtype: torch.dtype, batch: int, device: str) -> Buffers:
+        """Random activations in channels_last."""
+        channels = site.channels + site.skip
+        behind = {0: site.size, impl_triton.UP: 2 * site.size, impl_triton.DOWN: site.size // 2}[
+            site.resample
+        ]
+
+        def image(width: int, size: int) -> Tensor:
+            values = torch.randn(batch, width, size, size, device=device, dtype=dtype)
+            return values.contiguous(memory_format=torch.channels_last)
+
+        vectors = (torch.randn(channels, device=device, dtype=dtype) for _ in range(2))
+        skip = image(site.skip, site.size) if site.skip else None
+        ends = (image(channels, behind), image(channels, site.size))
+        kind = RESAMPLE[site.resample]
+        return Buffers(image(site.channels, site.size), skip, *vectors, *ends, site.groups, kind)
+
+    def bytes_moved(self, direction: str) -> int:
+        """Input and output once; backward also the cotangent and what is added."""
+        size = self.x.element_size()
+        inputs, outputs = self.add.numel(), self.v.numel()
+        return size * (inputs + outputs if direction == "forward" else 3 * inputs + outputs)
+
+
+def ours(buffers: Buffers, direction: str) -> Callable[[], Any]:
+    """Our kernels."""
+    options = {"skip": buffers.skip, "resample": buffers.resample}
+    affine = (buffers.weight, buffers.bias, buffers.groups)
+    if direction == "forward":
+        return lambda: group_norm_silu(buffers.x, *affine, EPS, **options)
+    _, stats = group_norm_silu(buffers.x, *affine, EPS, **options)
+    return lambda: group_norm_silu_vjp(buffers.v, buffers.x, stats, *affine, add=buffers.add, **options)
+
+
+def by_torch(buffers: Buffers, direction: str) -> Callable[[], Any]:
+    """PyTorch's kernels, one after another."""
+    weight, bias, groups = buffers.weight, buffers.bias, buffers.groups
+
+    def norm() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = buffers.x if buffers.skip is None else torch.cat([buffers.x, buffers.skip], 1)
+        batch, channels, height, width = x.shape
+        return x, *torch.native_group_norm(x, weight, bias, batch, channels, height * width, groups, EPS)
+
+    def forward() -> Tensor:
+        y = F.silu(norm()[1], inplace=True)
+        if buffers.resample == "up":
+            return F.interpolate(y, scale_factor=2, mode="nearest")
+        return F.avg_pool2d(y, 2) if buffers.resample == "down" else y
+
+    if direction == "forward":
+        return forward
+    x, normed, mean, rstd = norm()
+    batch, channels, height, width = x.shape
+    counts = (batch, channels, height * width, groups)
+
+    def backward() -> tuple[Tensor, ...]:
+        v = reference_transpose(buffers.v, buffers.resample)
+        v = torch.ops.aten.silu_backward(v, normed)
+        v = torch.ops.aten.native_group_norm_backward(
+            v, x, mean, rstd, weight, *counts, [True, False, False]
+        )[0]
+        v = v + buffers.add
+        return (v,) if buffers.skip is None else v.split([buffers.x.shape[1], buffers.skip.shape[1]], 1)
+
+    return backward
+
+
+def reference_transpose(v: Tensor, resample: str | None) -> Tensor:
+    """The transposed resampling by PyTorch's kernels."""
+    if resample == "up":
+        return F.avg_pool2d(v, 2, divisor_override=1)
+    return F.interpolate(v * 0.25, scale_factor=2, mode="nearest") if resample == "down" else v
+
+
+def error(site: Site, dtype: torch.dtype, direction: str, device: str) -> tuple[float, float]:
+    """Relative L2 error (ours, PyTorch's) against float64 on two images."""
+    buffers = Buffers.make(site, dtype, 2, device)
+    wide = {f.name: getattr(buffers, f.name) for f in dataclasses.fields(buffers)}
+    wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in wide.items()}
+    exact = Buffers(**wide)
+    with use_backend("reference"):
+        wanted = _flat(ours(exact, direction)())
+    errors = [_flat(call(buffers, direction)()) - wanted for call in (ours, by_torch)]
+    return tuple(float(e.norm() / wanted.norm()) for e in errors)  # type: ignore[return-value]
+
+
+def _flat(result: Any) -> Tensor:
+    """y without the statistics, or all cotangents, as one float64 vector."""
+    parts = result if isinstance(result, tuple) else (result,)
+    images = [part for part in parts if part is not None and part.dim() == 4]
+    return torch.cat([image.double().flatten() for image in images])
+
+
+def measure(calls: list[Callable[[], Any]], repeats: int = 25) -> list[float]:
+    """Microseconds per call of a captured graph that makes every call once; one number per replay."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls[:2]:
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            call()
+    graph.replay()
+    times = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3 / len(calls))
+    return times
+
+
+def rotation(site: Site, dtype: torch.dtype, batch: int) -> list[Buffers]:
+    """Enough sets of buffers to exceed twice the cache, 32 at most."""
+    first = Buffers.make(site, dtype, batch, "cuda")
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    count = min(32, max(2, 1 + 2 * cache // first.bytes_moved("forward")))
+    return [first, *(Buffers.make(site, dtype, batch, "cuda") for _ in range(count - 1))]
+
+
+def rows(batch: int, dtypes: list[str]) -> Iterator[dict[str, Any]]:
+    """A row per site, dtype and direction."""
+    for site in SITES:
+        for label in (label for label in site.dtypes if label in dtypes):
+            sets = rotation(site, DTYPES[label], batch)
+            for direction in ("forward", "backward"):
+                one = measure([ours(buffers, direction) for buffers in sets])
+                other = measure([by_torch(buffers, direction) for buffers in sets])
+                errors = error(site, DTYPES[label], direction, "cuda")
+                yield _summary(site, label, direction, batch, one, other) | {
+                    "bandwidth_gb_s": round(sets[0].bytes_moved(direction) / statistics.median(one) / 1e3, 1),
+                    "error": errors[0],
+                    "torch_error": errors[1],
+                }
+
+
+def _summary(
+    site: Site, label: str, direction: str, batch: int, one: list[float], other: list[float]
+) -> dict[str, Any]:
+    return {
+        "bench": "group_norm",
+        "site": site.name,
+        "dtype": label,
+        "direction": direction,
+        "batch": batch,
+        "microseconds": round(statistics.median(one), 2),
+        "spread": [round(quantile, 2) for quantile in statistics.quantiles(one, n=5)[::3]],
+        "torch_microseconds": round(statistics.median(other), 2),
+        "speedup": round(statistics.median(other) / statistics.median(one), 2),
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+    }
+
+
+def sweep(batch: int, dtypes: list[str]) -> None:
+    """Time every rule's neighbours at the sites they decide about; prints the rule and the three best."""
+    architecture = triton_support.architecture(torch.device("cuda"))
+    rules = triton_configs.RULES[architecture]
+    for name, rule in list(rules.items())[:6]:
+        direction = name.split("_")[0]
+        for site in SITES:
+            for label in (label for label in site.dtypes if label in dtypes):
+                sets = rotation(site, DTYPES[label], batch)
+                found = {}
+                for candidate in {rule, *neighbours(rule)}:
+                    _use(rules, name, candidate)
+                    if name in _kernels(sets[0], direction, architecture):
+                        found[candidate] = statistics.median(measure([ours(b, direction) for b in sets], 9))
+                _use(rules, name, rule)
+                best = sorted(found, key=lambda candidate: found[candidate])[:3]
+                print(f"{name}, {site.name}, {label}: now {found.get(rule, float('nan')):.2f} us")
+                for candidate in best:
+                    print(f"    {found[candidate]:8.2f} us  {candidate}")
+
+
+def neighbours(rule: triton_configs.TileRule) -> Iterator[triton_configs.TileRule]:
+    """Rules that differ in one or two numbers by a factor of two."""
+    for scale in (0.5, 1, 2):
+        for per_thread in (rule.per_thread // 2, rule.per_thread, 2 * rule.per_thread):
+            for run in (rule.run // 2, rule.run, 2 * rule.run):
+                sizes = {"most": max(rule.most, int(rule.good * scale)), "good": int(rule.good * scale)}
+                if rule.most == rule.good:
+                    sizes["most"] = sizes["good"]
+                yield dataclasses.replace(rule, **sizes, per_thread=per_thread, run=run)
+
+
+def _use(rules: dict[str, triton_configs.TileRule], name: str, rule: triton_configs.TileRule) -> None:
+    rules[name] = rule
+    impl_triton.forward_plan.cache_clear()
+    impl_triton.backward_plan.cache_clear()
+
+
+def _kernels(buffers: Buffers, direction: str, architecture: int) -> list[str]:
+    """The names of the kernels that run."""
+    code = {name: code for code, name in RESAMPLE.items()}[buffers.resample]
+    vectors = (None, buffers.weight, buffers.bias)
+    forward = direction == "forward"
+    problem = impl_triton.problem_of(
+        buffers.x, buffers.skip, *vectors, buffers.groups, EPS if forward else 0.0, code, True, not forward
+    )
+    plan = (impl_triton.forward_plan if forward else impl_triton.backward_plan)(architecture, problem)
+    return [launch.kernel.__name__ for launch in plan.launches]
+
+
+def smoke() -> None:
+    """Every part that needs no device, at the smallest site."""
+    site = next(site for site in SITES if site.network == "digits")
+    with use_backend("triton"):
+        for direction in ("forward", "backward"):
+            found = error(site, torch.float32, direction, "cpu")
+            print(f"{site.name}, fp32, {direction}: error {found[0]:.1e}, torch {found[1]:.1e}")
+            if found[0] > 1e-5:
+                raise SystemExit("the kernels are wrong")
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp32"], choices=list(DTYPES))
+    parser.add_argument("--json", help="append rows to this file")
+    parser.add_argument("--sweep", action="store_true", help="time other tile sizes instead")
+    options = parser.parse_args(words)
+    reason = triton_support.unavailable("cuda", torch.float32)
+    if triton_support.load().interpreted:
+        return smoke()
+    if reason is not None:
+        print(f"bench_group_norm needs a CUDA device and Triton: {reason}")
+        return None
+    if options.sweep:
+        return sweep(options.batch, options.dtypes)
+    print(
+        f"{'site':<28}{'dtype':<6}{'direction':<10}{'us':>9}{'torch us':>10}{'speedup':>9}{'GB/s':>8}  (goal {GOAL})"
+    )
+    for row in rows(options.batch, options.dtypes):
+        print(
+            f"{row['site']:<28}{row['dtype']:<6}{row['direction']:<10}{row['microseconds']:>9.2f}"
+            f"{row['torch_microseconds']:>10.2f}{row['speedup']:>9.2f}{row['bandwidth_gb_s']:>8.0f}"
+        )
+        if options.json:
+            with open(options.json, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

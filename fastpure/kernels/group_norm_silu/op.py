@@ -1,0 +1,175 @@
+"""GroupNorm + SiLU (+ 2x resampling): the public operations and their registration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastpure.errors import one_of
+from fastpure.kernels import registry, triton_support
+from fastpure.kernels.activations import always, dense, refuse_autograd
+from fastpure.kernels.group_norm_silu import checks, impl_triton, reference
+
+ORDER = {"cuda": ("triton", "reference")}
+
+
+def _forward_by_reference(
+    x: Tensor,
+    skip: Tensor | None,
+    row: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    resample: int,
+    activate: bool,
+    y: Tensor,
+    stats: Tensor,
+) -> None:
+    name = checks.RESAMPLE_NAMES[resample]
+    results = reference.group_norm_silu(
+        x, weight, bias, groups, eps, skip=skip, row=row, resample=name, activate=activate
+    )
+    y.copy_(results[0])
+    stats.copy_(results[1])
+
+
+def _backward_by_reference(
+    v: Tensor,
+    x: Tensor,
+    skip: Tensor | None,
+    row: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    stats: Tensor,
+    groups: int,
+    resample: int,
+    activate: bool,
+    add: Tensor | None,
+    v_x: Tensor,
+    v_skip: Tensor | None,
+) -> None:
+    name = checks.RESAMPLE_NAMES[resample]
+    results = reference.group_norm_silu_vjp(
+        v, x, stats, weight, bias, groups, skip=skip, row=row, resample=name, activate=activate, add=add
+    )
+    v_x.copy_(results[0])
+    if v_skip is not None and results[1] is not None:
+        v_skip.copy_(results[1])
+
+
+FORWARD = registry.OpSpec(
+    name="group_norm_silu",
+    schema=(
+        "(Tensor x, Tensor? skip, Tensor? row, Tensor weight, Tensor bias, int groups, float eps, "
+        "int resample, bool activate, Tensor(a!) y, Tensor(b!) stats) -> ()"
+    ),
+    reference=reference.group_norm_silu,
+    impls={
+        "triton": registry.Implementation(impl_triton.group_norm_silu, triton_support.unavailable),
+        "reference": registry.Implementation(_forward_by_reference, always),
+    },
+    order=ORDER,
+)
+BACKWARD = registry.OpSpec(
+    name="group_norm_silu_vjp",
+    schema=(
+        "(Tensor v, Tensor x, Tensor? skip, Tensor? row, Tensor weight, Tensor bias, Tensor stats, int groups, "
+        "int resample, bool activate, Tensor? add, Tensor(a!) v_x, Tensor(b!)? v_skip) -> ()"
+    ),
+    reference=reference.group_norm_silu_vjp,
+    impls={
+        "triton": registry.Implementation(impl_triton.group_norm_silu_vjp, triton_support.unavailable),
+        "reference": registry.Implementation(_backward_by_reference, always),
+    },
+    order=ORDER,
+)
+_run_forward = registry.define(FORWARD, checks.check_forward)
+_run_backward = registry.define(BACKWARD, checks.check_backward)
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    *,
+    skip: Tensor | None = None,
+    row: Tensor | None = None,
+    resample: str | None = None,
+    activate: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """R(SiLU(GroupNorm([x, skip] + row))), and the statistics its transpose needs.
+
+    One pass over memory where a program can hold a group, two where not. Statistics are two-pass and float32
+    (float64 for float64). Deterministic, and independent of the batch around a sample; capturable; not recorded
+    by autograd: pair it with :func:`group_norm_silu_vjp` inside an autograd function, keeping ``x``, ``skip`` and
+    ``stats``. A scale and shift of the normalised tensor (ADM) is a ``weight`` and ``bias`` per sample:
+    ``weight (1 + scale)`` and ``bias (1 + scale) + shift``.
+
+    Args:
+        x: [B, C1, H, W], float32, float64, bfloat16 or float16; copied unless channels_last.
+        weight, bias: [C], or [1 or B, C], floating, C = C1 + C2.
+        groups: a divisor of C.
+        eps: added to the variance, above 0.
+        skip: [B, C2, H, W] like x, taken as concatenated behind x along channels (no concatenation is made).
+        row: [C], or [1 or B, C]: added to every pixel first (a time embedding, a convolution's bias).
+        resample: R: "up" (nearest-neighbour doubling), "down" (mean of 2x2 pixels, H and W even) or None.
+        activate: without it the SiLU is left out.
+
+    Returns:
+        (y [B, C, H', W'] channels_last in the dtype of x, stats [B, groups, 2]: mean and 1/sqrt(variance + eps)).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+        RuntimeError: an input requires a gradient while autograd records.
+        KernelUnavailable: a back end was forced that cannot run here.
+    """
+    refuse_autograd("group_norm_silu", x, skip, row, weight, bias)
+    code = checks.RESAMPLE_CODES[one_of("resample", resample, checks.RESAMPLE_CODES)]
+    x, skip = dense("x", x), None if skip is None else dense("skip", skip)
+    channels = x.shape[1] + (0 if skip is None else skip.shape[1])
+    shape = checks.output_shape(x, channels, code)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    stats = torch.empty((x.shape[0], groups, 2), dtype=wide, device=x.device)
+    _run_forward(x, skip, row, weight, bias, groups, eps, code, activate, y, stats)
+    return y, stats
+
+
+def group_norm_silu_vjp(
+    v: Tensor,
+    x: Tensor,
+    stats: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    *,
+    skip: Tensor | None = None,
+    row: Tensor | None = None,
+    resample: str | None = None,
+    activate: bool = True,
+    add: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The transpose of :func:`group_norm_silu` in x and skip, for frozen weight, bias and row.
+
+    Args:
+        v: cotangent of y [B, C, H', W'].
+        x, weight, bias, groups, skip, row, resample, activate: as in the forward call.
+        stats: what the forward call returned.
+        add: [B, C, H, W], another cotangent of [x, skip] to be added in the same pass (a shortcut's).
+
+    Returns:
+        (v_x [B, C1, H, W], v_skip [B, C2, H, W] or None), channels_last in the dtype of x.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, KernelUnavailable: as :func:`group_norm_silu`.
+    """
+    refuse_autograd("group_norm_silu_vjp", v, x, skip, row, weight, bias, add)
+    code = checks.RESAMPLE_CODES[one_of("resample", resample, checks.RESAMPLE_CODES)]
+    v, x = dense("v", v), dense("x", x)
+    skip, add = None if skip is None else dense("skip", skip), None if add is None else dense("add", add)
+    v_x, v_skip = torch.empty_like(x), None if skip is None else torch.empty_like(skip)
+    _run_backward(v, x, skip, row, weight, bias, stats, groups, code, activate, add, v_x, v_skip)
+    return v_x, v_skip

@@ -1,0 +1,125 @@
+"""GroupNorm, SiLU and resampling in plain torch: the definition the Triton kernels are tested against.
+
+With the input h = [x, skip] + row (skip concatenated along channels, row added per channel) and per sample and
+group the mean m and r = 1 / sqrt(variance + eps) (variance over the group's channels and pixels, biased)::
+
+    xhat = (h - m) r        n = xhat weight + bias        a = n / (1 + exp(-n))        y = R(a)
+
+R is nearest-neighbour doubling ("up"), the mean of 2x2 pixels ("down") or nothing; without activation a = n.
+Transposed, with v the cotangent of y and N the number of elements of a group::
+
+    g = weight (da/dn) R^T v        v_h = r (g - sum(g) / N - xhat sum(g xhat) / N)
+
+Half-precision inputs are computed in float32 and rounded once, at the end.
+
+Source: Wu and He, "Group Normalization" (ECCV 2018); Elfwing, Uchibe and Doya, "Sigmoid-weighted linear units"
+(2018).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    *,
+    skip: Tensor | None = None,
+    row: Tensor | None = None,
+    resample: str | None = None,
+    activate: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """(y, stats); differentiable by autograd. See :func:`fastpure.kernels.group_norm_silu`."""
+    h = _input(x, skip, row)
+    wide = h.dtype
+    grouped = h.reshape(h.shape[0], groups, -1)
+    mean = grouped.mean(-1)
+    variance = (grouped - mean[..., None]).square().mean(-1)
+    stats = torch.stack((mean, torch.rsqrt(variance + eps)), -1)
+    n = _normalised(h, stats) * per_channel(weight, wide) + per_channel(bias, wide)
+    y = resampled(F.silu(n) if activate else n, resample)
+    return y.to(x.dtype).contiguous(memory_format=torch.channels_last), stats
+
+
+def group_norm_silu_vjp(
+    v: Tensor,
+    x: Tensor,
+    stats: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    *,
+    skip: Tensor | None = None,
+    row: Tensor | None = None,
+    resample: str | None = None,
+    activate: bool = True,
+    add: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """(v_x, v_skip or None). See :func:`fastpure.kernels.group_norm_silu_vjp`."""
+    h = _input(x, skip, row)
+    wide = h.dtype
+    stats = stats.to(wide)
+    xhat = _normalised(h, stats)
+    g = transposed(v.to(wide), resample)
+    if activate:
+        n = xhat * per_channel(weight, wide) + per_channel(bias, wide)
+        s = torch.sigmoid(n)
+        g = g * (s * (1 + n * (1 - s)))
+    g = g * per_channel(weight, wide)
+    shape = (h.shape[0], groups, -1)
+    mean_g = g.reshape(shape).mean(-1)
+    mean_gx = (g * xhat).reshape(shape).mean(-1)
+    v_h = (g - _spread(mean_g, h) - xhat * _spread(mean_gx, h)) * _spread(stats[..., 1], h)
+    if add is not None:
+        v_h = v_h + add
+    v_h = v_h.to(x.dtype)
+    last = torch.channels_last
+    v_x = v_h[:, : x.shape[1]].contiguous(memory_format=last)
+    return v_x, None if skip is None else v_h[:, x.shape[1] :].contiguous(memory_format=last)
+
+
+def resampled(a: Tensor, resample: str | None) -> Tensor:
+    """R(a): [B, C, H, W] -> twice, half or the same height and width."""
+    if resample == "up":
+        return a.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    if resample == "down":
+        batch, channels, height, width = a.shape
+        return a.reshape(batch, channels, height // 2, 2, width // 2, 2).mean((3, 5))
+    return a
+
+
+def transposed(v: Tensor, resample: str | None) -> Tensor:
+    """R^T v."""
+    if resample == "up":
+        return resampled(v, "down") * 4
+    if resample == "down":
+        return resampled(v, "up") * 0.25
+    return v
+
+
+def per_channel(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """[C] or [n, C] -> [1 or n, C, 1, 1] in ``dtype``."""
+    values = values.to(dtype)
+    return (values if values.dim() == 2 else values[None])[:, :, None, None]
+
+
+def _input(x: Tensor, skip: Tensor | None, row: Tensor | None) -> Tensor:
+    """[x, skip] + row in float32, or float64 for float64."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    h = (x if skip is None else torch.cat([x, skip], 1)).to(wide)
+    return h if row is None else h + per_channel(row, wide)
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    """[B, groups] -> [B, C, 1, 1]."""
+    return values.repeat_interleave(like.shape[1] // values.shape[1], 1)[:, :, None, None]
+
+
+def _normalised(h: Tensor, stats: Tensor) -> Tensor:
+    return (h - _spread(stats[..., 0], h)) * _spread(stats[..., 1], h)

@@ -1,0 +1,186 @@
+"""The definition of GroupNorm+SiLU, resampling and residual sums, their checks and registration, on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastpure.errors import KernelUnavailable
+from fastpure.kernels import registry, use_backend
+from fastpure.kernels.group_norm_silu import group_norm_silu, group_norm_silu_vjp, reference
+from fastpure.kernels.resample import resample, resample_vjp
+from fastpure.kernels.residual import residual_add
+from tests.kernels.closeness import largest_error
+
+EPS = 1e-6
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+X, SKIP = normal(2, 12, 4, 6), normal(2, 8, 4, 6, seed=1)
+WEIGHT, BIAS, ROW = normal(3, 20, seed=2).unbind()
+GROUPS = 4
+BOTH = {"skip": SKIP, "row": ROW}
+
+
+def plain(x, skip, row, weight, bias, resample, activate):
+    """The same by torch's own operations."""
+    h = torch.cat([x, skip], 1) + (row if row.dim() == 2 else row[None])[:, :, None, None]
+    a = F.group_norm(h, GROUPS, eps=EPS)
+    a = a * reference.per_channel(weight, a.dtype) + reference.per_channel(bias, a.dtype)
+    a = F.silu(a) if activate else a
+    if resample == "up":
+        return F.interpolate(a, scale_factor=2, mode="nearest")
+    return F.avg_pool2d(a, 2) if resample == "down" else a
+
+
+@pytest.mark.parametrize("resample", [None, "up", "down"])
+@pytest.mark.parametrize("activate", [True, False])
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_reference_is_what_torch_computes_and_its_gradient(resample, activate, per_sample):
+    vectors = [normal(2, 20, seed=s) for s in (3, 4, 5)] if per_sample else [ROW, WEIGHT, BIAS]
+    leaves = [X.clone().requires_grad_(), SKIP.clone().requires_grad_()]
+    exact = plain(*leaves, *vectors, resample, activate)
+    row, weight, bias = vectors
+    options = {"skip": SKIP, "row": row, "resample": resample, "activate": activate}
+    y, stats = group_norm_silu(X, weight, bias, GROUPS, EPS, **options)
+    assert largest_error(y, exact) < 1e-13
+    v, add = normal(*exact.shape, seed=6), normal(2, 20, 4, 6, seed=7)
+    loss = (exact * v).sum() + (torch.cat(leaves, 1) * add).sum()
+    wanted = torch.autograd.grad(loss, leaves)
+    found = group_norm_silu_vjp(v, X, stats, weight, bias, GROUPS, add=add, **options)
+    for one, other in zip(found, wanted, strict=True):
+        assert largest_error(one, other) < 1e-12
+        assert one.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_statistics_are_mean_and_inverse_deviation():
+    _, stats = group_norm_silu(X, WEIGHT[:12], BIAS[:12], 3, EPS)
+    groups = X.view(2, 3, -1)
+    assert torch.allclose(stats[..., 0], groups.mean(-1))
+    assert torch.allclose(stats[..., 1], (groups.var(-1, unbiased=False) + EPS).rsqrt())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(dtype):
+    x = X.to(dtype)
+    y, stats = group_norm_silu(x, WEIGHT[:12], BIAS[:12], 3, EPS)
+    wide, _ = group_norm_silu(x.float(), WEIGHT[:12], BIAS[:12], 3, EPS)
+    assert stats.dtype == torch.float32
+    assert torch.equal(y, wide.to(dtype))
+
+
+@pytest.mark.parametrize("kind", ["up", "down"])
+def test_resampling_and_its_transpose(kind):
+    x = X.clone().requires_grad_()
+    exact = F.interpolate(x, scale_factor=2, mode="nearest") if kind == "up" else F.avg_pool2d(x, 2)
+    assert largest_error(resample(X, kind), exact) < 1e-15
+    v = normal(*exact.shape, seed=1)
+    (wanted,) = torch.autograd.grad(exact, x, v)
+    assert largest_error(resample_vjp(v, kind), wanted) < 1e-15
+
+
+def test_residual_add():
+    other, bias = normal(*X.shape, seed=1), BIAS[:12]
+    exact = (X + other + bias[:, None, None]) * 0.5**0.5
+    assert largest_error(residual_add(X, other, bias, 0.5**0.5), exact) < 1e-15
+    assert torch.equal(residual_add(X, other), X + other)
+
+
+def forward(**changes):
+    arguments = {"x": X, "weight": WEIGHT[:12], "bias": BIAS[:12], "groups": 3, "eps": EPS} | changes
+    return group_norm_silu(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"x": X[0]}, ValueError, r"`x` must be of shape \[B, C, H, W\], got \[12, 4, 6\]"),
+        ({"x": X.long()}, TypeError, "`x` must be float32, float64, bfloat16 or float16"),
+        ({"groups": 5}, ValueError, "`groups` must be a divisor of the 12 channels, got 5"),
+        ({"groups": 0}, ValueError, "`groups`"),
+        ({"eps": 0.0}, ValueError, "`eps`"),
+        ({"weight": WEIGHT}, ValueError, r"`weight` must be dense, of shape \[12\] or \[1 or 2, 12\]"),
+        ({"bias": BIAS[:12].long()}, TypeError, "`bias` must be a floating-point tensor"),
+        ({"row": normal(3, 12)}, ValueError, "`row`"),
+        ({"row": ROW[:12].to("meta")}, ValueError, "`row` must be on the device of the input"),
+        ({"skip": SKIP[:1]}, ValueError, "`skip`"),
+        ({"skip": SKIP.float()}, TypeError, "`skip` must be of the dtype of the input"),
+        ({"resample": "sideways"}, ValueError, "`resample` must be one of None, 'up', 'down'"),
+        ({"x": X[:, :, :3], "resample": "down"}, ValueError, "`x` must be of even height and width"),
+        ({"x": X.clone().requires_grad_()}, RuntimeError, "torch.no_grad"),
+    ],
+)
+def test_mistakes_are_named(changes, error, words):
+    with pytest.raises(error, match=words):
+        forward(**changes)
+
+
+def test_mistakes_of_the_backward_call_are_named():
+    y, stats = forward()
+    arguments = (stats, WEIGHT[:12], BIAS[:12], 3)
+    with pytest.raises(ValueError, match=r"`v` must be of shape \[2, 12, 4, 6\]"):
+        group_norm_silu_vjp(y[:, :, :2], X, *arguments)
+    with pytest.raises(ValueError, match="`stats` must be dense"):
+        group_norm_silu_vjp(y, X, stats[:1], *arguments[1:])
+    with pytest.raises(ValueError, match="`add`"):
+        group_norm_silu_vjp(y, X, *arguments, add=X[:1])
+    with pytest.raises(ValueError, match="`kind` must be one of 'up', 'down'"):
+        resample(X, "sideways")
+    with pytest.raises(ValueError, match="even height and width"):
+        resample(X[:, :, :3], "down")
+    with pytest.raises(ValueError, match="`b` must be of shape"):
+        residual_add(X, X[:1])
+
+
+def test_a_forced_back_end_says_why_it_cannot_run():
+    with use_backend("triton"), pytest.raises(KernelUnavailable, match="`group_norm_silu` on cpu: "):
+        forward(x=X.float())
+
+
+def test_empty_batches_pass_through():
+    y, stats = forward(x=X[:0])
+    assert y.shape == (0, 12, 4, 6)
+    assert stats.shape == (0, 3, 2)
+
+
+def raw_arguments(name: str) -> tuple:
+    """Arguments of the registered operation."""
+    x, y = (t.contiguous(memory_format=torch.channels_last) for t in (X, torch.empty(2, 12, 8, 12)))
+    small, vectors, stats = torch.empty_like(x), (ROW[:12], WEIGHT[:12], BIAS[:12]), torch.empty(2, 3, 2)
+    y, stats = y.double(), stats.double()
+    return {
+        "group_norm_silu": (x, None, *vectors, 3, EPS, 1, True, y, stats),
+        "group_norm_silu_vjp": (y, x, None, *vectors, stats, 3, 1, True, None, small, None),
+        "resample": (x, True, 1.0, y),
+        "residual_add": (x, x.clone(), None, 0.5, small),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["group_norm_silu", "group_norm_silu_vjp", "resample", "residual_add"])
+def test_opcheck(name):
+    torch.library.opcheck(getattr(torch.ops.fastpure, name).default, raw_arguments(name))
+
+
+def test_tracing_needs_no_data_and_finds_mistakes():
+    with FakeTensorMode():
+        x, vector = torch.empty(2, 8, 4, 4), torch.empty(8)
+        y, stats = group_norm_silu(x, vector, vector, 2, EPS, resample="up")
+        assert y.shape == (2, 8, 8, 8)
+        assert group_norm_silu_vjp(y, x, stats, vector, vector, 2, resample="up")[0].shape == x.shape
+        with pytest.raises(ValueError, match="`weight`"):
+            group_norm_silu(x, vector[:4], vector, 2, EPS)
+
+
+def test_the_choice_prefers_triton_on_a_device_and_the_reference_on_the_cpu():
+    from fastpure.kernels.group_norm_silu.op import BACKWARD, FORWARD
+    from fastpure.kernels.resample.op import RESAMPLE
+    from fastpure.kernels.residual.op import RESIDUAL
+
+    for spec in (FORWARD, BACKWARD, RESAMPLE, RESIDUAL):
+        assert spec.order["cuda"] == ("triton", "reference")
+        assert registry.choose(spec, "cpu", torch.float32) == "reference"
