@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 CXX ?= g++
+# Not in constraints.txt: CUDA builds of torch bring the Triton they need.
+TRITON ?= triton==3.6.0
 BIN := $(VENV)/bin
 BUILD := build
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -40,7 +42,7 @@ cuda-check: $(INSTALLED)  ## compile the CUDA half for every architecture, inspe
 	PYTHON=$(BIN)/python bash .ci/cuda_check
 
 triton-check: $(INSTALLED)  ## the Triton kernels in Triton's interpreter, then compiled for two architectures
-	$(PIP) install -q -c constraints.txt triton
+	@$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) install -q -c constraints.txt $(TRITON)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/triton
 	$(BIN)/python -m pytest -q tests/kernels/test_machine_code.py tests/kernels/test_triton_support.py
 
