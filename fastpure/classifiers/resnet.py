@@ -140,4 +140,12 @@ CONFIGS: dict[str, ResNetConfig] = {
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
     ),
+    "resnet-cifar10-small": ResNetConfig(
+        image_shape=(3, 32, 32),
+        classes=10,
+        widths=(16, 48, 128),
+        blocks=2,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ),
 }

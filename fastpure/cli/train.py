@@ -13,7 +13,7 @@ app = typer.Typer(
     help="Train a denoiser or a classifier. Interrupt with Ctrl-C at any time: the same command continues.",
 )
 
-Data = Annotated[str, typer.Option(help="Data set: digits (needs no file); classifiers also cifar10.")]
+Data = Annotated[str, typer.Option(help="Data set: digits (needs no file) or cifar10 (needs --data-path).")]
 DataPath = Annotated[
     Path | None, typer.Option(help="File or folder with the images; needed for cifar10, not for digits.")
 ]

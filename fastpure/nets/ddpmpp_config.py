@@ -91,9 +91,12 @@ def layout(config: DDPMppConfig) -> list[Step]:
     return [*steps, Step("norm", width, width), Step("conv", width, config.channels)]
 
 
-#: Official sizes, and the one of the bundled digits model.
+#: Official sizes, and those of the bundled models.
 CONFIGS: dict[str, DDPMppConfig] = {
     "ddpmpp-cifar10": DDPMppConfig(image_size=32),
+    "ddpmpp-cifar10-small": DDPMppConfig(
+        image_size=32, nf=32, ch_mult=(1, 2, 2), n_blocks=1, attn_resolutions=(8,), dropout=0.0
+    ),
     "ddpmpp-digits": DDPMppConfig(
         image_size=8, channels=1, nf=16, ch_mult=(1, 2), n_blocks=1, attn_resolutions=(4,), dropout=0.1
     ),

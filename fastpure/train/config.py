@@ -33,6 +33,7 @@ class TrainConfig:
         ema: decay of the averaged weights, in [0, 1); 0 keeps the last weights.
         accumulate: parts a batch is computed in, to save memory; the result is the same up to rounding
             (networks with batch normalisation see smaller batches, though).
+        precision: ``"fp32"``, or ``"bf16"``: the network runs under autocast, weights and loss stay float32.
         log_every: steps per row of ``metrics.csv``.
         score_every: steps between scores on held-out data; a multiple of ``log_every``.
 
@@ -51,6 +52,7 @@ class TrainConfig:
     clip: float | None = 1.0
     ema: float = 0.999
     accumulate: int = 1
+    precision: str = "fp32"
     log_every: int = 50
     score_every: int = 500
 
@@ -69,6 +71,7 @@ class TrainConfig:
         if not 0 <= self.ema < 1:
             raise ValueError(mistake("ema", "a number in [0, 1)", self.ema))
         whole("accumulate", self.accumulate, 1, self.batch_size)
+        one_of("precision", self.precision, ("fp32", "bf16"))
         whole("log_every", self.log_every, 1)
         if whole("score_every", self.score_every, 1) % self.log_every:
             raise ValueError(

@@ -111,7 +111,7 @@ class DenoiserLoss:
         noise = batch.random.normal(Purpose.NOISE, (x0.shape[1], x0.shape[2], x0.shape[3]))
         labels = (999 * times).to(x0.device, x0.dtype)
         predicted = model(diffuse(x0, times, noise, self.schedule), labels)
-        return (predicted - noise).square().flatten(1).mean(1)
+        return (predicted.float() - noise).square().flatten(1).mean(1)
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "denoiser", **asdict(self)}
@@ -131,7 +131,7 @@ class ClassifierLoss:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = model(self.augment(batch.images, batch.random))
-        return F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=self.smoothing)
+        return F.cross_entropy(logits.float(), batch.labels, reduction="none", label_smoothing=self.smoothing)
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "classifier", **asdict(self)}

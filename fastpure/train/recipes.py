@@ -70,10 +70,17 @@ CLASSIFIER_RECIPES: dict[str, ClassifierRecipe] = {
         ),
     ),
     "cifar10": ClassifierRecipe(
-        network="resnet-cifar10",
+        network="resnet-cifar10-small",
         loss=ClassifierLoss(Augment(shift=4, flip=True)),
         train=TrainConfig(
-            steps=12000, batch_size=128, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup=400, ema=0.999
+            steps=4500,
+            batch_size=128,
+            optimizer="sgd",
+            lr=0.1,
+            weight_decay=5e-4,
+            warmup=400,
+            ema=0.998,
+            precision="bf16",
         ),
     ),
 }
@@ -83,6 +90,11 @@ DENOISER_RECIPES: dict[str, DenoiserRecipe] = {
         network="ddpmpp-digits",
         loss=DenoiserLoss(t_max=0.3),
         train=TrainConfig(steps=3500, batch_size=128, lr=1e-3, warmup=200, ema=0.999),
+    ),
+    "cifar10": DenoiserRecipe(
+        network="ddpmpp-cifar10-small",
+        loss=DenoiserLoss(t_max=0.3, augment=Augment(flip=True)),
+        train=TrainConfig(steps=4000, batch_size=64, lr=1e-3, warmup=200, ema=0.999, precision="bf16"),
     ),
 }
 

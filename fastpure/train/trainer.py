@@ -73,7 +73,11 @@ class Trainer:
                 stop = start + len(part)
                 random = StepRandom(self.config.seed, self.step, start, stop, self.device)
                 images = self._pixels[part].to(torch.float32) / self._scale
-                loss = self.loss(self.model, Batch(images, self._labels[part], random)).sum() / len(rows)
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+                ):
+                    losses = self.loss(self.model, Batch(images, self._labels[part], random))
+                loss = losses.sum() / len(rows)
                 loss.backward()
                 total += loss.detach()
                 start = stop
