@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = ["ConstantWeights"]
 
@@ -47,7 +48,8 @@ class ConstantWeights(TorchFunctionMode):
 
 
 def _constant(x: Tensor, *weights: Tensor | None) -> bool:
-    return x.dim() == 4 and not any(weight is not None and weight.requires_grad for weight in weights)
+    differentiated = torch.is_grad_enabled() and x.requires_grad and x.dim() == 4
+    return differentiated and not any(weight is not None and weight.requires_grad for weight in weights)
 
 
 def _pair(value: Any) -> list[int]:
@@ -81,12 +83,38 @@ def _normalisation(
 ) -> Callable[[], Tensor] | None:
     if training or running_mean is None or running_var is None or not _constant(input, weight, bias):
         return None
-    scale = torch.rsqrt(running_var + eps)
-    scale = scale if weight is None else scale * weight
-    shift = -running_mean * scale
-    shift = shift if bias is None else shift + bias
-    shape = (1, -1, 1, 1)
-    return lambda: _Affine.apply(input, scale.to(input.dtype).view(shape), shift.to(input.dtype).view(shape))
+    scale = _scale(running_var, weight, eps, input.dtype)
+    return lambda: _Normalise.apply(
+        input, scale, (running_mean, running_var, weight, bias, False, momentum, eps)
+    )
+
+
+Identity = tuple[object, ...]
+_KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Running variance -> (identity of what the scale of its normalisation was made of, scale)."""
+
+
+def _scale(variance: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+    """The normalisation's derivative [1, C, 1, 1]; kept until a tensor it was made of changes."""
+    identity = (eps, dtype, _identity(variance), _identity(weight))
+    known = _KNOWN.get(variance)
+    if known is not None and known[0] == identity:
+        return known[1]
+    with torch.no_grad():
+        scale = torch.rsqrt(variance + eps)
+        scale = (scale if weight is None else scale * weight).to(dtype).view(1, -1, 1, 1)
+    if None not in identity:
+        _KNOWN[variance] = (identity, scale)
+    return scale
+
+
+def _identity(tensor: Tensor | None) -> Identity | None:
+    """What changes when the values do; None where torch does not count changes (inference tensors)."""
+    if tensor is None:
+        return ()
+    if tensor.is_inference():
+        return None
+    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor._version)
 
 
 class _Convolve(Function):
@@ -132,18 +160,32 @@ class _Pull(Function):
         return _Convolve.apply(w, weight, None, ctx.geometry), None, None, None, None
 
 
-class _Affine(Function):
-    """x -> scale x + shift."""
+class _Normalise(Function):
+    """x -> scale x + shift, by torch's own kernel."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(scale)
-        return x * scale if shift is None else torch.addcmul(shift, x, scale)
+        return F.batch_norm(x, *arguments)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = ctx.saved_tensors
-        return _Affine.apply(v, scale, None), None, None
+        return _Scale.apply(v, scale), None, None
+
+
+class _Scale(Function):
+    """v -> scale v."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return v * scale
+
+    @staticmethod
+    def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = ctx.saved_tensors
+        return _Scale.apply(w, scale), None
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -91,6 +91,16 @@ def test_batch_normalisation_in_training_mode_is_torchs_own():
     assert int(norm.num_batches_tracked) == 1
 
 
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_a_changed_normalisation_is_noticed(name):
+    norm, x = nn.BatchNorm2d(3).eval().requires_grad_(False), torch.rand(1, 3, 4, 4)
+    call_frozen(norm, x)
+    getattr(norm, name).fill_(0.3)
+    torch.testing.assert_close(call_frozen(norm, x), norm(x))
+    setattr(norm, name, type(getattr(norm, name))(torch.full((3,), 2.0)).requires_grad_(False))
+    torch.testing.assert_close(call_frozen(norm, x), norm(x))
+
+
 def chain() -> nn.Module:
     layers = [
         nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
