@@ -18,6 +18,10 @@ class KernelUnavailable(FastpureError, RuntimeError):
     """A back end was asked for by name and cannot run here; the message says why."""
 
 
+class CaptureError(FastpureError, RuntimeError):
+    """Steps could not be recorded as a CUDA graph; the message has the reason."""
+
+
 class NonFiniteError(FastpureError, ArithmeticError):
     """NaN or Inf appeared during purification; the message names the step and the sample ids."""
 

@@ -9,7 +9,7 @@ from fastpure.kernels.cuda_support import preload
 from fastpure.kernels.group_norm_silu.op import group_norm_silu, group_norm_silu_vjp
 from fastpure.kernels.keys import Domain, NoiseKeys, Stream
 from fastpure.kernels.noise.op import philox_normal, philox_uniform
-from fastpure.kernels.registry import BACKENDS, use_backend
+from fastpure.kernels.registry import BACKENDS, forced_backend, use_backend
 from fastpure.kernels.resample.op import resample, resample_vjp
 from fastpure.kernels.residual.op import residual_add
 from fastpure.kernels.row.op import affine_row, affine_row_vjp
@@ -23,6 +23,7 @@ __all__ = [
     "affine_row",
     "affine_row_vjp",
     "backend_report",
+    "forced_backend",
     "group_norm_silu",
     "group_norm_silu_vjp",
     "philox_normal",
