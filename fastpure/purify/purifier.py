@@ -32,6 +32,7 @@ from .methods import Method
 from .precision import Precision
 from .precision import precision as precision_named
 
+
 @dataclass(frozen=True, eq=False)
 class _Engine:
     """The networks of a purifier in one precision."""

@@ -177,11 +177,11 @@ class Family:
             slot, before = Slot(), self.recorder.nbytes
 
             def forward() -> None:
-                here, noise = self._here(kind)
                 slot.saved = []
-                # Copies: other rows write into the buffers before this one is pulled back.
+                # Copies: other rows write into the buffers before this one is pulled back. Made before the fork.
                 slot.inputs = (self.x.clone(), *(part.clone() for part in self.context))
                 x, *context = slot.inputs
+                here, noise = self._here(kind)
                 with torch.autograd.graph.saved_tensors_hooks(_keeper(slot.saved), lambda tensor: tensor):
                     tape = linearize(here, k, x, tuple(context), noise)
                 slot.tape = self._side_by_side(tape)

@@ -46,7 +46,9 @@ class GraphLimits:
         """The bound in bytes."""
         if self.nbytes is not None:
             return self.nbytes
-        return torch.cuda.get_device_properties(device).total_memory // 2 if device.type == "cuda" else 1 << 30
+        return (
+            torch.cuda.get_device_properties(device).total_memory // 2 if device.type == "cuda" else 1 << 30
+        )
 
 
 class Graphs:
@@ -64,7 +66,9 @@ class Graphs:
         self._families: OrderedDict[tuple[Any, int], Family] = OrderedDict()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graphs:
-        return Graphs(self.execution, self.insist, self.limits)  # recordings can be neither copied nor pickled
+        return Graphs(
+            self.execution, self.insist, self.limits
+        )  # recordings can be neither copied nor pickled
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[Any, ...]]:
         return Graphs, (self.execution, self.insist, self.limits)
