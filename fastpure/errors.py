@@ -22,6 +22,10 @@ class CaptureError(FastpureError, RuntimeError):
     """Steps could not be recorded as a CUDA graph; the message has the reason."""
 
 
+class CompileError(FastpureError, RuntimeError):
+    """A network could not be compiled; the message has the compiler's reason."""
+
+
 class NonFiniteError(FastpureError, ArithmeticError):
     """NaN or Inf appeared during purification; the message names the step and the sample ids."""
 

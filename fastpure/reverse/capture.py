@@ -192,7 +192,7 @@ class Family:
                 self._pull_row(slot.pull, here, k, slot.inputs[0], slot.tape)
 
             slot.forward.replay, slot.pull.replay = self.recorder.record(forward, pull)
-            self.slot_bytes = self.recorder.nbytes - before
+            self.slot_bytes = max(self.slot_bytes, self.recorder.nbytes - before)
             self.slots[k] = slot
         return self.slots[k]
 

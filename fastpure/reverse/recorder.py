@@ -45,6 +45,10 @@ class Recorder(ABC):
         """
 
     @abstractmethod
+    def follow(self) -> None:
+        """Let what is issued next wait for replays issued before on another stream: they use the same memory."""
+
+    @abstractmethod
     def fork(self) -> object:
         """A mark of what has been issued so far, for ``beside``."""
 
@@ -76,6 +80,7 @@ class CudaRecorder(Recorder):
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
         self._main, self._side = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._used: torch.cuda.Stream | None = None
         self._nbytes = 0
         self._warm = False
 
@@ -102,14 +107,23 @@ class CudaRecorder(Recorder):
         self._warm = True
 
     def _capture(self, work: Work) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         mode = "thread_local"
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._main, capture_error_mode=mode):
                 work()
         except Exception as error:
             raise CaptureError(_first_cause(error)) from error
+        finally:
+            torch.cuda.set_stream(current)  # torch.cuda.graph leaves its own behind where a recording fails
         return graph
+
+    def follow(self) -> None:
+        """See ``Recorder.follow``."""
+        current = torch.cuda.current_stream(self._device)
+        if self._used is not None and self._used != current:
+            current.wait_stream(self._used)
+        self._used = current
 
     def fork(self) -> torch.cuda.Event:
         """See ``Recorder.fork``."""

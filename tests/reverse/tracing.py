@@ -146,6 +146,9 @@ class TracingRecorder(Recorder):
 
         return replay
 
+    def follow(self) -> None:
+        pass
+
     def fork(self) -> int:
         return len(self.current.operations) if self.current else 0
 
