@@ -87,13 +87,12 @@ class Recorded:
 class Slot:
     """A row whose tape stays in the recorder's pool between its two replays.
 
-    ``inputs``, ``saved`` and ``tape`` keep that memory from being given to later recordings, whatever happens to
-    the graph of autograd; ``owner`` counts who filled it.
+    ``saved`` and ``tape`` keep that memory from being given to later recordings: autograd lets go of what it saved
+    once the pull has been recorded. ``owner`` counts who filled it.
     """
 
     forward: Recorded = field(default_factory=Recorded)
     pull: Recorded = field(default_factory=Recorded)
-    inputs: tuple[Tensor, ...] = ()
     saved: list[Tensor] = field(default_factory=list)
     tape: Tape | None = None
     owner: int = 0
@@ -151,7 +150,7 @@ class Family:
             def work() -> None:
                 here, noise = self._here(kind)
                 outputs = evaluate(here, k, self.x, self.context, noise)
-                self._advance(done, here, k, self.x, outputs, noise)
+                self._advance(done, here, k, outputs, noise)
 
             (done.replay,) = self.recorder.record(work)
             self.forwards[kind] = done
@@ -165,7 +164,7 @@ class Family:
             def work() -> None:
                 here, noise = self._here(kind)
                 tape = self._side_by_side(linearize(here, k, self.x, self.context, noise))
-                self._pull_row(done, here, k, self.x, tape)
+                self._pull_row(done, here, k, tape)
 
             (done.replay,) = self.recorder.record(work)
             self.pulls[kind] = done
@@ -177,19 +176,17 @@ class Family:
             slot, before = Slot(), self.recorder.nbytes
 
             def forward() -> None:
-                slot.saved = []
-                # Copies: other rows write into the buffers before this one is pulled back. Made before the fork.
-                slot.inputs = (self.x.clone(), *(part.clone() for part in self.context))
-                x, *context = slot.inputs
                 here, noise = self._here(kind)
+                slot.saved = []
+                # It may hold parts of the buffers too: those are filled again before the pull is replayed.
                 with torch.autograd.graph.saved_tensors_hooks(_keeper(slot.saved), lambda tensor: tensor):
-                    tape = linearize(here, k, x, tuple(context), noise)
+                    tape = linearize(here, k, self.x, self.context, noise)
                 slot.tape = self._side_by_side(tape)
-                self._advance(slot.forward, here, k, x, (tape.noise_pred, tape.guidance), noise)
+                self._advance(slot.forward, here, k, (tape.noise_pred, tape.guidance), noise)
 
             def pull() -> None:
                 here, _ = self._here(kind)
-                self._pull_row(slot.pull, here, k, slot.inputs[0], slot.tape)
+                self._pull_row(slot.pull, here, k, slot.tape)
 
             slot.forward.replay, slot.pull.replay = self.recorder.record(forward, pull)
             self.slot_bytes = max(self.slot_bytes, self.recorder.nbytes - before)
@@ -219,18 +216,17 @@ class Family:
         done: Recorded,
         here: Process,
         k: int,
-        x: Tensor,
         outputs: tuple[Tensor | None, Tensor | None],
         noise: NoiseSource,
     ) -> None:
-        x_next, register = advance(here, k, x, self.register, outputs, noise.row(k))
+        x_next, register = advance(here, k, self.x, self.register, outputs, noise.row(k))
         done.emit("x", x_next)
         done.emit("register", register)
 
-    def _pull_row(self, done: Recorded, here: Process, k: int, x: Tensor, tape: Tape | None) -> None:
+    def _pull_row(self, done: Recorded, here: Process, k: int, tape: Tape | None) -> None:
         after = here.table.rows[k + 1] if k + 1 < len(here.table) else None
         w = self.w if after is not None and (after.p != 0.0 or after.s != 0.0) else None
-        v_x, v_context, v_register = pull_row(here, k, x, tape, self.v, w)
+        v_x, v_context, v_register = pull_row(here, k, self.x, tape, self.v, w)
         done.emit("v", v_x)
         done.emit("w", v_register)
         for i, part in enumerate(v_context):

@@ -24,10 +24,18 @@ from fastpure.nets import Denoiser
 from fastpure.purify.methods import Method
 from fastpure.reverse import GraphLimits, recorder
 from fastpure.reverse.graphs import FIRST_KEEPING
-from tests.reverse.test_adjoint import METHODS
+from tests.reverse import test_adjoint
 from tests.reverse.toys import SHAPE, ToyNet, toy_classifier, toy_denoiser
 from tests.reverse.tracing import TracingRecorder
 
+
+def mixed(classifier):
+    """Two rounds whose rows differ in nothing but clipping."""
+    rounds = [fp.methods.ddim(t=0.2, n_steps=3, clip_x0=clip).table() for clip in (False, True)]
+    return Method("mixed", (), rounds[0] + rounds[1], None, True)
+
+
+METHODS = test_adjoint.METHODS | {"mixed_ddim": mixed}
 CASES = [(name, memory) for name in METHODS for memory in ("store", "recompute")]
 CASES += [("coup_step", "auto"), ("dpm_ode", 40_000)]
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -45,11 +45,10 @@ class Operation:
 
 @dataclass
 class Trace:
-    """What one work issued, and the memory that was free again at its end."""
+    """What one work issued, and the memory it took."""
 
     operations: list[Operation] = field(default_factory=list)
     made: dict[int, Tensor] = field(default_factory=dict)
-    free: list[Tensor] = field(default_factory=list)
 
     def replay(self) -> None:
         for operation in self.operations:
@@ -57,17 +56,6 @@ class Trace:
             for output, value in zip(operation.outputs, tensors_in(result), strict=False):
                 if output.data_ptr() != value.data_ptr():
                     output.copy_(value)
-
-    def settle(self) -> None:
-        """Find out which of the memory made here nobody holds."""
-        known: dict[int, int] = {}
-        for operation in self.operations:
-            for tensor in (*operation.outputs, *tensors_in((operation.args, operation.kwargs))):
-                known[storage_of(tensor)] = known.get(storage_of(tensor), 0) + 1
-        for address, tensor in self.made.items():
-            references = torch._C._storage_Use_Count(address) - COUNTING
-            if references == known.get(address, 0) + 1 and tensor.is_floating_point():  # + 1: `made` itself
-                self.free.append(tensor)
 
 
 class Listener(TorchDispatchMode):
@@ -115,6 +103,7 @@ class TracingRecorder(Recorder):
 
     def __init__(self, device: torch.device) -> None:
         self.traces: list[Trace] = []
+        self.free: list[Tensor] = []
         self.lane: set[int] | None = None
         self.current: Trace | None = None
         self.used: tuple[set[int], set[int]] = (set(), set())
@@ -124,7 +113,24 @@ class TracingRecorder(Recorder):
         for _ in range(WARM_UPS):
             for work in works:
                 work()
-        return [self._record(work) for work in works]
+        replays = [self._record(work) for work in works]
+        self._settle()
+        return replays
+
+    def _settle(self) -> None:
+        """Find out which of the memory made in recordings nobody holds any more."""
+        known: dict[int, int] = {}
+        for trace in self.traces:
+            for operation in trace.operations:
+                for tensor in (*operation.outputs, *tensors_in((operation.args, operation.kwargs))):
+                    known[storage_of(tensor)] = known.get(storage_of(tensor), 0) + 1
+        self.free = [
+            tensor
+            for trace in self.traces
+            for address, tensor in trace.made.items()
+            if torch._C._storage_Use_Count(address) - COUNTING == known.get(address, 0) + 1  # `made` itself
+            and tensor.is_floating_point()
+        ]
 
     def _record(self, work: Callable[[], None]) -> Callable[[], None]:
         trace = self.current = Trace()
@@ -133,15 +139,13 @@ class TracingRecorder(Recorder):
                 work()
         finally:
             self.current = None
-        trace.settle()
         self.traces.append(trace)
         TracingRecorder.made += 1
 
         def replay() -> None:
             with torch.no_grad():
-                for other in self.traces:
-                    for tensor in other.free:
-                        tensor.fill_(math.nan)
+                for tensor in self.free:
+                    tensor.fill_(math.nan)
                 trace.replay()
 
         return replay
