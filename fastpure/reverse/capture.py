@@ -128,7 +128,6 @@ class Family:
         self.slots: dict[int, Slot] = {}
         self.slot_bytes = 0
         self.gradients = 0
-        self.tenant: object = None
         # Kept alive: a recording reads the addresses these weights have now, whatever becomes of their modules.
         networks = (process.denoiser, *(process.guidance.networks() if process.guidance else ()))
         self._weights = [t.detach() for net in networks for t in (*net.parameters(), *net.buffers())]
@@ -141,6 +140,12 @@ class Family:
         recorded += [part for slot in self.slots.values() for part in (slot.forward, slot.pull)]
         outputs = [tensor for part in recorded for tensor in part.outputs.values()]
         return self.recorder.nbytes + sum(tensor.nbytes for tensor in (*buffers, *outputs))
+
+    def fill_up(self, batch: int) -> None:
+        """Zeros and sentinels behind the first ``batch`` rows: what an earlier, larger batch left is not used."""
+        for buffer in (self.x, self.register, self.v, self.w, self.keys.draws, *self.context):
+            buffer[batch:].zero_()
+        self.keys.sample_ids[batch:].fill_(SENTINEL)
 
     def forward(self, kind: RowKind, k: int) -> Recorded:
         """The recording of networks and row; made with row ``k`` as the example."""

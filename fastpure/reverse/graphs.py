@@ -137,7 +137,6 @@ class CapturedRows(Rows):
     def __init__(self, graphs: Graphs, family: Family, eager: EagerRows, batch: int) -> None:
         self._graphs, self._family, self._eager, self._batch = graphs, family, eager, batch
         self._loaded: NoiseKeys | None = None
-        self._name = object()
 
     def forward(
         self, k: int, x: Tensor, register: Tensor | None, *, pulled: bool = False
@@ -222,13 +221,15 @@ class CapturedRows(Rows):
         family.recorder.follow()
         keys = self._eager.noise.row(k)
         assert isinstance(keys, NoiseKeys)
-        if family.tenant is not self._name or keys is not self._loaded:
+        if keys is not self._loaded:
             family.keys.seed.copy_(keys.seed)
             _fill(family.keys.sample_ids, keys.sample_ids)
             _fill(family.keys.draws, keys.draws)
             for buffer, part in zip(family.context, self._eager.context, strict=True):
                 _fill(buffer, part)
-            family.tenant, self._loaded = self._name, keys
+            if self._batch < family.batch:
+                family.fill_up(self._batch)
+            self._loaded = keys
         family.step.copy_(process.steps[k : k + 1])
         _fill(family.x, x)
         if register is not None:

@@ -81,7 +81,7 @@ def _rows_to_keep(
         if key not in costs:
             costs[key] = _bytes_per_row(process, rows[-1], x, context, noise)
         cost = costs[key]
-    return plan.rows_kept(rows, cost, x.device)
+    return plan.rows_kept(rows, cost, x.device, process.graphs.nbytes if process.graphs is not None else 0)
 
 
 def _bytes_per_row(process: Process, k: int, x: Tensor, context: Context, noise: NoiseSource) -> int:

@@ -88,7 +88,10 @@ class CudaRecorder(Recorder):
         """See ``Recorder.record``."""
         with torch.cuda.device(self._device):
             preload(self._device)  # loading a kernel is not allowed while recording
-            self._warm_up(works)
+            try:
+                self._warm_up(works)
+            except torch.OutOfMemoryError as error:  # other recordings hold memory
+                raise CaptureError(_first_cause(error)) from error
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()

@@ -126,6 +126,17 @@ def test_the_bundled_network_in_every_precision(device, precision):
         assert len(families(graphed)[0].pulls if memory == "recompute" else families(graphed)[0].slots) > 0
 
 
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+def test_guidance_runs_beside_the_denoiser_in_both_directions(monkeypatch, memory):
+    monkeypatch.setitem(recorder.RECORDERS, "cpu", TracingRecorder)
+    graphed, _ = pair(METHODS["coup_step"](toy_classifier(torch.float32)), "cpu", memory=memory)
+    for turn in range(FIRST_KEEPING):
+        both(graphed, images(2, "cpu", turn))
+    (family,) = families(graphed)
+    # Recomputing: one forward, and one that linearises and pulls back. Keeping: two per row.
+    assert family.recorder.beside_count == (3 if memory == "recompute" else 2 * len(family.slots))
+
+
 def test_one_recording_serves_all_draws_ids_and_domains_apart(device):
     method = METHODS["coup_step"](toy_classifier(torch.float32).to(device))
     graphed, eager = pair(method, device)
@@ -162,6 +173,9 @@ def test_ragged_batches_are_filled_up_and_cut(device, name):
         (grad,) = torch.autograd.grad((out * (out + 0.3))[:n].sum(), leaf)
         assert torch.equal(found[0], out[:n].detach())
         assert torch.equal(found[1], grad[:n])
+        (family,) = families(graphed)
+        assert family.keys.sample_ids.tolist() == [*ids[:n].tolist(), *sentinels.tolist()]
+        assert not bool(family.x[n:].any())
     assert [family.batch for family in families(graphed)] == [8]
     graphed(images(4, device))
     assert [family.batch for family in families(graphed)] == [8, 4]  # half of it would be wasted
