@@ -88,6 +88,7 @@ class Attack(ABC):
             losses=losses,
             seconds=seconds,
             attack=str(self),
+            execution=defense.purifier.execution if isinstance(defense, Defense) else None,
         )
 
 

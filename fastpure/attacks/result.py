@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..intervals import Interval, wilson
+from ..reverse import Execution
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,7 @@ class AttackResult:
         losses: float32 [n_iter, B], the attack's loss at each iterate.
         seconds: wall time of the attack, without the scoring.
         attack: the attack with its settings, as text.
+        execution: how the defence's steps were carried out; None for a module that is no ``Defense``.
     """
 
     x_adv: Tensor
@@ -30,6 +32,7 @@ class AttackResult:
     losses: Tensor
     seconds: float
     attack: str
+    execution: Execution | None = None
 
     @property
     def clean_accuracy(self) -> Interval:
