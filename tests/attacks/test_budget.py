@@ -64,7 +64,7 @@ def test_random_start_fills_the_ball(norm):
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match="`norm` must be one of 'Linf', 'L2', got 'linf'"):
+    with pytest.raises(ValueError, match="`norm` must be one of 'Linf', 'L2', 'L1', got 'linf'"):
         Budget("linf", 0.1)
     with pytest.raises(ValueError, match="`eps` must be a finite number above 0"):
         Budget("Linf", 0.0)
