@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -26,12 +26,17 @@ Report = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Problem:
-    """What is attacked: images [B, C, H, W] in [0, 1], labels [B], ids [B], and the defence."""
+    """What is attacked: images [B, C, H, W] in [0, 1], labels [B], ids [B], and the defence with its classes."""
 
     defense: nn.Module
     x: Tensor
     y: Tensor
     ids: Tensor
+    n_classes: int = 0
+
+    def part(self, chosen: Tensor) -> Problem:
+        """The same for some of the images, named by index."""
+        return replace(self, x=self.x[chosen], y=self.y[chosen], ids=self.ids[chosen])
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,13 +205,10 @@ def _check(defense: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor | list[i
     if tuple(ids.shape) != (len(x),):
         raise ValueError(mistake("sample_ids", f"one id per image, {len(x)}", f"{list(ids.shape)}"))
     problem = Problem(defense, x.detach().clamp(0.0, 1.0), y.to(x.device, torch.int64), ids.to(x.device))
-    _check_labels(problem)
-    return problem
+    return _with_classes(problem) if len(x) else problem
 
 
-def _check_labels(problem: Problem) -> None:
-    if not len(problem.x):
-        return
+def _with_classes(problem: Problem) -> Problem:
     # One clean image tells how many classes there are; nothing else here knows.
     head = problem.defense.classifier if isinstance(problem.defense, Defense) else problem.defense
     with torch.no_grad():
@@ -214,3 +216,4 @@ def _check_labels(problem: Problem) -> None:
     low, high = int(problem.y.min()), int(problem.y.max())
     if low < 0 or high >= n_classes:
         raise ValueError(mistake("y", f"labels in 0..{n_classes - 1}", f"values in {low}..{high}"))
+    return replace(problem, n_classes=n_classes)

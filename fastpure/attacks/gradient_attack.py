@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,10 @@ class GradientAttack(NormAttack):
     def mode(self) -> GradientMode:
         """The gradient mode with its settings."""
         return GradientMode(self.gradient, self.surrogate_steps, self.surrogate_dt)
+
+    def shared(self) -> dict[str, Any]:
+        """The settings that every gradient attack has, for handing them on to another."""
+        return {field.name: getattr(self, field.name) for field in fields(GradientAttack)}
 
     def logits(self, problem: Problem) -> Logits:
         """The function this attack differentiates."""

@@ -33,7 +33,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: fewer than three classes.
     """
-    require_classes(logits, 3, "dlr", "Use loss='ce' or loss='margin'")
+    require_classes(logits.shape[1], 3, "dlr", "Use loss='ce' or loss='margin'")
     ranked = logits.sort(1, descending=True).values
     return margin(logits, labels) / (ranked[:, 0] - ranked[:, 2] + TINY)
 
@@ -44,16 +44,16 @@ def dlr_targeted(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: fewer than four classes.
     """
-    require_classes(logits, 4, "dlr-targeted", "Use the untargeted loss 'dlr', or 'ce'")
+    require_classes(logits.shape[1], 4, "dlr-targeted", "Use the untargeted loss 'dlr', or 'ce'")
     ranked = logits.sort(1, descending=True).values
     scale = ranked[:, 0] - 0.5 * (ranked[:, 2] + ranked[:, 3]) + TINY
     return (_of(logits, labels[:, 1]) - _of(logits, labels[:, 0])) / scale
 
 
-def require_classes(logits: Tensor, least: int, loss: str, remedy: str) -> None:
-    """Raise ValueError if there are fewer than ``least`` logits."""
-    if logits.shape[1] < least:
-        expected = f"a loss for {logits.shape[1]} classes ({loss} needs {least})"
+def require_classes(n_classes: int, least: int, loss: str, remedy: str) -> None:
+    """Raise ValueError if there are fewer than ``least`` classes."""
+    if n_classes < least:
+        expected = f"a loss for {n_classes} classes ({loss} needs {least})"
         raise ValueError(mistake("loss", expected, repr(loss), remedy))
 
 
