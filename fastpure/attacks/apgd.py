@@ -68,7 +68,7 @@ class AutoPGD(GradientAttack):
             best = found if best is None else _merge(best, found, chosen)
             histories.append(_spread(found.losses, chosen, len(problem.x)))
         assert best is not None
-        return Proposal(best.x, torch.cat(histories), is_flat(best.first_gradient))
+        return Proposal(best.x, torch.cat(histories), is_flat(best.first))
 
     def start(self, problem: Problem, number: int) -> Tensor:
         """Random point on the surface of the cube (largest entry eps) or of the ball, clamped to [0, 1]."""
@@ -137,7 +137,11 @@ class APGDT(AutoPGD):
         """(true class, target) for each target, by falling mean logit of the original image."""
         require_classes(problem.n_classes, 4, "dlr-targeted", "Use the attack apgd-ce or apgd-dlr")
         outputs = mean_logits(logits, problem.x, problem.ids, range(self.n_draws(problem)), self.batch_size)
-        others = outputs.scatter(1, problem.y[:, None], -torch.inf).sort(dim=1, descending=True, stable=True).indices
+        others = (
+            outputs.scatter(1, problem.y[:, None], -torch.inf)
+            .sort(dim=1, descending=True, stable=True)
+            .indices
+        )
         n = min(self.n_target_classes, outputs.shape[1] - 1)
         return [torch.stack([problem.y, others[:, k]], 1) for k in range(n)]
 

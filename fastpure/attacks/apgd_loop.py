@@ -35,7 +35,7 @@ class Found:
         correct: share of correct draws there [B].
         loss: mean loss there [B].
         losses: [n_iter, B], the loss after each step; NaN after an image was left alone.
-        first_gradient: gradient at the start [B, C, H, W].
+        first: the answer at the start.
         best: the iterate of highest loss, what the published code calls x_best.
     """
 
@@ -43,7 +43,7 @@ class Found:
     correct: Tensor
     loss: Tensor
     losses: Tensor
-    first_gradient: Tensor
+    first: Query
     best: Tensor
 
 
@@ -55,7 +55,7 @@ class Loop:
         everyone = torch.arange(len(x), device=x.device)
         self.point, self.before = start.clone(), start.clone()
         first = ask(start, everyone, 0)
-        self.gradient, self.first_gradient = first.gradient, first.gradient.clone()
+        self.first, self.gradient = first, first.gradient.clone()
         self.best, self.best_gradient, self.best_loss = (
             start.clone(),
             first.gradient.clone(),
@@ -88,9 +88,7 @@ class Loop:
                 self._check(moving, window)
                 window = max(window - max(int(0.03 * self.n_iter), 1), max(int(0.06 * self.n_iter), 1))
                 waited = 0
-        return Found(
-            self.found, self.found_correct, self.found_loss, self.losses, self.first_gradient, self.best
-        )
+        return Found(self.found, self.found_correct, self.found_loss, self.losses, self.first, self.best)
 
     def _step(self, moving: Tensor, share: float) -> None:
         x, point, before = self.x[moving], self.point[moving], self.before[moving]

@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ..errors import mistake, whole
+from ..errors import NonFiniteError, mistake, whole
 from ..purify import Defense
 from ..purify.purifier import check_range
 from .budget import Admissible, Budget
@@ -46,7 +46,8 @@ class Proposal:
     Attributes:
         x: candidate images [B, C, H, W].
         losses: the attack's loss on the way, float [n_iter, B]; NaN where an image was not attacked (any more).
-        zero_gradients: bool [B], where the first gradient was exactly zero in every pixel; None if unknown.
+        zero_gradients: bool [B], where the first gradient was exactly zero though the image was classified correctly;
+            None where no gradient is used.
         verdict: bool [B, 1], decisions of a protocol that the attack carries by name, or None: fresh draws decide.
     """
 
@@ -112,9 +113,10 @@ class Attack(ABC):
         begin = time.perf_counter()
         proposal = self.propose(problem, report)
         seconds = time.perf_counter() - begin
+        _check_finite(proposal, problem)
         x_adv = self.budget.project(proposal.x.detach().to(problem.x.dtype), problem.x)
         distance = self.budget.distance(x_adv, problem.x)
-        allowed = self.budget.admits(distance) & torch.isfinite(x_adv).flatten(1).all(1)
+        allowed = self.budget.admits(distance)
         if not bool(allowed.all()):
             # The projection is exact, so this is a defect of it and no circumstance to go on under.
             raise AssertionError(f"{int((~allowed).sum())} adversarial images left the budget of {self}")
@@ -172,6 +174,13 @@ class NormAttack(Attack):
     def rows(self) -> int:
         """See ``Attack.rows``."""
         return self.batch_size
+
+
+def _check_finite(proposal: Proposal, problem: Problem) -> None:
+    bad = ~torch.isfinite(proposal.x).flatten(1).all(1)
+    if bool(bad.any()):
+        ids = ", ".join(str(int(i)) for i in problem.ids[bad][:8])
+        raise NonFiniteError(f"the attack proposed NaN or Inf for sample id {ids}")
 
 
 def _warn_of_zero_gradients(proposal: Proposal, clean_correct: Tensor) -> None:

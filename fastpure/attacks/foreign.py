@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import MissingExtra, one_of, whole
+from ..errors import MissingExtra, mistake, one_of, whole
 from ..kernels import Domain
 from .base import NormAttack, Problem, Proposal, Report
 from .gradient import is_random, logits_of
@@ -39,8 +39,13 @@ class ForeignAttack(NormAttack):
     def build(self, oracle: Oracle, seed: int) -> Any:
         """The package's attack on ``oracle``."""
 
+    def attack_one(self, oracle: Oracle, x: Tensor, y: Tensor, seed: int) -> Tensor:
+        """The package's candidate for one image [1, C, H, W]; the image itself where it found none."""
+        found: Tensor = self.build(oracle, seed).perturb(x, y)
+        return found
+
     def propose(self, problem: Problem, report: Report) -> Proposal:
-        """The package's proposal for each image, the image itself where it found none."""
+        """The package's candidates, image by image."""
         n_draws = self.eot_iter if is_random(problem.defense) else 1
         proposals = problem.x.clone()
         device = problem.x.device
@@ -48,8 +53,8 @@ class ForeignAttack(NormAttack):
             for i in range(len(problem.x)):
                 name = int(problem.ids[i])
                 oracle = Oracle(problem.defense, name, n_draws, self.batch_size, problem.n_classes)
-                attack = self.build(oracle, _seed(self.seed, name))
-                proposals[i] = attack.perturb(problem.x[i : i + 1].clone(), problem.y[i : i + 1])[0].detach()
+                x, y = problem.x[i : i + 1].clone(), problem.y[i : i + 1]
+                proposals[i] = self.attack_one(oracle, x, y, _seed(self.seed, name))[0].detach()
                 report(i, float("nan"))
         return Proposal(proposals, problem.x.new_empty((0, len(problem.x))))
 
@@ -95,20 +100,17 @@ class Square(ForeignAttack):
 
     Attributes:
         n_queries: queries for each restart.
-        n_restarts: restarts.
         p_init: share of the pixels the first squares cover.
         loss: "margin" or "ce", the score that is lowered.
     """
 
     n_queries: int = 5000
-    n_restarts: int = 1
     p_init: float = 0.8
     loss: str = "margin"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("n_queries", self.n_queries, minimum=1)
-        whole("n_restarts", self.n_restarts, minimum=1)
         one_of("loss", self.loss, ("margin", "ce"))
 
     def build(self, oracle: Oracle, seed: int) -> Any:
@@ -119,11 +121,21 @@ class Square(ForeignAttack):
             n_queries=self.n_queries,
             eps=self.eps,
             p_init=self.p_init,
-            n_restarts=self.n_restarts,
             seed=seed,
             loss=self.loss,
             resc_schedule=False,
         )
+
+    def attack_one(self, oracle: Oracle, x: Tensor, y: Tensor, seed: int) -> Tensor:
+        """The point of lowest score, whether or not it was misclassified on its own draw: fresh draws decide."""
+        if self.norm != "Linf" and min(x.shape[2:]) < 5:
+            size = f"{list(x.shape[1:])}"
+            raise ValueError(mistake("x", f"at least 5 pixels high and wide for Square in {self.norm}", size))
+        attack = self.build(oracle, seed)
+        attack.init_hyperparam(x)
+        torch.random.manual_seed(seed)
+        _, found = attack.attack_single_run(x, y)
+        return found  # type: ignore[no-any-return]
 
 
 class Oracle:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import one_of, positive
 from .base import Problem, Proposal, Report
-from .gradient import Objective, objective, query
+from .gradient import Objective, Query, objective, query
 from .gradient_attack import GradientAttack
 from .losses import LOSSES
 
@@ -47,7 +47,7 @@ class PGD(GradientAttack):
             draws = range(i * n, (i + 1) * n)
             found = query(goal, x, problem.y, problem.ids, draws, self.batch_size)
             losses[i] = found.loss
-            flat = is_flat(found.gradient) if flat is None else flat
+            flat = is_flat(found) if flat is None else flat
             x = self.budget.project(self.budget.ascend(x, found.gradient, step_size), problem.x)
             report(i, float(losses[i].mean()) if len(x) else 0.0)
         return Proposal(x, losses, flat)
@@ -59,6 +59,6 @@ class PGD(GradientAttack):
         return self.budget.start(problem.x, self.uniform(problem))
 
 
-def is_flat(gradient: Tensor) -> Tensor:
-    """Where a gradient [B, C, H, W] is exactly zero in every pixel, bool [B]."""
-    return ~torch.any(gradient.flatten(1) != 0, dim=1)
+def is_flat(found: Query) -> Tensor:
+    """Where the image is still classified correctly and its gradient exactly zero in every pixel, bool [B]."""
+    return (found.correct > 0) & ~torch.any(found.gradient.flatten(1) != 0, dim=1)
