@@ -106,12 +106,10 @@ class Defense(nn.Module):
         """
         lock = _Lock(whole("draw", draw, maximum=2**32 - 1), one_of("part", part, PARTS))
         rows = self.purifier.method.table().rows
-        wanted = part == "forward"
-        if part != "all" and not any(row.d != 0.0 and row.forward == wanted for row in rows):
-            holds = [
-                p for p in PARTS[1:] if any(row.d != 0.0 and row.forward == (p == "forward") for row in rows)
-            ]
-            expected = f"one of {['all', *holds]} for {self.purifier.method.name}, which has no other noise"
+        noisy = {"forward" if row.forward else "reverse" for row in rows if row.d != 0.0}
+        if part != "all" and part not in noisy:
+            choices = ", ".join(repr(name) for name in PARTS if name == "all" or name in noisy)
+            expected = f"one of {choices} for {self.purifier.method.name}, which has no other noise"
             raise ValueError(mistake("part", expected, repr(part)))
         before, self._lock = self._lock, lock
         try:
