@@ -61,4 +61,4 @@ class GradientAttack(NormAttack):
         keys = NoiseKeys.make(
             seed=self.seed, sample_ids=problem.ids, draw=draw, domain=Domain.ATTACK, device=problem.x.device
         )
-        return philox_uniform(keys, 0, Stream.ATTACK_START, shape).to(torch.float32)  # type: ignore[arg-type]
+        return philox_uniform(keys, 0, Stream.ATTACK_START, shape).to(torch.float32)

@@ -13,6 +13,7 @@ All but the first are weaker; they are here to be compared with, by name.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,13 +95,13 @@ def surrogate_method(method: Method, steps: int | None = None, dt: float | None 
 
 def rebuilt(method: Method, settings: dict[str, Any]) -> Method:
     """The method of the same name and networks with other settings."""
-    make = METHODS[one_of("method", method.name, METHODS)]
+    make: Callable[..., Method] = METHODS[one_of("method", method.name, METHODS)]  # type: ignore[assignment]
     networks = {
         name: getattr(method.guidance, name)
         for name, parameter in inspect.signature(make).parameters.items()
         if name not in settings and parameter.default is parameter.empty and hasattr(method.guidance, name)
     }
-    return make(**networks, **settings)  # type: ignore[operator, no-any-return]
+    return make(**networks, **settings)
 
 
 def _detached(mode: GradientMode, defense: Defense) -> Logits:
@@ -108,7 +109,7 @@ def _detached(mode: GradientMode, defense: Defense) -> Logits:
     if guidance is None or not hasattr(guidance, "grad"):
         expected = "a mode that method " + defense.purifier.method.name + " has; it has no guidance to detach"
         raise ValueError(mistake("gradient", expected, "'detached'", "Use gradient='exact'"))
-    cut = replace(guidance, grad="detached")
+    cut = replace(guidance, grad="detached")  # type: ignore[type-var]
     method = replace(defense.purifier.method, guidance=cut)
     return attack_logits(defense.with_purifier(defense.purifier.with_method(method)))
 

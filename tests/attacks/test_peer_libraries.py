@@ -78,7 +78,7 @@ def test_torchattacks(problem, name, settings):
     x_adv = getattr(package, name)(defense, **settings)(x, y).detach()
     if name == "APGD":  # it returns the image itself where its own single draw was right throughout
         moved = (x_adv != x).flatten(1).any(1)
-        assert 0 < int(moved.sum())
+        assert int(moved.sum()) > 0
         check((defense, x[moved], y[moved]), x_adv[moved])
     else:
         check(problem, x_adv)
