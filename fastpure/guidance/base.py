@@ -60,3 +60,11 @@ class Guidance(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raise ValueError if a network is in a state that makes the guidance wrong, such as training mode."""
+
+    def check_images(self, image_shape: tuple[int, int, int]) -> None:  # noqa: B027
+        """Raise ValueError if a network inside does not take images of this shape (C, H, W)."""
+
+    def check_classifier(  # noqa: B027
+        self, classifier: nn.Module, image_shape: tuple[int, int, int]
+    ) -> None:
+        """Raise ValueError if the guidance does not fit the classifier that is defended."""

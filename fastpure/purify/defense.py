@@ -31,6 +31,8 @@ class Defense(nn.Module):
             expected = "an nn.Module mapping [0, 1] images to logits"
             raise TypeError(mistake("classifier", expected, type(classifier).__name__))
         require_eval(classifier, "classifier")
+        if purifier.method.guidance is not None:
+            purifier.method.guidance.check_classifier(classifier, purifier.image_shape)
         self.purifier = purifier
         self.classifier = classifier
         self._next_draw = 0
