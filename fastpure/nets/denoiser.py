@@ -256,6 +256,12 @@ class Denoiser(nn.Module):
             raise ValueError(
                 mistake("denoiser", f"a network that returns shape {list(expected)}", found, remedy)
             )
+        # Checked here, where the state has not been added yet: its own gradient would hide the missing one.
+        if torch.is_grad_enabled() and x.requires_grad and not output.requires_grad:
+            raise ValueError(
+                "`denoiser` must be differentiable with respect to its input, but its output has no gradient. "
+                "Remove `detach` or `no_grad` from its forward, or call the purifier under torch.no_grad()"
+            )
         return output[:, :channels] if self.learned_sigma else output
 
 

@@ -117,11 +117,6 @@ def _recorded(call: Call, procedure: Procedure, tensors: Context) -> tuple[Conte
     with torch.enable_grad(), call.environment():
         kept = _steps_to_keep(call, procedure, leaves[0], leaves[1:])
         end = run(call, procedure, leaves[0], leaves[1:], kept)
-    if not end.requires_grad:
-        raise ValueError(
-            "`denoiser` must be differentiable with respect to its input, but its output has no gradient. "
-            "Remove `detach` or `no_grad` from its forward, or call the purifier under torch.no_grad()"
-        )
     return leaves, end
 
 
