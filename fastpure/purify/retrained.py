@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import mistake, one_of, whole
+from ..errors import one_of, whole
 from ..schedule import (
     DiscreteVP,
     IndexedSchedule,
@@ -91,8 +91,6 @@ def leading_indices(strength: float, n_steps: int, n: int = 1000) -> list[int]:
     check_time(strength, "strength")
     whole("n_steps", n_steps, minimum=1, maximum=n)
     start = max(round((1.0 - strength) * n_steps) - 1, 0)
-    if start >= n_steps:
-        raise ValueError(mistake("strength", f"at least {1 / n_steps:g} with n_steps = {n_steps}", strength))
     stride = n // n_steps
     return [k * stride for k in range(n_steps - 1 - start, -1, -1)]
 

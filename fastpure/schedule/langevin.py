@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import mistake, positive, whole
+from ..errors import positive, whole
 from .solvers import at_time, check_time
 from .table import Row, StepTable
 from .vp import VP, DiscreteVP
@@ -39,8 +39,6 @@ def trailing_times(strength: float, n: int) -> np.ndarray:
     ADDT's rule: position round((1 - strength) n) - 1, which is time 0.101 for strength 0.1 of 1000.
     """
     start = round((1.0 - check_time(strength, "strength")) * whole("n_steps", n, minimum=2)) - 1
-    if start >= n:
-        raise ValueError(mistake("strength", f"at least {1 / n:g} with n_steps = {n}", strength))
     return np.round(np.linspace(1.0, 1e-3, n), 12)[max(start, 0) :]
 
 
