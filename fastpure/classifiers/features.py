@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import mistake, one_of
 from .base import call_frozen
 
-__all__ = ["FeatureClassifier", "FeatureHead", "frozen_features", "require_features"]
+__all__ = ["FeatureClassifier", "FeatureHead", "frozen_features", "probe_classes", "require_features"]
 
 
 @runtime_checkable

@@ -81,14 +81,11 @@ class AuxiliaryLatent(Objective):
 
     def check_images(self, image_shape: tuple[int, int, int]) -> None:
         """Raise ValueError if the network does not take images of this shape."""
-        probe_classes(self.network, image_shape, "auxiliary")
+        self.n_classes(image_shape)
 
-    def check_classifier(self, classifier: nn.Module, image_shape: tuple[int, int, int]) -> None:
-        """Raise ValueError if the network tells apart another number of classes than ``classifier``."""
-        own = probe_classes(self.network, image_shape, "auxiliary")
-        if own != (theirs := probe_classes(classifier, image_shape, "classifier")):
-            expected = f"a network for the classifier's {theirs} classes"
-            raise ValueError(mistake("auxiliary", expected, f"{own} classes"))
+    def n_classes(self, image_shape: tuple[int, int, int]) -> int:
+        """How many classes the network tells apart."""
+        return probe_classes(self.network, image_shape, "auxiliary")
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         dtype = next((p.dtype for p in self.network.parameters()), x.dtype)

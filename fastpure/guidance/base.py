@@ -64,7 +64,6 @@ class Guidance(ABC):
     def check_images(self, image_shape: tuple[int, int, int]) -> None:  # noqa: B027
         """Raise ValueError if a network inside does not take images of this shape (C, H, W)."""
 
-    def check_classifier(  # noqa: B027
-        self, classifier: nn.Module, image_shape: tuple[int, int, int]
-    ) -> None:
-        """Raise ValueError if the guidance does not fit the classifier that is defended."""
+    def n_classes(self, image_shape: tuple[int, int, int]) -> int | None:
+        """How many classes the guidance tells apart, where that must agree with the defended classifier."""
+        return None

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import mistake, one_of, whole
 from ..guidance import Guidance
+from ..nets import Denoiser
 from ..reverse import Procedure
 from ..schedule import StepTable
 from ..schedule.solvers import check_time
@@ -34,6 +35,15 @@ class Method:
     def table(self) -> StepTable:
         """The step table, one row per step, the diffusion of the input (if any) being row 0."""
         return self.steps
+
+    def check_denoiser(self, denoiser: Denoiser) -> None:
+        """Raise ValueError if ``denoiser`` has another schedule or image shape than this method needs."""
+        if self.guidance is not None:
+            self.guidance.check_images(denoiser.image_shape)
+        if denoiser.time_input != "sigma" and denoiser.schedule != self.schedule:
+            expected = f"trained on the {self.schedule} schedule for {self.name}"
+            found = f"one trained on the {denoiser.schedule} schedule"
+            raise ValueError(mistake("denoiser", expected, found))
 
     def __str__(self) -> str:
         text = ", ".join(f"{name}={value!r}" for name, value in self.settings)

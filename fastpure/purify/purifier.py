@@ -83,7 +83,7 @@ class Purifier(nn.Module):
         if not isinstance(method, Method):
             remedy = "Use for example fp.methods.diffpure(t=0.1)"
             raise TypeError(mistake("method", "a Method", type(method).__name__, remedy))
-        _check_fit(denoiser, method)
+        method.check_denoiser(denoiser)
         self.precision = precision
         self.gradient_precision = gradient_precision or precision
         self.method = method
@@ -260,14 +260,6 @@ def check_range(x: Tensor, argument: str = "x") -> None:
     if low < -RANGE_SLACK or high > 1.0 + RANGE_SLACK:
         remedy = "Undo a mean/std normalisation, map [-1, 1] with (x + 1) / 2, divide 8-bit images by 255"
         raise ValueError(mistake(argument, "in [0, 1]", f"values in [{low:g}, {high:g}]", remedy))
-
-
-def _check_fit(denoiser: Denoiser, method: Method) -> None:
-    if method.guidance is not None:
-        method.guidance.check_images(denoiser.image_shape)
-    if denoiser.time_input != "sigma" and denoiser.schedule != method.schedule:
-        expected = f"trained on the {method.schedule} schedule for {method.name}"
-        raise ValueError(mistake("denoiser", expected, f"one trained on the {denoiser.schedule} schedule"))
 
 
 def _check_seed(seed: int) -> int:

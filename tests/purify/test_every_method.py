@@ -315,3 +315,16 @@ def test_procedures_refuse_a_denoiser_without_gradient(name):
         cut(images(1).float().requires_grad_())
     if name != "likelihood_max":  # which needs the gradient to purify at all
         assert cut(images(1).float()).shape == (1, *SHAPE)
+
+
+@pytest.mark.parametrize("name", ["gdmp", "agdm", "adbm", "vp_sde", "likelihood_max", "adp", "langevin"])
+def test_attacks_take_every_method(name):
+    """PGD with EOT through the public API: inside its budget, and the loss goes up."""
+    ours = fp.Purifier(toy_denoiser(torch.float32), SMALL[name](), seed=1)
+    classifier = toy_classifier(torch.float32)
+    defense = fp.Defense(ours, classifier)
+    u = 0.25 + 0.5 * images(4).float()
+    y = classifier(u).argmax(1)
+    result = fp.attacks.PGD(norm="Linf", eps=0.1, n_iter=4, eot_iter=2)(defense, u, y)
+    assert float((result.x_adv - u).abs().max()) <= 0.1 + 1e-6
+    assert float(result.losses[-1].mean()) > float(result.losses[0].mean())
