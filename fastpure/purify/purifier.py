@@ -42,6 +42,8 @@ class _Engine:
     @staticmethod
     def build(denoiser: Denoiser, method: Method, precision: Precision) -> _Engine:
         guidance = method.guidance.cast(precision.network) if method.guidance else None
+        if method.procedure is not None:
+            method.procedure.check_precision(precision.network)
         return _Engine(precision, denoiser.cast(precision.network), guidance)
 
     def networks(self) -> tuple[nn.Module, ...]:

@@ -19,7 +19,7 @@ from ..errors import NonFiniteError
 from ..guidance import GuidanceStep
 from .memory import count_saved_bytes
 from .noise import NoiseSource
-from .step import Context, Process
+from .step import Context, Process, range_scale
 
 if TYPE_CHECKING:
     from .adjoint import Call
@@ -45,6 +45,9 @@ class Procedure(ABC):
     @abstractmethod
     def image(self, state: State) -> Tensor:
         """The image in ``state``, [B, C, H, W] in [-1, 1]."""
+
+    def check_precision(self, dtype: torch.dtype) -> None:  # noqa: B027
+        """Raise ValueError if the rule loses its meaning with networks that compute in ``dtype``."""
 
 
 def perform(call: Call, procedure: Procedure, x: Tensor, context: Context) -> Tensor:
@@ -103,13 +106,26 @@ class _Perform(torch.autograd.Function):
         leaves, end = ctx.graph or _recorded(call, procedure, ctx.tensors)
         ctx.graph = None
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        # The pullback is linear in v, so a power of two per sample keeps small gradients inside float16 exactly.
+        scale = (
+            range_scale(v).flatten()
+            if call.process.denoiser.dtype == torch.float16
+            else torch.ones_like(v[:, 0, 0, 0])
+        )
         with call.environment():
-            parts = list(torch.autograd.grad(end, wanted, v, allow_unused=True))
+            parts = [
+                None if part is None else part / _like(scale, part)
+                for part in torch.autograd.grad(end, wanted, v * _like(scale, v), allow_unused=True)
+            ]
         if parts[0] is not None and not bool(torch.isfinite(parts[0]).all()):
             bad = ~torch.isfinite(parts[0]).flatten(1).all(1)
             ids = ", ".join(str(int(i)) for i in call.sample_ids[bad][:8])
             raise NonFiniteError(f"the gradient of the purification is NaN or Inf for sample id {ids}")
         return (None, None, *(parts.pop(0) if leaf.requires_grad else None for leaf in leaves))
+
+
+def _like(per_sample: Tensor, tensor: Tensor) -> Tensor:
+    return per_sample.view(-1, *(1,) * (tensor.dim() - 1))
 
 
 def _recorded(call: Call, procedure: Procedure, tensors: Context) -> tuple[Context, Tensor]:

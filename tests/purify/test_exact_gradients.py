@@ -11,6 +11,7 @@ from torch import nn
 
 import fastpure as fp
 from fastpure.classifiers import FeatureHead
+from tests.nets.helpers import golden_denoiser
 from tests.purify import written_out as plain
 from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
 
@@ -222,3 +223,75 @@ def test_the_second_derivative_of_the_denoiser_is_in_the_gradient():
     _, exact = ours(method, u, v, noise, "store")
     assert error(v, exact) > 0.1
     assert np.isfinite(exact.numpy()).all()
+
+
+def test_recomputation_runs_every_step_twice_and_storing_once():
+    calls = []
+    for memory in ("store", "recompute"):
+        method, _ = CASES["likelihood_max"]()
+        u, v, noise = inputs(method)
+        purifier = fp.Purifier(networks()[0], method, precision="fp64", memory=memory)
+        seen = []
+        purifier.denoiser.network.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        leaf = u.clone().requires_grad_(True)
+        torch.autograd.grad((purifier(leaf, noise=fp.RecordedNoise(**noise)) * v).sum(), leaf)
+        calls.append(len(seen))
+    assert calls == [3, 6]
+
+
+REAL = {
+    "likelihood_max": lambda: fp.methods.likelihood_max(n_iter=2, clip_output=False),
+    "adp": lambda: fp.methods.adp(n_iter=2, clip_output=False),
+    "vp_sde": lambda: fp.methods.vp_sde(strength=0.003),
+}
+
+
+def real_case():
+    denoiser = golden_denoiser("ddpmpp_ddpmblock_tiny")
+    generator = torch.Generator().manual_seed(0)
+    u, v, direction = (
+        torch.rand(1, *denoiser.image_shape, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
+    return denoiser, 0.3 + 0.4 * u, v, direction
+
+
+def gradient(purifier, u, v):
+    leaf = u.clone().requires_grad_(True)
+    return torch.autograd.grad((purifier(leaf) * v).sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_finite_differences_on_the_real_architecture(name):
+    """Second derivatives through DDPM++ with frozen weights, attention included."""
+    denoiser, u, v, direction = real_case()
+    purifier = fp.Purifier(denoiser, REAL[name](), precision="fp64", memory="recompute")
+    slope = float((gradient(purifier, u, v) * direction).sum())
+    step = 1e-6
+    ahead, behind = (float((purifier(u + s * direction) * v).sum()) for s in (step, -step))
+    assert (ahead - behind) / (2 * step) == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "least"),
+    [
+        ("likelihood_max", "fp16", 0.99),
+        ("adp", "fp16", 0.99),
+        ("vp_sde", "fp16", 0.9999),
+        ("likelihood_max", "bf16", 0.9),  # Adam divides by gradients that are mostly rounding error
+        ("vp_sde", "bf16", 0.999),
+    ],
+)
+def test_half_precision_keeps_small_gradients(name, precision, least):
+    """A confident classifier's gradients are below what float16 holds; they must survive."""
+    denoiser, u, v, _ = real_case()
+    exact = gradient(fp.Purifier(denoiser, REAL[name](), precision="fp64"), u, v)
+    half = fp.Purifier(denoiser, REAL[name](), precision=precision)
+    for size in (1.0, 1e-10):
+        ours = gradient(half, u.float(), size * v.float()).double() / size
+        cosine = float(torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), 0))
+        assert cosine > least
+
+
+def test_adp_refuses_bfloat16():
+    with pytest.raises(ValueError, match="`precision` must be 'fp32', 'tf32' or 'fp16' for adp, got 'bf16'"):
+        fp.Purifier(networks()[0], REAL["adp"](), precision="fp32", gradient_precision="bf16")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...errors import mistake
 from ...kernels import Stream
 from ...reverse import NoiseSource, Procedure, Process
 from ...reverse.noise import normal
@@ -54,6 +55,12 @@ class AdaptiveScore(Procedure):
     def image(self, state: State) -> Tensor:
         """The first part, in [-1, 1]."""
         return 2.0 * state[0] - 1.0
+
+    def check_precision(self, dtype: torch.dtype) -> None:
+        """Raise ValueError for bfloat16, whose 8 bits do not resolve two scores ``probe`` apart."""
+        if dtype == torch.bfloat16:
+            remedy = "The step size comes from the difference of two nearly equal scores"
+            raise ValueError(mistake("precision", "'fp32', 'tf32' or 'fp16' for adp", "'bf16'", remedy))
 
     def _rate(self, gap: Tensor) -> Tensor:
         # Where the score does not fall along itself (gap <= 0) the quotient is negative or infinite; the published
