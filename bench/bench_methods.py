@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import fastpure as fp
-from bench.interleave import interleave, ratio, table
+from fastpure.bench.timing import interleave, ratio, table
 from fastpure.purify import Method
 
 BATCH = 32

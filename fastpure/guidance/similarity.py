@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +114,7 @@ class Attraction(_Pull):
 
     variance: float = 1e-3
     grad: str = "exact"
+    reads_step: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         positive("variance", self.variance)

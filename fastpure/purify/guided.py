@@ -10,7 +10,7 @@ from ..errors import one_of, positive, whole
 from ..guidance import Attraction, AuxiliaryLatent, Guidance, SquaredError, StructuralSimilarity
 from ..schedule import DiscreteVP, ancestral, forward_diffusion, guidance_variances, reverse_sde
 from ..schedule import langevin as langevin_table
-from .base import Method, discrete_index, number, start_index
+from .base import Method, discrete_index, number, spaced_indices, start_index
 
 GUIDE_SCALES = {"mse": 6e4, "ssim": 7e4}
 """GDMP's default strength by metric."""
@@ -25,6 +25,7 @@ def gdmp(
     reference_batch: int = 100,
     variance: str = "large",
     guide: str = "noised",
+    chain: int = 1000,
     guidance_grad: str = "exact",
     clip_output: bool = True,
 ) -> Method:
@@ -36,14 +37,19 @@ def gdmp(
     "clean"; m = 2 ptb / (765 guide_scale). ``guide_scale`` None is 6e4 for mse, 7e4 for ssim.
 
     The published code averages over the whole batch, so its pull depends on the batch size. Here every image
-    has its own mean, divided by the constant ``reference_batch``: 100 reproduces batches of 100. ``guidance_grad``
+    has its own mean, divided by the constant ``reference_batch``: 100 reproduces batches of 100. On images much
+    smaller than 32x32 a small ``reference_batch`` makes the pull overshoot and diverge. ``guidance_grad``
     "no_guide_path" leaves out what an attacker gains through the guide, "detached" the whole guidance.
+
+    ``chain`` below 1000 walks that many evenly spaced steps of the chain, of which t is a part: the ImageNet setting is
+    t=0.18, chain=250 (45 steps), metric="ssim", guide_scale=1000, ptb=4, guide="clean".
     """
     one_of("metric", metric, GUIDE_SCALES)
     strength = positive("guide_scale", GUIDE_SCALES[metric] if guide_scale is None else guide_scale)
     whole("rounds", rounds, minimum=1)
-    start, schedule = start_index(t), DiscreteVP()
-    indices = range(start - 1, -1, -1)
+    start, schedule = start_index(t, whole("chain", chain, minimum=2, maximum=1000)), DiscreteVP()
+    spaced = spaced_indices(schedule.n - 1, chain, "linspace")[::-1]
+    indices = spaced[start - 1 :: -1]
     guidance: Guidance
     if metric == "mse":
         guidance = SquaredError(reference_batch, guide, guidance_grad)
@@ -53,7 +59,7 @@ def gdmp(
     powers = [schedule.alpha_bar(i) for i in indices]
     scales = [math.sqrt((1.0 - power) / power) / m for power in powers]
     pulls = [v * s for v, s in zip(guidance_variances(indices, variance), scales, strict=True)]
-    once = forward_diffusion(schedule.alpha_bar(start)) + ancestral(indices, variance).pulled(pulls)
+    once = forward_diffusion(schedule.alpha_bar(spaced[start])) + ancestral(indices, variance).pulled(pulls)
     table = once
     for _ in range(rounds - 1):
         table = table + once
@@ -66,6 +72,7 @@ def gdmp(
         ("reference_batch", reference_batch),
         ("variance", variance),
         ("guide", guide),
+        ("chain", chain),
         ("guidance_grad", guidance_grad),
         ("clip_output", clip_output),
     )

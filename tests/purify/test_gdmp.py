@@ -10,6 +10,7 @@ import torch
 
 import fastpure as fp
 from fastpure.guidance import GuidanceStep, StructuralSimilarity
+from fastpure.schedule import DiscreteVP
 from tests.golden import FOLDER, arrays, relative_error
 from tests.purify.test_golden_trajectories import F64, compare, run
 from tests.reverse.toys import SHAPE, toy_denoiser
@@ -147,6 +148,23 @@ def test_guidance_noise_comes_from_its_own_stream():
         noised(u, noise=fp.RecordedNoise(forward=zeros[0], steps=zeros))
 
 
+def test_imagenet_walks_45_of_250_spaced_steps():
+    method = fp.methods.gdmp(
+        t=0.18, rounds=1, chain=250, metric="ssim", guide_scale=1000.0, ptb=4.0, guide="clean"
+    )
+    table = method.table()
+    assert table.n_network_calls == 45
+    indices = [row.index for row in table.rows[1:]]
+    assert indices == [round(i * 999 / 249) for i in range(44, -1, -1)]
+    power = DiscreteVP().alpha_bar
+    assert table.rows[0].a ** 2 == pytest.approx(power(round(45 * 999 / 249)), rel=1e-12)
+    beta = 1 - power(indices[0]) / power(indices[1])
+    m = 4 * 2 / 255 / 3 / 1000
+    pull = beta * math.sqrt((1 - power(indices[0])) / power(indices[0])) / m
+    assert table.rows[1].c == pytest.approx(pull, rel=1e-12)
+    assert table.rows[1].d == pytest.approx(math.sqrt(beta), rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -157,6 +175,7 @@ def test_guidance_noise_comes_from_its_own_stream():
         ({"reference_batch": 0}, "`reference_batch` must be an integer >= 1"),
         ({"guide_scale": -1.0}, "`guide_scale` must be a finite number above 0"),
         ({"t": 1.0}, "`t` must be at most 0.999"),
+        ({"chain": 1001}, r"`chain` must be an integer in \[2, 1000\]"),
         ({"variance": "learned"}, "`variance` must be one of 'small', 'large'"),
     ],
 )
