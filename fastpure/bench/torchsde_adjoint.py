@@ -25,9 +25,7 @@ def require_torchsde() -> Any:
     try:
         import torchsde
     except ImportError as error:
-        raise MissingExtra(
-            "comparing with torchsde needs it: pip install 'fastpure[bench]'"
-        ) from error
+        raise MissingExtra("comparing with torchsde needs it: pip install 'fastpure[bench]'") from error
     return torchsde
 
 
