@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+@cache
 def code_sha256() -> str:
     """SHA-256 of the package's Python files and compiled extension, by relative path."""
     root = Path(__file__).parent.parent
