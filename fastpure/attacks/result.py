@@ -18,9 +18,11 @@ class AttackResult:
         clean_correct: bool [B, K], the original images on K evaluation draws (K = 1 if nothing is random).
         robust_correct: bool [B, K], the adversarial images on the same draws.
         distance: float64 [B], measured on the stored pixels.
-        losses: float32 [n_iter, B], the attack's loss at each iterate.
+        losses: float32 [n_iter, B], the attack's loss at each iterate; NaN where an image was not attacked.
         seconds: wall time of the attack, without the scoring.
         attack: the attack with its settings, as text.
+        zero_gradients: bool [B], where the attack's first gradient was exactly zero: it could not move the image,
+            and robustness there shows nothing. None for attacks that use no gradient.
     """
 
     x_adv: Tensor
@@ -30,6 +32,7 @@ class AttackResult:
     losses: Tensor
     seconds: float
     attack: str
+    zero_gradients: Tensor | None = None
 
     @property
     def clean_accuracy(self) -> Interval:

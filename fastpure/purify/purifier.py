@@ -20,6 +20,7 @@ from ..reverse import (
     NoiseSource,
     Process,
     RecordedNoise,
+    SplitNoise,
     reverse,
     states,
 )
@@ -123,7 +124,7 @@ class Purifier(nn.Module):
         sample_ids: Tensor | list[int] | None = None,
         draw: int | Tensor = 0,
         *,
-        noise: RecordedNoise | None = None,
+        noise: RecordedNoise | SplitNoise | None = None,
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
         """Purify ``x`` [B, C, H, W] float32 in [0, 1]; returns the same shape and dtype.
@@ -132,7 +133,7 @@ class Purifier(nn.Module):
             x: images. Differentiable; the gradient is that of the exact discrete computation.
             sample_ids: B distinct non-negative integers that name the images; 0..B-1 if omitted.
             draw: which realisation of the noise, one for all or int64 [B].
-            noise: recorded arrays instead of generated noise.
+            noise: recorded arrays, or keys of one's own, instead of noise from seed, ids, draw and domain.
             domain: whose noise: the deployed defence's (default), an attack's, or an evaluation's.
 
         Returns:
@@ -154,10 +155,10 @@ class Purifier(nn.Module):
         sample_ids: Tensor | list[int] | None = None,
         draw: int | Tensor = 0,
         *,
-        noise: RecordedNoise | None = None,
+        noise: RecordedNoise | SplitNoise | None = None,
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
-        """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped, without gradient.
+        """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped; differentiable.
 
         The first is the input, the last the purified image before clamping. Arguments and errors as for calling
         the purifier.
@@ -166,6 +167,16 @@ class Purifier(nn.Module):
         if prepared is None:
             return x.new_empty((len(self.method.steps) + 1, *x.shape))
         return ((torch.stack(states(*prepared)) + 1.0) * 0.5).to(x.dtype)
+
+    def with_method(self, method: Method) -> Purifier:
+        """The same networks, seed and precisions with another method."""
+        names = (self.precision, self.gradient_precision)
+        # The wider copy of the weights holds what the narrower one has lost.
+        widest = max(names, key=lambda name: self._engines[name].precision.network.itemsize)
+        denoiser = self._engines[widest].denoiser
+        return Purifier(
+            denoiser, method, self.seed, self.precision, self.memory.choice, self.gradient_precision
+        )
 
     def train(self, mode: bool = True) -> Purifier:
         """Keep evaluation mode: a purifier has nothing to train, and dropout would change its results."""
@@ -184,7 +195,7 @@ class Purifier(nn.Module):
         x: Tensor,
         sample_ids: Tensor | list[int] | None,
         draw: int | Tensor,
-        noise: RecordedNoise | None,
+        noise: RecordedNoise | SplitNoise | None,
         domain: Domain,
     ) -> tuple[Call, Tensor, tuple[Tensor, ...]] | None:
         """Checked arguments as (call, initial state, guidance context); None for an empty batch."""

@@ -2,7 +2,7 @@
 
 from .adjoint import Call, reverse, states
 from .memory import MemoryPlan
-from .noise import GeneratedNoise, NoiseSource, RecordedNoise
+from .noise import GeneratedNoise, NoiseSource, RecordedNoise, SplitNoise
 from .step import Process
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "NoiseSource",
     "Process",
     "RecordedNoise",
+    "SplitNoise",
     "reverse",
     "states",
 ]

@@ -43,6 +43,35 @@ class GeneratedNoise(NoiseSource):
         )
 
 
+@dataclass(frozen=True)
+class SplitNoise:
+    """Counter-based noise with keys of its own for each kind of row.
+
+    ``ahead`` names the noise that diffuses the input, ``along`` that of the reverse steps and of the guidance.
+    With it one of the two can be held still while the other stays random.
+    """
+
+    ahead: NoiseKeys
+    along: NoiseKeys
+
+    def bind(self, table: StepTable, x: Tensor) -> NoiseSource:
+        """The noise of every row of ``table``."""
+        keys = tuple(self.ahead if row.forward else self.along for row in table.rows)
+        return _SplitSource(keys, GeneratedNoise(self.along))
+
+
+@dataclass(frozen=True)
+class _SplitSource(NoiseSource):
+    keys: tuple[NoiseKeys, ...]
+    along: GeneratedNoise
+
+    def row(self, k: int) -> NoiseKeys:
+        return self.keys[k]
+
+    def guidance(self, k: int, like: Tensor) -> Tensor:
+        return self.along.guidance(k, like)
+
+
 def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
