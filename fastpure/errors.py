@@ -66,7 +66,7 @@ class OutOfMemory(FastpureError, MemoryError):
 
 
 class EngineUnavailable(FastpureError, RuntimeError):
-    """The engine of a distributed run is not installed, or lost its workers again and again."""
+    """The engine of a distributed run has no workers, or lost them again and again."""
 
 
 class RunInterrupted(KeyboardInterrupt):

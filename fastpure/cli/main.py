@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import FastpureError
-from . import demo, doctor, train
+from . import attack, demo, doctor, evaluate, runs, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +18,11 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("attack")(attack.attack)
+app.command("evaluate")(evaluate.evaluate)
+app.command("sweep")(sweep.sweep)
+app.command("compare")(runs.compare)
+app.command("merge")(runs.merge)
 app.add_typer(train.app, name="train")
 
 
@@ -28,8 +33,8 @@ def main() -> None:
     except (FastpureError, ValueError, TypeError, OSError) as error:
         print(f"fastpure: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("fastpure: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"fastpure: {stop or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
 
 

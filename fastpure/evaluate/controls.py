@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
 
-from ..attacks.base import Attack, Problem
+from ..attacks.base import Attack, Problem, Proposal
 from ..attacks.base import Report as Tick
 from ..attacks.budget import Budget
 from ..errors import mistake, positive, whole
@@ -67,16 +66,16 @@ class SaltAndPepper(Corruption):
         """See ``Attack.rows``."""
         return self.batch_size
 
-    def propose(self, problem: Problem, report: Tick) -> tuple[Tensor, Tensor]:
+    def propose(self, problem: Problem, report: Tick) -> Proposal:
         """The corrupted images, and no losses."""
         if not len(problem.x):
-            return problem.x.clone(), problem.x.new_zeros((0, 0))
+            return Proposal(problem.x.clone(), problem.x.new_zeros((0, 0)))
         _, height, width = problem.x.shape[1:]
         # One number decides both: below `amount` the pixel goes, and the lower half of that is pepper.
         noise = philox_uniform(self.keys(problem, self.seed), 0, Stream.ATTACK_START, (1, height, width))
         value = (noise >= 0.5 * self.amount).to(problem.x.dtype)
         corrupted = torch.where(noise < self.amount, value, problem.x)
-        return corrupted, problem.x.new_zeros((0, len(problem.x)))
+        return Proposal(corrupted, problem.x.new_zeros((0, len(problem.x))))
 
 
 @final
@@ -109,14 +108,14 @@ class GaussianNoise(Corruption):
         """See ``Attack.rows``."""
         return self.batch_size
 
-    def propose(self, problem: Problem, report: Tick) -> tuple[Tensor, Tensor]:
+    def propose(self, problem: Problem, report: Tick) -> Proposal:
         """The corrupted images, and no losses."""
         if not len(problem.x):
-            return problem.x.clone(), problem.x.new_zeros((0, 0))
+            return Proposal(problem.x.clone(), problem.x.new_zeros((0, 0)))
         shape = tuple(problem.x.shape[1:])
         noise = philox_normal(self.keys(problem, self.seed), 0, Stream.ATTACK_START, shape)
         corrupted = (problem.x + self.std * noise).clamp(0.0, 1.0)
-        return corrupted, problem.x.new_zeros((0, len(problem.x)))
+        return Proposal(corrupted, problem.x.new_zeros((0, len(problem.x))))
 
 
 def _check(seed: int, eval_draws: int, batch_size: int) -> None:

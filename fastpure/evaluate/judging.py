@@ -25,7 +25,7 @@ def frozen(defense: nn.Module, protocol: Protocol) -> AbstractContextManager[obj
     if not isinstance(defense, Defense):
         return nullcontext()
     if protocol.noise == "known":
-        return defense.fixed(protocol.fixed_draw)
+        return defense.fixed(protocol.fixed_draw, protocol.part)
     if defense.fixed_draw is not None:
         remedy = "Evaluate outside `with defense.fixed()`, or use the protocol dw_box"
         raise ValueError(mistake("protocol", "dw_box for a frozen defence", str(protocol), remedy))
@@ -60,6 +60,13 @@ def judged(predicted: Tensor, loss: Tensor) -> list[Judged]:
     """The same, as one `Judged` per image."""
     classes, losses = predicted.cpu().numpy(), loss.cpu().numpy()
     return [Judged(classes[i].copy(), losses[i].copy()) for i in range(len(classes))]
+
+
+@torch.no_grad()
+def count_classes(defense: nn.Module, x: Tensor) -> int:
+    """How many classes the defence tells apart; ``x`` is any image [1, C, H, W]."""
+    head = defense.classifier if isinstance(defense, Defense) else defense
+    return int(head(x).shape[1])
 
 
 @torch.no_grad()

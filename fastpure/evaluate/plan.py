@@ -97,7 +97,6 @@ def plan(
     gradients, judgements = count_queries(defense, dataset, attack, protocol)
     judgements += draws * (1 if attack is None else 2)
     if attack is not None:
-        gradients += 1  # the probe for masked gradients
         judgements += protocol.transfer_draws if protocol.noise == "known" else 0
     per_block = min(batch_size, n) * max(int(getattr(attack, "eot_iter", 1) or 1), 1)
     rows = max(min(worker.rows, per_block), 1)
@@ -156,12 +155,16 @@ class _CountingPurifier(Purifier):
     """Returns its input and counts it."""
 
     def __init__(self, denoiser: Denoiser, counter: _Counter) -> None:
-        super().__init__(denoiser, methods.coup_unguided(t=0.01, dt=0.01))
+        super().__init__(denoiser, methods.diffpure(t=0.01, dt=0.01))
         self.counter = counter
 
     def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
         self.counter.count(x)
         return x * 1.0
+
+    def trajectory(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        self.counter.count(x)
+        return torch.stack([x * 1.0] * (len(self.method.steps) + 1))
 
 
 def count_queries(
@@ -177,8 +180,11 @@ def count_queries(
         network = Denoiser.from_module(nn.Identity().eval(), image_shape=dataset.image_shape)
         stand_in = Defense(_CountingPurifier(network, counter), _Sure(n_classes, None))
     x = torch.rand((n, *dataset.image_shape), generator=torch.Generator().manual_seed(0))
-    problem = Problem(stand_in, x, torch.zeros(n, dtype=torch.int64), torch.arange(n))
-    with frozen(stand_in, protocol):
+    problem = Problem(stand_in, x, torch.zeros(n, dtype=torch.int64), torch.arange(n), n_classes)
+    if getattr(attack, "gradient", "exact") != "exact":
+        # Another gradient mode asks as often, and no query costs more than the exact one.
+        attack = replace(attack, gradient="exact", surrogate_steps=None, surrogate_dt=None)  # type: ignore[type-var, call-arg]
+    with frozen(stand_in, protocol), attack.conditions(stand_in):
         attack.propose(problem, lambda iteration, loss: None)
     return counter.gradients / n, counter.judgements / n
 

@@ -59,7 +59,8 @@ class Progress:
         clean = np.stack([record.judged["clean"].predicted for record in records])
         if self._attacked:
             adversarial = np.stack([record.judged["adversarial"].predicted for record in records])
-            values = self._protocol.robust_values(clean, adversarial, y)
+            own = [np.nan if record.verdict is None else float(record.verdict) for record in records]
+            values = self._protocol.robust_values(clean, adversarial, y, np.array(own))
         else:
             values = self._protocol.clean_values(clean, y)
         self._values += values.tolist()

@@ -14,6 +14,7 @@ from typing import Any, final
 
 import numpy as np
 
+from ..attacks.white_box import VARIANTS
 from ..errors import mistake, one_of, whole
 
 FIRST_DRAW = 1 << 20
@@ -39,6 +40,7 @@ class Protocol:
         draws: recorded draws per image and input.
         noise: "fresh", or "known" where the attacker knows the noise the defence is frozen to.
         fixed_draw: which draw that is.
+        part: which part of the noise is known: "all", "forward" (the diffusion of the input), or "reverse".
         transfer_draws: fresh draws on which images found with known noise are judged in addition.
     """
 
@@ -48,15 +50,17 @@ class Protocol:
     noise: str = "fresh"
     fixed_draw: int = 0
     transfer_draws: int = 0
+    part: str = "all"
 
     def __post_init__(self) -> None:
         one_of("rule", self.rule, RULES)
         one_of("noise", self.noise, NOISES)
+        one_of("part", self.part, tuple(VARIANTS.values()))
         whole("draws", self.draws, 1, FIRST_DRAW)
         whole("fixed_draw", self.fixed_draw, 0, 2**32 - 1)
         whole("transfer_draws", self.transfer_draws, 0, FIRST_DRAW)
-        if self.noise == "known" and self.draws != 1:
-            raise ValueError(mistake("draws", "1 where the noise is known: it is one draw", self.draws))
+        if self.noise == "known" and self.part == "all" and self.draws != 1:
+            raise ValueError(mistake("draws", "1 where all noise is known: it is one draw", self.draws))
         if self.rule == "one_shot" and self.draws != 2:
             raise ValueError(mistake("draws", "2 for the rule 'one_shot', one per input", self.draws))
 
@@ -83,19 +87,27 @@ class Protocol:
         """
         return _decide("mean" if self.rule == "one_shot" else self.rule, self._first(clean), y)
 
-    def robust_values(self, clean: np.ndarray, adversarial: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """How far each adversarial image counts as correct, float64 [B] in [0, 1]; arguments as above."""
+    def robust_values(
+        self, clean: np.ndarray, adversarial: np.ndarray, y: np.ndarray, verdict: np.ndarray | None = None
+    ) -> np.ndarray:
+        """How far each adversarial image counts as correct, float64 [B] in [0, 1]; arguments as above.
+
+        ``verdict`` float64 [B] is the decision that an attack took itself, NaN where it took none; only the rule
+        "one_shot" respects it.
+        """
         if self.rule != "one_shot":
             return _decide(self.rule, adversarial, y)
         # AutoAttack drops an image that its first clean draw misclassifies, and judges the rest on a later draw.
-        return ((clean[:, 0] == y) & (adversarial[:, -1] == y)).astype(np.float64)
+        own = ((clean[:, 0] == y) & (adversarial[:, -1] == y)).astype(np.float64)
+        return own if verdict is None else np.where(np.isnan(verdict), own, verdict)
 
     def _first(self, clean: np.ndarray) -> np.ndarray:
         return clean[:, :1] if self.rule == "one_shot" else clean
 
     def __str__(self) -> str:
         if self.noise == "known":
-            extra = f", transfer_draws={self.transfer_draws}" if self.transfer_draws else ""
+            extra = f", {self.part} noise only, {self.draws} draws" if self.part != "all" else ""
+            extra += f", transfer_draws={self.transfer_draws}" if self.transfer_draws else ""
             return f"{self.name}(draw={self.fixed_draw}{extra})"
         return self.name + ("()" if self.rule == "one_shot" else f"({self.draws} draws)")
 
@@ -122,20 +134,23 @@ def majority(draws: int = 11) -> Protocol:
     return Protocol("majority", "majority", draws)
 
 
-def dw_box(draw: int = 0, transfer_draws: int = 10) -> Protocol:
-    """Deterministic white box (ADDT): attacker and decision share the one realisation ``draw`` of all noise.
+def dw_box(draw: int = 0, transfer_draws: int = 10, variant: str = "xi,z", draws: int = 10) -> Protocol:
+    """Deterministic white box (ADDT): attacker and decision share the one realisation ``draw`` of the noise.
 
-    Takes away what randomness alone protects. The same images are also judged on ``transfer_draws`` fresh draws,
-    which tells how much of the attack depends on knowing the noise.
+    Takes away what randomness alone protects. ``variant`` "xi,z" fixes all noise, "xi" only the diffusion of the
+    input, "z" only the reverse steps; ``draws`` then number what stays random. The same images are also judged on
+    ``transfer_draws`` fresh draws of everything, which tells how much the attack depends on knowing the noise.
     """
-    return Protocol("dw_box", "mean", 1, "known", draw, transfer_draws)
+    part = VARIANTS[one_of("variant", variant, VARIANTS)]
+    return Protocol("dw_box", "mean", 1 if part == "all" else draws, "known", draw, transfer_draws, part)
 
 
 def legacy_autoattack() -> Protocol:
     """One draw per decision, as published AutoAttack numbers: for comparison with papers only.
 
     An image is robust if one draw gets the original right and another single draw gets the adversarial image
-    right. Both err by chance: the result is noisier than `fresh`, and lower where clean draws disagree.
+    right; ``AutoAttack(decision="legacy")`` decides so itself, after each of its attacks, and its verdict counts.
+    Draws err by chance: the result is noisier than `fresh`, and lower where clean draws disagree.
     """
     return Protocol("legacy_autoattack", "one_shot", 2)
 

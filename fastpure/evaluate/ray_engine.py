@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import EngineUnavailable
+from ..errors import EngineUnavailable, MissingExtra
 from .work import Block, Worker
 
 MAX_LOSSES = 3
@@ -35,12 +35,12 @@ def ray_blocks(
     the end.
 
     Raises:
-        EngineUnavailable: Ray is not installed.
+        MissingExtra: Ray is not installed.
     """
     try:
         import ray
     except ImportError as error:
-        raise EngineUnavailable("engine='ray' needs Ray: pip install 'fastpure[ray]'") from error
+        raise MissingExtra("ray", "ray", "engine='ray'") from error
 
     def run(worker: Worker, todo: list[list[int]], tick: Callable[[int, int], None]) -> Iterator[Block]:
         ours = not ray.is_initialized()

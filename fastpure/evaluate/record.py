@@ -35,10 +35,9 @@ class ImageRecord:
         x: the original, float32 [C, H, W] in [0, 1].
         x_adv: what the attack returned, likewise; None in a run without attack.
         distance: of ``x_adv`` from ``x`` in the attack's norm, measured on these pixels.
-        gradient_norm: L2 norm of the attack's gradient at ``x`` on one draw; None without attack, or where the
-            defence has no gradient.
-        gradient_zeros: share of exactly zero entries of that gradient.
-        trace: the attack's loss at each iterate, float32 [n_iter].
+        zero_gradient: whether the attack's first gradient was exactly zero; None if it uses none.
+        verdict: what the attack decided itself where it carries a published protocol (AutoAttack, "legacy").
+        trace: the attack's loss at each iterate, float32 [n_iter]; NaN where it had given the image up.
         judged: by name of `INPUTS`.
     """
 
@@ -48,8 +47,8 @@ class ImageRecord:
     x: np.ndarray
     x_adv: np.ndarray | None = None
     distance: float | None = None
-    gradient_norm: float | None = None
-    gradient_zeros: float | None = None
+    zero_gradient: bool | None = None
+    verdict: bool | None = None
     trace: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     judged: dict[str, Judged] = field(default_factory=dict)
 
@@ -58,7 +57,7 @@ class ImageRecord:
         digest = hashlib.sha256(struct.pack("<qqq", self.position, self.sample_id, self.label))
         for array in (self.x, self.x_adv, self.trace):
             _feed(digest, array)
-        for value in (self.distance, self.gradient_norm, self.gradient_zeros):
+        for value in (self.distance, self.zero_gradient, self.verdict):
             digest.update(b"-" if value is None else struct.pack("<d", value))
         for name in INPUTS:
             if name in self.judged:

@@ -9,8 +9,9 @@ meta        ``identity``: JSON of defence (method, settings, seed, precision, SH
             its settings, protocol, data set with its checksum. ``share``: JSON, which shard this file is.
 images      one row per finished image: ``position`` in the data set, ``sample_id``, ``label``, the original ``x``
             and the adversarial ``x_adv`` (exact float32 [C, H, W], `record.pack`), ``distance`` in the attack's
-            norm, ``gradient_norm`` and ``gradient_zeros`` (share of zero entries) at the original, ``trace`` (the
-            attack's loss at each of ``n_trace`` iterates, packed likewise), ``sha256`` of all of it and its draws.
+            norm, ``zero_gradient`` (0 or 1: the attack's first gradient was exactly zero), ``verdict`` (0 or 1: the
+            attack's own decision, where it carries a published protocol), ``trace`` (the attack's loss at each of
+            ``n_trace`` iterates, packed likewise), ``sha256`` of all of it and its draws.
 draws       one row per image, input and draw: ``input`` ("clean", "adversarial", "transfer"), ``draw`` 0..K-1,
             ``predicted`` class, ``correct`` 0 or 1, cross-entropy ``loss``.
 sessions    one row per start: time, environment (versions, device, threads, SHA-256 of the code), batch sizes.
@@ -132,9 +133,14 @@ class Run:
         return self._column("distance", np.float64)
 
     @cached_property
-    def gradient_norms(self) -> np.ndarray:
-        """L2 norms of the attack's gradient at the originals, float64 [n]; NaN where there is none."""
-        return self._column("gradient_norm", np.float64)
+    def zero_gradients(self) -> np.ndarray:
+        """1.0 where the attack's first gradient was exactly zero, else 0.0, float64 [n]; NaN if it uses none."""
+        return self._column("zero_gradient", np.float64)
+
+    @cached_property
+    def verdicts(self) -> np.ndarray:
+        """The attack's own decisions, float64 [n], 1.0 for correct; NaN where it took none."""
+        return self._column("verdict", np.float64)
 
     def predicted(self, which: str) -> np.ndarray:
         """Predicted classes int64 [n, K] of an input of `INPUTS`; K = 0 if it was not judged."""
@@ -162,8 +168,8 @@ class Run:
             return self.correct("transfer").mean(1, dtype=np.float64)
         if not self.predicted("adversarial").shape[1] and len(self.positions):
             raise ValueError(mistake("which", "'clean' for a run without attack", repr(which)))
-        inputs = (self.predicted(name)[:, : rule.draws] for name in ("clean", "adversarial"))
-        return rule.robust_values(*inputs, self.labels)
+        clean, adversarial = (self.predicted(name)[:, : rule.draws] for name in ("clean", "adversarial"))
+        return rule.robust_values(clean, adversarial, self.labels, self.verdicts)
 
     def traces(self) -> np.ndarray:
         """The attack's loss at each iterate, float32 [n, n_iter]; NaN where images had fewer iterates."""
@@ -266,7 +272,11 @@ class Run:
 
     def _usable(self, protocol: Protocol) -> Protocol:
         own = self.protocol
-        if (own.noise, own.fixed_draw) != (protocol.noise, protocol.fixed_draw) or own.draws < protocol.draws:
+        if (own.noise, own.fixed_draw, own.part) != (
+            protocol.noise,
+            protocol.fixed_draw,
+            protocol.part,
+        ) or own.draws < protocol.draws:
             single = self.predicted("clean").shape[1] == 1  # nothing random: any number of draws is this one
             if not (single and own.noise == protocol.noise):
                 raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..attacks.base import Attack
+from ..attacks.white_box import DWPGD, VARIANTS
 from ..classifiers.base import require_eval
 from ..data import Dataset
 from ..errors import RunInterrupted, mistake, one_of, whole
@@ -66,7 +67,8 @@ def evaluate(
         RunMismatch, RunDamaged, RunLocked, StoreUnavailable, DiskFull: see `RunStore`; nothing is lost.
         OutOfMemory: not even one image fits.
         RunInterrupted: Ctrl-C or SIGTERM; finished blocks are in the file.
-        EngineUnavailable: Ray is not installed or keeps losing its workers.
+        MissingExtra: Ray is not installed.
+        EngineUnavailable: Ray has no slot, or keeps losing its workers.
     """
     protocol = fresh() if protocol is None else protocol
     _check(defense, dataset, attack, protocol)
@@ -96,7 +98,7 @@ def evaluate(
 
 def _run(store: RunStore, worker: Worker, todo: list[list[int]], run_blocks: Blocks, progress: bool) -> None:
     n_images = len(store.done) + sum(len(block) for block in todo)
-    n_iter = int(getattr(worker.attack, "n_iter", 0) or 0)
+    n_iter = iterations(worker.attack)
     bar = Progress(store.read(), n_images, n_iter) if progress else None
     limit = worker.limit
 
@@ -117,6 +119,15 @@ def _run(store: RunStore, worker: Worker, todo: list[list[int]], run_blocks: Blo
     finally:
         if bar is not None:
             bar.close()
+
+
+def iterations(attack: Attack | None) -> int:
+    """How many iterations an attack will report, 0 if it does not say."""
+    members = getattr(attack, "members", None)
+    if members is not None:
+        return sum(iterations(member) for member in members())
+    number = getattr(attack, "n_iter", None) or getattr(attack, "n_queries", None)
+    return int(number or 0)
 
 
 def local_blocks(worker: Worker, todo: list[list[int]], tick: Callable[[int, int], None]) -> Iterator[Block]:
@@ -158,6 +169,11 @@ def _check(defense: Any, dataset: Any, attack: Any, protocol: Any) -> None:
         raise ValueError(mistake("dataset", f"of images {tuple(shape)}", dataset.image_shape))
     with frozen(defense, protocol):
         pass
+    if isinstance(attack, DWPGD) and protocol.noise == "known":
+        own = (attack.draw, VARIANTS[attack.variant])
+        if own != (protocol.fixed_draw, protocol.part):
+            got = f"draw {own[0]}, {own[1]} noise, with {protocol}"
+            raise ValueError(mistake("attack", "one that knows the noise of the protocol", got))
 
 
 def _farewell(store: RunStore, n_images: int, part: dict[str, int]) -> str:

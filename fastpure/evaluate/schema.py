@@ -21,7 +21,7 @@ TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE images (
     position INTEGER PRIMARY KEY, sample_id INTEGER NOT NULL UNIQUE, label INTEGER NOT NULL,
-    x BLOB NOT NULL, x_adv BLOB, distance REAL, gradient_norm REAL, gradient_zeros REAL,
+    x BLOB NOT NULL, x_adv BLOB, distance REAL, zero_gradient INTEGER, verdict INTEGER,
     n_trace INTEGER NOT NULL, trace BLOB NOT NULL, sha256 BLOB NOT NULL);
 CREATE TABLE draws (
     position INTEGER NOT NULL REFERENCES images, input TEXT NOT NULL, draw INTEGER NOT NULL,
@@ -64,14 +64,18 @@ def insert(connection: sqlite3.Connection, records: Iterable[ImageRecord]) -> No
                 pack(record.x),
                 None if record.x_adv is None else pack(record.x_adv),
                 record.distance,
-                record.gradient_norm,
-                record.gradient_zeros,
+                _flag(record.zero_gradient),
+                _flag(record.verdict),
                 len(record.trace),
                 pack(record.trace),
                 record.sha256(),
             ),
         )
         connection.executemany("INSERT INTO draws VALUES (?, ?, ?, ?, ?, ?)", _draw_rows(record))
+
+
+def _flag(value: bool | None) -> int | None:
+    return None if value is None else int(value)
 
 
 def _draw_rows(record: ImageRecord) -> Iterator[tuple[Any, ...]]:
@@ -92,7 +96,7 @@ def read(
         ValueError, zlib.error, sqlite3.Error: a value cannot be read.
     """
     rows = connection.execute("SELECT * FROM images ORDER BY position")
-    for position, sample_id, label, x, x_adv, distance, norm, zeros, n_trace, trace, sha in rows:
+    for position, sample_id, label, x, x_adv, distance, zero, verdict, n_trace, trace, sha in rows:
         judged, consistent = _judged(connection, position, label)
         record = ImageRecord(
             position=position,
@@ -101,8 +105,8 @@ def read(
             x=unpack(x, image_shape),
             x_adv=None if x_adv is None else unpack(x_adv, image_shape),
             distance=distance,
-            gradient_norm=norm,
-            gradient_zeros=zeros,
+            zero_gradient=None if zero is None else bool(zero),
+            verdict=None if verdict is None else bool(verdict),
             trace=unpack(trace, (n_trace,)),
             judged=judged,
         )

@@ -63,7 +63,7 @@ def findings(run: Run) -> tuple[Finding, ...]:
         return tuple(found)
     clean, robust = run.values("clean"), run.values("adversarial")
     found += [
-        zero_gradients(run.gradient_norms),
+        zero_gradients(run.zero_gradients, clean),
         unmoved(run.distances, robust),
         easier(clean, robust),
         still_rising(run.traces(), robust),
@@ -86,11 +86,18 @@ def uneven_draws(correct: np.ndarray) -> Finding:
     return Finding("draws", p, p < P_ALARM, text)
 
 
-def zero_gradients(norms: np.ndarray) -> Finding:
-    """Share of images [B] whose gradient at the original is exactly zero, absent or not finite."""
-    dead = ~(np.isfinite(norms) & (norms > 0))
-    share = float(dead.mean())
-    text = f"the gradient is zero or absent at {100 * share:.1f} % of the originals"
+def zero_gradients(zero: np.ndarray, clean: np.ndarray) -> Finding:
+    """Share of the images that are right before the attack and whose first gradient was exactly zero.
+
+    Args:
+        zero: 1.0, 0.0, or NaN where the attack uses no gradient, [B].
+        clean: how far each original counts as correct, [B].
+    """
+    known = np.isfinite(zero) & (clean > 0)
+    if not known.any():
+        return Finding("zero gradients", math.nan, False, "the attack uses no gradient")
+    share = float(zero[known].mean())
+    text = f"the first gradient is exactly zero at {100 * share:.1f} % of the originals"
     if share > SHARE_ALARM:
         text += (
             "; a masked or saturated gradient hides weaknesses: attack with loss='margin' or another loss, "

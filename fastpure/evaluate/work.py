@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.base import Attack, Problem
-from ..attacks.gradient import eot_gradient
-from ..attacks.losses import LOSSES
 from ..data import Dataset
-from ..errors import OutOfMemory
+from ..errors import NonFiniteError, OutOfMemory
 from ..purify import Defense
-from .judging import frozen, judge, judged
+from .judging import count_classes, frozen, judge, judged
 from .protocol import Protocol
 from .record import ImageRecord
 from .store import Seconds
@@ -101,7 +99,8 @@ class Worker:
             inputs = {"clean": judged(*judge(self.defense, x, y, ids, self.protocol.draws, self.rows))}
             clock.append(time.perf_counter())
             if self.attack is not None:
-                columns = self._attack(Problem(self.defense, x, y, ids), tick)
+                n_classes = count_classes(self.defense, x[:1])
+                columns = self._attack(Problem(self.defense, x, y, ids, n_classes), tick)
             clock.append(time.perf_counter())
             if self.attack is not None:
                 found = judge(self.defense, columns["x_adv"], y, ids, self.protocol.draws, self.rows)
@@ -118,32 +117,26 @@ class Worker:
         attack = self.attack
         if hasattr(attack, "batch_size"):
             attack = replace(attack, batch_size=self.rows)  # type: ignore[type-var]
-        norm, zeros = self._probe(problem)
-        candidate, trace = attack.propose(problem, tick)
+        with attack.conditions(problem.defense):
+            proposal = attack.propose(problem, tick)
+        candidate = proposal.x.detach()
+        bad = ~torch.isfinite(candidate).flatten(1).all(1)
+        if bool(bad.any()):
+            ids = ", ".join(str(int(i)) for i in problem.ids[bad][:8])
+            raise NonFiniteError(f"the attack proposed NaN or Inf for sample id {ids}")
         # The attack's word is not taken: projected, stored as float32, and measured on what is stored.
-        x_adv = attack.budget.project(candidate.detach(), problem.x).to(torch.float32)
+        x_adv = attack.budget.project(candidate.to(problem.x.dtype), problem.x)
         distance = attack.budget.distance(x_adv, problem.x)
+        if not bool(attack.budget.admits(distance).all()):
+            raise AssertionError(f"adversarial images left the budget of {attack}")
+        verdict = None if proposal.verdict is None else proposal.verdict[:, 0]
         return {
             "x_adv": x_adv,
             "distance": distance,
-            "trace": trace,
-            "gradient_norm": norm,
-            "gradient_zeros": zeros,
+            "trace": proposal.losses,
+            "zero_gradient": proposal.zero_gradients,
+            "verdict": verdict,
         }
-
-    def _probe(self, problem: Problem) -> tuple[Tensor | None, Tensor | None]:
-        """Norm and share of zeros of the gradient at the originals on one draw, to tell masked gradients."""
-        loss = LOSSES["margin" if getattr(self.attack, "loss", "ce") == "margin" else "ce"]
-        try:
-            gradient, _ = eot_gradient(
-                problem.defense, problem.x, problem.y, problem.ids, range(1), loss, self.rows
-            )
-        except RuntimeError as error:
-            if is_out_of_memory(error) or "does not require grad" not in str(error):
-                raise
-            return None, None
-        flat = gradient.flatten(1).double()
-        return flat.norm(dim=1), (flat == 0).double().mean(1)
 
     def _shrink(self, size: int, error: BaseException) -> None:
         """Halve the block, and once it is a single image the rows of a network call."""
@@ -184,9 +177,9 @@ def _records(
     records = []
     for i, position in enumerate(positions):
         own: dict[str, Any] = {}
-        for name in ("distance", "gradient_norm", "gradient_zeros"):
+        for name, kind in (("distance", float), ("zero_gradient", bool), ("verdict", bool)):
             if arrays.get(name) is not None:
-                own[name] = float(arrays[name][i])
+                own[name] = kind(arrays[name][i])
         if "x_adv" in arrays:
             own["x_adv"] = arrays["x_adv"][i].copy()
             own["trace"] = np.ascontiguousarray(arrays["trace"][:, i], dtype=np.float32)

@@ -69,7 +69,7 @@ def test_any_of_n_never_exceeds_majority_and_mean():
 
 def test_hashes_are_stable_and_tell_protocols_apart():
     # Literal values: results on disk are named by them, so a change here breaks every stored result.
-    assert fresh(10).hash == "f18c07e2b3f7"
+    assert fresh(10).hash == "153b990c6a37"
     hashes = {make(name).hash for name in PROTOCOLS} | {fresh(11).hash, dw_box(1).hash}
     assert len(hashes) == len(PROTOCOLS) + 2
     for name in PROTOCOLS:
@@ -89,7 +89,7 @@ def test_text_says_how_often():
         (lambda: make("best"), "`protocol` must be one of 'fresh', 'any_of_n'"),
         (lambda: make("legacy_autoattack", 3), "`draws` must be left out"),
         (lambda: Protocol("x", "median", 3), "`rule` must be one of"),
-        (lambda: Protocol("x", "mean", 3, noise="known"), "`draws` must be 1 where the noise is known"),
+        (lambda: Protocol("x", "mean", 3, noise="known"), "`draws` must be 1 where all noise is known"),
         (lambda: dw_box(-1), "`fixed_draw`"),
     ],
 )

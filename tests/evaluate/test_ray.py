@@ -51,7 +51,15 @@ def test_a_killed_workers_block_is_done_again(cluster, tmp_path):
     target.classifier = Fatal(target.classifier, marker)
     data, how = dataset(12), fp.protocols.fresh(3)
     report = fp.evaluate(
-        target, data, attack(), how, tmp_path / "r.sqlite", batch_size=2, progress=False, engine="ray", workers=2
+        target,
+        data,
+        attack(),
+        how,
+        tmp_path / "r.sqlite",
+        batch_size=2,
+        progress=False,
+        engine="ray",
+        workers=2,
     )
     assert marker.exists(), "a worker died"
     assert int(marker.read_text()) != os.getpid()
@@ -89,7 +97,9 @@ def test_a_block_that_kills_every_worker_ends_the_run_and_loses_nothing(cluster,
     target.classifier = Fatal(target.classifier, None)
     out = tmp_path / "r.sqlite"
     with pytest.raises(EngineUnavailable, match="lost its worker"):
-        fp.evaluate(target, dataset(4), attack(), None, out, batch_size=2, progress=False, engine="ray", workers=1)
+        fp.evaluate(
+            target, dataset(4), attack(), None, out, batch_size=2, progress=False, engine="ray", workers=1
+        )
     with fp.Run.open(out) as run:
         assert not run.complete
 

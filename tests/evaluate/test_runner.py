@@ -70,7 +70,12 @@ def test_a_deterministic_white_box_knows_the_noise_and_its_images_are_judged_on_
 
 def test_decisions_differ_between_protocols_on_the_same_images(tmp_path):
     digests = set()
-    for protocol in (FRESH, fp.protocols.any_of_n(3), fp.protocols.majority(3), fp.protocols.legacy_autoattack()):
+    for protocol in (
+        FRESH,
+        fp.protocols.any_of_n(3),
+        fp.protocols.majority(3),
+        fp.protocols.legacy_autoattack(),
+    ):
         report = evaluate(tmp_path / f"{protocol.name}.sqlite", protocol)
         digests.add(report.digest)
         assert report.protocol == str(protocol)
@@ -103,7 +108,9 @@ def test_without_attack_only_the_originals_are_judged():
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory"),
     MemoryError(),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you ..."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you ..."
+    ),
 ]
 
 
@@ -169,7 +176,9 @@ def test_an_interrupt_keeps_the_finished_blocks_and_says_how_to_go_on(tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "block", interrupted)
-        with pytest.raises(RunInterrupted, match=r"stopped with 4 of 8 images finished, all of them in .*r\.sqlite"):
+        with pytest.raises(
+            RunInterrupted, match=r"stopped with 4 of 8 images finished, all of them in .*r\.sqlite"
+        ):
             evaluate(path)
     assert not list(tmp_path.glob("*.lock"))
     assert evaluate(path).digest == evaluate().digest
@@ -191,7 +200,9 @@ def test_shards_make_the_whole(tmp_path):
         assert fp.Report.of(run).n_images == 10
     with pytest.raises(StoreUnavailable, match="exists"):
         merge(out, paths)
-    with pytest.raises(RunMismatch, match=r"4 of 10 images are in none of the shards \(1/3, 3/3\)|images are in none"):
+    with pytest.raises(
+        RunMismatch, match=r"4 of 10 images are in none of the shards \(1/3, 3/3\)|images are in none"
+    ):
         merge(tmp_path / "less.sqlite", [paths[0], paths[2]])
     with pytest.raises(RunMismatch, match="overlap: both hold the image at position 0"):
         merge(tmp_path / "twice.sqlite", [paths[0], paths[0]])
@@ -200,7 +211,13 @@ def test_shards_make_the_whole(tmp_path):
         merge(tmp_path / "mixed.sqlite", [paths[0], tmp_path / "other.sqlite", paths[2]])
     with pytest.raises(FileNotFoundError):
         merge(tmp_path / "none.sqlite", [tmp_path / "missing.sqlite"])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.sqlite", "2.sqlite", "3.sqlite", "all.sqlite", "other.sqlite"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "1.sqlite",
+        "2.sqlite",
+        "3.sqlite",
+        "all.sqlite",
+        "other.sqlite",
+    ]
 
 
 @pytest.mark.parametrize(("n", "batch_size", "of"), [(10, 3, 2), (7, 1, 3), (5, 8, 4), (64, 8, 1)])
@@ -229,7 +246,11 @@ class Restless(nn.Module):
     ("arguments", "error", "words"),
     [
         ({"defense": "x"}, TypeError, "`defense` must be a Defense"),
-        ({"defense": Restless().eval()}, ValueError, "`defense` must be deterministic, or a fastpure.Defense"),
+        (
+            {"defense": Restless().eval()},
+            ValueError,
+            "`defense` must be deterministic, or a fastpure.Defense",
+        ),
         ({"defense": nn.Linear(2, 2)}, ValueError, "`defense` must be in evaluation mode"),
         ({"dataset": torch.zeros(3)}, TypeError, "`dataset` must be a fastpure.data.Dataset"),
         ({"attack": "pgd"}, TypeError, "`attack` must be an Attack or None"),

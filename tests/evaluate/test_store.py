@@ -32,7 +32,9 @@ def record(position: int) -> ImageRecord:
     }
     x = rng.random(SHAPE, dtype=np.float32)
     trace = rng.normal(size=3).astype(np.float32)
-    return ImageRecord(position, 7 + position, position % 3, x, x + 1, 0.1 * position, 2.0, 0.25, trace, judged)
+    return ImageRecord(
+        position, 7 + position, position % 3, x, x + 1, 0.1 * position, True, None, trace, judged
+    )
 
 
 def evaluate(out: Path | None, n: int = N, **settings):
@@ -77,8 +79,8 @@ def test_every_value_enters_the_checksum():
         {"x": base.x + 1},
         {"x_adv": None},
         {"distance": 0.6},
-        {"gradient_norm": None},
-        {"gradient_zeros": 0.5},
+        {"zero_gradient": None},
+        {"verdict": False},
         {"trace": base.trace[:2]},
         {"judged": {"clean": base.judged["clean"]}},
     ]
@@ -296,7 +298,7 @@ def test_a_full_disk_loses_no_finished_block(tmp_path, monkeypatch):
 
 def test_a_place_that_cannot_be_written_is_named_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(Worker, "block", None)
-    with pytest.raises(StoreUnavailable, match="/proc/run.sqlite cannot be written"):
+    with pytest.raises(StoreUnavailable, match=r"/proc/run\.sqlite cannot be written"):
         evaluate(Path("/proc/run.sqlite"))
     with pytest.raises(StoreUnavailable, match="is a folder"):
         evaluate(tmp_path)

@@ -57,7 +57,7 @@ def run_file(
     protocol: Protocol | None = None,
     attack: Any = None,
     trace: Any = None,
-    gradient: Any = None,
+    zero: Any = None,
     distance: float = 0.05,
     seed: int = 0,
 ) -> RunStore:
@@ -77,7 +77,7 @@ def run_file(
             judged["adversarial"] = Judged(row, np.zeros(len(row), np.float32))
             own = {"x_adv": data.images[i].numpy(), "distance": distance}
             own["trace"] = np.zeros(0, np.float32) if trace is None else np.asarray(trace[i], np.float32)
-            own["gradient_norm"] = None if gradient is None else float(gradient[i])
+            own["zero_gradient"] = None if zero is None else bool(zero[i])
         x = data.images[i].numpy()
         records.append(ImageRecord(i, int(data.sample_ids[i]), int(labels[i]), x, judged=judged, **own))
     store.write(records, Seconds())

@@ -1,0 +1,138 @@
+"""`fastpure evaluate`: how accurate and how robust a defended classifier is, with intervals, in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options as o
+
+Protocol = Annotated[
+    str,
+    typer.Option(
+        help="Who decides: fresh (mean over fresh noise draws), any_of_n, majority, dw_box (the attacker knows the "
+        "noise), legacy_autoattack (one draw, as in papers)."
+    ),
+]
+Draws = Annotated[int | None, typer.Option(help="Fresh draws per image. (default: the protocol's)")]
+Progress = Annotated[bool, typer.Option(help="Show images, time left and accuracy so far.")]
+
+
+def evaluate(
+    data: o.Data = "digits",
+    data_path: o.DataPath = None,
+    n: o.N = None,
+    data_seed: o.DataSeed = 0,
+    denoiser: o.DenoiserFile = None,
+    classifier: o.ClassifierFile = None,
+    method: o.Method = None,
+    t: o.T = None,
+    steps: o.Steps = None,
+    scale: o.Scale = None,
+    attack: o.AttackName = None,
+    norm: o.Norm = None,
+    eps: o.Eps = None,
+    n_iter: o.NIter = None,
+    eot_iter: o.EotIter = None,
+    settings: o.Set = None,
+    preset: o.PresetName = None,
+    protocol: Protocol = "fresh",
+    draws: Draws = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run file. (default: runs/, named after the experiment)"),
+    ] = None,
+    seed: o.Seed = 0,
+    batch_size: o.BatchSize = 64,
+    rows: o.Rows = None,
+    precision: o.PrecisionName = "fp32",
+    device: o.Device = "cpu",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure for a few seconds and print what the run would cost.")
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Only part i of n, as i/n; put the files together with `fastpure merge`."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: all workers of a Ray cluster (needs fastpure[ray]).")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Ray workers. (default: one per GPU or CPU slot)")
+    ] = None,
+    progress: Progress = True,
+) -> None:
+    """Attack a defended classifier and judge it, with 95 % intervals; everything goes into one file.
+
+    Interrupt with Ctrl-C at any time, or let it be killed: the same command continues, to the same result.
+
+    Examples:
+
+      fastpure evaluate --n 50 --dry-run
+
+      fastpure evaluate --n 50 --method diffpure --attack apgd-ce --eps 0.2
+
+      fastpure evaluate --preset coup-cifar10-linf --data-path cifar-10-python.tar.gz --denoiser checkpoint_8.pth
+      --classifier wrn.pt --device cuda
+    """
+    from ..evaluate import evaluate as run
+    from ..evaluate import plan
+    from ..evaluate.protocol import make
+    from ..evaluate.shards import parse_shard
+
+    rules = make(protocol, draws)
+    part = None if shard is None else parse_shard(shard)
+    given = {"t": t, "steps": steps, "scale": scale, "norm": norm}
+    given |= {"eps": eps, "n_iter": n_iter, "eot_iter": eot_iter}
+    wanted = o.request(
+        settings,
+        given=given,
+        data=data,
+        data_path=data_path,
+        n=n,
+        data_seed=data_seed,
+        denoiser=denoiser,
+        classifier=classifier,
+        method=method,
+        attack=attack,
+        preset=preset,
+        seed=seed,
+        precision=precision,
+        device=device,
+        rows=rows,
+    )
+    experiment = o.build(wanted)
+    if dry_run:
+        cost = plan(experiment.defense, experiment.dataset, experiment.attack, rules, batch_size=batch_size)
+        typer.echo(str(cost))
+        return
+    path = out or default_path(experiment, rules, part)
+    if progress:
+        typer.echo(f"into {path}; Ctrl-C stops, the same command continues", err=True)
+    report = run(
+        experiment.defense,
+        experiment.dataset,
+        experiment.attack,
+        rules,
+        path,
+        batch_size=batch_size,
+        progress=progress,
+        shard=part,
+        engine=engine,
+        workers=workers,
+    )
+    typer.echo(str(report))
+
+
+def default_path(experiment: o.Experiment, protocol: Any, shard: tuple[int, int] | None) -> Path:
+    """A name that is the same for the same experiment and for no other."""
+    import hashlib
+
+    from ..evaluate.identity import canonical, identity
+
+    named = identity(experiment.defense, experiment.dataset, experiment.attack, protocol)
+    digest = hashlib.sha256(canonical(named).encode()).hexdigest()[:8]
+    part = "" if shard is None else f"-{shard[0]}of{shard[1]}"
+    return Path("runs") / f"{experiment.label}-{protocol.name}-{digest}{part}.sqlite"
