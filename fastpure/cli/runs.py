@@ -39,7 +39,7 @@ def compare(
 
     Example: fastpure compare runs/diffpure.sqlite runs/coup.sqlite
     """
-    from contextlib import ExitStack
+    from contextlib import ExitStack, suppress
 
     from ..evaluate import Run, across, compare_runs, restart_spread
     from ..evaluate.protocol import make
@@ -52,9 +52,9 @@ def compare(
         for other in opened[1:]:
             typer.echo(f"a: {opened[0].path}\nb: {other.path}")
             typer.echo(f"{compare_runs(opened[0], other, protocol=rules, which=which)}\n")
-        try:
+        with suppress(
+            ValueError
+        ):  # raised where they are no restarts of one another, which is the usual case
             typer.echo(str(restart_spread(opened)))
-        except ValueError:
-            pass  # not restarts of one another, which is the usual case
         for finding in across(opened):
             typer.echo(f"{'WARNING   ' if finding.alarm else ''}{finding}")

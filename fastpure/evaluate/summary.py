@@ -10,7 +10,7 @@ import numpy as np
 from ..intervals import Interval, wilson
 from .run import Run
 from .statistics import DrawSpread, draw_spread
-from .weakness import Finding, findings
+from .weakness import NOT_ATTACKS, Finding, findings
 
 
 @final
@@ -85,17 +85,18 @@ class Report:
 
     def __str__(self) -> str:
         part = "" if self.n_images == self.n_total else f" (UNFINISHED: {self.n_images} of {self.n_total})"
+        noise = "the attacker knows the noise" if "dw_box" in self.protocol else "on noise no attack has seen"
         lines = [
             f"defence   {self.defense}",
             f"attack    {self.attack or 'none'}",
-            f"protocol  {self.protocol}, decided on noise the attack has not seen"
-            if "dw_box" not in self.protocol
-            else f"protocol  {self.protocol}, the attacker knows the noise",
+            f"protocol  {self.protocol}, " + (noise if self.spread or self.transfer else "nothing is random"),
             f"data      {self.data}{part}",
             f"clean     {self.clean}",
         ]
         if self.robust is not None:
-            lines.append(f"robust    {self.robust}   (95 % Wilson intervals over {self.n_images} images)")
+            name = "corrupt" if (self.attack or "").split("(")[0] in NOT_ATTACKS else "robust"
+            over = f"95 % Wilson intervals over {self.n_images} images"
+            lines.append(f"{name:<9} {self.robust}   ({over})")
         if self.transfer is not None:
             lines.append(f"transfer  {self.transfer}   (the same images on fresh noise)")
         if self.spread is not None:
@@ -115,7 +116,9 @@ def accuracy(values: np.ndarray) -> Interval:
 
 def setting_text(name: str, settings: dict[str, Any]) -> str:
     """``name(field=value, ...)`` with floats short enough to read."""
-    shown = (f"{key}={_value_text(value)}" for key, value in settings.items())
+    shown = (
+        f"{key}={_value_text(value)}" for key, value in settings.items() if value is not None and value != []
+    )
     return f"{name}({', '.join(shown)})"
 
 
