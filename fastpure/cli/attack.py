@@ -9,37 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
+from .experiment import Experiment, build
 
 if TYPE_CHECKING:
     from ..attacks import AttackResult
 
 
+@o.experiment_options
 def attack(
+    wanted: o.Request,
     out: Annotated[Path, typer.Option(help="Where to write the adversarial images (.npz).")] = Path(
         "adversarial.npz"
     ),
-    data: o.Data = "digits",
-    data_path: o.DataPath = None,
-    n: o.N = None,
-    data_seed: o.DataSeed = 0,
-    denoiser: o.DenoiserFile = None,
-    classifier: o.ClassifierFile = None,
-    method: o.Method = None,
-    t: o.T = None,
-    steps: o.Steps = None,
-    scale: o.Scale = None,
-    attack: o.AttackName = None,
-    norm: o.Norm = None,
-    eps: o.Eps = None,
-    n_iter: o.NIter = None,
-    eot_iter: o.EotIter = None,
-    settings: o.Set = None,
-    preset: o.PresetName = None,
-    seed: o.Seed = 0,
     batch_size: o.BatchSize = 64,
-    rows: o.Rows = None,
-    precision: o.PrecisionName = "fp32",
-    device: o.Device = "cpu",
 ) -> None:
     """Attack images and save what comes out: x, x_adv, labels, ids, distances, verdicts, losses.
 
@@ -48,28 +30,9 @@ def attack(
 
     Example: fastpure attack --n 20 --method coup --attack pgd --eps 0.2 --out adversarial.npz
     """
-    given = {"t": t, "steps": steps, "scale": scale, "norm": norm}
-    given |= {"eps": eps, "n_iter": n_iter, "eot_iter": eot_iter}
-    wanted = o.request(
-        settings,
-        given=given,
-        data=data,
-        data_path=data_path,
-        n=n,
-        data_seed=data_seed,
-        denoiser=denoiser,
-        classifier=classifier,
-        method=method,
-        attack=attack,
-        preset=preset,
-        seed=seed,
-        precision=precision,
-        device=device,
-        rows=rows,
-    )
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise OSError(f"`--out` must name a file in a folder that can be written, got {out}")
-    experiment = o.build(wanted)
+    experiment = build(wanted)
     if experiment.attack is None:
         raise ValueError("`--attack` must name an attack, got none")
     result = run(experiment, batch_size, wanted.device)
@@ -77,7 +40,7 @@ def attack(
     typer.echo(f"{result}\nwrote {out}")
 
 
-def run(experiment: o.Experiment, batch_size: int, device: str) -> AttackResult:
+def run(experiment: Experiment, batch_size: int, device: str) -> AttackResult:
     """Attack all images, ``batch_size`` at a time, with a bar over images."""
     import torch
     from tqdm import tqdm
@@ -125,7 +88,7 @@ def run(experiment: o.Experiment, batch_size: int, device: str) -> AttackResult:
     )
 
 
-def save(path: Path, experiment: o.Experiment, result: AttackResult) -> None:
+def save(path: Path, experiment: Experiment, result: AttackResult) -> None:
     """Write the archive atomically."""
     import json
 

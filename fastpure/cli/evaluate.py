@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
+from .experiment import Experiment, build
 
 Protocol = Annotated[
     str,
@@ -20,35 +21,16 @@ Draws = Annotated[int | None, typer.Option(help="Fresh draws per image. (default
 Progress = Annotated[bool, typer.Option(help="Show images, time left and accuracy so far.")]
 
 
+@o.experiment_options
 def evaluate(
-    data: o.Data = "digits",
-    data_path: o.DataPath = None,
-    n: o.N = None,
-    data_seed: o.DataSeed = 0,
-    denoiser: o.DenoiserFile = None,
-    classifier: o.ClassifierFile = None,
-    method: o.Method = None,
-    t: o.T = None,
-    steps: o.Steps = None,
-    scale: o.Scale = None,
-    attack: o.AttackName = None,
-    norm: o.Norm = None,
-    eps: o.Eps = None,
-    n_iter: o.NIter = None,
-    eot_iter: o.EotIter = None,
-    settings: o.Set = None,
-    preset: o.PresetName = None,
+    wanted: o.Request,
     protocol: Protocol = "fresh",
     draws: Draws = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The run file. (default: runs/, named after the experiment)"),
     ] = None,
-    seed: o.Seed = 0,
     batch_size: o.BatchSize = 64,
-    rows: o.Rows = None,
-    precision: o.PrecisionName = "fp32",
-    device: o.Device = "cpu",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure for a few seconds and print what the run would cost.")
     ] = False,
@@ -84,26 +66,7 @@ def evaluate(
 
     rules = make(protocol, draws)
     part = None if shard is None else parse_shard(shard)
-    given = {"t": t, "steps": steps, "scale": scale, "norm": norm}
-    given |= {"eps": eps, "n_iter": n_iter, "eot_iter": eot_iter}
-    wanted = o.request(
-        settings,
-        given=given,
-        data=data,
-        data_path=data_path,
-        n=n,
-        data_seed=data_seed,
-        denoiser=denoiser,
-        classifier=classifier,
-        method=method,
-        attack=attack,
-        preset=preset,
-        seed=seed,
-        precision=precision,
-        device=device,
-        rows=rows,
-    )
-    experiment = o.build(wanted)
+    experiment = build(wanted)
     if dry_run:
         cost = plan(experiment.defense, experiment.dataset, experiment.attack, rules, batch_size=batch_size)
         typer.echo(str(cost))
@@ -111,22 +74,23 @@ def evaluate(
     path = out or default_path(experiment, rules, part)
     if progress:
         typer.echo(f"into {path}; Ctrl-C stops, the same command continues", err=True)
-    report = run(
-        experiment.defense,
-        experiment.dataset,
-        experiment.attack,
-        rules,
-        path,
-        batch_size=batch_size,
-        progress=progress,
-        shard=part,
-        engine=engine,
-        workers=workers,
-    )
+    with o.interruptible():
+        report = run(
+            experiment.defense,
+            experiment.dataset,
+            experiment.attack,
+            rules,
+            path,
+            batch_size=batch_size,
+            progress=progress,
+            shard=part,
+            engine=engine,
+            workers=workers,
+        )
     typer.echo(str(report))
 
 
-def default_path(experiment: o.Experiment, protocol: Any, shard: tuple[int, int] | None) -> Path:
+def default_path(experiment: Experiment, protocol: Any, shard: tuple[int, int] | None) -> Path:
     """A name that is the same for the same experiment and for no other."""
     import hashlib
 

@@ -33,8 +33,8 @@ def main() -> None:
     except (FastpureError, ValueError, TypeError, OSError) as error:
         print(f"fastpure: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as stop:
-        print(f"fastpure: {stop or 'interrupted'}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("fastpure: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

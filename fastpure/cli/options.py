@@ -1,21 +1,21 @@
-"""What `attack`, `evaluate` and `sweep` share: options that name an experiment, and the experiment they name."""
+"""Options that name an experiment, shared by `attack`, `evaluate` and `sweep`."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-if TYPE_CHECKING:
-    from torch import nn
+from ..errors import RunInterrupted
 
-    from ..attacks import Attack
-    from ..data import Dataset
+KINDS = ("method", "attack")
 
 Data = Annotated[str, typer.Option(help="Data set: digits needs no file, others need --data-path.")]
 DataPath = Annotated[Path | None, typer.Option(help="File or folder with the images.")]
@@ -78,13 +78,6 @@ Rows = Annotated[
     int | None, typer.Option(help="Most (image, draw) pairs in one network call. (default: the attack's)")
 ]
 
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"t": 0.15, "steps": 12, "scale": 2.0, "eps": 0.2, "n_iter": 20, "eot_iter": 4},
-}
-"""Settings that suit a bundled data set, used where none is given: those of `fastpure demo`."""
-
-KINDS = ("method", "attack")
-
 
 @dataclass(frozen=True)
 class Request:
@@ -107,31 +100,91 @@ class Request:
     extra: dict[str, dict[str, Any]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """What a request names."""
+def request(
+    data: Data = "digits",
+    data_path: DataPath = None,
+    n: N = None,
+    data_seed: DataSeed = 0,
+    denoiser: DenoiserFile = None,
+    classifier: ClassifierFile = None,
+    method: Method = None,
+    t: T = None,
+    steps: Steps = None,
+    scale: Scale = None,
+    attack: AttackName = None,
+    norm: Norm = None,
+    eps: Eps = None,
+    n_iter: NIter = None,
+    eot_iter: EotIter = None,
+    settings: Set = None,
+    preset: PresetName = None,
+    seed: Seed = 0,
+    precision: PrecisionName = "fp32",
+    device: Device = "cpu",
+    rows: Rows = None,
+) -> Request:
+    """What these options ask for. Raises ValueError for a value that cannot be read."""
+    given = {"steps": steps, "norm": norm, "n_iter": n_iter, "eot_iter": eot_iter}
+    given |= {name: number(name, text) for name, text in (("t", t), ("scale", scale), ("eps", eps)) if text}
+    return Request(
+        data=data,
+        data_path=data_path,
+        n=n,
+        data_seed=data_seed,
+        denoiser=denoiser,
+        classifier=classifier,
+        method=method,
+        attack=attack,
+        preset=preset,
+        seed=seed,
+        precision=precision,
+        device=device,
+        rows=rows,
+        given={name: value for name, value in given.items() if value is not None},
+        extra=_assigned(settings or []),
+    )
 
-    defense: nn.Module
-    dataset: Dataset
-    attack: Attack | None
-    label: str
+
+def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command(wanted, **own)`` all options of `request` before its own, and call it with their request."""
+
+    def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+        hints = get_type_hints(function, include_extras=True)
+        found = inspect.signature(function).parameters.values()
+        return [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in found]
+
+    shared, own = parameters(request), parameters(command)[1:]
+
+    def wrapped(**values: Any) -> None:
+        wanted = request(**{p.name: values.pop(p.name) for p in shared})
+        command(wanted, **values)
+
+    merged = [*shared, *own]
+    wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
+    wrapped.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in merged}
+    return wrapped
 
 
-def request(settings: list[str] | None, *, given: dict[str, Any], **named: Any) -> Request:
-    """The request of these options; ``given`` are the shortcuts t, steps, scale, norm, eps, n_iter, eot_iter."""
-    numbers = {
-        name: number(name, value) if isinstance(value, str) and name != "norm" else value
-        for name, value in given.items()
-        if value is not None
-    }
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """End the command with its farewell and exit status 130 when a run is interrupted."""
+    try:
+        yield
+    except RunInterrupted as stop:
+        typer.echo(f"fastpure: {stop}", err=True)
+        raise typer.Exit(130) from stop
+
+
+def _assigned(settings: list[str]) -> dict[str, dict[str, Any]]:
     extra: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
-    for text in settings or []:
+    for text in settings:
         path, equals, value = text.partition("=")
         kind, dot, name = path.strip().partition(".")
         if not equals or not dot or kind not in KINDS or not name:
             raise ValueError(f"`--set` must be method.NAME=VALUE or attack.NAME=VALUE, got {text!r}")
         extra[kind][name.replace("-", "_")] = literal(value.strip())
-    return Request(given=numbers, extra=extra, **named)
+    return extra
 
 
 def literal(text: str) -> Any:
@@ -149,165 +202,3 @@ def number(name: str, text: str) -> float:
     except (ValueError, ZeroDivisionError):
         option = "--" + name.replace("_", "-")
         raise ValueError(f"`{option}` must be a number or a fraction such as 8/255, got {text!r}") from None
-
-
-def build(wanted: Request) -> Experiment:
-    """Load and assemble what a request names; mistakes are ValueErrors that name the option."""
-    if wanted.preset is not None:
-        return _from_preset(wanted)
-    from ..checkpoints import load_denoiser
-    from ..classifiers import load_classifier
-    from ..data import load_dataset
-    from ..purify import Defense, Purifier
-
-    device = checked_device(wanted.device)
-    dataset = load_dataset(wanted.data, "test", path=wanted.data_path)
-    if wanted.n is not None:
-        dataset = dataset.subset(wanted.n, wanted.data_seed)
-    classifier = load_classifier(_needed(wanted, "classifier")).to(device)
-    name = wanted.method or "coup"
-    attack, attack_name = _attack(wanted)
-    if name == "none":
-        _refuse_unused(wanted, attack, {}, "method")
-        return Experiment(classifier, dataset, attack, f"{dataset.name}-none-{attack_name}")
-    denoiser = load_denoiser(_needed(wanted, "denoiser")).to(device)
-    settings = method_settings(name, wanted)
-    _refuse_unused(wanted, attack, settings, "method")
-    method = make_method(name, classifier, settings)
-    purifier = Purifier(denoiser, method, seed=wanted.seed, precision=wanted.precision)
-    return Experiment(Defense(purifier, classifier), dataset, attack, f"{dataset.name}-{name}-{attack_name}")
-
-
-def method_settings(name: str, wanted: Request) -> dict[str, Any]:
-    """Settings of the method: those given, then those that suit the data set where the method has them."""
-    from ..errors import one_of
-    from ..purify.methods import METHODS
-
-    known = inspect.signature(METHODS[one_of("method", name, METHODS)]).parameters
-    chosen = (
-        {**DEFAULTS.get(wanted.data, {}), **wanted.given} if wanted.preset is None else dict(wanted.given)
-    )
-    settings = {key: chosen[key] for key in ("t", "scale") if key in chosen and key in known}
-    if "steps" in chosen and "n_steps" in known:
-        settings["n_steps"] = chosen["steps"]
-    elif "steps" in chosen and "dt" in known:
-        t = settings.get("t", known["t"].default)
-        settings["dt"] = t / _positive_steps(chosen["steps"])
-    for key, value in wanted.extra["method"].items():
-        if key not in known or key == "classifier":
-            listed = ", ".join(k for k in known if k != "classifier")
-            raise ValueError(f"`--set method.{key}`: {name} has no such setting; it has {listed}")
-        settings[key] = value
-    return settings
-
-
-def make_method(name: str, classifier: nn.Module, settings: dict[str, Any]) -> Any:
-    """The method, guided by the defended classifier where it takes one."""
-    from ..purify.methods import METHODS
-
-    function: Any = METHODS[name]
-    takes = "classifier" in inspect.signature(function).parameters
-    return function(classifier, **settings) if takes else function(**settings)
-
-
-def checked_device(name: str) -> str:
-    """``name`` if torch can compute there."""
-    import torch
-
-    from ..errors import mistake
-
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise ValueError(mistake("device", "cpu, cuda or cuda:N", repr(name))) from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(mistake("device", "cpu", repr(name), "This torch sees no CUDA device."))
-    return name
-
-
-def _attack(wanted: Request) -> tuple[Attack | None, str]:
-    from ..attacks import ATTACKS
-    from ..errors import one_of
-    from ..evaluate import CONTROLS
-
-    name = wanted.attack or "pgd"
-    kinds: dict[str, Any] = {**ATTACKS, **CONTROLS}
-    if one_of("attack", name, (*kinds, "none")) == "none":
-        return None, "clean"
-    known = [f.name for f in fields(kinds[name])]
-    chosen = {**DEFAULTS.get(wanted.data, {}), **wanted.given}
-    settings = {
-        key: chosen[key] for key in ("norm", "eps", "n_iter", "eot_iter") if key in chosen and key in known
-    }
-    if wanted.given.get("norm", "Linf") != "Linf" and "eps" not in wanted.given:
-        settings.pop("eps", None)  # what suits the data set was chosen for Linf
-    for key, value in wanted.extra["attack"].items():
-        if key not in known:
-            raise ValueError(f"`--set attack.{key}`: {name} has no such setting; it has {', '.join(known)}")
-        settings[key] = tuple(value) if isinstance(value, list) else value
-    if wanted.rows is not None:
-        settings["batch_size"] = wanted.rows
-    return kinds[name](**settings), name
-
-
-def _refuse_unused(wanted: Request, attack: Any, settings: dict[str, Any], kind: str) -> None:
-    """A setting that nothing reads is a mistake, not a wish."""
-    named = {f.name for f in fields(attack)} if attack is not None else set()
-    for key in wanted.given:
-        used = key in named or key in settings or (key == "steps" and {"dt", "n_steps"} & settings.keys())
-        if not used:
-            option = "--" + key.replace("_", "-")
-            raise ValueError(
-                f"`{option}` has no effect: neither the method nor the attack has such a setting"
-            )
-    if kind == "method" and not settings and wanted.extra["method"]:
-        raise ValueError("`--set method...` has no effect without a method")
-
-
-def _needed(wanted: Request, what: str) -> str:
-    source = getattr(wanted, what)
-    if source is not None:
-        return str(source)
-    if wanted.preset is None and wanted.data == "digits":
-        return "digits"
-    raise ValueError(f"`--{what}` must be given: the file of the {what}")
-
-
-def _positive_steps(steps: int) -> int:
-    if steps < 1:
-        raise ValueError(f"`--steps` must be at least 1, got {steps}")
-    return steps
-
-
-def _from_preset(wanted: Request) -> Experiment:
-    from ..presets import PRESETS
-
-    preset = PRESETS[str(wanted.preset)]
-    if wanted.method is not None:
-        raise ValueError("`--method` must be left out with --preset, which names its own")
-    device = checked_device(wanted.device)
-    dataset = preset.load_dataset(wanted.data_path, wanted.data_seed or None)
-    if wanted.n is not None:
-        dataset = dataset.select(range(min(wanted.n, len(dataset))))
-    denoiser = preset.load_denoiser(_needed(wanted, "denoiser")).to(device)
-    classifier = preset.load_classifier(_needed(wanted, "classifier")).to(device)
-    changes = {**method_settings(preset.recipe.name, wanted)}
-    options = {"seed": wanted.seed, "precision": wanted.precision}
-    defense = preset.defense(denoiser, classifier, changes=changes, **options)
-    attack, name = _preset_attack(preset, wanted)
-    return Experiment(defense, dataset, attack, f"{preset.name}-{name}")
-
-
-def _preset_attack(preset: Any, wanted: Request) -> tuple[Attack | None, str]:
-    """The preset's attack of the wanted name, else its first with exact gradients, with what was given changed."""
-    if wanted.attack == "none":
-        return None, "clean"
-    specs = sorted(preset.attack_specs, key=lambda spec: spec.role != "adaptive")
-    named = [spec for spec in specs if wanted.attack in (None, spec.name)]
-    if not named:
-        return _attack(wanted)
-    changes = {key: wanted.given[key] for key in ("norm", "eps", "n_iter", "eot_iter") if key in wanted.given}
-    changes.update(wanted.extra["attack"])
-    if wanted.rows is not None:
-        changes["batch_size"] = wanted.rows
-    return named[0].build(**changes), named[0].name

@@ -10,11 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
+from .experiment import build
 
 SHORT = ("t", "scale", "steps", "eps", "n_iter", "eot_iter", "norm")
 
 
+@o.experiment_options
 def sweep(
+    wanted: o.Request,
     over: Annotated[
         list[str],
         typer.Option(
@@ -25,30 +28,9 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder for the run files, one per combination.")] = Path(
         "runs/sweep"
     ),
-    data: o.Data = "digits",
-    data_path: o.DataPath = None,
-    n: o.N = None,
-    data_seed: o.DataSeed = 0,
-    denoiser: o.DenoiserFile = None,
-    classifier: o.ClassifierFile = None,
-    method: o.Method = None,
-    t: o.T = None,
-    steps: o.Steps = None,
-    scale: o.Scale = None,
-    attack: o.AttackName = None,
-    norm: o.Norm = None,
-    eps: o.Eps = None,
-    n_iter: o.NIter = None,
-    eot_iter: o.EotIter = None,
-    settings: o.Set = None,
-    preset: o.PresetName = None,
     protocol: Annotated[str, typer.Option(help="As for `fastpure evaluate`.")] = "fresh",
     draws: Annotated[int | None, typer.Option(help="Fresh draws per image.")] = None,
-    seed: o.Seed = 0,
     batch_size: o.BatchSize = 64,
-    rows: o.Rows = None,
-    precision: o.PrecisionName = "fp32",
-    device: o.Device = "cpu",
     progress: Annotated[bool, typer.Option(help="Show images, time left and accuracy so far.")] = True,
 ) -> None:
     """Evaluate over a grid of settings; the same command continues, and finished points are not run again.
@@ -57,27 +39,9 @@ def sweep(
     """
     from ..evaluate.protocol import make
 
-    given = {"t": t, "steps": steps, "scale": scale, "norm": norm}
-    given |= {"eps": eps, "n_iter": n_iter, "eot_iter": eot_iter}
-    wanted = o.request(
-        settings,
-        given=given,
-        data=data,
-        data_path=data_path,
-        n=n,
-        data_seed=data_seed,
-        denoiser=denoiser,
-        classifier=classifier,
-        method=method,
-        attack=attack,
-        preset=preset,
-        seed=seed,
-        precision=precision,
-        device=device,
-        rows=rows,
-    )
     points = grid(over)
-    reports = run_points(wanted, points, make(protocol, draws), out, batch_size, progress)
+    with o.interruptible():
+        reports = run_points(wanted, points, make(protocol, draws), out, batch_size, progress)
     print_table(points, reports)
 
 
@@ -122,7 +86,7 @@ def run_points(
     """Evaluate every point into its own file; all are assembled first, so that a mistake costs no time."""
     from ..evaluate import evaluate
 
-    experiments = [o.build(changed(wanted, point)) for point in points]
+    experiments = [build(changed(wanted, point)) for point in points]
     reports = []
     for number, (point, experiment) in enumerate(zip(points, experiments, strict=True), 1):
         path = folder / f"{file_name(point)}.sqlite"

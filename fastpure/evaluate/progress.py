@@ -84,9 +84,9 @@ class Progress:
         """One line of plain text: images, share, accuracy so far, time left."""
         speed = (done - self._first) / max(now - self._started, 1e-9)
         left = (self._n_images - done) / speed if speed > 0 else float("inf")
-        remaining = (
-            f"{int(left) // 3600}:{int(left) // 60 % 60:02d} h left" if left < 1e7 else "time left unknown"
-        )
+        remaining = "time left unknown"
+        if left < 1e8:
+            remaining = f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d} left"
         return f"{done:.1f}/{self._n_images} images  {self._accuracy()}  {remaining}"
 
     def _accuracy(self) -> str:

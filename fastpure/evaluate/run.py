@@ -68,8 +68,7 @@ class Run:
         file = Path(path)
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such run file")
-        log = file.with_name(file.name + "-wal")
-        mode = "mode=ro" if log.exists() else "mode=ro&immutable=1"
+        mode = "mode=ro" if file.with_name(file.name + "-wal").exists() else "mode=ro&immutable=1"
         name = str(file.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
         connection = sqlite3.connect(f"file:{name}?{mode}", uri=True, isolation_level=None)
         try:
@@ -182,9 +181,8 @@ class Run:
     def images(self, which: str, positions: Sequence[int] | None = None) -> np.ndarray:
         """Originals ("clean") or adversarial images float32 [m, C, H, W] at ``positions`` (all if None)."""
         column = {"clean": "x", "adversarial": "x_adv"}[one_of("which", which, ("clean", "adversarial"))]
-        wanted = self.positions.tolist() if positions is None else list(positions)
         found = []
-        for position in wanted:
+        for position in self.positions.tolist() if positions is None else positions:
             row = self._connection.execute(
                 f"SELECT {column} FROM images WHERE position = ?", (int(position),)
             ).fetchone()

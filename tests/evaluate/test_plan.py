@@ -1,4 +1,4 @@
-"""What a plan counts is what a run asks for; what it measures grows as it must."""
+"""What a plan counts is what a run asks for; what it measures of memory grows with the steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fastpure as fp
-from fastpure.evaluate.plan import _bytes, _duration, _truncated, count_queries, plan
+from fastpure.evaluate.plan import _bytes, _duration, _truncated, plan
+from fastpure.evaluate.queries import count_queries
 from fastpure.nets.oracle import GaussianMixture
 from tests.evaluate.toys import Brightness, attack, dataset, defense
 
@@ -61,7 +62,7 @@ def test_network_calls_are_those_of_the_run():
     assert (expected.gradients, expected.judgements) == (4, 6)
 
 
-def test_seconds_and_memory_grow_with_the_steps():
+def test_calls_and_memory_grow_with_the_steps():
     data = dataset(4)
     means = defense().purifier.denoiser.network.means
     plans = []
@@ -71,7 +72,6 @@ def test_seconds_and_memory_grow_with_the_steps():
         plans.append(plan(fp.Defense(purifier, Brightness().eval()), data, attack()))
     assert plans[1].calls == 20 * plans[0].calls
     assert plans[1].network_calls == 20 * plans[0].network_calls
-    assert plans[1].seconds_gradient > 3 * plans[0].seconds_gradient
     assert plans[1].memory > 3 * plans[0].memory > 0
     assert plans[1].disk == plans[0].disk
 
