@@ -62,11 +62,12 @@ def method_settings(name: str, wanted: Request) -> dict[str, Any]:
     from ..errors import one_of
     from ..purify.methods import METHODS
 
-    known = inspect.signature(METHODS[one_of("method", name, METHODS)]).parameters
+    function: Any = METHODS[one_of("method", name, METHODS)]
+    known = inspect.signature(function).parameters
     chosen = (
         {**DEFAULTS.get(wanted.data, {}), **wanted.given} if wanted.preset is None else dict(wanted.given)
     )
-    settings = {key: chosen[key] for key in ("t", "scale") if key in chosen and key in known}
+    settings: dict[str, Any] = {key: chosen[key] for key in ("t", "scale") if key in chosen and key in known}
     if "steps" in chosen and "n_steps" in known:
         settings["n_steps"] = chosen["steps"]
     elif "steps" in chosen and "dt" in known:
@@ -115,7 +116,7 @@ def _attack(wanted: Request) -> tuple[Attack | None, str]:
         return None, "clean"
     known = [f.name for f in fields(kinds[name])]
     chosen = {**DEFAULTS.get(wanted.data, {}), **wanted.given}
-    settings = {
+    settings: dict[str, Any] = {
         key: chosen[key] for key in ("norm", "eps", "n_iter", "eot_iter") if key in chosen and key in known
     }
     if wanted.given.get("norm", "Linf") != "Linf" and "eps" not in wanted.given:
@@ -185,7 +186,9 @@ def _preset_attack(preset: Any, wanted: Request) -> tuple[Attack | None, str]:
     named = [spec for spec in specs if wanted.attack in (None, spec.name)]
     if not named:
         return _attack(wanted)
-    changes = {key: wanted.given[key] for key in ("norm", "eps", "n_iter", "eot_iter") if key in wanted.given}
+    changes: dict[str, Any] = {
+        key: wanted.given[key] for key in ("norm", "eps", "n_iter", "eot_iter") if key in wanted.given
+    }
     changes.update(wanted.extra["attack"])
     if wanted.rows is not None:
         changes["batch_size"] = wanted.rows

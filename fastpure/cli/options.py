@@ -124,7 +124,7 @@ def request(
     rows: Rows = None,
 ) -> Request:
     """What these options ask for. Raises ValueError for a value that cannot be read."""
-    given = {"steps": steps, "norm": norm, "n_iter": n_iter, "eot_iter": eot_iter}
+    given: dict[str, Any] = {"steps": steps, "norm": norm, "n_iter": n_iter, "eot_iter": eot_iter}
     given |= {name: number(name, text) for name, text in (("t", t), ("scale", scale), ("eps", eps)) if text}
     return Request(
         data=data,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -155,7 +156,7 @@ def legacy_autoattack() -> Protocol:
     return Protocol("legacy_autoattack", "one_shot", 2)
 
 
-PROTOCOLS = {
+PROTOCOLS: dict[str, Callable[..., Protocol]] = {
     "fresh": fresh,
     "any_of_n": any_of_n,
     "majority": majority,
@@ -178,7 +179,7 @@ def make(name: str, draws: int | None = None) -> Protocol:
         raise ValueError(
             mistake("draws", "left out for legacy_autoattack, which has one per decision", draws)
         )
-    return dw_box(transfer_draws=draws) if name == "dw_box" else PROTOCOLS[name](draws)  # type: ignore[operator]
+    return dw_box(transfer_draws=draws) if name == "dw_box" else PROTOCOLS[name](draws)
 
 
 def _decide(rule: str, predicted: np.ndarray, y: np.ndarray) -> np.ndarray:

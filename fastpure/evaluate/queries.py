@@ -81,7 +81,7 @@ def count_queries(
     problem = Problem(stand_in, x, torch.zeros(n, dtype=torch.int64), torch.arange(n), n_classes)
     if getattr(attack, "gradient", "exact") != "exact":
         # Another gradient mode asks as often, and no query costs more than the exact one.
-        attack = replace(attack, gradient="exact", surrogate_steps=None, surrogate_dt=None)  # type: ignore[type-var, call-arg]
+        attack = replace(attack, gradient="exact", surrogate_steps=None, surrogate_dt=None)  # type: ignore[type-var]
     with frozen(stand_in, protocol), attack.conditions(stand_in):
         attack.propose(problem, lambda iteration, loss: None)
     return counter.gradients / n, counter.judgements / n

@@ -172,13 +172,14 @@ def _records(
     columns: dict[str, Any],
     inputs: dict[str, list[Any]],
 ) -> list[ImageRecord]:
-    arrays = {name: None if v is None else v.detach().cpu().numpy() for name, v in columns.items()}
+    found = {name: value for name, value in columns.items() if value is not None}
+    arrays = {name: value.detach().cpu().numpy() for name, value in found.items()}
     originals, labels, names = x.cpu().numpy(), y.cpu().tolist(), ids.cpu().tolist()
     records = []
     for i, position in enumerate(positions):
         own: dict[str, Any] = {}
         for name, kind in (("distance", float), ("zero_gradient", bool), ("verdict", bool)):
-            if arrays.get(name) is not None:
+            if name in arrays:
                 own[name] = kind(arrays[name][i])
         if "x_adv" in arrays:
             own["x_adv"] = arrays["x_adv"][i].copy()
