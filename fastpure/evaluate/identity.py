@@ -55,6 +55,7 @@ def describe_defense(defense: nn.Module) -> dict[str, Any]:
     purifier = defense.purifier
     return {
         "kind": "defense",
+        "purifier": {"class": type(purifier).__name__, "image_shape": list(purifier.image_shape)},
         "method": plain(purifier.method),
         "seed": purifier.seed,
         "precision": purifier.precision,

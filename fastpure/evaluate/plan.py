@@ -14,7 +14,7 @@ from ..attacks.gradient import eot_gradient, is_random, logits_of
 from ..attacks.losses import LOSSES
 from ..data import Dataset
 from ..kernels import Domain
-from ..purify import Defense, Purifier
+from ..purify import Defense
 from ..reverse.memory import available_bytes, count_saved_bytes
 from ..schedule import StepTable
 from .judging import frozen, judge
@@ -135,9 +135,7 @@ def _calibrate(
         slope = max(b - a, 0.0) / (steps - 1) if steps > 1 else 0.0
         grown.append(b + slope * (total - steps))
     memory = int(grown[2])
-    if isinstance(defense, Defense) and defense.purifier.memory.choice == "recompute":
-        memory = saved[0] * rows
-    elif isinstance(defense, Defense) and defense.purifier.memory.choice == "auto":
+    if isinstance(defense, Defense) and defense.purifier.memory.choice == "auto":
         memory = min(memory, max(available_bytes(device), saved[0] * rows))
     return grown[0] / n, grown[1] / n, memory
 
@@ -184,15 +182,7 @@ def _truncated(defense: nn.Module, calls: int) -> nn.Module:
         left -= row.calls_network
         kept.append(row)
     method = replace(purifier.method, steps=StepTable(tuple(kept)))
-    shorter = Purifier(
-        purifier.denoiser,
-        method,
-        purifier.seed,
-        purifier.precision,
-        "store",
-        purifier.gradient_precision,
-    )
-    return Defense(shorter, defense.classifier)
+    return Defense(purifier.with_method(method), defense.classifier)
 
 
 def _network_calls(defense: nn.Module) -> int:
