@@ -96,10 +96,16 @@ def test_public_names():
         "Denoiser",
         "Purifier",
         "RecordedNoise",
+        "Report",
+        "Run",
         "attacks",
+        "compare",
+        "evaluate",
         "load_classifier",
         "load_denoiser",
         "methods",
+        "plan",
+        "protocols",
     ]
     for name in fastpure.__all__:
         assert getattr(fastpure, name) is not None

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import FastpureError
-from . import bench, demo, doctor, train
+from . import attack, bench, demo, doctor, evaluate, runs, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +19,11 @@ app = typer.Typer(
 app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("attack")(attack.attack)
+app.command("evaluate")(evaluate.evaluate)
+app.command("sweep")(sweep.sweep)
+app.command("compare")(runs.compare)
+app.command("merge")(runs.merge)
 app.add_typer(train.app, name="train")
 
 
