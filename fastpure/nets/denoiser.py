@@ -98,7 +98,7 @@ class Denoiser(nn.Module):
         network.initialise(whole("seed", seed), init_scale)
         config = network.config
         shape = (config.channels, config.image_size, config.image_size)
-        return cls(network, "eps", "continuous", shape).eval()
+        return cls(network, "eps", config.time_input, shape, config.learned_sigma).eval()
 
     @property
     def dtype(self) -> torch.dtype | None:
