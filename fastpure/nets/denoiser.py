@@ -36,7 +36,10 @@ class Denoiser(nn.Module):
         time_input: how it is told the time, one of `TIME_INPUTS`.
         image_shape: (C, H, W).
         learned_sigma: whether it returns 2 C channels, of which the last C (a variance) are ignored.
+        checkpoint: the report on the file it was loaded from (`fastpure.checkpoints.CheckpointReport`), or None.
     """
+
+    checkpoint: Any = None
 
     def __init__(
         self,
@@ -201,9 +204,9 @@ class Denoiser(nn.Module):
                 if isinstance(module, Conv):
                     shared[id(module.packed)] = module.packed
         network = copy.deepcopy(self.network, shared)
-        return Denoiser(
-            network, self.prediction, self.time_input, self.image_shape, self.learned_sigma
-        ).eval()
+        twin = Denoiser(network, self.prediction, self.time_input, self.image_shape, self.learned_sigma)
+        twin.checkpoint = self.checkpoint
+        return twin.eval()
 
     def _run(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
         if not isinstance(self.network, HoistedNetwork):
