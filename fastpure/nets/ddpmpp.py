@@ -44,6 +44,8 @@ class DDPMpp(HoistedNetwork):
     the rest.
     """
 
+    frequencies: Tensor | None
+
     def __init__(self, config: DDPMppConfig) -> None:
         super().__init__()
         self.config = config
@@ -52,9 +54,8 @@ class DDPMpp(HoistedNetwork):
         first = [Dense(narrow, width), Dense(width, width)]
         self.all_modules = nn.ModuleList([*first, *(_build(step, config) for step in self.steps)])
         self.label_emb = None if config.classes is None else Table(config.classes, narrow)
-        self.frequencies: Tensor | None = None
-        if config.embedding == "fourier":
-            self.register_buffer("frequencies", torch.empty(narrow // 2))
+        fourier = config.embedding == "fourier"
+        self.register_buffer("frequencies", torch.empty(narrow // 2) if fourier else None)
         ends = [0]
         for step in self.steps:
             ends.append(ends[-1] + (step.outputs if step.kind == "block" else 0))
