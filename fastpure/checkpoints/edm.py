@@ -84,7 +84,11 @@ def plan_edm(source: Source, config: Any = None) -> Plan:
         ema = "averaged (ema)" if name == "ema" else f"those under {name!r}"
         if isinstance(source.content, dict):
             dropped += [f"{key} (of the training)" for key in source.content if key != name]
-        tensors, settings = state_dict(record), _settings(_arguments(record), f"{path}, {record.kind}")
+        settings = _settings(_arguments(record), f"{path}, {record.kind}")
+        try:
+            tensors = state_dict(record)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
     else:
         if config is None:
             expected = "the configuration of the weights (a dict or JSON file with precond, model_type, ...)"

@@ -54,6 +54,14 @@ def _reconstruct(meta: Any) -> Record:
     return record
 
 
+def _tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
+    """``torch._utils._rebuild_tensor_v2``, which would enlarge a storage that is too small for the tensor."""
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if min(offset, *size, *stride, 0) < 0 or (all(size) and last >= storage.size()):
+        raise pickle.UnpicklingError(f"a tensor {list(size)} in a storage of {storage.size()} numbers")
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, *rest)  # type: ignore[attr-defined]
+
+
 def _storage(content: bytes) -> Any:
     """``torch.storage._load_from_bytes`` in restricted mode."""
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -62,7 +70,7 @@ def _storage(content: bytes) -> Any:
 _FUNCTIONS: dict[tuple[str, str], Any] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _reconstruct,
     ("torch.storage", "_load_from_bytes"): _storage,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,  # type: ignore[attr-defined]
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,  # type: ignore[attr-defined]
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("builtins", "set"): set,
