@@ -77,7 +77,7 @@ def plan_diffusers(source: Source, config: Any = None) -> Plan:
         raise ValueError(mistake("config", "the config.json of the weights (a dict or a file)", "None"))
     settings = translate(content, called)
     prediction, note = _prediction(source)
-    dropped = ()
+    dropped: tuple[str, ...] = ()
     if settings.learned_sigma:
         dropped = (f"output channels {settings.channels}.. (learned variance, not used by any method)",)
     tensors = {_today(name): value for name, value in source.require_tensors().items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, mistake
@@ -13,7 +12,7 @@ from ..nets import ADM, ADMConfig, EDMConfig
 from ..nets.adm_config import CONFIGS
 from .report import Plan
 from .sources import Source
-from .weights import Entry, fits, listed, read_config, same_names
+from .weights import Entry, fits, listed, meta_shapes, on_meta, read_config, same_names
 
 #: Levels where a configuration leaves ``channel_mult`` empty, by image size.
 _MULTIPLIERS: dict[int, tuple[float, ...]] = {
@@ -77,7 +76,7 @@ def plan_guided_diffusion(source: Source, config: Any = None) -> Plan:
     else:
         content, called = read_config(config)
         settings, schedule, steps = translate(content, called)
-    dropped = ()
+    dropped: tuple[str, ...] = ()
     if settings.learned_sigma:
         channels = settings.channels
         dropped = (
@@ -96,9 +95,7 @@ def wrapped_names(network: Any) -> dict[str, Entry]:
 
 def _recognised(weights: dict[str, Tensor]) -> tuple[str, ADMConfig]:
     for name in _OFFICIAL:
-        with torch.device("meta"):
-            shapes = {key: tuple(value.shape) for key, value in ADM(CONFIGS[name]).state_dict().items()}
-        if fits(shapes, weights):
+        if fits(meta_shapes(on_meta(lambda: ADM(CONFIGS[name]))), weights):  # noqa: B023
             return name, CONFIGS[name]
     official = " or ".join(_OFFICIAL)
     expected = f"the configuration of the weights (a dict or JSON file), as they are not those of {official}"

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..nets.registry import Config
@@ -20,7 +20,8 @@ class Plan:
     """A checkpoint understood, not loaded: the network it is for, and where each weight comes from.
 
     ``time_input`` None means the one that the configuration implies; ``dropped`` names what the file holds and
-    the network does not use, with the reason; ``ema`` says which of averaged and raw weights are taken.
+    the network does not use, with the reason; ``ema`` says which of averaged and raw weights are taken;
+    ``network`` the network on the meta device, where it has been built already.
     """
 
     architecture: str
@@ -34,6 +35,7 @@ class Plan:
     dropped: tuple[str, ...] = ()
     ema: str = "as in the file"
     notes: tuple[str, ...] = ()
+    network: nn.Module | None = None
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, mistake
 from ..nets import CONFIGS, DDPMpp, DDPMppConfig
 from .report import Plan
 from .sources import Source, tensors_by_name
-from .weights import fits, listed, read_config, refuse_misfits, same_names
+from .weights import fits, listed, meta_shapes, on_meta, read_config, refuse_misfits, same_names
 
 #: Field -> the values under which the reference network is the one that `DDPMpp` computes. A field that a
 #: configuration leaves out is taken to agree.
@@ -70,21 +69,21 @@ def plan_score_sde(source: Source, config: Any = None) -> Plan:
         CheckpointError: configuration incomplete or of another network, or averaged and raw weights disagree.
     """
     path = str(source.path)
-    content, notes = source.content, ()
+    content: Any = source.content
+    notes: tuple[str, ...] = ()
     checkpoint = content if isinstance(content, dict) and isinstance(content.get("model"), dict) else None
     raw = tensors_by_name(content if checkpoint is None else checkpoint["model"], path)
     weights = {name: value for name, value in raw.items() if name != _BUFFER}
     if config is None:
-        settings, time_input = _official(weights)
+        network, time_input = _official(weights), "continuous"
         notes = (f"recognised as {_OFFICIAL} by its names and shapes",)
     else:
         settings, time_input = translate(*read_config(config))
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in DDPMpp(settings).state_dict().items()}
+        network = on_meta(lambda: DDPMpp(settings))
     dropped = [f"{_BUFFER} (noise levels of the training, unused)"] if _BUFFER in raw else []
     ema = "as in the file"
     if checkpoint is not None:
-        refuse_misfits(shapes, weights, f"{path}, model", "DDPMpp")
+        refuse_misfits(meta_shapes(network), weights, f"{path}, model", "DDPMpp")
         others = [name for name in checkpoint if name not in ("model", "ema")]
         if "ema" in checkpoint:
             weights = _averaged(checkpoint["ema"], list(weights), path)
@@ -95,9 +94,10 @@ def plan_score_sde(source: Source, config: Any = None) -> Plan:
         dropped += [f"{name} (of the training)" for name in others]
     return Plan(
         "ddpmpp",
-        settings,
+        network.config,
         weights,
         same_names,
+        network=network,
         time_input=time_input,
         dropped=tuple(dropped),
         ema=ema,
@@ -105,12 +105,10 @@ def plan_score_sde(source: Source, config: Any = None) -> Plan:
     )
 
 
-def _official(weights: dict[str, Tensor]) -> tuple[DDPMppConfig, str]:
-    settings = CONFIGS[_OFFICIAL]
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in DDPMpp(settings).state_dict().items()}
-    if fits(shapes, weights):
-        return settings, "continuous"
+def _official(weights: dict[str, Tensor]) -> DDPMpp:
+    network = on_meta(lambda: DDPMpp(CONFIGS[_OFFICIAL]))
+    if fits(meta_shapes(network), weights):
+        return network
     expected = f"the configuration of the weights (a dict or JSON file), as they are not those of {_OFFICIAL}"
     raise ValueError(mistake("config", expected, "None"))
 

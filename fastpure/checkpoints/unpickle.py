@@ -37,7 +37,7 @@ class Record(Inert):
         return self.state if isinstance(self.state, dict) else {}
 
 
-class _Mapping(dict):  # type: ignore[type-arg]
+class _Mapping(dict):
     """A dict of a foreign class (dnnlib's EasyDict)."""
 
     def __setstate__(self, state: Any) -> None:
@@ -57,9 +57,9 @@ def _reconstruct(meta: Any) -> Record:
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
     """``torch._utils._rebuild_tensor_v2``, which would enlarge a storage that is too small for the tensor."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min(offset, *size, *stride, 0) < 0 or (all(size) and last >= storage.size()):
-        raise pickle.UnpicklingError(f"a tensor {list(size)} in a storage of {storage.size()} numbers")
-    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, *rest)  # type: ignore[attr-defined]
+    if min(offset, *size, *stride, 0) < 0 or (all(size) and last >= storage._size()):
+        raise pickle.UnpicklingError(f"a tensor {list(size)} in a storage of {storage._size()} numbers")
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, *rest)
 
 
 def _storage(content: bytes) -> Any:
@@ -71,7 +71,7 @@ _FUNCTIONS: dict[tuple[str, str], Any] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _reconstruct,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,  # type: ignore[attr-defined]
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("builtins", "set"): set,
     ("builtins", "slice"): Inert,

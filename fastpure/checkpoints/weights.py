@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .mapped import MappedFile
 
 Network = TypeVar("Network", bound=nn.Module)
 _SHOWN = 4
@@ -95,36 +96,51 @@ def fill(
     tensors: dict[str, Tensor],
     source: str,
     translate: Translation = same_names,
+    file: Path | None = None,
 ) -> Network:
     """``build()`` with ``tensors`` as its weights: frozen, in evaluation mode.
 
     The network is built without memory and every name, shape and kind is checked first, in the names of the
     file, so that nothing is ever partly loaded. Half-precision weights become float32; float64 ones stay.
-    Every tensor is copied, so that the file may change afterwards.
+    Every tensor is copied, so that the file may change afterwards; if ``tensors`` are views of the mapped
+    ``file``, its pages are given back on the way.
 
     Raises:
         CheckpointError: the tensors do not fit; the message says how many, which, and what was expected.
     """
-    with torch.device("meta"):
-        network = build()
+    network = on_meta(build)
     entries = translate(network)
     shapes = {name: shape for entry in entries.values() for name, shape in entry.theirs.items()}
     kind = type(network).__name__
     refuse_misfits(shapes, tensors, source, kind)
     exact = all(value.dtype == torch.float64 for value in tensors.values())
     dtype = torch.float64 if exact else torch.float32
+    mapped = MappedFile(file) if file is not None else None
     weights: dict[str, Tensor] = {}
+    sums: list[Tensor] = []
     for name, value in network.state_dict().items():
-        entry = entries[name]
-        made = entry.make(*(tensors[theirs] for theirs in entry.theirs))
-        weights[name] = _copied(made, value.shape, dtype)
-    infinite = [name for name, value in weights.items() if not is_finite(value)]
+        theirs = [tensors[their] for their in entries[name].theirs]
+        weights[name] = _copied(entries[name].make(*theirs), value.shape, dtype)
+        sums.append(weights[name].sum())
+        if mapped is not None:
+            for tensor in theirs:
+                mapped.release(tensor)
+    # A sum is finite if its terms are and do not overflow together: one look, and a closer one in the other case.
+    if not torch.stack(sums).isfinite().all():
+        bad = [name for name, value in weights.items() if not value.isfinite().all()]
+        infinite = [their for name in bad for their in entries[name].theirs]
+    else:
+        infinite = []
     if infinite:
-        theirs = [their for name in infinite for their in entries[name].theirs]
-        raise CheckpointError(
-            f"{source}: weights do not fit {kind}: {len(theirs)} with NaN or Inf: {listed(theirs)}"
-        )
-    network.load_state_dict(weights, assign=True)
+        found = f"{len(infinite)} with NaN or Inf: {listed(infinite)}"
+        raise CheckpointError(f"{source}: weights do not fit {kind}: {found}")
+    # What load_state_dict(assign=True) does, without looking through all names for every module.
+    for prefix, module in network.named_modules():
+        for tensors_of in (module.named_parameters, module.named_buffers):
+            for name, value in list(tensors_of(recurse=False)):
+                made = weights[f"{prefix}.{name}" if prefix else name]
+                is_parameter = isinstance(value, nn.Parameter)
+                setattr(module, name, nn.Parameter(made, requires_grad=False) if is_parameter else made)
     return network.eval().requires_grad_(False)
 
 
@@ -154,16 +170,22 @@ def refuse_misfits(
         raise CheckpointError(f"{source}: weights do not fit {kind}: {found}; {words}")
 
 
+def meta_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a network's tensors."""
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
+def on_meta(build: Callable[[], Network]) -> Network:
+    """``build()`` without memory."""
+    with torch.device("meta"):
+        return build()
+
+
 def fits(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> bool:
     """Whether ``tensors`` has exactly these names and shapes."""
     return {name: tuple(value.shape) for name, value in tensors.items()} == {
         name: tuple(shape) for name, shape in shapes.items()
     }
-
-
-def is_finite(value: Tensor) -> bool:
-    """Whether no element is NaN or Inf; one pass without a copy unless the sum itself overflows."""
-    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
 def _copied(value: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -105,7 +105,8 @@ class DDPMpp(HoistedNetwork):
         The result is channels_last in memory, whatever x is.
         """
         h = x.contiguous(memory_format=torch.channels_last)
-        image, kept = h, []
+        image = h
+        kept: list[Tensor] = []
         modules = list(self.all_modules)[2:]
         for step, module, (start, end) in zip(self.steps, modules, self._columns, strict=True):
             if isinstance(module, ResBlock):

@@ -337,7 +337,7 @@ def test_official_sizes_are_recognised_without_a_configuration():
         name, settings = _recognised(shapes(published(keys)))
         assert (name, settings.image_size) == (expected, published(keys)["config"]["image_size"])
     weights = shapes(config("keys_score_sde_cifar10_ddpmpp_deep_continuous"))
-    assert _official(weights) == (CONFIGS["ddpmpp-cifar10"], "continuous")
+    assert _official(weights).config == CONFIGS["ddpmpp-cifar10"]
     weights.pop("all_modules.90.bias")
     with pytest.raises(ValueError, match="not those of ddpmpp-cifar10"):
         _official(weights)
