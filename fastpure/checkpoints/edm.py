@@ -84,7 +84,7 @@ def plan_edm(source: Source, config: Any = None) -> Plan:
         ema = "averaged (ema)" if name == "ema" else f"those under {name!r}"
         if isinstance(source.content, dict):
             dropped += [f"{key} (of the training)" for key in source.content if key != name]
-        settings = _settings(_arguments(record), f"{path}, {record.kind}")
+        settings = _settings(_arguments(record, path), f"{path}, {record.kind}")
         try:
             tensors = state_dict(record)
         except ValueError as error:
@@ -112,7 +112,7 @@ def _record(content: Any) -> tuple[str, Record] | None:
     return None
 
 
-def _arguments(record: Record) -> dict[str, Any]:
+def _arguments(record: Record, source: str) -> dict[str, Any]:
     """Constructor arguments of the pickled preconditioner and of its network, and the former's constants."""
     attributes = record.attributes()
     values = {name: attributes[name] for name in (*_CONSTANTS, "sigma_data") if name in attributes}
@@ -120,8 +120,10 @@ def _arguments(record: Record) -> dict[str, Any]:
     inner = modules.get("model") if isinstance(modules, dict) else None
     for part in (record, inner):
         found = part.attributes().get("_init_kwargs") if isinstance(part, Record) else None
-        if isinstance(found, dict):
-            values.update({str(name): value for name, value in found.items()})
+        if not isinstance(found, dict) or not found:
+            # Without them the defaults would be taken, and not all of these show in names and shapes.
+            raise CheckpointError(f"{source}: expected the network's constructor arguments, found none")
+        values.update({str(name): value for name, value in found.items()})
     for name in ("img_resolution", "img_channels", "label_dim"):
         if name in attributes:
             values[name] = attributes[name]

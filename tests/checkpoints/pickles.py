@@ -51,7 +51,7 @@ def module(weights: dict[str, Tensor], kind: str, source: str, **attributes: Any
         "_parameters": OrderedDict((n, nn.Parameter(v)) for n, v in own.items() if n != "resample_filter"),
         "_buffers": OrderedDict((n, v) for n, v in own.items() if n == "resample_filter"),
         "_backward_hooks": OrderedDict(),
-        "_modules": OrderedDict((n, module(v, "Child", source)) for n, v in children.items()),
+        "_modules": OrderedDict((n, _child(n, v, source)) for n, v in children.items()),
         "_init_args": (),
         "_init_kwargs": {},
         **attributes,
@@ -59,8 +59,22 @@ def module(weights: dict[str, Tensor], kind: str, source: str, **attributes: Any
     return Persistent(kind, state, source)
 
 
+def _child(name: str, weights: dict[str, Tensor], source: str) -> Any:
+    """``enc`` and ``dec`` are torch's own containers, everything else is a persistent object."""
+    if name not in ("enc", "dec"):
+        return module(weights, "Child", source)
+    container = nn.ModuleDict()
+    container._modules = module(weights, "Child", source).state["_modules"]
+    return container
+
+
 def write_edm_pickle(
-    path: Path, weights: dict[str, Tensor], settings: dict[str, Any], marker: Path, extra: Any = None
+    path: Path,
+    weights: dict[str, Tensor],
+    settings: dict[str, Any],
+    marker: Path,
+    extra: Any = None,
+    arguments: bool = True,
 ) -> None:
     """{"ema": preconditioner(model), "loss_fn": ..., "dataset_kwargs": ...}; the code in it would write ``marker``."""
     source = SOURCE.format(marker=str(marker))
@@ -71,7 +85,8 @@ def write_edm_pickle(
         if key not in outer and key not in ("precond", "model_type")
     }
     network = module(weights, settings["model_type"], source)
-    network.state["_init_kwargs"] = {**inner, "img_resolution": outer["img_resolution"], "in_channels": 3}
+    if arguments:
+        network.state["_init_kwargs"] = {**inner, "img_resolution": outer["img_resolution"], "in_channels": 3}
     whole = module({}, settings["precond"], source, **outer, use_fp16=False, sigma_data=0.5)
     whole.state["_modules"] = OrderedDict(model=network)
     whole.state["_init_kwargs"] = {**outer, **inner, "model_type": settings["model_type"]}

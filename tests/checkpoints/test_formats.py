@@ -168,6 +168,11 @@ def test_published_pickles(tmp_path, name):
         load_denoiser(path, config={})
 
 
+def test_pickle_without_constructor_arguments(tmp_path):
+    with pytest.raises(CheckpointError, match="expected the network's constructor arguments, found none"):
+        load_denoiser(edm_pickle(tmp_path, arguments=False)[0])
+
+
 def test_edm_preconditioning_must_be_named(tmp_path):
     path = FOLDER / "edm_ddpmpp_tiny.safetensors"
     for wrong, message in (
