@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import FastpureError
-from . import attack, bench, demo, doctor, evaluate, runs, sweep, train
+from . import attack, bench, convert, demo, doctor, evaluate, runs, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +17,7 @@ app = typer.Typer(
     epilog="Start with: fastpure demo",
 )
 app.command("bench")(bench.bench)
+app.command("convert")(convert.convert)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("attack")(attack.attack)

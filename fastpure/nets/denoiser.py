@@ -40,7 +40,10 @@ class Denoiser(nn.Module):
         image_shape: (C, H, W).
         learned_sigma: whether it returns 2 C channels, of which the last C (a variance) are ignored.
         schedule: what its steps and times mean, one of `SCHEDULES`; without meaning for "sigma" labels.
+        checkpoint: the report on the file it was loaded from (`fastpure.checkpoints.CheckpointReport`), or None.
     """
+
+    checkpoint: Any = None
 
     def __init__(
         self,
@@ -109,7 +112,7 @@ class Denoiser(nn.Module):
         network.initialise(whole("seed", seed), init_scale)
         config = network.config
         shape = (config.channels, config.image_size, config.image_size)
-        return cls(network, "eps", "continuous", shape).eval()
+        return cls(network, "eps", config.time_input, shape, config.learned_sigma).eval()
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -232,7 +235,7 @@ class Denoiser(nn.Module):
         denoiser = Denoiser(
             network, self.prediction, self.time_input, self.image_shape, self.learned_sigma, self.schedule
         )
-        denoiser.training, denoiser._call = self.training, call
+        denoiser.training, denoiser._call, denoiser.checkpoint = self.training, call, self.checkpoint
         return denoiser
 
     def _run(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
