@@ -1,15 +1,19 @@
-"""Classifiers: the contract they keep, a small ResNet, and loading by name, path or module."""
+"""Classifiers: the contract they keep, residual networks, and loading by name, path or module."""
 
 from .base import call_frozen, require_eval
 from .loading import load_classifier
 from .native import ARCHITECTURES, read_classifier, save_classifier
 from .resnet import CONFIGS, ResNet, ResNetConfig
+from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig
 
 __all__ = [
     "ARCHITECTURES",
     "CONFIGS",
+    "WIDE_RESNETS",
     "ResNet",
     "ResNetConfig",
+    "WideResNet",
+    "WideResNetConfig",
     "call_frozen",
     "load_classifier",
     "read_classifier",
