@@ -11,7 +11,7 @@ import fastpure
 
 ROOT = Path(fastpure.__file__).parent
 LAYERS = [
-    {"errors", "intervals"},
+    {"errors", "files", "intervals"},
     {"schedule"},
     {"kernels"},
     {"nets"},

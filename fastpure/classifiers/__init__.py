@@ -1,15 +1,22 @@
 """Classifiers: the contract they keep, residual networks, and loading by name, path or module."""
 
 from .base import call_frozen, require_eval
+from .cifar_resnet import CIFAR_RESNETS, CifarResNet, CifarResNetConfig
 from .loading import load_classifier
 from .native import ARCHITECTURES, read_classifier, save_classifier
+from .normalised import NORMALISATIONS, Normalised
 from .resnet import CONFIGS, ResNet, ResNetConfig
 from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig
 
 __all__ = [
     "ARCHITECTURES",
+    "CIFAR_RESNETS",
     "CONFIGS",
+    "NORMALISATIONS",
     "WIDE_RESNETS",
+    "CifarResNet",
+    "CifarResNetConfig",
+    "Normalised",
     "ResNet",
     "ResNetConfig",
     "WideResNet",

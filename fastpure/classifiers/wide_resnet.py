@@ -32,6 +32,8 @@ class WideResNetConfig(ClassifierConfig):
         image_shape: ``(C, H, W)`` of the input; H and W divisible by 4.
         dropout: probability between the convolutions of a block; without effect in evaluation mode.
         activation: ``"relu"`` or ``"silu"`` (also called Swish).
+        same_padding: the strided 3x3 convolutions are padded at the right and at the bottom only, as "SAME"
+            means elsewhere; DeepMind's networks are.
         mean, std: if given, the input is normalised as ``(x - mean) / std`` inside the network; None feeds
             the [0, 1] image to the first convolution, as RobustBench's 'Standard' does.
 
@@ -45,6 +47,7 @@ class WideResNetConfig(ClassifierConfig):
     image_shape: tuple[int, int, int] = (3, 32, 32)
     dropout: float = 0.0
     activation: str = "relu"
+    same_padding: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -80,7 +83,8 @@ class _Block(nn.Module):
         super().__init__()
         self.activation, self.dropout = _ACTIVATIONS[config.activation], config.dropout
         self.bn1 = nn.BatchNorm2d(before)
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.one_sided = config.same_padding and stride == 2
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 0 if self.one_sided else 1, bias=False)
         self.bn2 = nn.BatchNorm2d(after)
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         # A changed resolution always comes with a changed width in this family.
@@ -89,7 +93,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         activated = self.activation(self.bn1(x))
         carried = x if self.convShortcut is None else self.convShortcut(activated)
-        hidden = self.activation(self.bn2(self.conv1(activated)))
+        padded = F.pad(activated, (0, 1, 0, 1)) if self.one_sided else activated
+        hidden = self.activation(self.bn2(self.conv1(padded)))
         return carried + self.conv2(F.dropout(hidden, self.dropout, self.training))
 
 
@@ -140,12 +145,19 @@ class WideResNet(nn.Module):
         return self.fc(self.activation(self.bn1(x)).mean(dim=(2, 3)))
 
 
-#: Name -> configuration. The names with "dropout" are DiffPure's, the others RobustBench's.
+#: Name -> configuration. "dropout" is DiffPure's, "dm" DeepMind's (RobustBench's DMWideResNet and DiffPure's
+#: other 70-16, both with Swish), the others RobustBench's without normalisation.
 WIDE_RESNETS: dict[str, WideResNetConfig] = {
     "wrn-28-10": WideResNetConfig(),
     "wrn-34-10": WideResNetConfig(depth=34),
     "wrn-70-16": WideResNetConfig(depth=70, widen=16),
     "wrn-70-16-dropout": WideResNetConfig(
         depth=70, widen=16, dropout=0.3, mean=CIFAR10_MEAN, std=CIFAR10_STD
+    ),
+    "dm-wrn-28-10": WideResNetConfig(
+        activation="silu", same_padding=True, mean=CIFAR10_MEAN, std=CIFAR10_STD
+    ),
+    "dm-wrn-70-16": WideResNetConfig(
+        depth=70, widen=16, activation="silu", same_padding=True, mean=CIFAR10_MEAN, std=CIFAR10_STD
     ),
 }
