@@ -5,6 +5,7 @@ from .cifar_resnet import CIFAR_RESNETS, CifarResNet, CifarResNetConfig
 from .loading import load_classifier
 from .native import ARCHITECTURES, read_classifier, save_classifier
 from .normalised import NORMALISATIONS, Normalised
+from .resized import Resized, resize
 from .resnet import CONFIGS, ResNet, ResNetConfig
 from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig
 
@@ -19,11 +20,13 @@ __all__ = [
     "Normalised",
     "ResNet",
     "ResNetConfig",
+    "Resized",
     "WideResNet",
     "WideResNetConfig",
     "call_frozen",
     "load_classifier",
     "read_classifier",
     "require_eval",
+    "resize",
     "save_classifier",
 ]
