@@ -10,6 +10,7 @@ from . import attacks as attacks
 from .checkpoints import load_denoiser as load_denoiser
 from .classifiers import load_classifier as load_classifier
 from .nets import Denoiser as Denoiser
+from .presets import PRESETS as presets
 from .purify import Defense as Defense
 from .purify import Purifier as Purifier
 from .purify import methods as methods
@@ -26,4 +27,5 @@ __all__ = [
     "load_classifier",
     "load_denoiser",
     "methods",
+    "presets",
 ]

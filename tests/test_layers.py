@@ -20,6 +20,7 @@ LAYERS = [
     {"reverse"},
     {"purify"},
     {"attacks"},
+    {"presets"},
     {"evaluate"},
     {"train"},
     {"cli"},
@@ -99,6 +100,7 @@ def test_public_names():
         "load_classifier",
         "load_denoiser",
         "methods",
+        "presets",
     ]
     for name in fastpure.__all__:
         assert getattr(fastpure, name) is not None

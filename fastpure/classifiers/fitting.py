@@ -36,7 +36,7 @@ def fit(build: Callable[[], Network], tensors: dict[str, Tensor], source: str) -
     floats = [value for value in tensors.values() if value.is_floating_point()]
     dtype = torch.float64 if all(value.dtype == torch.float64 for value in floats) else torch.float32
     weights = {
-        name: tensors[name].detach().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        name: _owned(tensors[name], dtype if value.is_floating_point() else value.dtype)
         if name in tensors
         else torch.zeros((), dtype=torch.int64)
         for name, value in expected.items()
@@ -46,6 +46,11 @@ def fit(build: Callable[[], Network], tensors: dict[str, Tensor], source: str) -
         if buffer_name not in expected and buffer.is_floating_point():
             buffer.data = buffer.data.to(dtype)  # mean and std follow the weights
     return network.eval().requires_grad_(False)
+
+
+def _owned(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in memory of its own: the file may change afterwards, and the alignment in it changes no sum."""
+    return torch.empty(tensor.shape, dtype=dtype).copy_(tensor.detach())
 
 
 def listed(names: Iterable[str]) -> str:
