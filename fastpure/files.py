@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["replace_file", "replacing"]
+__all__ = ["PARTIAL", "replace_file", "replacing"]
+
+PARTIAL = ".partial"
+"""How the hidden temporary files end; one that a killed process left behind may be deleted."""
 
 
 @contextmanager
@@ -24,7 +27,7 @@ def replacing(target: str | Path) -> Iterator[IO[bytes]]:
     """
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

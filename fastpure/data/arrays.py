@@ -13,11 +13,12 @@ from ..errors import DataError, mistake, one_of
 from .base import Dataset
 from .jpeg_pack import is_jpeg_pack, read_jpeg_pack
 
-__all__ = ["LAYOUTS", "channels_first", "read_arrays", "read_npy"]
+__all__ = ["IMAGE_KEYS", "LAYOUTS", "channels_first", "read_arrays", "read_npy"]
 
 LAYOUTS = ("auto", "NCHW", "NHWC")
+IMAGE_KEYS = ("images", "x", "data", "pixels")
 _KEYS = {
-    "images": ("images", "x", "data", "pixels"),
+    "images": IMAGE_KEYS,
     "labels": ("labels", "y", "targets"),
     "ids": ("sample_ids", "ids", "index"),
     "classes": ("classes", "class_names"),
