@@ -202,6 +202,11 @@ class PurifyRun:
                     mistake("--out", "a folder without inputs in it", f"{self.out}, with {source.path}")
                 )
 
+    def _sweep(self, name: str) -> None:
+        """Delete what killed processes left of files called ``name``."""
+        for unfinished in self.out.rglob(f".{name}.*{PARTIAL}"):
+            unfinished.unlink()
+
     def _claim(self, force: bool) -> bool:
         file = self.out / RUN_FILE
         there = [
@@ -215,14 +220,14 @@ class PurifyRun:
             if different:
                 remedy = "Use another folder, or --force to start over"
                 raise ResumeError(f"{self.out} belongs to another run: {different}. {remedy}")
-            for unfinished in self.out.rglob(f".*{PARTIAL}"):
-                unfinished.unlink()
+            self._sweep("*")
             return True
         if there and not force:
             raise ResumeError(
                 f"{self.out}: {len(there)} of the files to be written are there already, for example "
                 f"{there[0]}. --force overwrites them"
             )
+        self._sweep("*" if force else RUN_FILE)
         file.unlink(missing_ok=True)  # first, so that a crash here leaves no run that seems complete
         for stale in (*there, *(self.out / PIECES).glob("*.npy")):
             stale.unlink()
