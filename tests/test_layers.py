@@ -11,7 +11,7 @@ import fastpure
 
 ROOT = Path(fastpure.__file__).parent
 LAYERS = [
-    {"errors", "intervals"},
+    {"errors", "files", "intervals"},
     {"schedule"},
     {"kernels"},
     {"nets"},
@@ -20,6 +20,7 @@ LAYERS = [
     {"reverse"},
     {"purify"},
     {"attacks"},
+    {"presets"},
     {"evaluate"},
     {"train"},
     {"bench"},
@@ -106,6 +107,7 @@ def test_public_names():
         "methods",
         "plan",
         "protocols",
+        "presets",
     ]
     for name in fastpure.__all__:
         assert getattr(fastpure, name) is not None

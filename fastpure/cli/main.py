@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import FastpureError
-from . import attack, bench, convert, demo, doctor, evaluate, runs, sweep, train
+from . import attack, bench, convert, demo, doctor, evaluate, purify, runs, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +25,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(runs.compare)
 app.command("merge")(runs.merge)
+app.command("purify")(purify.purify)
 app.add_typer(train.app, name="train")
 
 

@@ -280,7 +280,7 @@ class Purifier(nn.Module):
         return super()._apply(fn, recurse)
 
     def _check_images(self, x: Tensor) -> None:
-        channels, height, width = self.image_shape
+        channels, height, width = self.denoiser.image_shape
         shape = f"[B, {channels}, {height}, {width}]"
         if not isinstance(x, Tensor):
             raise TypeError(mistake("x", f"a float32 tensor {shape}", type(x).__name__))
@@ -288,7 +288,7 @@ class Purifier(nn.Module):
         if x.dtype not in allowed:
             remedy = "Use x.float(), and divide 8-bit images by 255" if not x.is_floating_point() else ""
             raise TypeError(mistake("x", "of dtype float32", str(x.dtype).removeprefix("torch."), remedy))
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.image_shape:
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.denoiser.image_shape:
             remedy = "Add the batch dimension with x[None]" if x.dim() == 3 else ""
             raise ValueError(mistake("x", f"of shape {shape}", f"{list(x.shape)}", remedy))
         if x.device != self.device:
