@@ -34,6 +34,10 @@ class ResumeError(FastpureError, RuntimeError):
     """A saved run cannot be continued, because it belongs to another configuration or is damaged."""
 
 
+class MissingExtra(FastpureError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
 def mistake(argument: str, expected: str, got: Any, remedy: str = "") -> str:
     """One sentence for a caller's mistake: the argument, what was expected, what came, the remedy."""
     text = f"`{argument}` must be {expected}, got {got}"
