@@ -22,7 +22,7 @@ HELD_OUT = 32
 
 @pytest.fixture(autouse=True)
 def _score_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastpure.train.recipes.SCORED_IMAGES", HELD_OUT)
+    monkeypatch.setattr("fastpure.train.runs.SCORED_IMAGES", HELD_OUT)
 
 
 def _run(*arguments: str) -> str:

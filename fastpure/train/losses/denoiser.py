@@ -59,6 +59,11 @@ class DiscreteDenoiserLoss:
     levels: DiscreteTimes = DiscreteTimes()  # noqa: RUF009 (a frozen value)
     augment: Augment = Augment()  # noqa: RUF009 (a frozen value)
 
+    @property
+    def t_max(self) -> float:
+        """Latest diffusion time."""
+        return self.levels.t_max
+
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         return _denoising(self.levels, self.augment, model, batch)
 
