@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import FastpureError
-from . import demo, doctor, train
+from . import certify, demo, doctor, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Diffusion-based adversarial purification: purify, differentiate exactly, attack, evaluate.",
     epilog="Start with: fastpure demo",
 )
+app.command("certify")(certify.certify)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(train.app, name="train")

@@ -256,6 +256,10 @@ def _check_shape(network: str, image_shape: tuple[int, ...], dataset: Dataset) -
 def _check_classes(classifier: nn.Module, dataset: Dataset, device: torch.device) -> None:
     image = dataset.batch(torch.arange(1)).to(device)
     expected = f"one for images {dataset.image_shape} and {len(dataset.classes)} classes"
+    # Pooling networks take images of any size, and grey ones broadcast to colour: ask those that know their own.
+    made_for = getattr(getattr(classifier, "config", None), "image_shape", dataset.image_shape)
+    if tuple(made_for) != dataset.image_shape:
+        raise ValueError(mistake("classifier", expected, f"one for images {tuple(made_for)}"))
     try:
         with torch.no_grad():
             logits = call_frozen(classifier, image)
