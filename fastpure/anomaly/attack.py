@@ -89,8 +89,10 @@ class AnomalyAttack:
             draws = range(i * self.eot_iter, (i + 1) * self.eot_iter)
             gradient = self._gradient(detector, point, ids, draws)
             point = budget.project(budget.ascend(point, sign * gradient, step_size), x)
-        scores = [mean_score(detector, image, ids, self.eval_draws, self.batch_size) for image in (x, point)]
-        return AnomalyAttackResult(point, *scores, budget.distance(point, x))
+        before, after = (
+            mean_score(detector, image, ids, self.eval_draws, self.batch_size) for image in (x, point)
+        )
+        return AnomalyAttackResult(point, before, after, budget.distance(point, x))
 
     def _start(self, budget: Budget, x: Tensor, ids: Tensor) -> Tensor:
         if not self.random_start or not len(x):

@@ -103,10 +103,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], list[Record], int]:
         config = json.loads(first.removeprefix(MARK))
         kinds = [int, int, int, float, float, int, float]
         rows = [line.split(",") for line in lines if line]
-        records = [
-            Record(*(kind(cell) for kind, cell in zip(kinds, row, strict=True)))  # type: ignore[arg-type]
-            for row in rows
-        ]
+        records = [Record(*(kind(cell) for kind, cell in zip(kinds, row, strict=True))) for row in rows]
     except (OSError, ValueError, TypeError) as error:
         raise ResumeError(f"{path} cannot be continued: {error}. Choose another --out") from error
     return config, records, len(text.encode("utf-8"))

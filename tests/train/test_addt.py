@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fastpure as fp
+from fastpure.reverse.memory import count_saved_bytes
 from fastpure.train.batches import Purpose
 from fastpure.train.losses import (
     AddtLinfLoss,
@@ -168,6 +173,30 @@ def test_inner_steps_leave_no_gradient_and_no_frozen_weight(kind: type) -> None:
     values.mean().backward()
     assert all(weight.grad is not None for weight in model.parameters())
     assert all(weight.grad is None for weight in classifier.parameters())
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_inner_pass_keeps_less_than_half_and_gives_the_same_gradient(half: bool) -> None:
+    """The functions for frozen weights are in use, in half precision too."""
+    denoiser = fp.Denoiser.from_config("ddpmpp-digits", seed=1).train()
+    plain = copy.deepcopy(denoiser).eval()
+    weights = list(denoiser.state_dict(keep_vars=True).values())
+    x, labels = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((8,), 99.9)
+    kept, gradients = [], []
+    for inner in (True, False):
+        leaf = x.clone().requires_grad_(True)
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=half))
+            network = stack.enter_context(inner_network(denoiser, dropout=False)) if inner else plain
+            saved = stack.enter_context(count_saved_bytes(*weights))
+            output = network(leaf, labels)
+        gradients.append(torch.autograd.grad(output.float().square().sum(), leaf)[0])
+        kept.append(saved.total)
+    assert kept[0] < 0.5 * kept[1]
+    error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    assert error < (0.05 if half else 1e-5)
+    assert denoiser.training
+    assert all(weight.requires_grad for weight in denoiser.parameters())
 
 
 def test_linf_perturbation_makes_the_noisy_image_that_of_the_attacked_one() -> None:

@@ -84,10 +84,10 @@ def test_mistakes_are_named() -> None:
     assert not Path("/nonexistent").exists()
 
 
-@pytest.mark.parametrize("command", ["denoiser", "classifier"])
+@pytest.mark.parametrize("command", ["denoiser", "classifier", "addt", "adbm", "trades"])
 def test_help_explains_every_option(command: str) -> None:
     output = _run(command, "--help")
-    for option in ("--data", "--out", "--steps", "--seed", "--ema"):
+    for option in ("--data", "--out", "--steps", "--seed", "--ema", "--accumulate", "--precision", "--clip"):
         assert option in output
 
 
