@@ -1,4 +1,4 @@
-"""From counts of votes to a certified radius (Cohen, Rosenfeld and Kolter 2019, algorithm 1)."""
+"""From counts of votes to a certified radius (Cohen, Rosenfeld and Kolter 2019)."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Smoothing:
         n: int = 100_000,
         alpha: float = 0.001,
     ) -> Certificates:
-        """Certify images (Cohen et al. 2019, algorithm 1, CERTIFY). Each is wrong with probability <= alpha.
+        """Certify images (Cohen et al. 2019, pseudocode CERTIFY). Each is wrong with probability <= alpha.
 
         Args:
             x: float32 [B, C, H, W] in [0, 1].

@@ -21,9 +21,7 @@ Out = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps. (default: what the data set needs)")]
 BatchSize = Annotated[int | None, typer.Option(help="Images per step, all processes together.")]
-Rate = Annotated[
-    float | None, typer.Option(help="Peak learning rate. (default: the recipe's; digits fall to zero)")
-]
+Rate = Annotated[float | None, typer.Option(help="Peak learning rate. (default: the recipe's)")]
 Seed = Annotated[
     int | None,
     typer.Option(help="Seed of everything random: the same seed gives the same network. (default: 0)"),

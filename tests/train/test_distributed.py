@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastpure.errors import MissingExtra
 from fastpure.train import ClassifierLoss, Group, Trainer
 from tests.train.helpers import SmallDenoiser, few_digits, fresh, quick
 
@@ -107,3 +108,10 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path: Path) -> None:
     refused = _train(tmp_path / "two", 2, "adbm", "--lr", "0.5")
     assert refused.returncode != 0
     assert "train.lr" in refused.stderr
+
+
+def test_several_processes_need_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'fastpure\[distributed\]'"):
+        Group.current()

@@ -1,6 +1,7 @@
 """ADBM: fine-tune a denoiser to lead a diffused adversarial image back to the clean one.
 
-Li et al., "ADBM: Adversarial diffusion bridge model for reliable adversarial purification" (ICLR 2025).
+Li et al., "ADBM: Adversarial diffusion bridge model for reliable adversarial purification" (ICLR 2025), as its released
+code does it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = ["AdbmLoss", "Bridge"]
 class Bridge:
     """The path from the diffused adversarial image at time T to the clean image at time 0.
 
-    With a = alpha^2(t) and A = alpha^2(T), per image (ADBM, eq. 8 to 10):
+    With a = alpha^2(t) and A = alpha^2(T), per image:
     ``x_t = sqrt(a) x0 + sqrt(1 - a) z + delta A (1 - a) / ((1 - A) sqrt(a))``, and the network learns
     ``(x_t - sqrt(a) x0) / sqrt(1 - a)``, the noise that makes its clean estimate x0.
 

@@ -1,6 +1,7 @@
 """ADDT: fine-tune a denoiser on noise that hides a perturbation against a classifier.
 
-Liu et al., "Adversarial denoising diffusion training". The perturbation is optimised through the one-step
+Liu et al., "Towards Better Adversarial Purification via Adversarial Denoising Diffusion Training" (arXiv
+2404.14309); as its released code does it, where the paper is silent. The perturbation is optimised through the one-step
 estimate of the clean image (classifier-guided perturbation optimisation), and its accumulated gradient is mapped
 onto Gaussian values by rank (RBGM), so that the noisy image keeps its marginal distribution.
 """

@@ -39,7 +39,7 @@ class ClassifierLoss:
 @final
 @dataclass(frozen=True)
 class TradesLoss:
-    """TRADES (Zhang et al. 2019, eq. 5): ``CE(f(u), y) + beta KL(p(u) || p(u'))``, images in [0, 1].
+    """TRADES (Zhang et al. 2019, algorithm 1): ``CE(f(u), y) + beta KL(p(u) || p(u'))``, images in [0, 1].
 
     u' maximises the divergence within ``eps`` (Linf): it starts at u + 0.001 N(0, I) and takes ``n_iter`` sign
     steps, with the weights as constants.
