@@ -38,7 +38,11 @@ def denoiser(
         ),
     ] = None,
     schedule: Annotated[
-        str, typer.Option(help="vp: continuous times. discrete: the 1000 steps of DDPM, integer labels.")
+        str,
+        typer.Option(
+            help="vp: continuous times. discrete: the 1000 steps of DDPM, integer labels. "
+            "edm: log-normal noise levels, for a --network that is told them."
+        ),
     ] = "vp",
     network: given.Network = None,
     accumulate: given.Accumulate = None,
@@ -59,8 +63,7 @@ def denoiser(
     from ..errors import one_of
     from ..train import DENOISER_RECIPES, train_denoiser
 
-    recipe = DENOISER_RECIPES[one_of("data", data, DENOISER_RECIPES)].with_schedule(schedule)
-    recipe = recipe if t_max is None else recipe.until(t_max)
+    recipe = DENOISER_RECIPES[one_of("data", data, DENOISER_RECIPES)].with_schedule(schedule, t_max)
     options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
     recipe = replace(recipe, train=train, **given.given(network=network))

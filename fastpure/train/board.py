@@ -47,7 +47,5 @@ def _writer_class() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MissingExtra(
-            "--tensorboard needs TensorBoard: pip install 'fastpure[tensorboard]'; metrics.csv is always written"
-        ) from error
+        raise MissingExtra("tensorboard", "tensorboard", "--tensorboard") from error
     return SummaryWriter

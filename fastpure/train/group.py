@@ -50,9 +50,7 @@ class Group:
         try:
             from accelerate import Accelerator
         except ImportError as error:
-            raise MissingExtra(
-                "training with several processes needs Accelerate: pip install 'fastpure[distributed]'"
-            ) from error
+            raise MissingExtra("accelerate", "distributed", "training with several processes") from error
         accelerator = Accelerator()
         return Group(accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator)
 

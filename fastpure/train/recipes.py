@@ -11,6 +11,7 @@ from torch import nn
 from ..classifiers import CONFIGS as CLASSIFIER_CONFIGS
 from ..errors import one_of
 from ..nets import Denoiser
+from ..schedule import VP
 from .config import TrainConfig
 from .losses import (
     AdbmLoss,
@@ -22,10 +23,12 @@ from .losses import (
     DenoiserLoss,
     DiscreteDenoiserLoss,
     DiscreteTimes,
+    EdmDenoiserLoss,
     EdmLevels,
     Levels,
     TradesLoss,
 )
+from .losses.levels import check_times
 
 __all__ = [
     "CLASSIFIER_RECIPES",
@@ -57,22 +60,18 @@ class DenoiserRecipe:
     """``network`` is a name that ``Denoiser.from_config`` knows."""
 
     network: str
-    loss: DenoiserLoss | DiscreteDenoiserLoss
+    loss: DenoiserLoss | DiscreteDenoiserLoss | EdmDenoiserLoss
     train: TrainConfig
 
-    def with_schedule(self, schedule: str) -> DenoiserRecipe:
-        """The same for the "vp" (continuous) or the "discrete" schedule, up to the same time."""
-        one_of("schedule", schedule, ("vp", "discrete"))
-        t_max, augment = self.loss.t_max, self.loss.augment
+    def with_schedule(self, schedule: str, t_max: float | None = None) -> DenoiserRecipe:
+        """The same for a schedule: "vp" (continuous), "discrete" or "edm", up to time ``t_max`` or as before."""
+        one_of("schedule", schedule, ("vp", "discrete", "edm"))
+        t_max, augment = self.loss.t_max if t_max is None else t_max, self.loss.augment
         if schedule == "vp":
             return replace(self, loss=DenoiserLoss(t_max=t_max, augment=augment))
-        return replace(self, loss=DiscreteDenoiserLoss(DiscreteTimes(t_max=t_max), augment))
-
-    def until(self, t_max: float) -> DenoiserRecipe:
-        """The same for diffusion times up to ``t_max``."""
-        if isinstance(self.loss, DenoiserLoss):
-            return replace(self, loss=replace(self.loss, t_max=t_max))
-        return replace(self, loss=replace(self.loss, levels=replace(self.loss.levels, t_max=t_max)))
+        if schedule == "discrete":
+            return replace(self, loss=DiscreteDenoiserLoss(DiscreteTimes(t_max=t_max), augment))
+        return replace(self, loss=EdmDenoiserLoss(edm_levels(t_max, "eps"), augment))
 
 
 @final
@@ -102,13 +101,22 @@ class FineTuneRecipe:
         """The loss, on the noise levels that suit the denoiser's time input (ADBM knows only one kind)."""
         if self.loss == "adbm":
             return AdbmLoss(classifier, **self.settings)
-        levels: dict[str, Levels] = {
-            "continuous": ContinuousTimes(t_max=self.t_max),
-            "index": DiscreteTimes(t_max=self.t_max),
-            "sigma": EdmLevels(),
-        }
         kind = AddtLoss if self.loss == "addt" else AddtLinfLoss
-        return kind(classifier, levels[denoiser.time_input], **self.settings)
+        return kind(classifier, self._levels(denoiser), **self.settings)
+
+    def _levels(self, denoiser: Denoiser) -> Levels:
+        if denoiser.time_input == "index":
+            return DiscreteTimes(t_max=self.t_max)
+        if denoiser.time_input == "sigma":
+            return edm_levels(self.t_max, denoiser.prediction)
+        return ContinuousTimes(t_max=self.t_max)
+
+
+def edm_levels(t_max: float, prediction: str) -> EdmLevels:
+    """EDM's levels up to that of the VP schedule at ``t_max``; all of them for ``t_max`` 1."""
+    check_times(min(1e-5, t_max / 2), t_max)
+    largest = VP().sigma(t_max) / VP().alpha(t_max) if t_max < 1 else None
+    return EdmLevels(sigma_max=largest, prediction=prediction)
 
 
 CLASSIFIER_RECIPES: dict[str, ClassifierRecipe] = {

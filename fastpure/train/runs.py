@@ -20,7 +20,7 @@ from ..nets import Denoiser, config_dict
 from .config import TrainConfig
 from .group import Group
 from .loop import Fit, fit
-from .losses import DiscreteDenoiserLoss, Loss, TradesLoss, weights_digest
+from .losses import ContinuousTimes, DiscreteDenoiserLoss, EdmDenoiserLoss, Loss, TradesLoss, weights_digest
 from .measure import DenoiserScore, score_classifier, score_denoiser, score_loss
 from .outcome import RESULT_FILE, Outcome, export, notes
 from .recipes import ClassifierRecipe, DenoiserRecipe, FineTuneRecipe
@@ -100,6 +100,7 @@ def train_denoiser(
     if isinstance(recipe.loss, DiscreteDenoiserLoss):
         model = Denoiser.from_module(model.network, "eps", "index", model.image_shape)
     _check_shape(recipe.network, model.image_shape, train)
+    _check_conventions("network", model, *_conventions(recipe.loss))
     held, times = _held_out(test), _times(recipe.loss.t_max)
     done = _run(
         model,
@@ -145,10 +146,7 @@ def fine_tune(
     _check_classes(guide, train, device)
     loss = recipe.make_loss(start, guide)
     levels = loss.levels
-    if (start.prediction, start.time_input) != (levels.prediction, levels.time_input):
-        expected = f"a denoiser that predicts {levels.prediction!r} with time input {levels.time_input!r}"
-        found = f"{start.prediction!r} with {start.time_input!r}"
-        raise ValueError(mistake("start", f"{expected}, as {recipe.loss} trains", found))
+    _check_conventions("start", start, levels.prediction, levels.time_input)
     held, times = _held_out(test), _times(getattr(loss, "t_end_max", recipe.t_max))
     done = _run(
         copy.deepcopy(start).requires_grad_(True),
@@ -251,6 +249,20 @@ def _check_shape(network: str, image_shape: tuple[int, ...], dataset: Dataset) -
                 "network", f"one for images {dataset.image_shape}", f"{network!r} for {tuple(image_shape)}"
             )
         )
+
+
+def _conventions(loss: Loss) -> tuple[str, str]:
+    levels = loss.levels if isinstance(loss, DiscreteDenoiserLoss | EdmDenoiserLoss) else ContinuousTimes()
+    return levels.prediction, levels.time_input
+
+
+def _check_conventions(argument: str, denoiser: Denoiser, prediction: str, time_input: str) -> None:
+    """Raise ValueError unless the loss trains denoisers of this kind."""
+    found = (denoiser.prediction, denoiser.time_input, getattr(denoiser, "schedule", "linear"))
+    if found != (prediction, time_input, "linear") or denoiser.learned_sigma:
+        expected = f"a denoiser that predicts {prediction!r} with time input {time_input!r}, linear schedule"
+        learned = " and a learned variance" if denoiser.learned_sigma else ""
+        raise ValueError(mistake(argument, expected, f"{found[0]!r} with {found[1]!r}, {found[2]}{learned}"))
 
 
 def _check_classes(classifier: nn.Module, dataset: Dataset, device: torch.device) -> None:

@@ -148,7 +148,8 @@ def test_options_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
         (["addt", "--variant", "linf", "--unit", "0.1"], "`--unit` belongs to --variant gaussian"),
         (["addt", "--variant", "l2"], "`variant` must be one of"),
         (["adbm", "--data", "cifar10", "--data-path", "x"], "give --start and --classifier"),
-        (["denoiser", "--schedule", "edm"], "`schedule` must be one of"),
+        (["denoiser", "--schedule", "cosine"], "`schedule` must be one of"),
+        (["denoiser", "--schedule", "edm"], "`network` must be a denoiser that predicts 'eps' with time"),
     ):
         with pytest.raises(ValueError, match=message):
             _run(*words, "--out", str(tmp_path / "out"))

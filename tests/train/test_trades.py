@@ -105,6 +105,16 @@ def test_edm_loss_is_the_weighted_error_of_the_clean_image() -> None:
     noise = (recorder.x - (2 * batch.images - 1)).square().mean((1, 2, 3)).double()
     torch.testing.assert_close(values.double(), weight * noise, rtol=1e-4, atol=0)
     assert math.isfinite(values.sum())
+    # the same network as a noise prediction has the same loss and the same clean image
+    level = EdmLevels().draw(batch.random)
+    x0, drawn = 2 * batch.images - 1, batch.random.normal(Purpose.NOISE, (1, 8, 8))
+    x = level.noisy(x0, drawn)
+    guess = 0.5 * x
+    as_noise = (x - guess) / level.column(level.sigma, x)
+    kinds = EdmLevels(), EdmLevels(prediction="eps")
+    losses = [kind.loss(out, x0, drawn, level) for kind, out in zip(kinds, (guess, as_noise), strict=True)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(kinds[1].clean(x, as_noise, level), guess, rtol=1e-4, atol=1e-5)
 
 
 def test_mistakes_are_named() -> None:

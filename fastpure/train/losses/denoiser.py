@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -76,11 +77,17 @@ class DiscreteDenoiserLoss:
 class EdmDenoiserLoss:
     """Clean-image prediction at log-normal noise levels (Karras et al. 2022), weighted as there.
 
-    The network is ``D(x [B, C, H, W], sigma [B]) -> x0`` with its preconditioning inside.
+    The network is ``D(x [B, C, H, W], sigma [B]) -> x0`` with its preconditioning inside, or predicts the noise
+    (`EdmLevels`).
     """
 
     levels: EdmLevels = EdmLevels()  # noqa: RUF009 (a frozen value)
     augment: Augment = Augment()  # noqa: RUF009 (a frozen value)
+
+    @property
+    def t_max(self) -> float:
+        """Time at which the VP schedule reaches the largest level; 1 without a bound."""
+        return 1.0 if self.levels.sigma_max is None else VP().time_of(-math.log(self.levels.sigma_max))
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         return _denoising(self.levels, self.augment, model, batch)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from ...errors import mistake, positive
+from ...errors import mistake, one_of, positive
 from ...schedule import VP, DiscreteVP
 from ..batches import Purpose, StepRandom
 
@@ -46,12 +46,12 @@ class Level:
 class Levels(ABC):
     """A family of noise levels, and the convention of the networks trained on it.
 
-    Class attributes:
+    Attributes:
         prediction, time_input: what a `fastpure.Denoiser` must be for this family.
     """
 
-    prediction: ClassVar[str]
-    time_input: ClassVar[str]
+    prediction: str
+    time_input: str
 
     @abstractmethod
     def draw(self, random: StepRandom) -> Level:
@@ -90,7 +90,7 @@ class ContinuousTimes(_NoisePrediction):
     t_min: float = 1e-3
     t_max: float = 1.0
     schedule: VP = VP()  # noqa: RUF009 (a frozen value)
-    time_input: ClassVar[str] = "continuous"
+    time_input = "continuous"
 
     def __post_init__(self) -> None:
         check_times(self.t_min, self.t_max)
@@ -116,7 +116,7 @@ class DiscreteTimes(_NoisePrediction):
 
     t_max: float = 1.0
     schedule: DiscreteVP = DiscreteVP()  # noqa: RUF009 (a frozen value)
-    time_input: ClassVar[str] = "index"
+    time_input = "index"
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= self.schedule.n:
@@ -143,20 +143,22 @@ class DiscreteTimes(_NoisePrediction):
 @final
 @dataclass(frozen=True)
 class EdmLevels(Levels):
-    """ln sigma ~ N(mean, std^2) and alpha = 1 (Karras et al. 2022, table 1), for networks D(x; sigma) -> x0.
+    """ln sigma ~ N(mean, std^2) and alpha = 1 (Karras et al. 2022, table 1), for networks that are told sigma.
 
-    The loss is ``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (D - x0)^2``, mean over pixels. With
-    ``sigma_max`` the distribution is cut off there: purification never meets larger levels.
+    The loss is ``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (D - x0)^2``, mean over pixels, D being the
+    network's clean image. With ``sigma_max`` the distribution is cut off there: purification never meets larger
+    levels. ``prediction`` is "x0" for networks D(x; sigma), "eps" for those that predict (x - D) / sigma.
     """
 
     mean: float = -1.2
     std: float = 1.2
     sigma_data: float = 0.5
     sigma_max: float | None = None
-    prediction: ClassVar[str] = "x0"
-    time_input: ClassVar[str] = "sigma"
+    prediction: str = "x0"
+    time_input = "sigma"
 
     def __post_init__(self) -> None:
+        one_of("prediction", self.prediction, ("x0", "eps"))
         positive("std", self.std)
         positive("sigma_data", self.sigma_data)
         if self.sigma_max is not None:
@@ -176,10 +178,12 @@ class EdmLevels(Levels):
         return Level(torch.ones_like(sigma), sigma, sigma.float())
 
     def clean(self, x: Tensor, output: Tensor, level: Level) -> Tensor:
-        return output
+        return output if self.prediction == "x0" else x - level.column(level.sigma, x) * output
 
     def loss(self, output: Tensor, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
         weight = (level.sigma**2 + self.sigma_data**2) / (level.sigma * self.sigma_data) ** 2
+        if self.prediction == "eps":  # D - x0 = sigma (noise - output), without the cancellation
+            weight, x0 = weight * level.sigma**2, noise
         return weight.to(x0.dtype) * (output.float() - x0).square().flatten(1).mean(1)
 
     def to_dict(self) -> dict[str, Any]:
