@@ -37,6 +37,8 @@ class OneShotClassifier(nn.Module):
         super().__init__()
         if not isinstance(denoiser, Denoiser):
             raise TypeError(mistake("denoiser", "a fastpure.Denoiser", type(denoiser).__name__))
+        if (schedule := getattr(denoiser, "schedule", "linear")) != "linear":
+            raise ValueError(mistake("denoiser", "one of the linear schedule", f"one of the {schedule} one"))
         self.sigma = positive("sigma", sigma)
         self.denoiser = denoiser.frozen()
         self.classifier = require_eval(classifier, "classifier")

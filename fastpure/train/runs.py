@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -164,7 +165,7 @@ def fine_tune(
     before, after = (
         score_loss(model, loss, held, device) for model in (copy.deepcopy(start).to(device), done.model)
     )
-    metadata = notes(recipe.train, train, {"loss": recipe.loss, "start": network["start"]})
+    metadata = notes(recipe.train, train, {"loss": json.dumps(loss.to_dict()), "start": network["start"]})
     line = f"{recipe.loss} loss on held-out images: {before:.4f} before, {after:.4f} after"
     return _export_denoiser(done, out, held, times, metadata, line)
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ...errors import whole
 from ..batches import Batch, Purpose, StepRandom
 
-__all__ = ["Augment", "Loss", "evaluation_mode", "frozen_weights", "weights_digest"]
+__all__ = ["Augment", "Loss", "evaluation_mode", "frozen_weights", "kept_buffers", "weights_digest"]
 
 
 class Loss(Protocol):
@@ -93,6 +93,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Leave the buffers, such as running statistics, afterwards as they were before the block."""
+    before = [buffer.clone() for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value)
 
 
 def weights_digest(module: nn.Module) -> str:

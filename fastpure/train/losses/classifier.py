@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...errors import mistake, one_of, positive, whole
 from ..batches import Batch, Purpose
-from .base import Augment, evaluation_mode, frozen_weights
+from .base import Augment, evaluation_mode, frozen_weights, kept_buffers
 
 __all__ = ["ClassifierLoss", "TradesLoss"]
 
@@ -75,20 +75,11 @@ class TradesLoss:
 
     def perturb(self, model: nn.Module, clean: Tensor, noise: Tensor) -> Tensor:
         """u' for images ``clean`` and a standard normal of the same shape; the model is left as it was."""
-        buffers = (
-            [(buffer, buffer.clone()) for buffer in model.buffers()] if self.inner_mode == "train" else []
-        )
         low, high = (clean - self.eps).clamp_min(0.0), (clean + self.eps).clamp_max(1.0)
         point = torch.minimum(torch.maximum(clean + 0.001 * noise, low), high)
-        with frozen_weights(model):
-            if self.inner_mode == "eval":
-                with evaluation_mode(model):
-                    return self._ascend(model, clean, point, low, high)
-            point = self._ascend(model, clean, point, low, high)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        return point
+        mode = evaluation_mode if self.inner_mode == "eval" else kept_buffers
+        with frozen_weights(model), mode(model):
+            return self._ascend(model, clean, point, low, high)
 
     def _ascend(self, model: nn.Module, clean: Tensor, point: Tensor, low: Tensor, high: Tensor) -> Tensor:
         with torch.no_grad():
