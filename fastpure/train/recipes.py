@@ -161,7 +161,7 @@ TRADES_RECIPES: dict[str, ClassifierRecipe] = {
         network="resnet-digits",
         loss=TradesLoss(eps=0.2, step_size=0.05, augment=Augment(shift=1)),
         train=TrainConfig(
-            steps=1200, batch_size=128, optimizer="adamw", lr=3e-3, weight_decay=0.02, warmup=100, ema=0.995
+            steps=450, batch_size=128, optimizer="adamw", lr=5e-3, weight_decay=0.02, warmup=50, ema=0.99
         ),
     ),
     "cifar10": ClassifierRecipe(
@@ -180,7 +180,7 @@ FINE_TUNE_RECIPES: dict[str, dict[str, FineTuneRecipe]] = {
             loss="addt",
             settings={"unit": 0.19, "cap": 0.8},
             train=TrainConfig(
-                steps=700, batch_size=64, optimizer="adamw", lr=5e-4, weight_decay=1e-6, warmup=50, ema=0.99
+                steps=150, batch_size=64, optimizer="adamw", lr=5e-4, weight_decay=1e-6, warmup=20, ema=0.97
             ),
             start="digits",
             classifier="digits",
