@@ -10,6 +10,12 @@ from . import attacks as attacks
 from .anomaly import AnomalyDetector as AnomalyDetector
 from .checkpoints import load_denoiser as load_denoiser
 from .classifiers import load_classifier as load_classifier
+from .evaluate import Report as Report
+from .evaluate import Run as Run
+from .evaluate import compare_runs as compare
+from .evaluate import evaluate as evaluate
+from .evaluate import plan as plan
+from .evaluate import protocol as protocols
 from .nets import Denoiser as Denoiser
 from .purify import Defense as Defense
 from .purify import Purifier as Purifier
@@ -24,8 +30,14 @@ __all__ = [
     "Denoiser",
     "Purifier",
     "RecordedNoise",
+    "Report",
+    "Run",
     "attacks",
+    "compare",
+    "evaluate",
     "load_classifier",
     "load_denoiser",
     "methods",
+    "plan",
+    "protocols",
 ]

@@ -22,6 +22,7 @@ LAYERS = [
     {"attacks"},
     {"anomaly", "certify", "evaluate"},
     {"train"},
+    {"bench"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -98,10 +99,16 @@ def test_public_names():
         "Denoiser",
         "Purifier",
         "RecordedNoise",
+        "Report",
+        "Run",
         "attacks",
+        "compare",
+        "evaluate",
         "load_classifier",
         "load_denoiser",
         "methods",
+        "plan",
+        "protocols",
     ]
     for name in fastpure.__all__:
         assert getattr(fastpure, name) is not None
