@@ -7,6 +7,7 @@
 """
 
 from . import attacks as attacks
+from .anomaly import AnomalyDetector as AnomalyDetector
 from .checkpoints import load_denoiser as load_denoiser
 from .classifiers import load_classifier as load_classifier
 from .evaluate import Report as Report
@@ -25,6 +26,7 @@ from .reverse import RecordedNoise as RecordedNoise
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnomalyDetector",
     "Defense",
     "Denoiser",
     "Purifier",

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import FastpureError
-from . import attack, bench, convert, demo, doctor, evaluate, purify, runs, sweep, train
+from . import attack, bench, certify, convert, demo, doctor, evaluate, purify, runs, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("bench")(bench.bench)
 app.command("convert")(convert.convert)
+app.command("certify")(certify.certify)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("attack")(attack.attack)
