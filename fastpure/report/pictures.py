@@ -1,0 +1,246 @@
+"""What a run's images look like: originals, adversarial images, noise, and what the purification makes of them.
+
+Pictures of purified images and the bare classifier's opinion need the defence itself. Where it is not there, its
+recorded decisions are shown and the page says what is missing.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..attacks.gradient import logits_of, realisation
+from ..evaluate.judging import frozen
+from ..evaluate.protocol import FIRST_DRAW
+from ..kernels import Domain
+from ..purify import Defense
+from .data import Entry
+
+ROWS = 64
+"""Images per network call."""
+
+KINDS = {
+    "caught": "flip caught: the bare classifier errs, the defence does not",
+    "caused": "flip caused: the bare classifier is right, the defence errs",
+    "both err": "the bare classifier and the defence err",
+    "both right": "the bare classifier and the defence are right",
+    "broken": "right before the attack, wrong after",
+    "resisted": "right before and after",
+    "right": "right",
+    "wrong": "wrong on the original",
+}
+"""What can have happened to an image; the defence counts as right if at least half of its draws are."""
+
+
+@final
+@dataclass(frozen=True)
+class Tile:
+    """One picture (PNG as a data URI), the class it was given, and whether that is right; None where none was."""
+
+    source: str
+    alt: str
+    verdict: str = ""
+    right: bool | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Column:
+    """One image: its place, id, true class and what happened to it (a key of `KINDS`)."""
+
+    position: int
+    sample_id: int
+    label: str
+    kind: str
+
+
+@final
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of one run; ``rows`` are (name, explanation, tiles). ``note`` says what is missing and why."""
+
+    entry: Entry
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, str, tuple[Tile, ...]], ...]
+    flips: tuple[tuple[str, tuple[float, ...]], ...]
+    note: str
+
+
+def gallery(entry: Entry, defense: nn.Module | None, n_images: int, note: str = "") -> Gallery:
+    """Pictures of up to ``n_images`` images, of every kind that occurs in turn, and counts of label flips.
+
+    Args:
+        defense: that of the run (its identity was compared), or None.
+        note: why it is None.
+    """
+    bare = None
+    if isinstance(defense, Defense):
+        bare = {which: bare_classes(defense, entry.run.images(which)) for which in _inputs(entry)}
+    kinds = what_happened(entry, bare)
+    chosen = choose(kinds, n_images)
+    positions = entry.run.positions[chosen].tolist()
+    names, labels, ids = entry.class_names, entry.run.labels[chosen], entry.run.sample_ids[chosen]
+    columns = tuple(
+        Column(p, int(i), names[y], kinds[k])
+        for p, i, y, k in zip(positions, ids, labels, chosen, strict=True)
+    )
+    rows = []
+    for which in _inputs(entry):
+        x = entry.run.images(which, positions)
+        opinion = None if bare is None else bare[which][chosen]
+        rows.append(_given(entry, which, x, chosen, opinion))
+        if isinstance(defense, Defense) and which == entry.judged:
+            rows.append(_purified(entry, defense, which, x, chosen))
+    if entry.attacked:
+        rows.insert(1, _noise(entry, positions))
+    return Gallery(entry, columns, tuple(rows), () if bare is None else flips(entry, bare), note)
+
+
+def bare_classes(defense: Defense, x: np.ndarray) -> np.ndarray:
+    """Classes int64 [n] that the classifier without purification gives to images [n, C, H, W]."""
+    device = defense.purifier.device
+    with torch.no_grad():
+        batches = [
+            defense.classify(part.to(device)).argmax(1).cpu() for part in torch.from_numpy(x).split(ROWS)
+        ]
+    return torch.cat(batches).numpy() if batches else np.zeros(0, np.int64)
+
+
+def flips(entry: Entry, bare: dict[str, np.ndarray]) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """Per input: shares of (image, draw) pairs where both are right, a flip was caught, caused, both err."""
+    found = []
+    for which, classes in bare.items():
+        alone = (classes == entry.run.labels)[:, None]
+        right = entry.run.correct(which)
+        shares = (alone & right, ~alone & right, alone & ~right, ~alone & ~right)
+        found.append((which, tuple(float(share.mean()) for share in shares)))
+    return tuple(found)
+
+
+def what_happened(entry: Entry, bare: dict[str, np.ndarray] | None) -> list[str]:
+    """A key of `KINDS` for every finished image."""
+    clean = entry.run.correct("clean").mean(1) >= 0.5
+    last = entry.run.correct(entry.judged).mean(1) >= 0.5
+    if bare is not None:
+        alone = bare[entry.judged] == entry.run.labels
+        table = {(True, True): "both right", (True, False): "caused", (False, True): "caught"}
+        return [table.get((bool(a), bool(b)), "both err") for a, b in zip(alone, last, strict=True)]
+    if not entry.attacked:
+        return ["right" if ok else "wrong" for ok in last]
+    after = ["resisted" if ok else "broken" for ok in last]
+    return [name if ok else "wrong" for ok, name in zip(clean, after, strict=True)]
+
+
+def choose(kinds: Sequence[str], n: int) -> list[int]:
+    """Indices of ``n`` images: one of each kind in turn, in order of position within a kind."""
+    waiting = {kind: [i for i, own in enumerate(kinds) if own == kind] for kind in KINDS}
+    taken: list[int] = []
+    while len(taken) < n and any(waiting.values()):
+        for queue in waiting.values():
+            if queue and len(taken) < n:
+                taken.append(queue.pop(0))
+    order = list(KINDS)
+    return sorted(taken, key=lambda i: (order.index(kinds[i]), i))
+
+
+def states_of(entry: Entry, defense: Defense, which: str, positions: Sequence[int]) -> Tensor:
+    """Every state of the purification of these images on the first evaluation draw, [K + 1, B, C, H, W]."""
+    x, ids = _asked(entry, defense, entry.run.images(which, positions), positions)
+    with torch.no_grad(), frozen(defense, entry.run.protocol):
+        draw, domain = realisation(defense, torch.full_like(ids, FIRST_DRAW), Domain.EVALUATION)
+        return defense.trajectory(x, ids, draw, domain=domain)
+
+
+def data_uri(image: np.ndarray) -> str:
+    """A PNG of [C, H, W] in [0, 1] (clamped) as a data URI: grey for one channel, colour for three."""
+    from PIL import Image
+
+    pixels = np.rint(np.clip(image.astype(np.float64), 0.0, 1.0) * 255).astype(np.uint8)
+    picture = Image.fromarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0])
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _inputs(entry: Entry) -> tuple[str, ...]:
+    return ("clean", "adversarial") if entry.attacked else ("clean",)
+
+
+def _asked(entry: Entry, defense: Defense, x: np.ndarray, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    place = {int(p): i for i, p in enumerate(entry.run.positions)}
+    ids = torch.from_numpy(entry.run.sample_ids[[place[int(p)] for p in positions]])
+    device = defense.purifier.device
+    return torch.from_numpy(x).to(device), ids.to(device)
+
+
+Row = tuple[str, str, tuple[Tile, ...]]
+
+
+def _given(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: np.ndarray | None) -> Row:
+    right = entry.run.correct(which)[chosen]
+    tiles = []
+    for i in range(len(x)):
+        truth, name = int(entry.run.labels[chosen[i]]), _noun(entry, which)
+        alt = f"{name} image {int(entry.run.positions[chosen[i]])} of class {entry.class_names[truth]}"
+        if bare is None:
+            guess = _most_frequent(entry.run.predicted(which)[chosen[i]])
+        else:
+            guess = int(bare[i])
+        count = f" {int(right[i].sum())}/{right.shape[1]}" if bare is None and right.shape[1] > 1 else ""
+        tiles.append(Tile(data_uri(x[i]), alt, _name(entry, guess) + count, guess == truth))
+    if bare is not None:
+        said = "class by the bare classifier"
+    else:
+        said = "most frequent class, draws that are right" if right.shape[1] > 1 else "class by the defence"
+    return _noun(entry, which), said, tuple(tiles)
+
+
+def _purified(entry: Entry, defense: Defense, which: str, x: np.ndarray, chosen: list[int]) -> Row:
+    images, ids = _asked(entry, defense, x, entry.run.positions[chosen].tolist())
+    with torch.no_grad(), frozen(defense, entry.run.protocol):
+        draw, domain = realisation(defense, torch.full_like(ids, FIRST_DRAW), Domain.EVALUATION)
+        purified = defense.purify(images, ids, draw, domain=domain)
+        guesses = defense.classify(purified).argmax(1).cpu().numpy()
+    right = entry.run.correct(which)[chosen]
+    tiles = []
+    for i, image in enumerate(purified.float().cpu().numpy()):
+        alt = f"purified image {int(entry.run.positions[chosen[i]])}"
+        count = f" {int(right[i].sum())}/{right.shape[1]}" if right.shape[1] > 1 else ""
+        own = int(guesses[i])
+        tiles.append(
+            Tile(data_uri(image), alt, _name(entry, own) + count, own == int(entry.run.labels[chosen[i]]))
+        )
+    said = "class by the defence on its first draw" + (", draws that are right" if right.shape[1] > 1 else "")
+    return f"{_noun(entry, which)}, purified", said, tuple(tiles)
+
+
+def _noise(entry: Entry, positions: list[int]) -> Row:
+    noise = entry.run.images("adversarial", positions).astype(np.float64) - entry.run.images(
+        "clean", positions
+    )
+    largest = float(np.abs(noise).max(initial=0.0))
+    factor = 0.5 / largest if largest > 0 else 1.0
+    tiles = tuple(
+        Tile(data_uri(0.5 + factor * image), f"noise on image {p}, {factor:.3g} times magnified")
+        for image, p in zip(noise, positions, strict=True)
+    )
+    return "noise", f"{factor:.3g} times magnified, grey is none", tiles
+
+
+def _noun(entry: Entry, which: str) -> str:
+    return "corrupted" if which == "adversarial" and entry.corrupted else which
+
+
+def _most_frequent(predicted: Any) -> int:
+    return int(np.bincount(np.asarray(predicted)).argmax())
+
+
+def _name(entry: Entry, index: int) -> str:
+    return entry.class_names[index] if 0 <= index < len(entry.class_names) else f"class {index}"

@@ -1,0 +1,196 @@
+"""From the plain values in a run file back to attack, method and defence, and never to another one in its place.
+
+What is rebuilt is compared with what was stored: method tables by their digest, defences field by field, weights
+by SHA-256. Anything that differs is a reason not to use it, which the page then gives.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import ATTACKS
+from ..attacks.base import Attack
+from ..checkpoints import load_denoiser
+from ..classifiers import load_classifier
+from ..data import Dataset
+from ..errors import FastpureError
+from ..evaluate.controls import CONTROLS
+from ..evaluate.identity import canonical, describe_defense, differences, plain
+from ..evaluate.protocol import Protocol
+from ..evaluate.queries import count_queries
+from ..nets import Denoiser
+from ..purify import Defense, Method, Purifier, methods
+
+BUNDLED = ("digits",)
+"""Names under which both a denoiser and a classifier are bundled."""
+
+
+class CannotRebuild(FastpureError, ValueError):
+    """A stored description does not lead back to what it describes; the message says why."""
+
+
+class _Head(nn.Module):
+    """Stands where a method needs a classifier to be built, and is never asked."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        return u.flatten(1)[:, :2]
+
+
+def rebuild_attack(described: Mapping[str, Any]) -> Attack:
+    """The attack of an identity.
+
+    Raises:
+        CannotRebuild: an unknown attack, or one with settings that plain values do not hold.
+    """
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (*ATTACKS.values(), *CONTROLS.values())}
+    kind = kinds.get(described["name"])
+    if kind is None:
+        raise CannotRebuild(f"this fastpure has no attack {described['name']}")
+    known = {field.name for field in fields(kind)}
+    settings = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in described["settings"].items()
+        if name in known
+    }
+    try:
+        attack: Attack = kind(**settings)
+    except (TypeError, ValueError) as error:
+        raise CannotRebuild(str(error)) from error
+    _same(described, plain(attack), "attack")
+    return attack
+
+
+def rebuild_method(described: Mapping[str, Any], classifier: nn.Module) -> Method:
+    """The method of an identity, guided by ``classifier`` where it is guided; its table is the stored one.
+
+    Raises:
+        CannotRebuild: an unknown method, one guided by something else, or a table that came out differently.
+    """
+    function: Any = methods.METHODS.get(described["name"])
+    if function is None:
+        raise CannotRebuild(f"this fastpure has no method {described['name']}")
+    takes = "classifier" in inspect.signature(function).parameters
+    try:
+        method: Method = (
+            function(classifier, **described["settings"]) if takes else function(**described["settings"])
+        )
+    except (TypeError, ValueError) as error:
+        raise CannotRebuild(
+            f"{described['name']} cannot be made from its stored settings: {error}"
+        ) from error
+    if method.steps.digest != described["steps"]:
+        raise CannotRebuild(f"{described['name']} has another step table than in the run")
+    return method
+
+
+def rebuild_defense(described: Mapping[str, Any], denoiser: Denoiser, classifier: nn.Module) -> Defense:
+    """The defence of an identity from its networks.
+
+    Raises:
+        CannotRebuild: the networks or the settings are not those of the run; the message has what differs.
+    """
+    method = rebuild_method(described["method"], classifier)
+    try:
+        purifier = Purifier(
+            denoiser,
+            method,
+            seed=described["seed"],
+            precision=described["precision"],
+            gradient_precision=described["gradient_precision"],
+        )
+        defense = Defense(purifier, classifier)
+    except (TypeError, ValueError, FastpureError) as error:
+        raise CannotRebuild(str(error)) from error
+    _same(described, describe_defense(defense), "defence")
+    return defense
+
+
+def find_defense(described: Mapping[str, Any], given: tuple[nn.Module, ...], networks: Any) -> nn.Module:
+    """The defence of an identity: among those ``given``, or put together from ``networks`` or bundled ones.
+
+    Args:
+        described: the part "defense" of an identity.
+        given: defences the caller has.
+        networks: (denoiser or None, classifier) the caller has, or None.
+
+    Raises:
+        CannotRebuild: none of these is the defence of the run.
+    """
+    for defense in given:
+        if not differences(dict(described), describe_defense(defense)):
+            return defense
+    pairs = [networks] if networks is not None else list(_bundled())
+    reasons = [f"none of the {len(given)} given defences is the one of the run"] if given else []
+    for denoiser, classifier in pairs:
+        try:
+            if described["kind"] == "module":
+                _same(described, describe_defense(classifier), "classifier")
+                return classifier
+            if denoiser is None:
+                raise CannotRebuild("no denoiser was given")
+            return rebuild_defense(described, denoiser, classifier)
+        except CannotRebuild as error:
+            reasons.append(str(error))
+    raise CannotRebuild("; ".join(reasons))
+
+
+@cache
+def queries(attack: str, protocol: Protocol, shape: tuple[int, ...], n_classes: int, purified: bool) -> Any:
+    """(gradients, judgements) per image of an attack given as canonical text, if it breaks nothing; None if unknown.
+
+    A number of the attack alone: counted against a stand-in that costs nothing, see `count_queries`.
+    """
+    import json
+
+    try:
+        rebuilt = rebuild_attack(json.loads(attack))
+        stand_in: nn.Module = _Head().eval()
+        if purified:
+            network = Denoiser.from_module(nn.Identity().eval(), image_shape=shape)  # type: ignore[arg-type]
+            stand_in = Defense(Purifier(network, methods.diffpure(t=0.01, dt=0.01)), stand_in)
+        classes = tuple(str(i) for i in range(n_classes))
+        one = torch.zeros(1, dtype=torch.int64)
+        data = Dataset(torch.zeros((1, *shape)), one, one.clone(), classes, "stand-in", "none")
+        return count_queries(stand_in, data, rebuilt, protocol)
+    except (FastpureError, ValueError, TypeError):
+        return None
+
+
+def network_calls(identity: Mapping[str, Any], protocol: Protocol, judged: int, images: int) -> int | None:
+    """Images through the denoiser (the classifier where nothing purifies) of a run, at most; None if not known.
+
+    Args:
+        judged: recorded (image, input, draw) rows, which cost one purification each.
+        images: finished images, each of which was attacked once. A gradient counts twice, forward and backward.
+    """
+    defense, data, per = identity["defense"], identity["data"], 1
+    purified = defense["kind"] != "module"
+    if purified:
+        try:
+            per = rebuild_method(defense["method"], _Head().eval()).steps.n_network_calls
+        except CannotRebuild:
+            return None
+    if identity["attack"] is None:
+        return per * judged
+    shape, n_classes = tuple(data["image_shape"]), max(len(data["classes"]), 2)
+    found = queries(canonical(identity["attack"]), protocol, shape, n_classes, purified)
+    return None if found is None else round(per * (judged + images * (2 * found[0] + found[1])))
+
+
+@cache
+def _bundled() -> tuple[tuple[Denoiser, nn.Module], ...]:
+    return tuple((load_denoiser(name), load_classifier(name)) for name in BUNDLED)
+
+
+def _same(stored: Mapping[str, Any], made: Any, what: str) -> None:
+    changed = differences(dict(stored), made)
+    if changed:
+        more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
+        raise CannotRebuild(f"this is not the {what} of the run: {'; '.join(changed[:2])}{more}")

@@ -1,0 +1,151 @@
+"""Which runs differ in one number only, and what that number does: found from the stored configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from ..evaluate.identity import canonical
+from .data import Entry, value_text
+
+METHOD, ATTACK = "defense.method.settings.", "attack.settings."
+
+TITLES = {
+    "t": "diffusion time t",
+    "scale": "guidance scale",
+    "steps": "reverse steps",
+    "n_steps": "reverse steps",
+    "dt": "step size dt",
+    "n_iter": "attack iterations",
+    "eot_iter": "EOT draws of the attack",
+    "eps": "attack radius ε",
+    "std": "standard deviation of the noise",
+    "amount": "share of replaced pixels",
+}
+"""Setting -> what an axis is called; others are called by their name."""
+
+DERIVED = ("defense.method.steps", "defense.method.guidance", "protocol.hash")
+"""What follows from other values and would hide that only one setting differs."""
+
+
+@final
+@dataclass(frozen=True)
+class Curve:
+    """Runs along one setting, ascending; ``label`` says what else tells this curve from others of its chart."""
+
+    label: str
+    points: tuple[tuple[float, Entry], ...]
+
+
+@final
+@dataclass(frozen=True)
+class Sweep:
+    """All curves over one setting, and which other settings differ between them."""
+
+    setting: str
+    title: str
+    curves: tuple[Curve, ...]
+
+
+def sweeps(entries: Sequence[Entry]) -> list[Sweep]:
+    """Every setting in which two or more runs differ while they agree in all else, in a fixed order.
+
+    Step size and number of steps are one setting told twice: over t, runs agree if either does. Seeds and draws are
+    no settings of interest, and unfinished runs are left out.
+    """
+    flat = {e.key: flatten(e) for e in entries if e.run.complete}
+    by_key = {e.key: e for e in entries}
+    names = sorted({name for values in flat.values() for name in values if _is_axis(name, values)})
+    found = []
+    for name in names:
+        groups: dict[str, dict[float, Entry]] = {}
+        for hidden in _hidden(name):
+            for key, values in flat.items():
+                if name not in values:
+                    continue
+                rest = canonical({k: v for k, v in values.items() if k != name and k not in hidden})
+                groups.setdefault(rest, {})[float(values[name])] = by_key[key]
+        members = _distinct([group for group in groups.values() if len(group) > 1])
+        if members:
+            short = name.rsplit(".", 1)[-1]
+            labels = _labels(members, flat, name)
+            curves = tuple(
+                Curve(label, tuple(sorted(group.items(), key=lambda item: item[0])))
+                for label, group in zip(labels, members, strict=True)
+            )
+            found.append(Sweep(short, TITLES.get(short, short), curves))
+    return sorted(
+        found, key=lambda sweep: list(TITLES).index(sweep.setting) if sweep.setting in TITLES else 99
+    )
+
+
+def flatten(entry: Entry) -> dict[str, Any]:
+    """Leaves of the identity by dotted name, derived ones left out; steps t/dt added where they are whole."""
+    leaves = dict(_leaves(entry.identity, ""))
+    values = {k: v for k, v in leaves.items() if not any(k == d or k.startswith(d + ".") for d in DERIVED)}
+    t, dt = (values.get(METHOD + name) for name in ("t", "dt"))
+    if isinstance(t, float) and isinstance(dt, float) and dt > 0 and abs(t / dt - round(t / dt)) < 1e-6:
+        values[METHOD + "steps"] = round(t / dt)
+    return values
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from _leaves(item, f"{path}.{name}" if path else name)
+    else:
+        yield path, value
+
+
+def _is_axis(name: str, values: dict[str, Any]) -> bool:
+    if not name.startswith((METHOD, ATTACK)) or name.rsplit(".", 1)[-1] in ("seed", "eval_draws"):
+        return False
+    told_twice = name == METHOD + "dt" and METHOD + "steps" in values
+    return isinstance(values[name], int | float) and not isinstance(values[name], bool) and not told_twice
+
+
+def _hidden(name: str) -> tuple[tuple[str, ...], ...]:
+    """Settings that may vary along with ``name``; alternatives."""
+    dt, steps = METHOD + "dt", METHOD + "steps"
+    return {METHOD + "t": ((dt,), (steps,)), steps: ((dt,),), dt: ((steps,),)}.get(name, ((),))
+
+
+def _distinct(groups: list[dict[float, Entry]]) -> list[dict[float, Entry]]:
+    """Groups without those whose points all lie in another."""
+    keys = [frozenset(entry.key for entry in group.values()) for group in groups]
+    return [
+        group
+        for i, group in enumerate(groups)
+        if not any(keys[i] < other or (keys[i] == other and j < i) for j, other in enumerate(keys))
+    ]
+
+
+def _labels(groups: list[dict[float, Entry]], flat: dict[str, dict[str, Any]], axis: str) -> list[str]:
+    """Curves by what differs between them: two settings at most, else the keys of their runs."""
+    firsts = [next(iter(group.values())) for group in groups]
+    values = [flat[entry.key] for entry in firsts]
+    varying = sorted(
+        name
+        for name in {name for value in values for name in value}
+        if name != axis
+        and name.startswith((METHOD, ATTACK, "defense.method.name", "attack.name", "protocol.name"))
+        and name != METHOD + "dt"
+        and len({canonical(value.get(name)) for value in values}) > 1
+    )
+    if len(groups) == 1:
+        return ["" for _ in groups]
+    labels = []
+    for entry, value in zip(firsts, values, strict=True):
+        shown = [
+            (name.rsplit(".", 1)[-1], value.get(name)) for name in varying if value.get(name) is not None
+        ]
+        if "defense.method.name" in varying or "attack.name" in varying or not shown or len(shown) > 2:
+            labels.append(f"{entry.defense_text}, {entry.attack_text}")
+        else:
+            labels.append(", ".join(f"{TITLES.get(n, n)} {value_text(n, v)}" for n, v in shown))
+    repeated = {label for label in labels if labels.count(label) > 1}
+    return [
+        f"{label} (run {entry.key}…)" if label in repeated else label
+        for label, entry in zip(labels, firsts, strict=True)
+    ]
