@@ -22,6 +22,7 @@ LAYERS = [
     {"attacks"},
     {"presets"},
     {"anomaly", "certify", "evaluate"},
+    {"report"},
     {"train"},
     {"bench"},
     {"cli"},

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import FastpureError
-from . import attack, bench, certify, convert, demo, doctor, evaluate, purify, runs, sweep, train
+from . import attack, bench, certify, convert, demo, doctor, evaluate, purify, report, runs, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +27,7 @@ app.command("sweep")(sweep.sweep)
 app.command("compare")(runs.compare)
 app.command("merge")(runs.merge)
 app.command("purify")(purify.purify)
+app.command("report")(report.report)
 app.add_typer(train.app, name="train")
 
 

@@ -162,10 +162,8 @@ def open_entries(runs: Sequence[Run | str | Path], stack: ExitStack) -> list[Ent
         name = run.path.stem if run.path is not None else f"run {number}"
         summary = Report.of(run)
         if summary.digest in seen:
-            expected = "different runs"
-            raise ValueError(
-                mistake("runs", expected, f"the same one twice: {seen[summary.digest]}, {run.path or name}")
-            )
+            got = f"the same one twice: {seen[summary.digest]} and {run.path or name}"
+            raise ValueError(mistake("runs", "different runs", got))
         seen[summary.digest] = str(run.path or name)
         entries.append(Entry(str(number), name, run, summary))
     return entries

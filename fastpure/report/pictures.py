@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..attacks.gradient import logits_of, realisation
+from ..attacks.gradient import realisation
 from ..evaluate.judging import frozen
 from ..evaluate.protocol import FIRST_DRAW
 from ..kernels import Domain
@@ -189,10 +189,8 @@ def _given(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: np.
     for i in range(len(x)):
         truth, name = int(entry.run.labels[chosen[i]]), _noun(entry, which)
         alt = f"{name} image {int(entry.run.positions[chosen[i]])} of class {entry.class_names[truth]}"
-        if bare is None:
-            guess = _most_frequent(entry.run.predicted(which)[chosen[i]])
-        else:
-            guess = int(bare[i])
+        own = entry.run.predicted(which)[chosen[i]]
+        guess = _most_frequent(own) if bare is None else int(bare[i])
         count = f" {int(right[i].sum())}/{right.shape[1]}" if bare is None and right.shape[1] > 1 else ""
         tiles.append(Tile(data_uri(x[i]), alt, _name(entry, guess) + count, guess == truth))
     if bare is not None:

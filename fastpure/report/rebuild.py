@@ -126,7 +126,7 @@ def find_defense(described: Mapping[str, Any], given: tuple[nn.Module, ...], net
     for defense in given:
         if not differences(dict(described), describe_defense(defense)):
             return defense
-    pairs = [networks] if networks is not None else list(_bundled())
+    pairs = [*([] if networks is None else [networks]), *_bundled()]
     reasons = [f"none of the {len(given)} given defences is the one of the run"] if given else []
     for denoiser, classifier in pairs:
         try:
@@ -138,7 +138,9 @@ def find_defense(described: Mapping[str, Any], given: tuple[nn.Module, ...], net
             return rebuild_defense(described, denoiser, classifier)
         except CannotRebuild as error:
             reasons.append(str(error))
-    raise CannotRebuild("; ".join(reasons))
+    # That bundled networks are not those of the run is of interest only to one who offered no others.
+    offered = len(given) > 0 or networks is not None
+    raise CannotRebuild("; ".join(reasons[: -len(BUNDLED)] if offered else reasons))
 
 
 @cache

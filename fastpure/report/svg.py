@@ -96,9 +96,11 @@ def interval_bar(interval: Interval, style: str = "robust") -> str:
 
 def key(style: int, hollow: bool = False) -> str:
     """A short piece of a line for a legend."""
+    mark = f"s{style % N_STYLES}{' hollow' if hollow else ''} dot"
+    line = f'<line {_stroke(style, hollow)} x1="1" x2="25" y1="5" y2="5"/>'
     return (
-        f'<svg class="key" viewBox="0 0 26 10" aria-hidden="true"><line {_stroke(style, hollow)} x1="1" x2="25" '
-        f'y1="5" y2="5"/><circle class="s{style % N_STYLES}{" hollow" if hollow else ""} dot" cx="13" cy="5" r="3"/></svg>'
+        f'<svg class="key" viewBox="0 0 26 10" aria-hidden="true">{line}'
+        f'<circle class="{mark}" cx="13" cy="5" r="3"/></svg>'
     )
 
 
@@ -136,14 +138,10 @@ def _axes(frame: Frame) -> list[str]:
         parts.append(f'<line class="axis" x1="{place}" x2="{place}" y1="{bottom}" y2="{bottom + 4}"/>')
         parts.append(f'<text x="{place}" y="{bottom + 18}" text-anchor="middle">{x:.4g}</text>')
     parts.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    middle = (left + right) / 2
-    parts.append(
-        f'<text class="label" x="{_n(middle)}" y="{HEIGHT - 8}" text-anchor="middle">{escape(frame.x_label)}</text>'
-    )
-    centre = _n((TOP + bottom) / 2)
-    parts.append(
-        f'<text class="label" transform="translate(13 {centre}) rotate(-90)" text-anchor="middle">{escape(frame.y_label)}</text>'
-    )
+    x_place, y_place = f'x="{_n((left + right) / 2)}" y="{HEIGHT - 8}"', _n((TOP + bottom) / 2)
+    turned = f'transform="translate(13 {y_place}) rotate(-90)"'
+    for place, text in ((x_place, frame.x_label), (turned, frame.y_label)):
+        parts.append(f'<text class="label" {place} text-anchor="middle">{escape(text)}</text>')
     return parts
 
 

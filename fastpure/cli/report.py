@@ -1,0 +1,87 @@
+"""`fastpure report`: run files as one HTML page, and as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run files made by `fastpure evaluate` or `sweep`.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    csv: Annotated[
+        Path | None, typer.Option(help="Folder for the tables as CSV: runs, comparisons, images, draws.")
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(help="The same as Parquet (needs fastpure[parquet]).")
+    ] = None,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Robustness report",
+    images: Annotated[int, typer.Option(help="Images shown per run; 0 shows none.")] = 8,
+    traced: Annotated[
+        int, typer.Option(help="Images over which confidence along the reverse process is averaged; 0: none.")
+    ] = 16,
+    denoiser: Annotated[
+        str | None,
+        typer.Option(help="The runs' diffusion model, to show purified images. (default: the bundled ones)"),
+    ] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="The runs' classifier, together with --denoiser.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where purified images are computed: cpu, cuda or cuda:N.")
+    ] = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Show runs on one self-contained HTML page: accuracies with intervals, comparisons, curves and images.
+
+    The page needs no network and can be mailed or printed. Purified images and confidences are computed anew where
+    the networks are at hand: the bundled ones, or --denoiser and --classifier; settings come from the run files,
+    and networks that are not those of a run are never shown in their place.
+
+    Examples:
+
+      fastpure report runs/diffpure.sqlite runs/coup.sqlite --out report.html
+
+      fastpure report runs/sweep/*.sqlite --out sweep.html --csv tables
+    """
+    from ..report import Options, write_csv, write_parquet
+    from ..report import report as make
+    from ..report.export import TABLES
+    from ..report.page import refuse_existing
+
+    options = Options(title, images, traced)
+    folders = [(folder, kind) for folder, kind in ((csv, "csv"), (parquet, "parquet")) if folder is not None]
+    wanted = [out, *(folder / f"{name}.{kind}" for folder, kind in folders for name in TABLES)]
+    refuse_existing(wanted, force)  # before any work, and before the first of several files
+    pair = _networks(denoiser, classifier, device)
+    if parquet is not None:
+        for path in write_parquet(runs, parquet, force=force):
+            typer.echo(f"wrote {path}")
+    if csv is not None:
+        for path in write_csv(runs, csv, force=force):
+            typer.echo(f"wrote {path}")
+    make(runs, out, networks=pair, options=options, force=force, say=lambda text: typer.echo(text, err=True))
+    typer.echo(f"wrote {out}")
+
+
+def _networks(denoiser: str | None, classifier: str | None, device: str) -> tuple[Any, nn.Module] | None:
+    """The networks named by the options; None where the bundled ones on the CPU will do."""
+    from .devices import checked_device
+
+    place = checked_device(device)
+    if denoiser is not None and classifier is None:
+        raise ValueError("`--classifier` must be given with --denoiser: no defence is without one")
+    if classifier is None and place == "cpu":
+        return None
+    from ..checkpoints import load_denoiser
+    from ..classifiers import load_classifier
+
+    if classifier is None:
+        return load_denoiser("digits").to(place), load_classifier("digits").to(place)
+    network = None if denoiser is None else load_denoiser(denoiser).to(place)
+    return network, load_classifier(classifier).to(place)

@@ -1,0 +1,120 @@
+"""Tables of runs as CSV and Parquet: runs, comparisons, images, draws."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingExtra
+from ..evaluate import Run
+from ..files import replace_file
+from .data import Entry, matrices, open_entries
+from .page import refuse_existing
+from .tables import Table, comparison_table, draw_table, image_table, run_table
+
+TABLES = ("runs", "comparisons", "images", "draws")
+"""Names of the files, without their endings."""
+
+TEXT = "string"
+WHOLE = "int64"
+REAL = "float64"
+COLUMNS: dict[str, dict[str, str]] = {
+    "runs": {
+        **dict.fromkeys(("run", "name", "experiment", "result_sha256", "defense", "attack"), TEXT),
+        **dict.fromkeys(("protocol", "data", "data_checksum"), TEXT),
+        **dict.fromkeys(("images", "images_total"), WHOLE),
+        **dict.fromkeys(("clean", "clean_low", "clean_high", "robust", "robust_low", "robust_high"), REAL),
+        **dict.fromkeys(("transfer", "transfer_low", "transfer_high"), REAL),
+        "warnings": TEXT,
+        "network_calls_at_most": WHOLE,
+        **dict.fromkeys(("seconds_clean", "seconds_attack", "seconds_judging", "seconds_store"), REAL),
+    },
+    "comparisons": {
+        **dict.fromkeys(("input", "first", "second"), TEXT),
+        "images": WHOLE,
+        **dict.fromkeys(("difference", "low", "high"), REAL),
+        **dict.fromkeys(("first_better", "second_better"), WHOLE),
+        **dict.fromkeys(("p_mcnemar", "p_holm"), REAL),
+    },
+    "images": {
+        "run": TEXT,
+        **dict.fromkeys(("position", "sample_id", "label"), WHOLE),
+        "label_name": TEXT,
+        **dict.fromkeys(("clean", "robust"), REAL),
+        **dict.fromkeys(("clean_draws", "clean_right", "adversarial_draws", "adversarial_right"), WHOLE),
+        **dict.fromkeys(("transfer_draws", "transfer_right"), WHOLE),
+        **dict.fromkeys(("distance", "zero_gradient", "verdict"), REAL),
+    },
+    "draws": {
+        "run": TEXT,
+        "position": WHOLE,
+        "input": TEXT,
+        **dict.fromkeys(("draw", "predicted", "correct"), WHOLE),
+        "loss": REAL,
+    },
+}
+"""Table -> its columns in order with their types; the same in CSV and Parquet, also where a table is empty."""
+
+
+def write_csv(runs: Sequence[Run | str | Path], folder: str | Path, *, force: bool = False) -> list[Path]:
+    """Write runs.csv, comparisons.csv, images.csv and draws.csv into ``folder``; returns their paths.
+
+    UTF-8, comma, a header line; floats with all their digits, so that reading them gives the same numbers; what
+    does not apply is empty.
+
+    Raises:
+        FileExistsError: one of them exists and ``force`` is not given; nothing is written then.
+        Others: as for `report`.
+    """
+
+    def encode(table: Table, columns: dict[str, str]) -> bytes:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+        return text.getvalue().encode()
+
+    return _write(runs, Path(folder), ".csv", encode, force)
+
+
+def write_parquet(runs: Sequence[Run | str | Path], folder: str | Path, *, force: bool = False) -> list[Path]:
+    """As `write_csv`, in Parquet.
+
+    Raises:
+        MissingExtra: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "parquet", "Parquet export") from error
+
+    def encode(table: Table, columns: dict[str, str]) -> bytes:
+        schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in columns.items()])
+        sink = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table, schema=schema), sink)
+        return bytes(sink.getvalue().to_pybytes())
+
+    return _write(runs, Path(folder), ".parquet", encode, force)
+
+
+def _write(runs: Any, folder: Path, ending: str, encode: Any, force: bool) -> list[Path]:
+    paths = [folder / f"{name}{ending}" for name in TABLES]
+    refuse_existing(paths, force)
+    with ExitStack() as stack:
+        tables = _tables(open_entries(runs, stack))
+        encoded = [encode(tables[name], COLUMNS[name]) for name in TABLES]
+    return [replace_file(path, content) for path, content in zip(paths, encoded, strict=True)]
+
+
+def _tables(entries: Sequence[Entry]) -> dict[str, Table]:
+    return {
+        "runs": run_table(entries),
+        "comparisons": comparison_table(matrices(entries)[0]),
+        "images": image_table(entries),
+        "draws": draw_table(entries),
+    }
