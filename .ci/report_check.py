@@ -31,8 +31,9 @@ f.onload = () => {{
     if (!inside(e) && e.getBoundingClientRect().right > {width} + 0.5) out.push(e.tagName + "." + e.className);
   }});
   const broken = [...d.images].filter(i => !i.naturalWidth).length;
+  const fetched = f.contentWindow.performance.getEntriesByType("resource").filter(r => !r.name.startsWith("data:"));
   document.title = ["done", w.scrollWidth, w.clientWidth, d.body.scrollHeight, d.images.length, broken,
-                    f.contentWindow.performance.getEntriesByType("resource").filter(r => !r.name.startsWith("data:")).length,
+                    fetched.length,
                     out.slice(0, 3).join(" ") || "-"].join("|");
 }};
 f.srcdoc = {page};
@@ -58,7 +59,13 @@ def make_runs(folder: Path) -> list[Path]:
 
 def browse(browser: str, *words: str) -> str:
     """Run Chromium without a window, its network cut off; what it prints."""
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+    ]
     flags += ["--host-resolver-rules=MAP * ~NOTFOUND", "--no-first-run", "--force-color-profile=srgb"]
     done = subprocess.run([browser, *flags, *words], capture_output=True, text=True, timeout=50)
     if done.returncode:
@@ -92,7 +99,9 @@ def check(folder: Path, browser: str, html: str, name: str, dark: bool = False) 
         raise SystemExit(f"report-check: FAILED, {images} images, {broken} broken, {fetched} things fetched")
     size = f"--window-size={max(width, 500)},{height}"
     framed.write_text(frame(html, width, height, opened=False))
-    browse(browser, profile, *theme, size, "--virtual-time-budget=4000", f"--screenshot={shot}", framed.as_uri())
+    browse(
+        browser, profile, *theme, size, "--virtual-time-budget=4000", f"--screenshot={shot}", framed.as_uri()
+    )
     pixels = np.asarray(Image.open(shot).convert("L"), dtype=np.float64)[:height, :width]
     ink = np.abs(pixels - np.median(pixels)) > 40
     share = float(ink.mean())

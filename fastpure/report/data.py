@@ -20,6 +20,9 @@ from ..evaluate.shards import describe
 from ..evaluate.weakness import NOT_ATTACKS, across, gradient_mode
 from .rebuild import network_calls
 
+LEADING = ("t", "dt", "n_steps", "scale")
+"""Settings of methods that are told first."""
+
 LEVEL = 0.05
 """Below this adjusted p-value a difference is marked."""
 
@@ -103,8 +106,9 @@ class Entry:
         if not self.purified:
             return ""
         settings = self.identity["defense"]["method"]["settings"]
-        shown = {k: v for k, v in settings.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        return ", ".join(f"{name} {value_text(name, value)}" for name, value in shown.items())
+        shown = [k for k, v in settings.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+        shown.sort(key=lambda name: (LEADING.index(name) if name in LEADING else len(LEADING), name))
+        return ", ".join(f"{name} {value_text(name, settings[name])}" for name in shown)
 
     @property
     def attack_text(self) -> str:
@@ -140,10 +144,10 @@ def value_text(name: str, value: Any) -> str:
     """A setting for reading: budgets on the 8-bit scale as fractions, other floats with six digits."""
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
-    bytes_ = round(255 * value)
-    if name == "eps" and 1 <= bytes_ <= 64 and abs(255 * value - bytes_) < 1e-9 and 255 * value != value:
+    short, bytes_ = f"{value:.6g}", round(255 * value)
+    if name == "eps" and len(short) > 5 and bytes_ >= 1 and abs(255 * value - bytes_) < 1e-9:
         return f"{bytes_}/255"
-    return f"{value:.6g}"
+    return short
 
 
 def open_entries(runs: Sequence[Run | str | Path], stack: ExitStack) -> list[Entry]:

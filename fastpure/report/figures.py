@@ -115,13 +115,16 @@ def trace_charts(entries: Sequence[Entry]) -> list[Chart]:
     return charts
 
 
-def walk(entry: Entry, defense: Defense, n: int) -> Walk:
-    """The classifier's confidence at every state of the reverse process, for the first ``n`` images of a run."""
+def walk(entry: Entry, defense: Defense, n: int, clean: bool = True) -> Walk:
+    """The classifier's confidence at every state of the reverse process, for the first ``n`` images of a run.
+
+    ``clean``: on the originals as well, where there are adversarial images.
+    """
     positions = entry.run.positions[:n].tolist()
     labels = torch.from_numpy(entry.run.labels[:n])
     rows = defense.purifier.method.table().rows
     top, true, times = {}, {}, ()
-    for which in ("adversarial", "clean") if entry.attacked else ("clean",):
+    for which in ("adversarial", "clean")[not entry.attacked : 2 if clean or not entry.attacked else 1]:
         states = states_of(entry, defense, which, positions)
         kept, times = _reverse_part(states, [(row.t, row.forward) for row in rows])
         with torch.no_grad():
@@ -150,7 +153,15 @@ def walk_charts(walks: Sequence[Walk]) -> list[Chart]:
                 )
                 name = "corrupted" if which == "adversarial" and one.entry.corrupted else which
                 text = f"{one.entry.key}: {one.entry.name}, {name} images"
-                series.append(Series(text, x, values, style=int(one.entry.key) - 1, hollow=which == "clean"))
+                series.append(
+                    Series(
+                        text,
+                        x,
+                        values,
+                        style=int(one.entry.key) - 1,
+                        hollow=which == "clean" and one.entry.attacked,
+                    )
+                )
         svg = line_chart(
             series,
             description=_told(title, series, True),
@@ -202,6 +213,14 @@ def _told(title: str, series: Sequence[Series], percent: bool) -> str:
 
 
 def _listed(numbers: Sequence[int]) -> str:
-    """ "1, 3 and 4"."""
-    words = [str(number) for number in numbers]
+    """ "1, 3 and 4", "2 to 5 and 7"; ascending numbers."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    words = []
+    for span in spans:
+        words += [f"{span[0]} to {span[-1]}"] if len(span) > 2 else [str(number) for number in span]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import mistake, whole
 from ..evaluate import Run
+from ..evaluate.identity import canonical
 from ..files import replace_file
 from ..purify import Defense
 from . import figures, svg, tables
@@ -114,7 +115,9 @@ def collect(
         defended = defenses.get(entry.key)
         if options.traced and isinstance(defended, Defense) and len(walks) < MOST_WALKS:
             say(f"confidence along run {entry.key}")
-            walks.append(figures.walk(entry, defended, options.traced))
+            # Originals take the same way through the same defence: once is enough.
+            clean = all(defenses.get(done.entry.key) is not defended for done in walks)
+            walks.append(figures.walk(entry, defended, options.traced, clean))
     swept = sweeps(entries)
     return {
         "title": options.title,
@@ -171,11 +174,15 @@ def _defenses(
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     found: dict[str, nn.Module] = {}
     notes: dict[str, str] = {}
+    known: dict[str, nn.Module] = {}
     for entry in entries:
         if not entry.purified:  # its recorded decisions are those of the bare classifier
             continue
+        described = canonical(entry.identity["defense"])
         try:
-            found[entry.key] = find_defense(entry.identity["defense"], given, networks)
+            if described not in known:
+                known[described] = find_defense(entry.identity["defense"], given, networks)
+            found[entry.key] = known[described]
         except CannotRebuild as error:
             notes[entry.key] = str(error)
     return found, notes

@@ -12,6 +12,7 @@ from ..intervals import Interval
 
 WIDTH, HEIGHT = 440, 286
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 14, 46
+SHIFT = 2.5
 N_STYLES = 8
 """Colours there are; beyond them the dashes change."""
 
@@ -67,14 +68,17 @@ def line_chart(
 ) -> str:
     """An SVG element with all series; ``description`` is its text for those who do not see it.
 
-    NaN interrupts a line. ``percent`` fixes y to 0..100 %; ``backwards`` lets x run from right to left.
+    NaN interrupts a line. ``percent`` lets y run to 100 %, from 0 unless all is above half; ``backwards`` lets x run from right to left.
     """
     frame = _frame(series, x_label, y_label, percent, backwards)
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description, quote=True)}">'
     ]
     parts += _axes(frame)
-    parts += [part for one in series for part in _line(frame, one, marks)]
+    # Points at the same place stand side by side, so that their intervals can be told apart.
+    middle = (len(series) - 1) / 2
+    for i, one in enumerate(series):
+        parts += _line(frame, one, marks, shift=SHIFT * (i - middle) if one.low else 0.0)
     parts.append("</svg>")
     return "".join(parts)
 
@@ -88,6 +92,7 @@ def interval_bar(interval: Interval, style: str = "robust") -> str:
         else f'<circle cx="{_n(100 * interval.estimate)}" cy="5" r="2.6"/>'
     )
     grid = "".join(f'<line class="tick" x1="{x}" x2="{x}" y1="0" y2="10"/>' for x in (0, 25, 50, 75, 100))
+    grid += '<line class="tick" x1="0" x2="100" y1="5" y2="5"/>'
     return (
         f'<svg class="bar {style}" viewBox="-3 0 106 10" aria-hidden="true">{grid}'
         f'<rect x="{_n(low)}" y="3.4" width="{_n(high - low)}" height="3.2" rx="1.6"/>{dot}</svg>'
@@ -116,8 +121,13 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 def _frame(series: Sequence[Series], x_label: str, y_label: str, percent: bool, backwards: bool) -> Frame:
     xs = [x for one in series for x in one.x if math.isfinite(x)] or [0.0, 1.0]
     ys = [y for one in series for y in (*one.y, *one.low, *one.high) if math.isfinite(y)] or [0.0, 1.0]
-    y = (0.0, 1.0) if percent else _padded(min(ys), max(ys))
+    y = (_floor(min(ys)), 1.0) if percent else _padded(min(ys), max(ys))
     return Frame(_padded(min(xs), max(xs), 0.03), y, x_label, y_label, backwards, percent)
+
+
+def _floor(least: float) -> float:
+    """Where an axis in per cent begins: at 0, or at a multiple of 10 % where all is above one half."""
+    return 0.0 if least < 0.5 else math.floor(10 * least - 0.25) / 10
 
 
 def _padded(low: float, high: float, share: float = 0.06) -> tuple[float, float]:
@@ -145,7 +155,7 @@ def _axes(frame: Frame) -> list[str]:
     return parts
 
 
-def _line(frame: Frame, one: Series, marks: bool) -> list[str]:
+def _line(frame: Frame, one: Series, marks: bool, shift: float) -> list[str]:
     pieces: list[list[str]] = [[]]
     parts = []
     style = f"s{one.style % N_STYLES}{' hollow' if one.hollow else ''}"
@@ -153,7 +163,7 @@ def _line(frame: Frame, one: Series, marks: bool) -> list[str]:
         if not (math.isfinite(x) and math.isfinite(y)):
             pieces.append([])
             continue
-        px, py = _n(frame.px(x)), _n(frame.py(y))
+        px, py = _n(frame.px(x) + shift), _n(frame.py(y))
         pieces[-1].append(f"{px},{py}")
         if one.low:
             top, bottom = _n(frame.py(one.high[i])), _n(frame.py(one.low[i]))
