@@ -5,6 +5,7 @@ Everything here is read from run files through `Run`, `Report` and `compare_runs
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -164,7 +165,9 @@ def open_entries(runs: Sequence[Run | str | Path], stack: ExitStack) -> list[Ent
     for number, given in enumerate(runs, 1):
         run = given if isinstance(given, Run) else stack.enter_context(Run.open(given))
         name = run.path.stem if run.path is not None else f"run {number}"
-        summary = Report.of(run)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of means over no image
+            summary = Report.of(run)
         if summary.digest in seen:
             got = f"the same one twice: {seen[summary.digest]} and {run.path or name}"
             raise ValueError(mistake("runs", "different runs", got))

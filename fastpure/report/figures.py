@@ -15,7 +15,7 @@ from torch import Tensor
 from ..purify import Defense
 from .data import Entry
 from .pictures import states_of
-from .svg import Series, key, line_chart
+from .svg import Series, floor_percent, key, line_chart
 from .sweeps import Sweep
 
 
@@ -51,6 +51,7 @@ def sweep_chart(sweep: Sweep) -> Chart:
     series = []
     corrupted = all(entry.corrupted for curve in sweep.curves for _, entry in curve.points if entry.attacked)
     name = "corrupted" if corrupted else "robust"
+    attacked = any(entry.attacked for curve in sweep.curves for _, entry in curve.points)
     for style, curve in enumerate(sweep.curves):
         for which in (name, "clean"):
             points = [
@@ -65,7 +66,7 @@ def sweep_chart(sweep: Sweep) -> Chart:
                     tuple(getattr(interval, part) for _, interval in known)
                     for part in ("estimate", "low", "high")
                 )
-                series.append(Series(label, x, y, low, high, style, which == "clean"))
+                series.append(Series(label, x, y, low, high, style, which == "clean" and attacked))
     numbers = sorted({int(entry.key) for curve in sweep.curves for _, entry in curve.points})
     title = f"Accuracy against {sweep.title}"
     svg = line_chart(
@@ -75,7 +76,12 @@ def sweep_chart(sweep: Sweep) -> Chart:
         y_label="accuracy, %",
         percent=True,
     )
-    return Chart(title, svg, f"95 % Wilson intervals over images. Runs {_listed(numbers)}.", _legend(series))
+    return Chart(
+        title,
+        svg,
+        f"95 % Wilson intervals over images. Runs {_listed(numbers)}.{_cut(series)}",
+        _legend(series),
+    )
 
 
 def trace_charts(entries: Sequence[Entry]) -> list[Chart]:
@@ -123,7 +129,9 @@ def walk(entry: Entry, defense: Defense, n: int, clean: bool = True) -> Walk:
     positions = entry.run.positions[:n].tolist()
     labels = torch.from_numpy(entry.run.labels[:n])
     rows = defense.purifier.method.table().rows
-    top, true, times = {}, {}, ()
+    top: dict[str, tuple[float, ...]] = {}
+    true: dict[str, tuple[float, ...]] = {}
+    times: tuple[float, ...] = ()
     for which in ("adversarial", "clean")[not entry.attacked : 2 if clean or not entry.attacked else 1]:
         states = states_of(entry, defense, which, positions)
         kept, times = _reverse_part(states, [(row.t, row.forward) for row in rows])
@@ -172,9 +180,7 @@ def walk_charts(walks: Sequence[Walk]) -> list[Chart]:
             marks=False,
         )
         counts = _listed(sorted({one.n for one in walks}))
-        caption = (
-            f"Mean over the first {counts} images, first evaluation draw; the classifier sees each state."
-        )
+        caption = f"Mean over the first {counts} images, first evaluation draw.{_cut(series)}"
         charts.append(Chart(title, svg, caption, _legend(series)))
     return charts
 
@@ -210,6 +216,10 @@ def _told(title: str, series: Sequence[Series], percent: bool) -> str:
             ends = [f"{100 * y:.1f} %" if percent else f"{y:.3g}" for _, y in (known[0], known[-1])]
             parts.append(f"{one.name} from {ends[0]} at {known[0][0]:.4g} to {ends[1]} at {known[-1][0]:.4g}")
     return f"{title}. " + "; ".join(parts)
+
+
+def _cut(series: Sequence[Series]) -> str:
+    return " The axis does not begin at 0." if floor_percent(series) > 0 else ""
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -20,7 +20,7 @@ from ..files import replace_file
 from ..purify import Defense
 from . import figures, svg, tables
 from .data import LEVEL, Entry, doubts, matrices, open_entries
-from .pictures import KINDS, gallery
+from .pictures import KINDS, Gallery, gallery
 from .rebuild import CannotRebuild, find_defense
 from .sweeps import sweeps
 
@@ -105,7 +105,8 @@ def collect(
     found, left_out = matrices(entries)
     shown = [entry for entry in entries if len(entry.run.positions)]
     defenses, notes = _defenses(shown, given, networks) if options.images or options.traced else ({}, {})
-    galleries, walks = [], []
+    galleries: list[Gallery] = []
+    walks: list[figures.Walk] = []
     for entry in shown:
         if options.images:
             say(f"pictures of run {entry.key}")

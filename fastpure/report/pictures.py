@@ -191,7 +191,7 @@ def _given(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: np.
         alt = f"{name} image {int(entry.run.positions[chosen[i]])} of class {entry.class_names[truth]}"
         own = entry.run.predicted(which)[chosen[i]]
         guess = _most_frequent(own) if bare is None else int(bare[i])
-        count = f" {int(right[i].sum())}/{right.shape[1]}" if bare is None and right.shape[1] > 1 else ""
+        count = f" · {int(right[i].sum())}/{right.shape[1]}" if bare is None and right.shape[1] > 1 else ""
         tiles.append(Tile(data_uri(x[i]), alt, _name(entry, guess) + count, guess == truth))
     if bare is not None:
         said = "class by the bare classifier"
@@ -210,7 +210,7 @@ def _purified(entry: Entry, defense: Defense, which: str, x: np.ndarray, chosen:
     tiles = []
     for i, image in enumerate(purified.float().cpu().numpy()):
         alt = f"purified image {int(entry.run.positions[chosen[i]])}"
-        count = f" {int(right[i].sum())}/{right.shape[1]}" if right.shape[1] > 1 else ""
+        count = f" · {int(right[i].sum())}/{right.shape[1]}" if right.shape[1] > 1 else ""
         own = int(guesses[i])
         tiles.append(
             Tile(data_uri(image), alt, _name(entry, own) + count, own == int(entry.run.labels[chosen[i]]))

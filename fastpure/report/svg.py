@@ -68,7 +68,8 @@ def line_chart(
 ) -> str:
     """An SVG element with all series; ``description`` is its text for those who do not see it.
 
-    NaN interrupts a line. ``percent`` lets y run to 100 %, from 0 unless all is above half; ``backwards`` lets x run from right to left.
+    NaN interrupts a line. ``percent`` lets y run to 100 %, from 0 or from `floor_percent`; ``backwards`` lets x run
+    from right to left.
     """
     frame = _frame(series, x_label, y_label, percent, backwards)
     parts = [
@@ -118,16 +119,17 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def floor_percent(series: Sequence[Series]) -> float:
+    """Where an axis in per cent begins: at 0, or at a multiple of 10 % where all is above one half."""
+    least = min((y for one in series for y in (*one.y, *one.low) if math.isfinite(y)), default=0.0)
+    return 0.0 if least < 0.5 else math.floor(10 * least - 0.25) / 10
+
+
 def _frame(series: Sequence[Series], x_label: str, y_label: str, percent: bool, backwards: bool) -> Frame:
     xs = [x for one in series for x in one.x if math.isfinite(x)] or [0.0, 1.0]
     ys = [y for one in series for y in (*one.y, *one.low, *one.high) if math.isfinite(y)] or [0.0, 1.0]
-    y = (_floor(min(ys)), 1.0) if percent else _padded(min(ys), max(ys))
+    y = (floor_percent(series), 1.0) if percent else _padded(min(ys), max(ys))
     return Frame(_padded(min(xs), max(xs), 0.03), y, x_label, y_label, backwards, percent)
-
-
-def _floor(least: float) -> float:
-    """Where an axis in per cent begins: at 0, or at a multiple of 10 % where all is above one half."""
-    return 0.0 if least < 0.5 else math.floor(10 * least - 0.25) / 10
 
 
 def _padded(low: float, high: float, share: float = 0.06) -> tuple[float, float]:

@@ -135,6 +135,8 @@ def image_table(entries: Sequence[Entry]) -> Table:
     rows = []
     for entry in entries:
         run = entry.run
+        if not len(run.positions):
+            continue
         values = {
             "clean": run.values("clean"),
             "robust": run.values("adversarial") if entry.attacked else None,

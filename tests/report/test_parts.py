@@ -1,0 +1,211 @@
+"""The parts of a page: what was swept, what it cost, Holm's correction, charts, the choice of images."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+import fastpure as fp
+from fastpure.data import load_dataset
+from fastpure.evaluate.identity import describe_defense
+from fastpure.intervals import wilson
+from fastpure.report import svg
+from fastpure.report.data import holm, open_entries, value_text
+from fastpure.report.figures import _listed, sweep_chart
+from fastpure.report.page import Options, collect
+from fastpure.report.pictures import choose
+from fastpure.report.rebuild import CannotRebuild, find_defense, rebuild_attack, rebuild_defense
+from fastpure.report.svg import Series, interval_bar, line_chart, ticks
+from fastpure.report.sweeps import sweeps
+from fastpure.report.tables import count, duration, explain
+from tests.evaluate.toys import SHAPE, Brightness, attack, dataset, defense
+from tests.report.made import run
+
+
+def toy(t, steps, seed=0):
+    made = defense(seed)
+    method = fp.methods.coup(made.classifier, t=t, dt=t / steps, scale=1.0)
+    return fp.Defense(made.purifier.with_method(method), made.classifier)
+
+
+def find(paths):
+    with ExitStack() as stack:
+        return [(s.setting, [(c.label, [(x, e.name) for x, e in c.points]) for c in s.curves])
+                for s in sweeps(open_entries(paths, stack))]  # fmt: skip
+
+
+def test_sweeps_are_found_and_nothing_else_is(tmp_path):
+    made = {}
+    for t, steps in ((0.02, 2), (0.04, 2), (0.04, 4), (0.08, 2)):
+        made[t, steps] = run(tmp_path / f"{t}-{steps}.sqlite", toy(t, steps), data=dataset(4))
+    assert find([made[0.08, 2], made[0.02, 2]]) == [("t", [("", [(0.02, "0.02-2"), (0.08, "0.08-2")])])]
+    assert find([made[0.04, 2], made[0.04, 4]]) == [("steps", [("", [(2.0, "0.04-2"), (4.0, "0.04-4")])])]
+    # Twice the time in twice the steps is a sweep over t at the same dt.
+    assert find([made[0.02, 2], made[0.04, 4]]) == [("t", [("", [(0.02, "0.02-2"), (0.04, "0.04-4")])])]
+    assert find([made[0.02, 2]]) == []
+    assert find([made[0.04, 4], made[0.08, 2]]) == [], "t, steps and dt all differ"
+    both = dict(find(list(made.values())))
+    assert sorted(both) == ["steps", "t"]
+    assert len(both["t"]) == 2
+
+
+def test_sweeps_of_attacks_and_two_settings_at_once(tmp_path):
+    paths = []
+    for n_iter in (2, 3):
+        for eot_iter in (1, 2):
+            path = tmp_path / f"{n_iter}-{eot_iter}.sqlite"
+            paths.append(run(path, defense(), attack(n_iter=n_iter, eot_iter=eot_iter), data=dataset(4)))
+    found = dict(find(paths))
+    assert found["n_iter"] == [
+        ("EOT draws of the attack 1", [(2.0, "2-1"), (3.0, "3-1")]),
+        ("EOT draws of the attack 2", [(2.0, "2-2"), (3.0, "3-2")]),
+    ]
+    assert [label for label, _ in found["eot_iter"]] == ["attack iterations 2", "attack iterations 3"]
+    other = run(tmp_path / "seed.sqlite", defense(), attack(n_iter=9, seed=1), data=dataset(4))
+    assert find([paths[0], other]) == [], "another seed and another number of iterations"
+    with ExitStack() as stack:
+        chart = sweep_chart(sweeps(open_entries(paths, stack))[0])
+    ElementTree.fromstring(chart.svg)
+    assert len(chart.legend) == 4
+    assert chart.svg.count("whisker") == 8
+
+
+def test_network_calls_are_those_of_the_plan(tmp_path):
+    for defended in (defense(), defense().classifier):
+        for tried in (None, attack(n_iter=3, eot_iter=2)):
+            protocol = fp.protocols.fresh(3)
+            plan = fp.plan(defended, dataset(8), tried, protocol)
+            path = run(tmp_path / "r.sqlite", defended, tried, protocol, dataset(8))
+            with ExitStack() as stack:
+                (entry,) = open_entries([path], stack)
+                assert entry.calls == plan.network_calls
+            path.unlink()
+
+
+def test_what_is_rebuilt_is_what_was_stored():
+    from fastpure.evaluate.identity import plain
+
+    for made in (attack(eps=8 / 255), fp.attacks.APGDCE(n_iter=3), fp.attacks.AutoAttack(version="rand")):
+        assert rebuild_attack(plain(made)) == made
+    with pytest.raises(CannotRebuild, match="no attack Magic"):
+        rebuild_attack({"name": "Magic", "settings": {}})
+    described = describe_defense(defense())
+    inner = defense().purifier.denoiser
+    assert describe_defense(rebuild_defense(described, inner, defense().classifier)) == described
+    for name, wrong in (("seed", 5), ("precision", "bf16")):
+        rebuilt = rebuild_defense({**described, name: wrong}, inner, defense().classifier)
+        assert describe_defense(rebuilt)[name] == wrong
+    other = Brightness().eval()
+    other.register_buffer("mark", torch.zeros(1))
+    with pytest.raises(CannotRebuild, match="not the defence of the run"):
+        rebuild_defense(described, inner, other)
+    changed = {**described, "method": {**described["method"], "steps": "0" * 64}}
+    with pytest.raises(CannotRebuild, match="another step table"):
+        rebuild_defense(changed, inner, defense().classifier)
+    assert tuple(described["purifier"]["image_shape"]) == SHAPE
+
+
+def test_bundled_networks_are_found_by_themselves(tmp_path):
+    denoiser, classifier = fp.load_denoiser("digits"), fp.load_classifier("digits")
+    method = fp.methods.coup(classifier, t=0.1, dt=0.05)
+    made = fp.Defense(fp.Purifier(denoiser, method, seed=2), classifier)
+    data = load_dataset("digits", "test").subset(4)
+    path = run(tmp_path / "r.sqlite", made, attack(n_iter=2), data=data)
+    with ExitStack() as stack:
+        entries = open_entries([path], stack)
+        found = find_defense(entries[0].identity["defense"], (), None)
+        assert describe_defense(found) == entries[0].identity["defense"]
+        values = collect(entries, Options(traced=3))
+    assert not values["not_rebuilt"]
+    assert [chart.title for chart in values["walks"]] == [
+        "Confidence in the most probable class",
+        "Confidence in the true class",
+    ]
+    with pytest.raises(CannotRebuild):
+        find_defense({**entries[0].identity["defense"], "denoiser": {}}, (), None)
+
+
+def test_confidence_ends_where_the_decision_is_taken(tmp_path):
+    from fastpure.report.figures import walk
+    from fastpure.report.pictures import states_of
+
+    made = defense()
+    path = run(tmp_path / "r.sqlite", made, attack())
+    with ExitStack() as stack:
+        (entry,) = open_entries([path], stack)
+        found = walk(entry, made, 5)
+        states = states_of(entry, made, "adversarial", entry.run.positions[:5].tolist())
+        guesses = made.classify(states[-1]).argmax(1)
+        assert torch.equal(guesses, torch.from_numpy(entry.run.predicted("adversarial")[:5, 0]))
+        assert found.times[0] == pytest.approx(0.02)
+        assert found.times[-1] == 0.0
+        assert len(found.top["clean"]) == len(found.times) == 3, "the diffusion of the input is not drawn"
+        last = made.classify(states[-1]).softmax(1)
+        assert found.top["adversarial"][-1] == pytest.approx(float(last.amax(1).mean().detach()))
+        assert "clean" not in walk(entry, made, 5, clean=False).top
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_images_of_every_kind_are_chosen_in_turn():
+    kinds = ["both right"] * 5 + ["caught", "both right", "caused", "caught"]
+    assert choose(kinds, 4) == [5, 8, 7, 0]
+    assert choose(kinds, 99) == [5, 8, 7, 0, 1, 2, 3, 4, 6]
+    assert choose(kinds, 0) == []
+
+
+def test_charts_are_valid_and_to_scale():
+    series = Series("a & <b>", (0.0, 1.0, 2.0), (0.0, 0.5, float("nan")), (0.0, 0.4, 0.5), (0.1, 0.6, 0.7))
+    root = ElementTree.fromstring(
+        line_chart([series], description='"quoted" & <b>', x_label="x", y_label="y", percent=True)
+    )
+    assert root.attrib["aria-label"] == '"quoted" & <b>'
+    (line,) = root.iter("polyline")
+    (_, y0), (_, y1) = ([float(v) for v in point.split(",")] for point in line.attrib["points"].split())
+    height = svg.HEIGHT - svg.TOP - svg.BOTTOM
+    assert y0 - y1 == pytest.approx(0.5 * height, abs=0.11)
+    assert len(list(root.iter("circle"))) == 2, "no mark where nothing is known"
+    bar = ElementTree.fromstring(interval_bar(wilson(3, 12)))
+    (rect,) = bar.iter("rect")
+    assert float(rect.attrib["x"]) == pytest.approx(100 * wilson(3, 12).low, abs=0.06)
+    ElementTree.fromstring(interval_bar(wilson(0, 0)))
+    ElementTree.fromstring(line_chart([], description="", x_label="", y_label=""))
+    assert not re.search("nan", line_chart([series], description="", x_label="x", y_label="y"))
+
+
+def test_ticks_are_round_and_inside():
+    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(0.047, 0.203, 6) == pytest.approx([0.05, 0.1, 0.15, 0.2])
+    assert ticks(-3, 12) == [0, 5, 10]
+
+
+def test_words():
+    assert value_text("eps", 8 / 255) == "8/255"
+    assert value_text("eps", 0.2) == "0.2"
+    assert value_text("dt", 8 / 255) == "0.0313725"
+    assert [duration(s) for s in (3.21, 150, 3600 * 5 + 1200, 3600 * 60)] == [
+        "3.2 s",
+        "2 min",
+        "5 h 20 min",
+        "2 d 12 h",
+    ]
+    assert [count(n) for n in (12, 12800, 3_400_000, 1_200_000_000)] == [
+        "12",
+        "12\u202f800",
+        "3.4 million",
+        "1.2 billion",
+    ]
+    assert _listed([1, 2, 3, 5]) == "1 to 3 and 5"
+    assert _listed([4]) == "4"
+    assert _listed([1, 2]) == "1 and 2"
+    for made in fp.protocols.PROTOCOLS.values():
+        assert explain(made()).endswith(".")
+        assert "{" not in explain(made())
