@@ -32,6 +32,10 @@ BUNDLED = ("digits",)
 """Names under which both a denoiser and a classifier are bundled."""
 
 
+SMALL = 8
+"""Height and width of the images on which the queries of an attack are counted, at most."""
+
+
 class CannotRebuild(FastpureError, ValueError):
     """A stored description does not lead back to what it describes; the message says why."""
 
@@ -181,7 +185,9 @@ def network_calls(identity: Mapping[str, Any], protocol: Protocol, judged: int, 
             return None
     if identity["attack"] is None:
         return per * judged
-    shape, n_classes = tuple(data["image_shape"]), max(len(data["classes"]), 2)
+    channels, height, width = data["image_shape"]
+    # How often an attack asks does not depend on the size of the images; how long it takes to find out does.
+    shape, n_classes = (channels, min(height, SMALL), min(width, SMALL)), max(len(data["classes"]), 2)
     found = queries(canonical(identity["attack"]), protocol, shape, n_classes, purified)
     return None if found is None else round(per * (judged + images * (2 * found[0] + found[1])))
 

@@ -89,16 +89,22 @@ def test_network_calls_are_those_of_the_plan(tmp_path):
 def test_what_is_rebuilt_is_what_was_stored():
     from fastpure.evaluate.identity import plain
 
-    for made in (attack(eps=8 / 255), fp.attacks.APGDCE(n_iter=3), fp.attacks.AutoAttack(version="rand")):
+    for made in (
+        attack(eps=8 / 255, batch_size=256),
+        fp.attacks.APGDCE(n_iter=3),
+        fp.attacks.AutoAttack(version="rand"),
+    ):
         assert rebuild_attack(plain(made)) == made
     with pytest.raises(CannotRebuild, match="no attack Magic"):
         rebuild_attack({"name": "Magic", "settings": {}})
     described = describe_defense(defense())
     inner = defense().purifier.denoiser
     assert describe_defense(rebuild_defense(described, inner, defense().classifier)) == described
-    for name, wrong in (("seed", 5), ("precision", "bf16")):
-        rebuilt = rebuild_defense({**described, name: wrong}, inner, defense().classifier)
-        assert describe_defense(rebuilt)[name] == wrong
+    for options in ({"seed": 5}, {"precision": "bf16"}, {"gradient_precision": "tf32"}):
+        own = fp.Purifier(inner, defense().purifier.method, **options)
+        stored = describe_defense(fp.Defense(own, defense().classifier))
+        assert stored != described
+        assert describe_defense(rebuild_defense(stored, inner, defense().classifier)) == stored
     other = Brightness().eval()
     other.register_buffer("mark", torch.zeros(1))
     with pytest.raises(CannotRebuild, match="not the defence of the run"):

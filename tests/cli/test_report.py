@@ -1,0 +1,77 @@
+"""`fastpure report` as a user meets it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import fastpure as fp
+from fastpure.cli import main
+from fastpure.data import load_dataset
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    denoiser, classifier = fp.load_denoiser("digits"), fp.load_classifier("digits")
+    data = load_dataset("digits", "test").subset(3)
+    paths = []
+    for seed in (0, 1):
+        method = fp.methods.coup(classifier, t=0.1, dt=0.05)
+        defense = fp.Defense(fp.Purifier(denoiser, method, seed=seed), classifier)
+        paths.append(folder / f"coup-{seed}.sqlite")
+        attack = fp.attacks.PGD(n_iter=2, eot_iter=1)
+        fp.evaluate(defense, data, attack, fp.protocols.fresh(2), out=paths[-1], progress=False)
+    return [str(path) for path in paths]
+
+
+def test_report_writes_page_and_tables(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["report", *files, "--csv", "tables", "--title", "Digits", "--images", "2", "--traced", "2"]
+    done = CliRunner().invoke(main.app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    html = (tmp_path / "report.html").read_text()
+    assert "<h1>Digits</h1>" in html
+    assert "adversarial, purified" in html, "the bundled networks are those of the runs"
+    assert html.count("<img") == 2 * 2 * 4
+    names = ["comparisons.csv", "draws.csv", "images.csv", "runs.csv"]
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == names
+    again = CliRunner().invoke(main.app, [*words, "--force"], catch_exceptions=False)
+    assert again.exit_code == 0
+    assert (tmp_path / "report.html").read_text() == html
+    given = ["--denoiser", "digits", "--classifier", "digits", "--force"]
+    CliRunner().invoke(main.app, [*words, *given], catch_exceptions=False)
+    assert (tmp_path / "report.html").read_text() == html
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.sqlite"], "none.sqlite: no such run file"),
+        (["{0}", "{0}"], "`runs` must be different runs"),
+        (["{0}", "--out", "there.html"], "there.html exists; use --force"),
+        (["{0}", "--out", "."], ". is a folder"),
+        (["{0}", "--csv", "."], "runs.csv exists; use --force"),
+        (["{0}", "--parquet", "new"], "pip install 'fastpure[parquet]'"),
+        (["{0}", "--images", "-1"], "`images` must be an integer >= 0"),
+        (["{0}", "--denoiser", "digits"], "`--classifier` must be given with --denoiser"),
+        (["{0}", "--classifier", "none.pt"], "none.pt"),
+        (["{0}", "--device", "tpu"], "`device` must be cpu"),
+    ],
+)
+def test_refusals_are_one_sentence_and_write_nothing(files, words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    before = {"there.html": "mine", "runs.csv": "mine"}
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(sys, "argv", ["fastpure", "report", *(word.format(*files) for word in words)])
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 2
+    text = capsys.readouterr().err.splitlines()[-1]
+    assert text.startswith("fastpure: ")
+    assert message in text
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
