@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import mistake
 from ..evaluate import Comparison, Finding, Report, Run, compare_runs
+from ..evaluate.identity import canonical
 from ..evaluate.shards import describe
 from ..evaluate.weakness import NOT_ATTACKS, across, gradient_mode
 from .rebuild import network_calls
@@ -202,6 +203,12 @@ class Matrix:
     entries: tuple[Entry, ...]
     pairs: tuple[Pair, ...]
 
+    @property
+    def mixed(self) -> bool:
+        """Whether the adversarial images compared come from attacks with different names or settings."""
+        attacks = {canonical(entry.identity["attack"]) for entry in self.entries}
+        return self.which == "adversarial" and len(attacks) > 1
+
     def pair(self, row: str, column: str) -> Pair | None:
         """The comparison of these two, either way round; None on the diagonal."""
         for pair in self.pairs:
@@ -270,8 +277,6 @@ def _pairs(members: Sequence[Entry], which: str) -> tuple[Pair, ...]:
 
 
 def _defense_key(entry: Entry) -> str:
-    from ..evaluate.identity import canonical
-
     return canonical(entry.identity["defense"])
 
 

@@ -180,7 +180,8 @@ def walk_charts(walks: Sequence[Walk]) -> list[Chart]:
             marks=False,
         )
         counts = _listed(sorted({one.n for one in walks}))
-        caption = f"Mean over the first {counts} images, first evaluation draw.{_cut(series)}"
+        about = "first evaluation draw; originals are drawn once per defence"
+        caption = f"Mean over the first {counts} images, {about}.{_cut(series)}"
         charts.append(Chart(title, svg, caption, _legend(series)))
     return charts
 

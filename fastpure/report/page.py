@@ -141,11 +141,11 @@ def collect(
 
 def render(values: dict[str, Any]) -> str:
     """The page. Every text is escaped by the template engine; only this package's own SVG and style are not."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader(__package__ or "fastpure.report", "."),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
