@@ -18,7 +18,7 @@ def report(
         Path | None, typer.Option(help="Folder for the tables as CSV: runs, comparisons, images, draws.")
     ] = None,
     parquet: Annotated[
-        Path | None, typer.Option(help="The same as Parquet (needs fastpure[parquet]).")
+        Path | None, typer.Option(help="The same as Parquet (needs the extra parquet: pyarrow).")
     ] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Robustness report",
     images: Annotated[int, typer.Option(help="Images shown per run; 0 shows none.")] = 8,

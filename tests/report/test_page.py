@@ -21,6 +21,7 @@ from fastpure.evaluate.store import RunStore
 from fastpure.report import Options, report
 from fastpure.report.data import open_entries
 from fastpure.report.page import collect
+from fastpure.report.pictures import data_uri, flips, what_happened
 from tests.evaluate.toys import attack, dataset, defense, run_file
 from tests.report.made import HOSTILE, Page, hostile_data, run
 
@@ -150,13 +151,17 @@ def test_pictures_are_the_images_of_the_run(files):
     assert [tile.right for tile in tiles] == [bool(predicted[p] == labels[p]) for p in positions]
 
 
+def test_colours_are_kept():
+    image = np.random.default_rng(0).uniform(-0.2, 1.2, (3, 5, 4)).astype(np.float32)
+    expected = np.rint(image.clip(0, 1).astype(np.float64) * 255).transpose(1, 2, 0)
+    assert np.array_equal(decode(data_uri(image)), expected)
+
+
 def decode(source):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
 
 
 def test_flips_are_counted_over_images_and_draws(tmp_path):
-    from fastpure.report.pictures import flips, what_happened
-
     clean = [[0, 0], [0, 1], [1, 1], [1, 0]]
     path = tmp_path / "r.sqlite"
     run_file(path, clean, [[0, 0], [1, 1], [0, 0], [1, 1]]).close()
