@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -328,3 +331,12 @@ def test_attacks_take_every_method(name):
     result = fp.attacks.PGD(norm="Linf", eps=0.1, n_iter=4, eot_iter=2)(defense, u, y)
     assert float((result.x_adv - u).abs().max()) <= 0.1 + 1e-6
     assert float(result.losses[-1].mean()) > float(result.losses[0].mean())
+
+
+def test_every_method_is_documented_with_its_source():
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(fp.methods.METHODS)
+    for make in fp.methods.METHODS.values():
+        assert len(make.__doc__.split()) > 10

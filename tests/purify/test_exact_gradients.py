@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fastpure as fp
-from fastpure.classifiers import FeatureHead
+from fastpure.classifiers import FeatureHead, ResNet, ResNetConfig
 from tests.nets.helpers import golden_denoiser
 from tests.purify import written_out as plain
 from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
@@ -31,8 +31,14 @@ def auxiliary() -> nn.Module:
     return FeatureHead(nn.Sequential(*layers).double().eval(), head="5")
 
 
-def agdm_case(sampler, label="input", features="clean"):
-    network = auxiliary()
+def frozen_resnet() -> nn.Module:
+    torch.manual_seed(6)
+    config = ResNetConfig(image_shape=SHAPE, classes=4, widths=(6, 9), mean=(0.5, 0.4), std=(0.3, 0.2))
+    return ResNet(config).double().eval().requires_grad_(False)
+
+
+def agdm_case(sampler, label="input", features="clean", network=None):
+    network = network or auxiliary()
     settings = {"scale": 5e4, "eta": 3.0, "sampler": sampler, "label": label, "features": features}
     method = fp.methods.agdm(network, t=0.006, clip_output=False, **settings)
     return method, lambda eps, u, noise: plain.agdm(eps, network, u, noise, 6, *settings.values())
@@ -62,6 +68,7 @@ CASES = {
     "agdm_sde": lambda: agdm_case("sde"),
     "agdm_step_label": lambda: agdm_case("ddpm", label="step"),
     "agdm_noised_features": lambda: agdm_case("sde", features="noised"),
+    "agdm_resnet": lambda: agdm_case("ddpm", network=frozen_resnet()),
     "adbm": lambda: (
         fp.methods.adbm(clip_output=False),
         lambda eps, u, noise: plain.adbm(eps, u, noise, 99, 5),
