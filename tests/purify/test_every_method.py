@@ -144,6 +144,18 @@ def test_adbm_schedules():
     assert [row.tau for row in training.rows[1:]] == pytest.approx([99.9, 79.92, 59.94, 39.96, 19.98])
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "edm"])
+def test_coup_is_added_to_the_score(sampler):
+    plain, guided = (
+        fp.methods.addt(sampler, 10, classifier=network, scale=2.0) for network in (None, toy_classifier())
+    )
+    assert "with COUP's guidance" in str(guided)
+    for before, after in zip(plain.table().rows, guided.table().rows, strict=True):
+        assert (after.a, after.b, after.d) == (before.a, before.b, before.d)
+        assert after.c == pytest.approx(-2.0 * before.sigma * before.b)
+        assert after.u == pytest.approx(-2.0 * before.sigma * before.r)
+
+
 def test_agdm_coefficients():
     network = auxiliary()
     ddpm = fp.methods.agdm(network, scale=3.0).table()
@@ -232,6 +244,11 @@ def aux(classes=4, size=128):
             lambda: fp.methods.adbm(schedule="vp"),
             ValueError,
             "`schedule` must be one of 'released', 'training'",
+        ),
+        (
+            lambda: fp.methods.addt("vp", classifier=toy_classifier()),
+            ValueError,
+            "`sampler` must be 'ddpm', 'ddim' or 'edm' with a classifier, got 'vp'",
         ),
         (lambda: fp.methods.adbm(n_steps=0), ValueError, "`n_steps`"),
         (

@@ -73,6 +73,10 @@ CASES = {
         fp.methods.adbm(clip_output=False),
         lambda eps, u, noise: plain.adbm(eps, u, noise, 99, 5),
     ),
+    "adbm_coup": lambda: (
+        fp.methods.adbm(clip_output=False, classifier=toy_classifier(), scale=5.0),
+        lambda eps, u, noise: plain.adbm(eps, u, noise, 99, 5, toy_classifier(), 5.0),
+    ),
     "addt_ddpm": lambda: (
         fp.methods.addt("ddpm", 50, clip_output=False),
         lambda eps, u, noise: plain.addt(eps, u, noise, [100, 80, 60, 40, 20, 0], "ddpm"),

@@ -85,13 +85,18 @@ def agdm(
     return (x + 1) / 2
 
 
-def adbm(eps, u, noise, first: int, n: int) -> Tensor:
+def adbm(eps, u, noise, first: int, n: int, classifier=None, scale: float = 0.0) -> Tensor:
     power = np.cumprod(1 - np.linspace(1e-6, 2e-2, 1000))
     x = diffuse(2 * u - 1, power[first + 1], noise["forward"])
     stride = (first + 1) // n
     for i in range(first, -1, -stride):
         after = power[i - stride] if i >= stride else 1.0
-        x = eta_step(eps, x, power[i], after, i, 0.0, True, None)
+        x, before = eta_step(eps, x, power[i], after, i, 0.0, True, None), x
+        if classifier is not None:
+            # The step's own coefficient of the predicted noise, which is -sigma times the score.
+            share = math.sqrt(1 - after) - math.sqrt(after / power[i]) * math.sqrt(1 - power[i])
+            logp = classifier((before + 1) / 2).log_softmax(1).amax(1).sum()
+            x = x - share * math.sqrt(1 - power[i]) * scale * slope_of(logp, before)
     return (x + 1) / 2
 
 
