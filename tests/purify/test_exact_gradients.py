@@ -227,6 +227,23 @@ def test_adp_images_rest_at_different_steps():
     assert len(set(counts)) > 1, counts
 
 
+def test_adp_ends_when_all_images_rest():
+    u, v, noise = inputs(fp.methods.adp())
+    results = []
+    for n_iter in (1, 10):
+        purifier = fp.Purifier(networks()[0], fp.methods.adp(n_iter=n_iter, stop=1.0), precision="fp64")
+        seen = []
+        purifier.denoiser.network.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        few = {**noise, "steps": None, "guidance": None}
+        purifier(u, noise=fp.RecordedNoise(**few))
+        assert len(seen) == 2
+        leaf = u.clone().requires_grad_(True)
+        out = purifier(leaf, noise=fp.RecordedNoise(**few))
+        results.append((out.detach(), torch.autograd.grad((out * v).sum(), leaf)[0]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-13)
+
+
 def test_the_second_derivative_of_the_denoiser_is_in_the_gradient():
     """Treating Adam's gradient as a constant, as the published attack does, is another direction altogether."""
     method, _ = CASES["likelihood_max"]()
