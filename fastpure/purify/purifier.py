@@ -23,6 +23,7 @@ from ..reverse import (
     reverse,
     states,
 )
+from .inference import outside_inference_mode
 from .methods import Method
 from .precision import Precision
 from .precision import precision as precision_named
@@ -120,6 +121,7 @@ class Purifier(nn.Module):
         tensors = chain(self.denoiser.parameters(), self.denoiser.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
+    @outside_inference_mode
     def forward(
         self,
         x: Tensor,
@@ -151,6 +153,7 @@ class Purifier(nn.Module):
         u = (reverse(*prepared) + 1.0) * 0.5
         return (u.clamp(0.0, 1.0) if self.method.clip_output else u).to(x.dtype)
 
+    @outside_inference_mode
     def trajectory(
         self,
         x: Tensor,

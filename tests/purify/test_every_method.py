@@ -73,6 +73,19 @@ def test_draws_are_repeatable_and_different(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_inference_mode_gives_the_same_and_spoils_nothing(name):
+    u = images(2)
+    expected = purifier(SMALL[name]())(u)
+    ours = purifier(SMALL[name]())
+    with torch.inference_mode():
+        assert torch.equal(ours(u + 0.0), expected)
+        assert torch.equal(ours.trajectory(u + 0.0)[0], ours.trajectory(u)[0])
+    leaf = u.clone().requires_grad_(True)
+    (grad,) = torch.autograd.grad(ours(leaf).square().sum(), leaf)
+    assert bool(grad.isfinite().all())
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_printing_names_the_method_and_its_cost(name):
     method = SMALL[name]()
     text = str(method)
