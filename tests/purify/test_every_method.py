@@ -228,7 +228,7 @@ def aux(classes=4, size=128):
         (
             lambda: fp.methods.agdm(Small().eval()),
             ValueError,
-            r"`auxiliary` must be .*features_and_logits.*FeatureHead",
+            r"`auxiliary` must be .*features_and_logits.*FeatureHead.*'fc'",
         ),
         (lambda: fp.methods.agdm(lambda x: x), TypeError, "`auxiliary` must be a torch.nn.Module"),
         (lambda: fp.methods.agdm(aux().train()), ValueError, "`auxiliary` must be in evaluation mode"),

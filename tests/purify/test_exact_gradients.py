@@ -11,6 +11,7 @@ from torch import nn
 
 import fastpure as fp
 from fastpure.classifiers import FeatureHead, ResNet, ResNetConfig
+from fastpure.nets import Denoiser
 from tests.nets.helpers import golden_denoiser
 from tests.purify import written_out as plain
 from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
@@ -160,6 +161,31 @@ def test_method_is_its_formula_written_out(name):
         x, g = ours(method, u, v, noise, memory)
         assert error(x, out) < 1e-11
         assert error(g, grad) < 1e-9
+
+
+def test_edm_with_a_network_that_is_told_sigma():
+    """Karras et al.'s own kind of network: it must see x and sigma, though the table walks in other coordinates."""
+    method, _ = edm_case()
+    net = networks()[0].network
+    denoiser = Denoiser.from_module(net, "x0", "sigma", SHAPE)
+    u, v, noise = inputs(method)
+    leaf = u.clone().requires_grad_(True)
+    expected = plain.edm(
+        None,
+        leaf,
+        noise,
+        0.5,
+        0.002,
+        4,
+        2.0,
+        1.007,
+        True,
+        lambda x, sigma: net(x, x.new_full((len(x),), sigma)),
+    )
+    out = fp.Purifier(denoiser, method, precision="fp64")(leaf, noise=fp.RecordedNoise(**noise))
+    assert error(out.detach(), expected.detach()) < 1e-11
+    grads = [torch.autograd.grad((end * v).sum(), leaf)[0] for end in (out, expected)]
+    assert error(*grads) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["agdm_ddpm", "adbm", "edm", *PROCEDURES])

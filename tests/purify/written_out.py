@@ -142,21 +142,24 @@ def denoised(eps, x: Tensor, sigma: float) -> Tensor:
     return x - sigma * eps(x / math.sqrt(1 + sigma**2), 999 * vp_time(sigma))
 
 
-def edm(eps, u, noise, top: float, bottom: float, n: int, churn: float, spread: float, heun: bool) -> Tensor:
+def edm(
+    eps, u, noise, top: float, bottom: float, n: int, churn: float, spread: float, heun: bool, denoise=None
+) -> Tensor:
     """Algorithm 2 of Karras et al. 2022 in its own coordinates."""
     grid = [(top ** (1 / 7) + i / (n - 1) * (bottom ** (1 / 7) - top ** (1 / 7))) ** 7 for i in range(n)]
     x, draws = 2 * u - 1 + top * noise["forward"], iter(noise["steps"])
+    denoise = denoise or (lambda x, sigma: denoised(eps, x, sigma))
     gamma = min(churn / n, math.sqrt(2) - 1)
     for i in range(n):
         now, after = grid[i], grid[i + 1] if i + 1 < n else 0.0
         raised = now * (1 + gamma)
         if gamma:
             x = x + math.sqrt(raised**2 - now**2) * spread * next(draws)
-        d = (x - denoised(eps, x, raised)) / raised
+        d = (x - denoise(x, raised)) / raised
         euler = x + (after - raised) * d
         next(draws)
         if heun and after:
-            d = (d + (euler - denoised(eps, euler, after)) / after) / 2
+            d = (d + (euler - denoise(euler, after)) / after) / 2
             euler = x + (after - raised) * d
             next(draws)
         x = euler
