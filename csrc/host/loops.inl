@@ -273,6 +273,29 @@ static void vjp_tiles(const RowVjpArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+#include "lanes.inl"
+#include "group_norm.inl"
+#include "group_norm_vjp.inl"
+
+// Chooses by what the loops have as template arguments; Args says whether it is the operation or its transpose.
+template <typename T, bool kActivate, typename Args>
+static void group_norm_by_resample(const Args& args, int64_t begin, int64_t end) {
+  switch (args.shape.resample) {
+    case kKeep:
+      return group_norm_units<T, kKeep, kActivate>(args, begin, end);
+    case kUp:
+      return group_norm_units<T, kUp, kActivate>(args, begin, end);
+    case kDown:
+      return group_norm_units<T, kDown, kActivate>(args, begin, end);
+  }
+}
+
+template <typename T, typename Args>
+static void group_norm_any(const Args& args, int64_t begin, int64_t end) {
+  if (args.shape.activate) return group_norm_by_resample<T, true>(args, begin, end);
+  return group_norm_by_resample<T, false>(args, begin, end);
+}
+
 }  // namespace FASTPURE_ISA
 }  // namespace
 
@@ -281,6 +304,10 @@ const Kernels FASTPURE_ISA_TABLE = {
     FASTPURE_ISA::noise_tiles<float>, FASTPURE_ISA::noise_tiles<double>,
     FASTPURE_ISA::row_tiles<float>,   FASTPURE_ISA::row_tiles<double>,
     FASTPURE_ISA::vjp_tiles<float>,   FASTPURE_ISA::vjp_tiles<double>,
+    FASTPURE_ISA::group_norm_any<float, GroupNormArgs>,
+    FASTPURE_ISA::group_norm_any<FASTPURE_ISA::BFloat16, GroupNormArgs>,
+    FASTPURE_ISA::group_norm_any<float, GroupNormVjpArgs>,
+    FASTPURE_ISA::group_norm_any<FASTPURE_ISA::BFloat16, GroupNormVjpArgs>,
 };
 
 }  // namespace fastpure::host

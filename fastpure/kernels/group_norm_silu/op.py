@@ -8,9 +8,9 @@ from torch import Tensor
 from fastpure.errors import one_of
 from fastpure.kernels import registry, triton_support
 from fastpure.kernels.activations import always, dense, refuse_autograd
-from fastpure.kernels.group_norm_silu import checks, impl_triton, reference
+from fastpure.kernels.group_norm_silu import checks, impl_ext, impl_triton, reference
 
-ORDER = {"cuda": ("triton", "reference")}
+ORDER = {"cuda": ("triton", "reference"), "cpu": ("ext", "reference")}
 
 
 def _forward_by_reference(
@@ -66,6 +66,7 @@ FORWARD = registry.OpSpec(
     ),
     reference=reference.group_norm_silu,
     impls={
+        "ext": registry.Implementation(impl_ext.group_norm_silu, impl_ext.unavailable),
         "triton": registry.Implementation(impl_triton.group_norm_silu, triton_support.unavailable),
         "reference": registry.Implementation(_forward_by_reference, always),
     },
@@ -79,6 +80,7 @@ BACKWARD = registry.OpSpec(
     ),
     reference=reference.group_norm_silu_vjp,
     impls={
+        "ext": registry.Implementation(impl_ext.group_norm_silu_vjp, impl_ext.unavailable),
         "triton": registry.Implementation(impl_triton.group_norm_silu_vjp, triton_support.unavailable),
         "reference": registry.Implementation(_backward_by_reference, always),
     },
