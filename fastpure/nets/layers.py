@@ -50,7 +50,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        return frozen.norm(x, self.weight, self.bias, self.groups, self.eps)
 
     def silu(self, x: Tensor) -> Tensor:
         return frozen.norm_silu(x, self.weight, self.bias, self.groups, self.eps)
