@@ -181,31 +181,39 @@ static void group_deviations(const GroupNormArgs& args, int64_t sample, int64_t 
   }
 }
 
-// The activated values of one pixel.
-template <bool kActivate, int N, bool kPart, typename T>
-FASTPURE_HD Pixel<N> activated(const T* x, const Pixel<N> (&k)[4], int64_t width) {
+// The activated values of one pixel. Everywhere below, `kCommon` loops are made for what networks do most (activation,
+// no resampling) and the others decide pixel by pixel: compiling every combination would take minutes.
+template <bool kCommon, int N, bool kPart, typename T>
+FASTPURE_HD Pixel<N> activated(const T* x, const Pixel<N> (&k)[4], bool activate, int64_t width) {
   Pixel<N> a = load_pixel<N, kPart>(x, width);
   for (int i = 0; i < N; ++i) {
     const Lanes n = ((a.lanes[i] - k[0].lanes[i]) * k[1].lanes[i]) * k[2].lanes[i] + k[3].lanes[i];
-    a.lanes[i] = kActivate ? silu(n) : n;
+    a.lanes[i] = kCommon || activate ? silu(n) : n;
   }
   return a;
 }
 
-template <Resample kind, bool kActivate, int N, bool kPart, typename T>
+template <bool kCommon, int N, bool kPart, typename T>
 static void write_tile(const GroupNormShape& shape, const Affine& affine, Plane<const T> in, Plane<T> out,
                        int64_t channels) {
   const Pixel<N> k[4] = {as_pixel<N>(affine.center), as_pixel<N>(affine.inverse), as_pixel<N>(affine.weight),
                          as_pixel<N>(affine.bias)};
   const int64_t pixels = shape.pixels(), columns = shape.width;
-  if (kind == kDown) {
+  const bool activate = kCommon || shape.activate;
+  if (kCommon || shape.resample == kKeep) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      store_pixel<N, kPart>(out.at(p), activated<kCommon, N, kPart>(in.at(p), k, activate, channels), channels);
+    }
+    return;
+  }
+  if (shape.resample == kDown) {
     const int64_t half = columns / 2;
     for (int64_t q = 0; q < pixels / 4; ++q) {
       const int64_t p = 2 * (q / half) * columns + 2 * (q % half);
-      Pixel<N> sum = activated<kActivate, N, kPart>(in.at(p), k, channels);
+      Pixel<N> sum = activated<kCommon, N, kPart>(in.at(p), k, activate, channels);
       const int64_t others[3] = {p + 1, p + columns, p + columns + 1};
       for (const int64_t corner : others) {
-        const Pixel<N> a = activated<kActivate, N, kPart>(in.at(corner), k, channels);
+        const Pixel<N> a = activated<kCommon, N, kPart>(in.at(corner), k, activate, channels);
         for (int i = 0; i < N; ++i) sum.lanes[i] += a.lanes[i];
       }
       for (int i = 0; i < N; ++i) sum.lanes[i] *= 0.25f;
@@ -214,25 +222,24 @@ static void write_tile(const GroupNormShape& shape, const Affine& affine, Plane<
     return;
   }
   for (int64_t p = 0; p < pixels; ++p) {
-    const Pixel<N> a = activated<kActivate, N, kPart>(in.at(p), k, channels);
-    if (kind == kKeep) {
-      store_pixel<N, kPart>(out.at(p), a, channels);
-    } else {
-      const int64_t q = 4 * (p / columns) * columns + 2 * (p % columns);
-      const int64_t corners[4] = {q, q + 1, q + 2 * columns, q + 2 * columns + 1};
-      for (const int64_t corner : corners) {
-        store_pixel<N, kPart>(out.at(corner), a, channels);
-      }
-    }
+    const Pixel<N> a = activated<kCommon, N, kPart>(in.at(p), k, activate, channels);
+    const int64_t q = 4 * (p / columns) * columns + 2 * (p % columns);
+    const int64_t corners[4] = {q, q + 1, q + 2 * columns, q + 2 * columns + 1};
+    for (const int64_t corner : corners) store_pixel<N, kPart>(out.at(corner), a, channels);
   }
 }
 
-template <typename T, Resample kind, bool kActivate>
+// Pixels of the resampled image of a sample.
+static int64_t resampled_pixels(const GroupNormShape& shape) {
+  return shape.resample == kUp ? 4 * shape.pixels() : shape.resample == kDown ? shape.pixels() / 4 : shape.pixels();
+}
+
+template <typename T, bool kCommon>
 static void group_norm_units(const GroupNormArgs& args, int64_t begin, int64_t end) {
   const GroupNormShape& shape = args.shape;
   const int64_t each = groups_per_unit(shape), units = units_per_sample(shape);
   const int64_t width = shape.channels() / shape.groups;
-  const int64_t written = kind == kUp ? 4 * shape.pixels() : kind == kDown ? shape.pixels() / 4 : shape.pixels();
+  const int64_t written = resampled_pixels(shape);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t sample = unit / units, first = unit % units * each, last = smaller(first + each, shape.groups);
     group_means<T>(args, sample, first, last);
@@ -243,7 +250,7 @@ static void group_norm_units(const GroupNormArgs& args, int64_t begin, int64_t e
       const Plane<const T> in = input_plane(shape, static_cast<const T*>(args.x), static_cast<const T*>(args.skip),
                                             sample, tile.channel);
       const Plane<T> out = plane(static_cast<T*>(args.y), sample, written, shape.channels(), tile.channel);
-      write_tile<kind, kActivate, decltype(size)::kVectors, decltype(size)::kPart>(shape, affine, in, out, tile.width);
+      write_tile<kCommon, decltype(size)::kVectors, decltype(size)::kPart>(shape, affine, in, out, tile.width);
     });
   }
 }

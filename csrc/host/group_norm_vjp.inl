@@ -6,8 +6,8 @@ struct GroupSums {
 };
 
 // The transposed resampling: the cotangent of pixel p of the activated tensor.
-template <Resample kind, int N, bool kPart, typename T>
-FASTPURE_HD Pixel<N> cotangent(const Plane<const T>& v, int64_t p, int64_t columns, int64_t width) {
+template <int N, bool kPart, typename T>
+FASTPURE_HD Pixel<N> cotangent(const Plane<const T>& v, int64_t p, Resample kind, int64_t columns, int64_t width) {
   if (kind == kKeep) return load_pixel<N, kPart>(v.at(p), width);
   const int64_t row = p / columns, column = p % columns;
   if (kind == kDown) {
@@ -30,6 +30,8 @@ template <typename T, int N>
 struct VjpTileInput {
   Plane<const T> x, v;
   Pixel<N> k[4];
+  Resample kind;
+  bool activate;
   int64_t columns, width;
 };
 
@@ -43,25 +45,25 @@ FASTPURE_HD Pixel<N> normalised(const VjpTileInput<T, N>& in, int64_t p) {
   return xhat;
 }
 
-template <Resample kind, bool kActivate, bool kPart, int N, typename T>
+template <bool kCommon, bool kPart, int N, typename T>
 FASTPURE_HD Pixel<N> cotangent_of(const Pixel<N>& xhat, const VjpTileInput<T, N>& in, int64_t p) {
-  Pixel<N> g = cotangent<kind, N, kPart>(in.v, p, in.columns, in.width);
+  Pixel<N> g = cotangent<N, kPart>(in.v, p, kCommon ? kKeep : in.kind, in.columns, in.width);
   for (int i = 0; i < N; ++i) {
-    if (kActivate) g.lanes[i] *= silu_slope(xhat.lanes[i] * in.k[2].lanes[i] + in.k[3].lanes[i]);
+    if (kCommon || in.activate) g.lanes[i] *= silu_slope(xhat.lanes[i] * in.k[2].lanes[i] + in.k[3].lanes[i]);
     g.lanes[i] *= in.k[2].lanes[i];
   }
   return g;
 }
 
 // `kept`: where to keep g, pixel by pixel; null if nowhere.
-template <Resample kind, bool kActivate, bool kPart, int N, typename T>
+template <bool kCommon, bool kPart, int N, typename T>
 static void sum_cotangents(const VjpTileInput<T, N>& in, int64_t pixels, float* kept, double* of_g, double* of_gx) {
   for (int64_t begin = 0; begin < pixels; begin += kSumPixels) {
     const int64_t end = smaller(begin + kSumPixels, pixels);
     Pixel<N> sum_g = {}, sum_gx = {};
     for (int64_t p = begin; p < end; ++p) {
       const Pixel<N> xhat = normalised<kPart>(in, p);
-      const Pixel<N> g = cotangent_of<kind, kActivate, kPart>(xhat, in, p);
+      const Pixel<N> g = cotangent_of<kCommon, kPart>(xhat, in, p);
       for (int i = 0; i < N; ++i) {
         sum_g.lanes[i] += g.lanes[i];
         sum_gx.lanes[i] += g.lanes[i] * xhat.lanes[i];
@@ -74,13 +76,13 @@ static void sum_cotangents(const VjpTileInput<T, N>& in, int64_t pixels, float* 
 }
 
 // v_h = inverse (g - mean(g) - xhat mean(g xhat)) + add
-template <Resample kind, bool kActivate, bool kPart, int N, typename T>
+template <bool kCommon, bool kPart, int N, typename T>
 static void write_cotangents(const VjpTileInput<T, N>& in, int64_t pixels, const float* kept, const Pixel<N>& mean_g,
                              const Pixel<N>& mean_gx, Plane<const T> add, Plane<T> out) {
   for (int64_t p = 0; p < pixels; ++p) {
     const Pixel<N> xhat = normalised<kPart>(in, p);
     Pixel<N> g = kept != nullptr ? load_pixel<N, false>(kept + p * N * FASTPURE_LANES, 0)
-                                 : cotangent_of<kind, kActivate, kPart>(xhat, in, p);
+                                 : cotangent_of<kCommon, kPart>(xhat, in, p);
     for (int i = 0; i < N; ++i) {
       g.lanes[i] = (g.lanes[i] - mean_g.lanes[i] - xhat.lanes[i] * mean_gx.lanes[i]) * in.k[1].lanes[i];
     }
@@ -102,6 +104,8 @@ static VjpTileInput<T, N> vjp_input(const GroupNormVjpArgs& args, const Tile& ti
           plane(static_cast<const T*>(args.v), tile.sample, v_pixels, shape.channels(), tile.channel),
           {as_pixel<N>(affine.center), as_pixel<N>(affine.inverse), as_pixel<N>(affine.weight),
            as_pixel<N>(affine.bias)},
+          shape.resample,
+          shape.activate,
           shape.width,
           tile.width};
 }
@@ -125,17 +129,17 @@ static bool can_keep(const GroupNormShape& shape, int64_t begin, int64_t end) {
   return lanes * shape.pixels() <= kKept;
 }
 
-template <typename T, Resample kind, bool kActivate>
+template <typename T, bool kCommon>
 static void group_norm_unit(const GroupNormVjpArgs& args, int64_t sample, int64_t first, int64_t last, float* kept) {
   const GroupNormShape& shape = args.shape;
   const int64_t pixels = shape.pixels(), width = shape.channels() / shape.groups;
-  const int64_t v_pixels = kind == kUp ? 4 * pixels : kind == kDown ? pixels / 4 : pixels;
+  const int64_t v_pixels = resampled_pixels(shape);
   float* place = kept;
   GroupSums sums = {};
   for_channels(shape, sample, first * width, last * width, [&](const Tile& tile, auto size) {
     double of_g[kTileChannels] = {}, of_gx[kTileChannels] = {};
     const auto in = vjp_input<decltype(size)::kVectors, T>(args, tile, v_pixels);
-    sum_cotangents<kind, kActivate, decltype(size)::kPart>(in, pixels, place, of_g, of_gx);
+    sum_cotangents<kCommon, decltype(size)::kPart>(in, pixels, place, of_g, of_gx);
     add_to_groups(shape, tile, of_g, first, sums.g);
     add_to_groups(shape, tile, of_gx, first, sums.gx);
     if (place != nullptr) place += decltype(size)::kLanes * pixels;
@@ -151,13 +155,13 @@ static void group_norm_unit(const GroupNormVjpArgs& args, int64_t sample, int64_
     }
     const Plane<T> out = input_plane(shape, static_cast<T*>(args.v_x), static_cast<T*>(args.v_skip), sample, tile.channel);
     const auto in = vjp_input<N, T>(args, tile, v_pixels);
-    write_cotangents<kind, kActivate, decltype(size)::kPart>(in, pixels, place, as_pixel<N>(mean_g),
+    write_cotangents<kCommon, decltype(size)::kPart>(in, pixels, place, as_pixel<N>(mean_g),
                                                             as_pixel<N>(mean_gx), add, out);
     if (place != nullptr) place += decltype(size)::kLanes * pixels;
   });
 }
 
-template <typename T, Resample kind, bool kActivate>
+template <typename T, bool kCommon>
 static void group_norm_units(const GroupNormVjpArgs& args, int64_t begin, int64_t end) {
   const GroupNormShape& shape = args.shape;
   const int64_t each = groups_per_unit(shape), units = units_per_sample(shape);
@@ -166,6 +170,6 @@ static void group_norm_units(const GroupNormVjpArgs& args, int64_t begin, int64_
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t first = unit % units * each, last = smaller(first + each, shape.groups);
     const bool keeps = can_keep(shape, first * width, last * width);
-    group_norm_unit<T, kind, kActivate>(args, unit / units, first, last, keeps ? kept : nullptr);
+    group_norm_unit<T, kCommon>(args, unit / units, first, last, keeps ? kept : nullptr);
   }
 }

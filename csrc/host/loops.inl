@@ -277,23 +277,10 @@ static void vjp_tiles(const RowVjpArgs& args, int64_t begin, int64_t end) {
 #include "group_norm.inl"
 #include "group_norm_vjp.inl"
 
-// Chooses by what the loops have as template arguments; Args says whether it is the operation or its transpose.
-template <typename T, bool kActivate, typename Args>
-static void group_norm_by_resample(const Args& args, int64_t begin, int64_t end) {
-  switch (args.shape.resample) {
-    case kKeep:
-      return group_norm_units<T, kKeep, kActivate>(args, begin, end);
-    case kUp:
-      return group_norm_units<T, kUp, kActivate>(args, begin, end);
-    case kDown:
-      return group_norm_units<T, kDown, kActivate>(args, begin, end);
-  }
-}
-
 template <typename T, typename Args>
 static void group_norm_any(const Args& args, int64_t begin, int64_t end) {
-  if (args.shape.activate) return group_norm_by_resample<T, true>(args, begin, end);
-  return group_norm_by_resample<T, false>(args, begin, end);
+  const bool common = args.shape.activate && args.shape.resample == kKeep;
+  return common ? group_norm_units<T, true>(args, begin, end) : group_norm_units<T, false>(args, begin, end);
 }
 
 }  // namespace FASTPURE_ISA
