@@ -48,7 +48,7 @@ class Guarded {
 
  private:
   static constexpr int64_t kBand = 67;
-  static constexpr T kPoison = T(-12345.0);
+  static constexpr T kPoison = T(12345);
   int64_t size_;
   std::vector<T> data_;
 };
