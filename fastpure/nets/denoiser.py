@@ -26,6 +26,7 @@ from .registry import ARCHITECTURES, build, config_dict, named_config
 
 PREDICTIONS = ("eps", "x0", "v")
 TIME_INPUTS = ("continuous", "index", "sigma")
+SCHEDULES = ("linear", "cosine")
 _KNOWN = tuple(kind for _, kind in ARCHITECTURES.values())
 
 
@@ -38,7 +39,11 @@ class Denoiser(nn.Module):
         time_input: how it is told the time, one of `TIME_INPUTS`.
         image_shape: (C, H, W).
         learned_sigma: whether it returns 2 C channels, of which the last C (a variance) are ignored.
+        schedule: what its steps and times mean, one of `SCHEDULES`; without meaning for "sigma" labels.
+        checkpoint: the report on the file it was loaded from (`fastpure.checkpoints.CheckpointReport`), or None.
     """
+
+    checkpoint: Any = None
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class Denoiser(nn.Module):
         time_input: str,
         image_shape: tuple[int, int, int] | None,
         learned_sigma: bool = False,
+        schedule: str = "linear",
     ) -> None:
         super().__init__()
         self.network = network
@@ -54,6 +60,7 @@ class Denoiser(nn.Module):
         self.time_input = one_of("time_input", time_input, TIME_INPUTS)
         self.image_shape = _image_shape(image_shape)
         self.learned_sigma = bool(learned_sigma)
+        self.schedule = one_of("schedule", schedule, SCHEDULES)
         if (prediction, time_input) == ("v", "sigma"):
             raise ValueError(mistake("prediction", "'eps' or 'x0' where time_input is 'sigma'", "'v'"))
         self._call: CompiledCall | None = None
@@ -68,11 +75,13 @@ class Denoiser(nn.Module):
         *,
         learned_sigma: bool = False,
         compile: bool = False,
+        schedule: str = "linear",
     ) -> Denoiser:
         """Wrap a network: ``module(x [B, C, H, W], labels [B]) -> [B, C, H, W]``; it is not changed.
 
         Labels are 999 t for "continuous" (floating), the step index for "index" (int64), sigma / alpha for
-        "sigma" (floating). ``compile`` is short for ``.compiled()``.
+        "sigma" (floating). ``schedule`` "linear" is DDPM's and the VP-SDE's, 1000 steps; "cosine" that of Nichol
+        and Dhariwal, 4000 steps. ``compile`` is short for ``.compiled()``.
 
         Raises:
             TypeError: ``module`` is not an ``nn.Module``.
@@ -80,7 +89,7 @@ class Denoiser(nn.Module):
         """
         if not isinstance(module, nn.Module):
             raise TypeError(mistake("module", "a torch.nn.Module", type(module).__name__))
-        denoiser = cls(module, prediction, time_input, image_shape, learned_sigma)
+        denoiser = cls(module, prediction, time_input, image_shape, learned_sigma, schedule)
         return denoiser.compiled() if compile else denoiser
 
     @classmethod
@@ -103,7 +112,7 @@ class Denoiser(nn.Module):
         network.initialise(whole("seed", seed), init_scale)
         config = network.config
         shape = (config.channels, config.image_size, config.image_size)
-        return cls(network, "eps", "continuous", shape).eval()
+        return cls(network, "eps", config.time_input, shape, config.learned_sigma).eval()
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -119,6 +128,7 @@ class Denoiser(nn.Module):
             "time_input": self.time_input,
             "image_shape": list(self.image_shape),
             "learned_sigma": self.learned_sigma,
+            "schedule": self.schedule,
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
@@ -222,8 +232,10 @@ class Denoiser(nn.Module):
 
     def _around(self, network: nn.Module, call: CompiledCall | None) -> Denoiser:
         """Another network with these conventions."""
-        denoiser = Denoiser(network, self.prediction, self.time_input, self.image_shape, self.learned_sigma)
-        denoiser.training, denoiser._call = self.training, call
+        denoiser = Denoiser(
+            network, self.prediction, self.time_input, self.image_shape, self.learned_sigma, self.schedule
+        )
+        denoiser.training, denoiser._call, denoiser.checkpoint = self.training, call, self.checkpoint
         return denoiser
 
     def _run(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
@@ -272,6 +284,12 @@ class Denoiser(nn.Module):
             found = str(list(output.shape))
             raise ValueError(
                 mistake("denoiser", f"a network that returns shape {list(expected)}", found, remedy)
+            )
+        # Checked here, where the state has not been added yet: its own gradient would hide the missing one.
+        if torch.is_grad_enabled() and x.requires_grad and not output.requires_grad:
+            raise ValueError(
+                "`denoiser` must be differentiable with respect to its input, but its output has no gradient. "
+                "Remove `detach` or `no_grad` from its forward, or call the purifier under torch.no_grad()"
             )
         return output[:, :channels] if self.learned_sigma else output
 

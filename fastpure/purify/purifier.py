@@ -22,6 +22,7 @@ from ..reverse import (
     NoiseSource,
     Process,
     RecordedNoise,
+    SplitNoise,
     check_backend,
     planned,
     reverse,
@@ -44,6 +45,8 @@ class _Engine:
     @staticmethod
     def build(denoiser: Denoiser, method: Method, precision: Precision) -> _Engine:
         guidance = method.guidance.cast(precision.network) if method.guidance else None
+        if method.procedure is not None:
+            method.procedure.check_precision(precision.network)
         return _Engine(precision, denoiser.cast(precision.network), guidance)
 
     def networks(self) -> tuple[nn.Module, ...]:
@@ -90,6 +93,7 @@ class Purifier(nn.Module):
         if not isinstance(method, Method):
             remedy = "Use for example fp.methods.diffpure(t=0.1)"
             raise TypeError(mistake("method", "a Method", type(method).__name__, remedy))
+        method.check_denoiser(denoiser)
         self.precision = precision
         self.gradient_precision = gradient_precision or precision
         self.method = method
@@ -137,7 +141,7 @@ class Purifier(nn.Module):
         sample_ids: Tensor | list[int] | None = None,
         draw: int | Tensor = 0,
         *,
-        noise: RecordedNoise | None = None,
+        noise: RecordedNoise | SplitNoise | None = None,
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
         """Purify ``x`` [B, C, H, W] float32 in [0, 1]; returns the same shape and dtype.
@@ -146,7 +150,7 @@ class Purifier(nn.Module):
             x: images. Differentiable; the gradient is that of the exact discrete computation.
             sample_ids: B distinct non-negative integers that name the images; 0..B-1 if omitted.
             draw: which realisation of the noise, one for all or int64 [B].
-            noise: recorded arrays instead of generated noise.
+            noise: recorded arrays, or keys of one's own, instead of noise from seed, ids, draw and domain.
             domain: whose noise: the deployed defence's (default), an attack's, or an evaluation's.
 
         Returns:
@@ -168,10 +172,10 @@ class Purifier(nn.Module):
         sample_ids: Tensor | list[int] | None = None,
         draw: int | Tensor = 0,
         *,
-        noise: RecordedNoise | None = None,
+        noise: RecordedNoise | SplitNoise | None = None,
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
-        """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped, without gradient.
+        """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped; differentiable.
 
         The first is the input, the last the purified image before clamping. Arguments and errors as for calling
         the purifier.
@@ -180,6 +184,22 @@ class Purifier(nn.Module):
         if prepared is None:
             return x.new_empty((len(self.method.steps) + 1, *x.shape))
         return ((torch.stack(states(*prepared)) + 1.0) * 0.5).to(x.dtype)
+
+    def with_method(self, method: Method) -> Purifier:
+        """The same networks, seed and precisions with another method."""
+        names = (self.precision, self.gradient_precision)
+        # The wider copy of the weights holds what the narrower one has lost.
+        widest = max(names, key=lambda name: self._engines[name].precision.network.itemsize)
+        denoiser = self._engines[widest].denoiser
+        return Purifier(
+            denoiser,
+            method,
+            self.seed,
+            self.precision,
+            self.memory.choice,
+            self.gradient_precision,
+            self.backend,
+        )
 
     def train(self, mode: bool = True) -> Purifier:
         """Keep evaluation mode: a purifier has nothing to train, and dropout would change its results."""
@@ -200,7 +220,7 @@ class Purifier(nn.Module):
         x: Tensor,
         sample_ids: Tensor | list[int] | None,
         draw: int | Tensor,
-        noise: RecordedNoise | None,
+        noise: RecordedNoise | SplitNoise | None,
         domain: Domain,
     ) -> tuple[Call, Tensor, tuple[Tensor, ...]] | None:
         """Checked arguments as (call, initial state, guidance context); None for an empty batch."""
@@ -230,7 +250,8 @@ class Purifier(nn.Module):
         with environment():
             context = engine.guidance.context(state) if engine.guidance is not None else ()
         process = self._process(name, device)
-        call = Call(process, source, keys.sample_ids, self.memory, self._costs, environment)
+        procedure = self.method.procedure
+        call = Call(process, source, keys.sample_ids, self.memory, self._costs, environment, procedure)
         return call, state, context
 
     def _process(self, name: str, device: torch.device) -> Process:
@@ -259,7 +280,7 @@ class Purifier(nn.Module):
         return super()._apply(fn, recurse)
 
     def _check_images(self, x: Tensor) -> None:
-        channels, height, width = self.image_shape
+        channels, height, width = self.denoiser.image_shape
         shape = f"[B, {channels}, {height}, {width}]"
         if not isinstance(x, Tensor):
             raise TypeError(mistake("x", f"a float32 tensor {shape}", type(x).__name__))
@@ -267,7 +288,7 @@ class Purifier(nn.Module):
         if x.dtype not in allowed:
             remedy = "Use x.float(), and divide 8-bit images by 255" if not x.is_floating_point() else ""
             raise TypeError(mistake("x", "of dtype float32", str(x.dtype).removeprefix("torch."), remedy))
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.image_shape:
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.denoiser.image_shape:
             remedy = "Add the batch dimension with x[None]" if x.dim() == 3 else ""
             raise ValueError(mistake("x", f"of shape {shape}", f"{list(x.shape)}", remedy))
         if x.device != self.device:

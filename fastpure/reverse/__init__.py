@@ -3,7 +3,8 @@
 from .adjoint import Call, reverse, states
 from .graphs import GraphLimits, Graphs
 from .memory import MemoryPlan
-from .noise import GeneratedNoise, NoiseSource, RecordedNoise
+from .noise import GeneratedNoise, NoiseSource, RecordedNoise, SplitNoise
+from .procedure import Procedure
 from .recorder import Execution, check_backend, planned
 from .step import Process
 
@@ -15,8 +16,10 @@ __all__ = [
     "Graphs",
     "MemoryPlan",
     "NoiseSource",
+    "Procedure",
     "Process",
     "RecordedNoise",
+    "SplitNoise",
     "check_backend",
     "planned",
     "reverse",
