@@ -109,8 +109,8 @@ def test_public_names():
         "load_denoiser",
         "methods",
         "plan",
-        "protocols",
         "presets",
+        "protocols",
     ]
     for name in fastpure.__all__:
         assert getattr(fastpure, name) is not None

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .devices import checked_device
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -189,9 +191,8 @@ def _purifier(
     from ..classifiers import load_classifier
     from ..presets import PRESETS
     from ..purify import Purifier, ResizedPurifier
-    from .train import _device
 
-    _device(device)
+    checked_device(device)
     published = PRESETS[preset] if preset is not None else None
     model = published.load_denoiser(denoiser) if published is not None else load_denoiser(denoiser)
     networks = {"denoiser": _fingerprint(model)}

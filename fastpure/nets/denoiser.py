@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake, one_of, whole
-from .base import HoistedNetwork
+from .base import HoistedNetwork, checked_shape, same_layout
 from .compiled import CompiledCall
 from .conditioning import Conditioning, usable_steps
 from .layers import Conv
@@ -58,7 +58,7 @@ class Denoiser(nn.Module):
         self.network = network
         self.prediction = one_of("prediction", prediction, PREDICTIONS)
         self.time_input = one_of("time_input", time_input, TIME_INPUTS)
-        self.image_shape = _image_shape(image_shape)
+        self.image_shape = checked_shape(image_shape)
         self.learned_sigma = bool(learned_sigma)
         self.schedule = one_of("schedule", schedule, SCHEDULES)
         if (prediction, time_input) == ("v", "sigma"):
@@ -188,7 +188,7 @@ class Denoiser(nn.Module):
         seen = x / alpha if self.time_input == "sigma" else x
         output = self._run(seen if self.dtype is None else seen.to(self.dtype), conditioning, k)
         output = self._prediction_of(output, x).to(x.dtype)
-        return _same_layout(self._to_noise(x, output, alpha, sigma), x)
+        return same_layout(self._to_noise(x, output, alpha, sigma), x)
 
     def cast(self, dtype: torch.dtype) -> Denoiser:
         """A frozen copy in evaluation mode, floating weights and buffers in ``dtype``; this one is unchanged.
@@ -292,16 +292,3 @@ class Denoiser(nn.Module):
                 "Remove `detach` or `no_grad` from its forward, or call the purifier under torch.no_grad()"
             )
         return output[:, :channels] if self.learned_sigma else output
-
-
-def _image_shape(shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    if not isinstance(shape, tuple | list | torch.Size) or len(shape) != 3:
-        raise ValueError(mistake("image_shape", "(channels, height, width)", repr(shape)))
-    channels, height, width = (whole("image_shape", value, 1) for value in shape)
-    return channels, height, width
-
-
-def _same_layout(output: Tensor, x: Tensor) -> Tensor:
-    if x.is_contiguous():
-        return output.contiguous()
-    return output.contiguous(memory_format=torch.channels_last)
