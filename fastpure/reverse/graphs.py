@@ -36,7 +36,7 @@ FIRST_APART = 5
 """The pass (purification, or backward pass) of a family from which on rows that differ in numbers are recorded."""
 
 ROWS_APART = 256
-"""Most recordings of one family: tables with more rows that need one each are launched, not recorded."""
+"""Most recordings of one family; rows of further kinds are launched, not recorded."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from fastpure.nets import Denoiser
 from fastpure.purify.methods import Method
 from fastpure.reverse import GraphLimits, recorder
 from fastpure.reverse.graphs import FIRST_APART, FIRST_KEEPING
+from tests.purify.test_exact_gradients import auxiliary
 from tests.reverse import test_adjoint
 from tests.reverse.toys import SHAPE, ToyNet, toy_classifier, toy_denoiser
 from tests.reverse.tracing import TracingRecorder
@@ -274,6 +275,29 @@ def test_a_guidance_that_reads_the_step_is_recorded_per_step_with_its_noise(devi
         x = images(2, device, draw)
         assert same(both(graphed, x, draw=draw), both(eager, x, draw=draw))
     assert len(families(graphed)[0].forwards) == len(families(graphed)[0].pulls) == 4
+
+
+READING = {
+    "mse": lambda device: fp.methods.gdmp(t=0.003, rounds=1),
+    "ssim": lambda device: fp.methods.gdmp(t=0.003, rounds=1, metric="ssim"),
+    "agdm": lambda device: fp.methods.agdm(auxiliary().to(device), t=0.003, scale=100.0, features="noised"),
+    "attraction": lambda device: fp.methods.langevin(n_steps=3),
+}
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("name", READING)
+def test_gradients_through_what_the_guidance_reads_from_the_input(device, name, memory):
+    graphed, eager = pair(READING[name](device), device, toy_denoiser(), precision="fp64", memory=memory)
+    for draw in range(FIRST_APART):
+        x = images(3, device, draw).double()
+        assert same(both(graphed, x, draw=draw), both(eager, x, draw=draw))
+    (family,) = families(graphed)
+    assert len(family.slots if memory == "store" else family.pulls) > 0
+    out, grad = both(graphed, x[:2], draw=4)
+    assert torch.allclose(out, both(eager, x[:2], draw=4)[0], atol=1e-12)
+    assert torch.allclose(grad, both(eager, x[:2], draw=4)[1], atol=1e-10)
+    assert families(graphed) == [family]
 
 
 def test_a_guidance_that_waits_for_the_device_runs_eagerly_and_says_so_once(device):
