@@ -37,8 +37,9 @@ def mixed(classifier):
 
 
 METHODS = test_adjoint.METHODS | {"mixed_ddim": mixed}
-CASES = [(name, memory) for name in METHODS for memory in ("store", "recompute")]
-CASES += [("coup_step", "auto"), ("dpm_ode", 40_000)]
+TWICE = ("coup_step", "coup_input", "dpm_sde_clip", "mixed_ddim")
+CASES = [(name, "recompute") for name in METHODS] + [(name, "store") for name in TWICE]
+CASES += [("coup_step", "auto"), ("dpm_ode", 40_000), ("coup_detached", "store")]
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
@@ -285,8 +286,10 @@ READING = {
 }
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
-@pytest.mark.parametrize("name", READING)
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [("mse", "store"), ("ssim", "recompute"), ("agdm", "store"), ("attraction", "recompute")],
+)
 def test_gradients_through_what_the_guidance_reads_from_the_input(device, name, memory):
     graphed, eager = pair(READING[name](device), device, toy_denoiser(), precision="fp64", memory=memory)
     for draw in range(FIRST_APART):
