@@ -272,7 +272,8 @@ class Purifier(nn.Module):
 
     def _graphs(self) -> Graphs:
         if self._recordings is None:
-            self._recordings = Graphs(planned(self.backend, self.device), insist=self.backend == "graph")
+            plan = planned(self.backend, self.device, rows=self.method.procedure is None)
+            self._recordings = Graphs(plan, insist=self.backend == "graph")
         return self._recordings
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
