@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+from pyautoattack import autopgd_base as autopgd
 from torch import nn
 
 from fastpure.attacks.apgd_loop import Loop
@@ -33,7 +34,6 @@ def model() -> nn.Module:
 
 
 def visited_by_published_code(net, x, y, start, norm, eps, loss, target):
-    autopgd = pytest.importorskip("pyautoattack.autopgd_base")
     points: list[torch.Tensor] = []
 
     def spy(u):

@@ -44,8 +44,6 @@ NEED_DEFENSE = {"diffattack", "dw-pgd"}
 
 
 def attack(name: str, **overrides: object) -> fp.attacks.Attack:
-    if name in FOREIGN:
-        pytest.importorskip("pyautoattack")
     return from_settings(name, **(SMALL[name] | {"eval_draws": 3} | overrides))
 
 
