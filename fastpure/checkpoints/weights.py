@@ -33,6 +33,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file; empty for any other file."""
+    require_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError):
+        return {}
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors by name from a safetensors file or a ``torch.save`` file; no code in the file is ever run.
 
