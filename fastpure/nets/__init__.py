@@ -3,6 +3,7 @@
 from .adm import ADM
 from .adm_config import ADMConfig
 from .base import HoistedNetwork
+from .clean_image import clean_image
 from .conditioning import Conditioning
 from .ddpmpp import DDPMpp
 from .ddpmpp_config import CONFIGS, DDPMppConfig
@@ -26,6 +27,7 @@ __all__ = [
     "EDMConfig",
     "HoistedNetwork",
     "build",
+    "clean_image",
     "config_dict",
     "named_config",
 ]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import frozen
+from . import frozen, fused
 from .packed import PackedWeight
 
 _RESIDUAL = math.sqrt(0.5)
@@ -50,9 +50,13 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        if fused.usable(x, self):
+            return fused.norm_silu(x, self.weight, self.bias, self.groups, self.eps, activate=False)
+        return frozen.norm(x, self.weight, self.bias, self.groups, self.eps)
 
     def silu(self, x: Tensor) -> Tensor:
+        if fused.usable(x, self):
+            return fused.norm_silu(x, self.weight, self.bias, self.groups, self.eps)
         return frozen.norm_silu(x, self.weight, self.bias, self.groups, self.eps)
 
     def silu_of_concat(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,6 +164,9 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, row: Tensor, skip: Tensor | None = None) -> Tensor:
         """x [B, C, H, W], row [1 or B, outputs], skip [B, C', H, W] concatenated to x where given."""
+        plain = self.NIN_0 is not None or (self.training and self.dropout > 0)
+        if not plain and fused.usable(x, self, row):
+            return self._fused(x, row, skip)
         if skip is None:
             h = self.GroupNorm_0.silu(x)
         else:
@@ -169,6 +176,17 @@ class ResBlock(nn.Module):
         h = self.GroupNorm_1.silu(h)
         h = self.Conv_1(F.dropout(h, self.dropout, self.training))
         return torch.add(self._shortcut(x), h).mul_(_RESIDUAL)
+
+    def _fused(self, x: Tensor, row: Tensor, skip: Tensor | None) -> Tensor:
+        first, second, shortcut = self.GroupNorm_0, self.GroupNorm_1, self.Conv_2
+        matrix = None if shortcut is None else shortcut.weight[:, :, 0, 0]
+        h, s = fused.enter(x, skip, first.weight, first.bias, first.groups, first.eps, matrix, self.resample)
+        h = frozen.conv2d(h, self.Conv_0.weight, None, 1, 1)
+        row = row + self.Conv_0.bias
+        h = fused.norm_silu(h, second.weight, second.bias, second.groups, second.eps, row=row)
+        h = frozen.conv2d(h, self.Conv_1.weight, None, 1, 1)
+        bias = self.Conv_1.bias if shortcut is None else self.Conv_1.bias + shortcut.bias
+        return fused.leave(s, h, bias, _RESIDUAL)
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.NIN_0 is not None:
