@@ -7,8 +7,15 @@
 """
 
 from . import attacks as attacks
+from .anomaly import AnomalyDetector as AnomalyDetector
 from .checkpoints import load_denoiser as load_denoiser
 from .classifiers import load_classifier as load_classifier
+from .evaluate import Report as Report
+from .evaluate import Run as Run
+from .evaluate import compare_runs as compare
+from .evaluate import evaluate as evaluate
+from .evaluate import plan as plan
+from .evaluate import protocol as protocols
 from .nets import Denoiser as Denoiser
 from .presets import PRESETS as presets
 from .purify import Defense as Defense
@@ -19,13 +26,20 @@ from .reverse import RecordedNoise as RecordedNoise
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnomalyDetector",
     "Defense",
     "Denoiser",
     "Purifier",
     "RecordedNoise",
+    "Report",
+    "Run",
     "attacks",
+    "compare",
+    "evaluate",
     "load_classifier",
     "load_denoiser",
     "methods",
+    "plan",
     "presets",
+    "protocols",
 ]

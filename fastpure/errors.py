@@ -18,6 +18,21 @@ class KernelUnavailable(FastpureError, RuntimeError):
     """A back end was asked for by name and cannot run here; the message says why."""
 
 
+class MissingExtra(FastpureError, ImportError):
+    """Something was asked for that needs a package which is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}: pip install 'fastpure[{extra}]'")
+
+
+class CaptureError(FastpureError, RuntimeError):
+    """Steps could not be recorded as a CUDA graph; the message has the reason."""
+
+
+class CompileError(FastpureError, RuntimeError):
+    """A network could not be compiled; the message has the compiler's reason."""
+
+
 class NonFiniteError(FastpureError, ArithmeticError):
     """NaN or Inf appeared during purification; the message names the step and the sample ids."""
 
@@ -32,6 +47,38 @@ class DataError(FastpureError, ValueError):
 
 class ResumeError(FastpureError, RuntimeError):
     """A saved run cannot be continued, because it belongs to another configuration or is damaged."""
+
+
+class RunMismatch(ResumeError):
+    """A run file belongs to another configuration; the message names the fields that differ."""
+
+
+class RunDamaged(ResumeError):
+    """A run file is not one, is of another version, or its content does not match its checksums."""
+
+
+class RunLocked(FastpureError, RuntimeError):
+    """Another process is writing the run file; the message says which."""
+
+
+class StoreUnavailable(FastpureError, OSError):
+    """A run file cannot be written where it should be; what it held before is untouched."""
+
+
+class DiskFull(StoreUnavailable):
+    """No space is left for the next block of a run; the finished blocks are safe."""
+
+
+class OutOfMemory(FastpureError, MemoryError):
+    """Not even one image fits into memory."""
+
+
+class EngineUnavailable(FastpureError, RuntimeError):
+    """The engine of a distributed run has no workers, or lost them again and again."""
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a run in good order; the message says how to continue."""
 
 
 def mistake(argument: str, expected: str, got: Any, remedy: str = "") -> str:

@@ -1,13 +1,70 @@
 """Attacks on defended classifiers."""
 
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from ..errors import mistake, one_of
+from .apgd import APGDCE, APGDDLR, APGDT
+from .autoattack import AutoAttack
 from .base import Attack
 from .budget import Budget
+from .diffattack import DiffAttack
+from .foreign import FAB, Square
+from .gradient_modes import MODES, GradientMode
+from .low_frequency import LowFrequency
 from .pgd import PGD
 from .result import AttackResult
+from .stadv import StAdv
+from .white_box import DWPGD
 
-ATTACKS = {
+ATTACKS: dict[str, type[Attack]] = {
     "pgd": PGD,
+    "apgd-ce": APGDCE,
+    "apgd-dlr": APGDDLR,
+    "apgd-t": APGDT,
+    "fab": FAB,
+    "square": Square,
+    "autoattack": AutoAttack,
+    "diffattack": DiffAttack,
+    "dw-pgd": DWPGD,
+    "stadv": StAdv,
+    "low-frequency": LowFrequency,
 }
 """Every attack by name."""
 
-__all__ = ["ATTACKS", "PGD", "Attack", "AttackResult", "Budget"]
+__all__ = [
+    "APGDCE",
+    "APGDDLR",
+    "APGDT",
+    "ATTACKS",
+    "DWPGD",
+    "FAB",
+    "MODES",
+    "PGD",
+    "Attack",
+    "AttackResult",
+    "AutoAttack",
+    "Budget",
+    "DiffAttack",
+    "GradientMode",
+    "LowFrequency",
+    "Square",
+    "StAdv",
+    "from_settings",
+]
+
+
+def from_settings(name: str, **settings: Any) -> Attack:
+    """The attack called ``name`` with these settings, such as ``from_settings("apgd-ce", eps=8 / 255)``.
+
+    Raises:
+        ValueError: an unknown attack or setting; the message lists what there is.
+    """
+    kind = ATTACKS[one_of("attack", name, ATTACKS)]
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(mistake(f"settings of {name}", f"among {', '.join(known)}", repr(setting)))
+    return kind(**settings)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import mistake
+from ..errors import NonFiniteError, mistake, whole
 from ..purify import Defense
 from ..purify.purifier import check_range
-from .budget import Budget
+from .budget import Admissible, Budget
 from .gradient import score
 from .result import AttackResult
 
@@ -23,12 +26,35 @@ Report = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Problem:
-    """What is attacked: images [B, C, H, W] in [0, 1], labels [B], ids [B], and the defence."""
+    """What is attacked: images [B, C, H, W] in [0, 1], labels [B], ids [B], and the defence with its classes."""
 
     defense: nn.Module
     x: Tensor
     y: Tensor
     ids: Tensor
+    n_classes: int = 0
+
+    def part(self, chosen: Tensor) -> Problem:
+        """The same for some of the images, named by index."""
+        return replace(self, x=self.x[chosen], y=self.y[chosen], ids=self.ids[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """What an attack suggests; ``Attack`` projects, measures and re-scores it.
+
+    Attributes:
+        x: candidate images [B, C, H, W].
+        losses: the attack's loss on the way, float [n_iter, B]; NaN where an image was not attacked (any more).
+        zero_gradients: bool [B], where the first gradient was exactly zero though the image was classified correctly;
+            None where no gradient is used.
+        verdict: bool [B, 1], decisions of a protocol that the attack carries by name, or None: fresh draws decide.
+    """
+
+    x: Tensor
+    losses: Tensor
+    zero_gradients: Tensor | None = None
+    verdict: Tensor | None = None
 
 
 class Attack(ABC):
@@ -36,7 +62,7 @@ class Attack(ABC):
 
     @property
     @abstractmethod
-    def budget(self) -> Budget:
+    def budget(self) -> Admissible:
         """The images the attack may return."""
 
     @property
@@ -50,9 +76,14 @@ class Attack(ABC):
         """Most (image, draw) pairs in one network call."""
 
     @abstractmethod
-    def propose(self, problem: Problem, report: Report) -> tuple[Tensor, Tensor]:
-        """Adversarial images [B, C, H, W] and the losses on the way [n_iter, B]."""
+    def propose(self, problem: Problem, report: Report) -> Proposal:
+        """Adversarial images and what was seen on the way."""
 
+    def conditions(self, defense: nn.Module) -> AbstractContextManager[object]:
+        """What holds while the attack runs and is judged; a frozen defence for white-box protocols."""
+        return nullcontext()
+
+    @final
     def __call__(
         self,
         defense: nn.Module,
@@ -75,19 +106,95 @@ class Attack(ABC):
             TypeError, ValueError: images, labels or ids are not as described; the message names the argument.
         """
         problem = _check(defense, x, y, sample_ids)
+        with self.conditions(defense):
+            return self._judge(problem, report or (lambda iteration, loss: None))
+
+    def _judge(self, problem: Problem, report: Report) -> AttackResult:
         begin = time.perf_counter()
-        candidate, losses = self.propose(problem, report or (lambda iteration, loss: None))
+        proposal = self.propose(problem, report)
         seconds = time.perf_counter() - begin
-        x_adv = self.budget.project(candidate.detach(), problem.x)
+        _check_finite(proposal, problem)
+        x_adv = self.budget.project(proposal.x.detach().to(problem.x.dtype), problem.x)
+        distance = self.budget.distance(x_adv, problem.x)
+        allowed = self.budget.admits(distance)
+        if not bool(allowed.all()):
+            # The projection is exact, so this is a defect of it and no circumstance to go on under.
+            raise AssertionError(f"{int((~allowed).sum())} adversarial images left the budget of {self}")
         arguments = (problem.y, problem.ids, self.n_eval_draws, self.rows)
+        clean_correct = score(problem.defense, problem.x, *arguments)
+        verdict = proposal.verdict
+        _warn_of_zero_gradients(proposal, clean_correct)
         return AttackResult(
             x_adv=x_adv,
-            clean_correct=score(defense, problem.x, *arguments),
-            robust_correct=score(defense, x_adv, *arguments),
-            distance=self.budget.distance(x_adv, problem.x),
-            losses=losses,
+            clean_correct=clean_correct,
+            robust_correct=score(problem.defense, x_adv, *arguments) if verdict is None else verdict,
+            distance=distance,
+            losses=proposal.losses,
             seconds=seconds,
             attack=str(self),
+            zero_gradients=proposal.zero_gradients,
+            execution=problem.defense.purifier.execution if isinstance(problem.defense, Defense) else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormAttack(Attack):
+    """An attack inside an lp ball.
+
+    Attributes:
+        norm: "Linf", "L2" or "L1".
+        eps: radius in [0, 1] units.
+        eval_draws: fresh draws that decide in the end.
+        batch_size: most (image, draw) pairs in one network call.
+        seed: of the attack's own random choices.
+    """
+
+    norm: str = "Linf"
+    eps: float = 8 / 255
+    eval_draws: int = 10
+    batch_size: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        Budget(self.norm, self.eps)
+        whole("eval_draws", self.eval_draws, minimum=1)
+        whole("batch_size", self.batch_size, minimum=1)
+        whole("seed", self.seed, maximum=2**64 - 1)
+
+    @property
+    def budget(self) -> Budget:
+        """The ball in which the adversarial images lie."""
+        return Budget(self.norm, self.eps)
+
+    @property
+    def n_eval_draws(self) -> int:
+        """See ``Attack.n_eval_draws``."""
+        return self.eval_draws
+
+    @property
+    def rows(self) -> int:
+        """See ``Attack.rows``."""
+        return self.batch_size
+
+
+def _check_finite(proposal: Proposal, problem: Problem) -> None:
+    bad = ~torch.isfinite(proposal.x).flatten(1).all(1)
+    if bool(bad.any()):
+        ids = ", ".join(str(int(i)) for i in problem.ids[bad][:8])
+        raise NonFiniteError(f"the attack proposed NaN or Inf for sample id {ids}")
+
+
+def _warn_of_zero_gradients(proposal: Proposal, clean_correct: Tensor) -> None:
+    if proposal.zero_gradients is None:
+        return
+    n = int((proposal.zero_gradients & clean_correct.any(1)).sum())
+    if n:
+        warnings.warn(
+            f"the gradient is exactly zero for {n} of {len(clean_correct)} images, so the attack cannot move them "
+            "and their robustness is not shown. Try another loss ('margin' or 'dlr' instead of 'ce') or another "
+            "gradient mode",
+            RuntimeWarning,
+            stacklevel=4,
         )
 
 
@@ -108,13 +215,10 @@ def _check(defense: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor | list[i
     if tuple(ids.shape) != (len(x),):
         raise ValueError(mistake("sample_ids", f"one id per image, {len(x)}", f"{list(ids.shape)}"))
     problem = Problem(defense, x.detach().clamp(0.0, 1.0), y.to(x.device, torch.int64), ids.to(x.device))
-    _check_labels(problem)
-    return problem
+    return _with_classes(problem) if len(x) else problem
 
 
-def _check_labels(problem: Problem) -> None:
-    if not len(problem.x):
-        return
+def _with_classes(problem: Problem) -> Problem:
     # One clean image tells how many classes there are; nothing else here knows.
     head = problem.defense.classifier if isinstance(problem.defense, Defense) else problem.defense
     with torch.no_grad():
@@ -122,3 +226,4 @@ def _check_labels(problem: Problem) -> None:
     low, high = int(problem.y.min()), int(problem.y.max())
     if low < 0 or high >= n_classes:
         raise ValueError(mistake("y", f"labels in 0..{n_classes - 1}", f"values in {low}..{high}"))
+    return replace(problem, n_classes=n_classes)

@@ -3,21 +3,56 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import one_of, positive
+from .projection import onto_l1_ball_in_box
 
-NORMS = ("Linf", "L2")
+NORMS = ("Linf", "L2", "L1")
+
+
+class Admissible(ABC):
+    """The set of images an attack may return."""
+
+    @abstractmethod
+    def project(self, candidate: Tensor, x: Tensor) -> Tensor:
+        """An admissible float32 image for each candidate; ``x`` are the originals, both [B, C, H, W]."""
+
+    @abstractmethod
+    def distance(self, candidate: Tensor, x: Tensor) -> Tensor:
+        """How far each image is from its original, float64 [B]."""
+
+    @abstractmethod
+    def admits(self, distance: Tensor) -> Tensor:
+        """Whether images at this distance [B] are admissible, bool [B]."""
 
 
 @dataclass(frozen=True)
-class Budget:
+class Box(Admissible):
+    """All images in [0, 1]; for attacks that bound something else than the pixels."""
+
+    def project(self, candidate: Tensor, x: Tensor) -> Tensor:
+        """Clamped to [0, 1]."""
+        return candidate.clamp(0.0, 1.0)
+
+    def distance(self, candidate: Tensor, x: Tensor) -> Tensor:
+        """Largest pixel change, float64 [B]; for information."""
+        return Budget("Linf", 1.0).distance(candidate, x)
+
+    def admits(self, distance: Tensor) -> Tensor:
+        """Always."""
+        return torch.ones_like(distance, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Budget(Admissible):
     """All images in [0, 1] within distance ``eps`` of the original, in [0, 1] units.
 
-    ``norm`` is "Linf" (8/255 and the like) or "L2" (over all pixels and channels of an image).
+    ``norm`` is "Linf" (8/255 and the like), or "L2" or "L1" over all pixels and channels of an image.
     """
 
     norm: str = "Linf"
@@ -32,6 +67,8 @@ class Budget:
         if self.norm == "Linf":
             low, high = self._bounds(x)
             return torch.minimum(torch.maximum(candidate, low), high).clamp(0.0, 1.0)
+        if self.norm == "L1":
+            return self._into_l1_ball(candidate, x)
         return self._into_ball(candidate.clamp(0.0, 1.0), x)
 
     def distance(self, candidate: Tensor, x: Tensor) -> Tensor:
@@ -39,12 +76,22 @@ class Budget:
         difference = (candidate.double() - x.double()).flatten(1)
         if self.norm == "Linf":
             return difference.abs().amax(1) if difference.shape[1] else difference.new_zeros(len(x))
-        return difference.norm(dim=1)
+        return difference.abs().sum(1) if self.norm == "L1" else difference.norm(dim=1)
+
+    def admits(self, distance: Tensor) -> Tensor:
+        """Inside the ball in exact arithmetic."""
+        return distance <= self.eps
 
     def ascend(self, x: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-        """Move by ``step_size`` along the steepest ascent direction of this norm; nowhere where it is zero."""
+        """Move by ``step_size``, measured in this norm, along its ascent direction; nowhere where it is zero.
+
+        For L1 the strictly steepest direction is a single pixel; as in SLIDE (Tramer and Boneh 2019) the
+        largest hundredth of the entries share the step equally, by sign.
+        """
         if self.norm == "Linf":
             return x + step_size * gradient.sign()
+        if self.norm == "L1":
+            return x + step_size * _sparse_direction(gradient)
         length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
         return x + step_size * gradient / length.view(-1, 1, 1, 1)
 
@@ -54,7 +101,8 @@ class Budget:
             return self.project(x + self.eps * (2.0 * uniform - 1.0), x)
         # Logistic noise is symmetric and full of directions; one of its values doubles as the radius.
         direction = torch.log(uniform) - torch.log1p(-uniform)
-        direction = direction / direction.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+        order = 1 if self.norm == "L1" else 2
+        direction = direction / direction.flatten(1).norm(order, dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
         radius = uniform.flatten(1)[:, :1].pow(1.0 / uniform[0].numel()).view(-1, 1, 1, 1)
         return self.project(x + self.eps * radius * direction, x)
 
@@ -66,6 +114,13 @@ class Budget:
         high = torch.where(high.double() - exact > self.eps, torch.nextafter(high, x), high)
         return low, high
 
+    def _into_l1_ball(self, candidate: Tensor, x: Tensor) -> Tensor:
+        # As in `_into_ball`; in this norm the rounding errors of D stored pixels add up to D times 2^-25.
+        radius = max(self.eps - x[0].numel() * 2.0**-25, 0.0) if len(x) else 0.0
+        inside = candidate.clamp(0.0, 1.0)
+        projected = onto_l1_ball_in_box(candidate.flatten(1), x.flatten(1), radius).view_as(candidate)
+        return torch.where((self.distance(inside, x) > self.eps).view(-1, 1, 1, 1), projected, inside)
+
     def _into_ball(self, candidate: Tensor, x: Tensor) -> Tensor:
         distance = self.distance(candidate, x)
         # Storing a pixel of [0, 1] as float32 moves it by up to 2^-25, an image of D pixels by sqrt(D) times that:
@@ -74,3 +129,12 @@ class Budget:
         factor = (radius / distance.clamp_min(self.eps)).to(x.dtype).view(-1, 1, 1, 1)
         scaled = (x + (candidate - x) * factor).clamp(0.0, 1.0)
         return torch.where((distance > self.eps).view(-1, 1, 1, 1), scaled, candidate)
+
+
+def _sparse_direction(gradient: Tensor, share: float = 0.01) -> Tensor:
+    """Signs of the largest entries of each image's gradient, scaled to unit L1 length; zero where it is zero."""
+    size = gradient.flatten(1).abs()
+    k = max(1, round(share * size.shape[1]))
+    threshold = size.topk(k, dim=1).values[:, -1:]
+    signs = torch.where((size >= threshold) & (size > 0), gradient.flatten(1).sign(), 0.0)
+    return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1.0)).view_as(gradient)

@@ -7,85 +7,58 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import one_of, positive, whole
-from ..kernels import Domain, NoiseKeys, Stream, philox_uniform
-from .base import Attack, Problem, Report
-from .budget import Budget
-from .gradient import eot_gradient, is_random
+from ..errors import one_of, positive
+from .base import Problem, Proposal, Report
+from .gradient import Objective, Query, objective, query
+from .gradient_attack import GradientAttack
 from .losses import LOSSES
 
 
-@dataclass(frozen=True)
-class PGD(Attack):
+@dataclass(frozen=True, kw_only=True)
+class PGD(GradientAttack):
     """PGD (Madry et al. 2018) with EOT (Athalye et al. 2018) and the defence's exact gradient.
 
     Attributes:
-        norm: "Linf" or "L2".
-        eps: radius in [0, 1] units.
-        n_iter: iterations.
-        eot_iter: draws averaged per iteration, fresh ones each time; 1 is used where nothing is random.
-        step_size: length of a step in [0, 1] units; 2.5 eps / n_iter if None.
+        step_size: length of a step in [0, 1] units, measured in ``norm``; 2.5 eps / n_iter if None.
         random_start: begin at a random point of the ball, else at the image.
-        loss: "ce" or "margin".
-        eval_draws: fresh draws that decide in the end.
-        batch_size: most (image, draw) pairs in one network call.
-        seed: of the random start only.
+        loss: "ce", "margin" or "dlr".
     """
 
-    norm: str = "Linf"
-    eps: float = 8 / 255
-    n_iter: int = 20
-    eot_iter: int = 20
     step_size: float | None = None
     random_start: bool = True
     loss: str = "ce"
-    eval_draws: int = 10
-    batch_size: int = 256
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        Budget(self.norm, self.eps)
+        super().__post_init__()
         one_of("loss", self.loss, LOSSES)
-        for name in ("n_iter", "eot_iter", "eval_draws", "batch_size"):
-            whole(name, getattr(self, name), minimum=1)
-        whole("seed", self.seed, maximum=2**64 - 1)
         if self.step_size is not None:
             positive("step_size", self.step_size)
 
-    @property
-    def budget(self) -> Budget:
-        """The ball in which the adversarial images lie."""
-        return Budget(self.norm, self.eps)
-
-    @property
-    def n_eval_draws(self) -> int:
-        """See ``Attack.n_eval_draws``."""
-        return self.eval_draws
-
-    @property
-    def rows(self) -> int:
-        """See ``Attack.rows``."""
-        return self.batch_size
-
-    def propose(self, problem: Problem, report: Report) -> tuple[Tensor, Tensor]:
+    def propose(self, problem: Problem, report: Report) -> Proposal:
         """The last iterate and the EOT-averaged loss at every iterate."""
-        n_draws = self.eot_iter if is_random(problem.defense) else 1
-        step_size = self.step_size if self.step_size is not None else 2.5 * self.eps / self.n_iter
-        x, losses = self._start(problem), problem.x.new_zeros((self.n_iter, len(problem.x)))
-        for i in range(self.n_iter):
-            draws = range(i * n_draws, (i + 1) * n_draws)
-            gradient, losses[i] = eot_gradient(
-                problem.defense, x, problem.y, problem.ids, draws, LOSSES[self.loss], self.batch_size
-            )
-            x = self.budget.project(self.budget.ascend(x, gradient, step_size), problem.x)
-            report(i, float(losses[i].mean()) if len(x) else 0.0)
-        return x, losses
+        return self.ascend(problem, objective(self.logits(problem), LOSSES[self.loss]), report)
 
-    def _start(self, problem: Problem) -> Tensor:
+    def ascend(self, problem: Problem, goal: Objective, report: Report) -> Proposal:
+        """Plain steps of fixed length up ``goal``."""
+        step_size = self.step_size if self.step_size is not None else 2.5 * self.eps / self.n_iter
+        n, x = self.n_draws(problem), self.start(problem)
+        losses, flat = problem.x.new_zeros((self.n_iter, len(problem.x))), None
+        for i in range(self.n_iter):
+            draws = range(i * n, (i + 1) * n)
+            found = query(goal, x, problem.y, problem.ids, draws, self.batch_size)
+            losses[i] = found.loss
+            flat = is_flat(found) if flat is None else flat
+            x = self.budget.project(self.budget.ascend(x, found.gradient, step_size), problem.x)
+            report(i, float(losses[i].mean()) if len(x) else 0.0)
+        return Proposal(x, losses, flat)
+
+    def start(self, problem: Problem) -> Tensor:
+        """The first iterate."""
         if not self.random_start or not len(problem.x):
             return problem.x.clone()
-        keys = NoiseKeys.make(
-            seed=self.seed, sample_ids=problem.ids, draw=0, domain=Domain.ATTACK, device=problem.x.device
-        )
-        noise = philox_uniform(keys, 0, Stream.ATTACK_START, tuple(problem.x.shape[1:]))
-        return self.budget.start(problem.x, noise.to(torch.float32))
+        return self.budget.start(problem.x, self.uniform(problem))
+
+
+def is_flat(found: Query) -> Tensor:
+    """Where the image is still classified correctly and its gradient exactly zero in every pixel, bool [B]."""
+    return (found.correct > 0) & ~torch.any(found.gradient.flatten(1) != 0, dim=1)

@@ -2,6 +2,7 @@
 
 from .base import call_frozen, require_eval
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet, CifarResNetConfig
+from .features import FeatureClassifier, FeatureHead
 from .loading import load_classifier
 from .native import ARCHITECTURES, read_classifier, save_classifier
 from .normalised import NORMALISATIONS, Normalised
@@ -17,6 +18,8 @@ __all__ = [
     "WIDE_RESNETS",
     "CifarResNet",
     "CifarResNetConfig",
+    "FeatureClassifier",
+    "FeatureHead",
     "Normalised",
     "ResNet",
     "ResNetConfig",

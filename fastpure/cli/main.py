@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import FastpureError
-from . import demo, doctor, purify, train
+from . import attack, bench, certify, convert, demo, doctor, evaluate, purify, runs, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,8 +16,16 @@ app = typer.Typer(
     help="Diffusion-based adversarial purification: purify, differentiate exactly, attack, evaluate.",
     epilog="Start with: fastpure demo",
 )
+app.command("bench")(bench.bench)
+app.command("convert")(convert.convert)
+app.command("certify")(certify.certify)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("attack")(attack.attack)
+app.command("evaluate")(evaluate.evaluate)
+app.command("sweep")(sweep.sweep)
+app.command("compare")(runs.compare)
+app.command("merge")(runs.merge)
 app.command("purify")(purify.purify)
 app.add_typer(train.app, name="train")
 

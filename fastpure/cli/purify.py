@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .devices import checked_device
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -192,9 +194,8 @@ def _purifier(
     from ..errors import mistake
     from ..presets import PRESETS
     from ..purify import Purifier, ResizedPurifier
-    from .train import _device
 
-    _device(device)
+    checked_device(device)
     if preset is not None and method is not None:
         raise ValueError(mistake("--method", "left out with --preset, which has its own", repr(method)))
     published = PRESETS[preset] if preset is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,12 @@ class Guidance(ABC):
     States and images are ``[B, C, H, W]`` in [-1, 1] coordinates (x = 2 u - 1); sample i of the result depends on
     sample i of the inputs only. Whatever is read from the purifier's input goes through ``context``, because its
     gradient is part of the exact gradient of the purifier.
+
+    ``reads_step`` says whether the result depends on the numbers of the step (its noise aside). Where it does not,
+    one recording of a CUDA graph serves all steps; otherwise every step is recorded for itself.
     """
+
+    reads_step: ClassVar[bool] = True
 
     @abstractmethod
     def context(self, x0: Tensor) -> tuple[Tensor, ...]:
@@ -60,3 +66,10 @@ class Guidance(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raise ValueError if a network is in a state that makes the guidance wrong, such as training mode."""
+
+    def check_images(self, image_shape: tuple[int, int, int]) -> None:  # noqa: B027
+        """Raise ValueError if a network inside does not take images of this shape (C, H, W)."""
+
+    def n_classes(self, image_shape: tuple[int, int, int]) -> int | None:
+        """How many classes the guidance tells apart, where that must agree with the defended classifier."""
+        return None

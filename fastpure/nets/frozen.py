@@ -216,3 +216,38 @@ class _MeanDown(Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Tensor:
         return F.interpolate(v * 0.25, scale_factor=2, mode="nearest")
+
+
+FIR = (1.0, 3.0, 3.0, 1.0)
+"""Taps of NCSN++'s resampling filter, the same along both axes, normalised to sum 1."""
+
+
+def fir(x: Tensor, kind: str, padding: int = 1) -> Tensor:
+    """Filtered resampling of x [B, C, H, W] with zeros around it: "down" to half the size or "up" to twice.
+
+    ``padding`` pixels of zeros on every side when going down; 0 takes inputs two pixels larger instead.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Fir.apply(x, kind == "up", padding)
+    return _fir(x, kind == "up", padding, 4.0 if kind == "up" else 1.0)
+
+
+def _fir(x: Tensor, up: bool, padding: int, gain: float) -> Tensor:
+    taps = torch.tensor(FIR, dtype=x.dtype, device=x.device) / sum(FIR)
+    weight = (gain * taps[:, None] * taps).expand(x.shape[1], 1, -1, -1)
+    resample = F.conv_transpose2d if up else F.conv2d
+    return resample(x, weight, stride=2, padding=padding, groups=x.shape[1])
+
+
+class _Fir(Function):
+    """Linear, and each direction is the transpose of the other, so that nothing is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, up: bool, padding: int) -> Tensor:
+        ctx.settings = (up, padding)
+        return _fir(x, up, padding, 4.0 if up else 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        up, padding = ctx.settings
+        return _fir(v, not up, padding, 4.0 if up else 1.0), None, None

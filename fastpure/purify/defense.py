@@ -4,14 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..classifiers.base import call_frozen, require_eval
-from ..errors import mistake, whole
-from ..kernels import Domain
+from ..classifiers.features import probe_classes
+from ..errors import mistake, one_of, whole
+from ..kernels import Domain, NoiseKeys
+from ..reverse import SplitNoise
 from .purifier import Purifier
+
+PARTS = ("all", "forward", "reverse")
+"""What ``Defense.fixed`` can hold still: all noise, that of the diffusion only, that of the reverse steps only."""
+
+
+@dataclass(frozen=True)
+class _Lock:
+    draw: int
+    part: str
+
+
+def _check_classes(purifier: Purifier, classifier: nn.Module) -> None:
+    guidance = purifier.method.guidance
+    own = guidance.n_classes(purifier.denoiser.image_shape) if guidance is not None else None
+    if own is not None and own != (theirs := probe_classes(classifier, purifier.image_shape, "classifier")):
+        expected = f"a network for the classifier's {theirs} classes"
+        raise ValueError(mistake("auxiliary", expected, f"{own} classes"))
 
 
 class Defense(nn.Module):
@@ -31,10 +51,11 @@ class Defense(nn.Module):
             expected = "an nn.Module mapping [0, 1] images to logits"
             raise TypeError(mistake("classifier", expected, type(classifier).__name__))
         require_eval(classifier, "classifier")
+        _check_classes(purifier, classifier)
         self.purifier = purifier
         self.classifier = classifier
         self._next_draw = 0
-        self._fixed: int | None = None
+        self._lock: _Lock | None = None
 
     def forward(
         self,
@@ -49,23 +70,73 @@ class Defense(nn.Module):
         ``draw=None`` takes the frozen draw inside ``fixed`` and the next one of the counter otherwise.
         """
         require_eval(self.classifier, "classifier")
-        purified = self.purifier(x, sample_ids, self._draw(draw), domain=domain)
+        purified = self.purify(x, sample_ids, draw, domain=domain)
+        return self.classify(purified)
+
+    def purify(
+        self,
+        x: Tensor,
+        sample_ids: Tensor | list[int] | None = None,
+        draw: int | Tensor | None = None,
+        *,
+        domain: Domain = Domain.DEFENSE,
+    ) -> Tensor:
+        """The purified images the classifier sees, [B, C, H, W]; arguments as for calling the defence."""
+        draw = self._draw(draw)
+        noise = self._split_noise(x, sample_ids, draw, domain)
+        return self.purifier(x, sample_ids, draw, noise=noise, domain=domain)
+
+    def trajectory(
+        self,
+        x: Tensor,
+        sample_ids: Tensor | list[int] | None = None,
+        draw: int | Tensor | None = None,
+        *,
+        domain: Domain = Domain.DEFENSE,
+    ) -> Tensor:
+        """Every state of the purification as ``Purifier.trajectory`` gives it; arguments as for calling."""
+        draw = self._draw(draw)
+        noise = self._split_noise(x, sample_ids, draw, domain)
+        return self.purifier.trajectory(x, sample_ids, draw, noise=noise, domain=domain)
+
+    def classify(self, purified: Tensor) -> Tensor:
+        """Logits [B, classes] of images that have been purified; the weights are constants."""
         dtype = next((p.dtype for p in self.classifier.parameters()), purified.dtype)
         return call_frozen(self.classifier, purified.to(dtype)).to(purified.dtype)
 
     @contextmanager
-    def fixed(self, draw: int = 0) -> Iterator[Defense]:
-        """Use one draw for every call inside the block: the same noise for attacker and evaluation."""
-        before, self._fixed = self._fixed, whole("draw", draw, maximum=2**32 - 1)
+    def fixed(self, draw: int = 0, part: str = "all") -> Iterator[Defense]:
+        """Use one draw for every call inside the block: the same noise for attacker and evaluation.
+
+        ``part`` "forward" holds only the noise that diffuses the input, "reverse" only that of the reverse
+        steps; the other part stays random, and ``draw`` of a call numbers it.
+
+        Raises:
+            ValueError: the method has no such part to hold, so that nothing would be fixed.
+        """
+        lock = _Lock(whole("draw", draw, maximum=2**32 - 1), one_of("part", part, PARTS))
+        rows = self.purifier.method.table().rows
+        noisy = {"forward" if row.forward else "reverse" for row in rows if row.d != 0.0}
+        if part != "all" and part not in noisy:
+            choices = ", ".join(repr(name) for name in PARTS if name == "all" or name in noisy)
+            expected = f"one of {choices} for {self.purifier.method.name}, which has no other noise"
+            raise ValueError(mistake("part", expected, repr(part)))
+        before, self._lock = self._lock, lock
         try:
             yield self
         finally:
-            self._fixed = before
+            self._lock = before
 
     @property
     def fixed_draw(self) -> int | None:
-        """The frozen draw inside ``fixed``, else None. Attacks and evaluations honour it."""
-        return self._fixed
+        """The frozen draw where ``fixed`` holds all noise, else None. Attacks and evaluations honour it."""
+        return self._lock.draw if self._lock is not None and self._lock.part == "all" else None
+
+    def with_purifier(self, purifier: Purifier) -> Defense:
+        """Another purifier in front of the same classifier, holding the same noise still as this one does now."""
+        other = Defense(purifier, self.classifier)
+        other._lock = self._lock
+        return other
 
     def train(self, mode: bool = True) -> Defense:
         """Keep evaluation mode: attack libraries toggle it, and a defence under attack is never trained."""
@@ -81,7 +152,20 @@ class Defense(nn.Module):
     def _draw(self, draw: int | Tensor | None) -> int | Tensor:
         if draw is not None:
             return draw
-        if self._fixed is not None:
-            return self._fixed
+        if self.fixed_draw is not None:
+            return self.fixed_draw
         self._next_draw += 1
         return self._next_draw - 1
+
+    def _split_noise(
+        self, x: Tensor, sample_ids: Tensor | list[int] | None, draw: int | Tensor, domain: Domain
+    ) -> SplitNoise | None:
+        if self._lock is None or self._lock.part == "all":
+            return None
+        ids = range(len(x)) if sample_ids is None else sample_ids
+        seed = self.purifier.seed
+        free = NoiseKeys.make(seed=seed, sample_ids=ids, draw=draw, domain=domain, device=x.device)
+        held = NoiseKeys.make(
+            seed=seed, sample_ids=ids, draw=self._lock.draw, domain=Domain.DEFENSE, device=x.device
+        )
+        return SplitNoise(held, free) if self._lock.part == "forward" else SplitNoise(free, held)

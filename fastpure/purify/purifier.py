@@ -15,20 +15,23 @@ from ..kernels import Domain, NoiseKeys
 from ..nets import Denoiser
 from ..reverse import (
     Call,
+    Execution,
     GeneratedNoise,
+    Graphs,
     MemoryPlan,
     NoiseSource,
     Process,
     RecordedNoise,
+    SplitNoise,
+    check_backend,
+    planned,
     reverse,
     states,
 )
+from .checks import check_range, check_seed
 from .methods import Method
 from .precision import Precision
 from .precision import precision as precision_named
-
-RANGE_SLACK = 1e-6
-"""How far outside [0, 1] a pixel may lie: attacks project in float32 and miss by a rounding error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,8 @@ class _Engine:
     @staticmethod
     def build(denoiser: Denoiser, method: Method, precision: Precision) -> _Engine:
         guidance = method.guidance.cast(precision.network) if method.guidance else None
+        if method.procedure is not None:
+            method.procedure.check_precision(precision.network)
         return _Engine(precision, denoiser.cast(precision.network), guidance)
 
     def networks(self) -> tuple[nn.Module, ...]:
@@ -61,6 +66,10 @@ class Purifier(nn.Module):
             attacker may differentiate a cheaper copy of the networks; decisions, which record no gradient, are
             always taken by the deployed ones.
         memory: "auto", "store", "recompute" or bytes; what is kept for the backward pass.
+        backend: "graph" replays recorded steps (CUDA graphs), "eager" launches every operation when it is due,
+            "auto" takes graphs on CUDA and goes on eagerly, with one warning, where a step cannot be recorded
+            (a network or guidance that waits for the device); "graph" raises there. The results are the same.
+            Recorded noise (``noise=``) always runs eagerly.
 
     The noise is a pure function of (seed, sample id, draw, step): an image gets the same result in any batch,
     order or device. A purifier is not trained and is always in evaluation mode.
@@ -74,6 +83,7 @@ class Purifier(nn.Module):
         precision: str = "fp32",
         memory: str | int = "auto",
         gradient_precision: str | None = None,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         self.training = False
@@ -83,11 +93,13 @@ class Purifier(nn.Module):
         if not isinstance(method, Method):
             remedy = "Use for example fp.methods.diffpure(t=0.1)"
             raise TypeError(mistake("method", "a Method", type(method).__name__, remedy))
+        method.check_denoiser(denoiser)
         self.precision = precision
         self.gradient_precision = gradient_precision or precision
         self.method = method
-        self.seed = _check_seed(seed)
+        self.seed = check_seed(seed)
         self.memory = MemoryPlan(memory)
+        self.backend = check_backend(backend)
         names = {self.precision: None, self.gradient_precision: None}
         self._engines = {name: _Engine.build(denoiser, method, precision_named(name)) for name in names}
         if len({engine.precision.state for engine in self._engines.values()}) > 1:
@@ -100,6 +112,12 @@ class Purifier(nn.Module):
         self._networks.training = False
         self._processes: dict[tuple[str, torch.device], Process] = {}
         self._costs: dict[tuple[object, ...], int] = {}
+        self._recordings: Graphs | None = None
+
+    @property
+    def execution(self) -> Execution:
+        """How steps are carried out, and why: what is planned before the first call, what happened after it."""
+        return self._graphs().execution
 
     @property
     def denoiser(self) -> Denoiser:
@@ -123,7 +141,7 @@ class Purifier(nn.Module):
         sample_ids: Tensor | list[int] | None = None,
         draw: int | Tensor = 0,
         *,
-        noise: RecordedNoise | None = None,
+        noise: RecordedNoise | SplitNoise | None = None,
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
         """Purify ``x`` [B, C, H, W] float32 in [0, 1]; returns the same shape and dtype.
@@ -132,7 +150,7 @@ class Purifier(nn.Module):
             x: images. Differentiable; the gradient is that of the exact discrete computation.
             sample_ids: B distinct non-negative integers that name the images; 0..B-1 if omitted.
             draw: which realisation of the noise, one for all or int64 [B].
-            noise: recorded arrays instead of generated noise.
+            noise: recorded arrays, or keys of one's own, instead of noise from seed, ids, draw and domain.
             domain: whose noise: the deployed defence's (default), an attack's, or an evaluation's.
 
         Returns:
@@ -154,10 +172,10 @@ class Purifier(nn.Module):
         sample_ids: Tensor | list[int] | None = None,
         draw: int | Tensor = 0,
         *,
-        noise: RecordedNoise | None = None,
+        noise: RecordedNoise | SplitNoise | None = None,
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
-        """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped, without gradient.
+        """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped; differentiable.
 
         The first is the input, the last the purified image before clamping. Arguments and errors as for calling
         the purifier.
@@ -167,6 +185,22 @@ class Purifier(nn.Module):
             return x.new_empty((len(self.method.steps) + 1, *x.shape))
         return ((torch.stack(states(*prepared)) + 1.0) * 0.5).to(x.dtype)
 
+    def with_method(self, method: Method) -> Purifier:
+        """The same networks, seed and precisions with another method."""
+        names = (self.precision, self.gradient_precision)
+        # The wider copy of the weights holds what the narrower one has lost.
+        widest = max(names, key=lambda name: self._engines[name].precision.network.itemsize)
+        denoiser = self._engines[widest].denoiser
+        return Purifier(
+            denoiser,
+            method,
+            self.seed,
+            self.precision,
+            self.memory.choice,
+            self.gradient_precision,
+            self.backend,
+        )
+
     def train(self, mode: bool = True) -> Purifier:
         """Keep evaluation mode: a purifier has nothing to train, and dropout would change its results."""
         return self
@@ -174,9 +208,11 @@ class Purifier(nn.Module):
     def extra_repr(self) -> str:
         """Method, seed, precision and memory plan, for printing."""
         gradient = f", gradient_precision={self.gradient_precision!r}"
+        backend = f", backend={self.backend!r}"
         return (
             f"{self.method}, seed={self.seed}, precision={self.precision!r}"
             f"{gradient if self.gradient_precision != self.precision else ''}, memory={self.memory.choice!r}"
+            f"{backend if self.backend != 'auto' else ''}"
         )
 
     def _prepare(
@@ -184,7 +220,7 @@ class Purifier(nn.Module):
         x: Tensor,
         sample_ids: Tensor | list[int] | None,
         draw: int | Tensor,
-        noise: RecordedNoise | None,
+        noise: RecordedNoise | SplitNoise | None,
         domain: Domain,
     ) -> tuple[Call, Tensor, tuple[Tensor, ...]] | None:
         """Checked arguments as (call, initial state, guidance context); None for an empty batch."""
@@ -214,7 +250,8 @@ class Purifier(nn.Module):
         with environment():
             context = engine.guidance.context(state) if engine.guidance is not None else ()
         process = self._process(name, device)
-        call = Call(process, source, keys.sample_ids, self.memory, self._costs, environment)
+        procedure = self.method.procedure
+        call = Call(process, source, keys.sample_ids, self.memory, self._costs, environment, procedure)
         return call, state, context
 
     def _process(self, name: str, device: torch.device) -> Process:
@@ -222,13 +259,24 @@ class Purifier(nn.Module):
             engine = self._engines[name]
             with torch.no_grad():
                 self._processes[name, device] = Process.build(
-                    engine.denoiser, self.method.steps, engine.guidance, device, engine.precision.state
+                    engine.denoiser,
+                    self.method.steps,
+                    engine.guidance,
+                    device,
+                    engine.precision.state,
+                    self._graphs(),
                 )
         return self._processes[name, device]
+
+    def _graphs(self) -> Graphs:
+        if self._recordings is None:
+            self._recordings = Graphs(planned(self.backend, self.device), insist=self.backend == "graph")
+        return self._recordings
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # Weights may have moved: what was precomputed from them is stale.
         self._processes.clear()
+        self._recordings = None
         return super()._apply(fn, recurse)
 
     def _check_images(self, x: Tensor) -> None:
@@ -248,21 +296,3 @@ class Purifier(nn.Module):
             raise ValueError(mistake("x", f"on {self.device} like the denoiser", f"{x.device}", remedy))
         if len(x):
             check_range(x)
-
-
-def check_range(x: Tensor, argument: str = "x") -> None:
-    """Raise ValueError unless every pixel is finite and in [0, 1] up to a float32 rounding error."""
-    low, high = (float(v) for v in torch.aminmax(x.detach()))
-    if not low <= high or abs(low) == float("inf") or abs(high) == float("inf"):
-        raise ValueError(mistake(argument, "finite", "NaN or Inf in it"))
-    if low < -RANGE_SLACK or high > 1.0 + RANGE_SLACK:
-        remedy = "Undo a mean/std normalisation, map [-1, 1] with (x + 1) / 2, divide 8-bit images by 255"
-        raise ValueError(mistake(argument, "in [0, 1]", f"values in [{low:g}, {high:g}]", remedy))
-
-
-def _check_seed(seed: int) -> int:
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(mistake("seed", "an integer in [0, 2**64)", f"{type(seed).__name__} {seed!r}"))
-    if not 0 <= seed.__index__() < 2**64:
-        raise ValueError(mistake("seed", "an integer in [0, 2**64)", seed))
-    return seed.__index__()

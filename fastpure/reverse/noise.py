@@ -25,6 +25,16 @@ class NoiseSource(ABC):
         """Standard normal noise for the guidance at row ``k``, in the shape, dtype and device of ``like``."""
 
 
+def normal(noise: NoiseSource, k: int, like: Tensor, stream: Stream = Stream.REVERSE) -> Tensor:
+    """The standard normal noise that the row kernel would add at row ``k``, as a tensor like ``like``."""
+    source = noise.row(k)
+    if isinstance(source, NoiseKeys):
+        return philox_normal(source, k, stream, tuple(like.shape[1:]), dtype=like.dtype)
+    if source is None:
+        raise ValueError(mistake("noise.steps", "given, because the method draws noise", "None"))
+    return source.to(like.dtype)
+
+
 @dataclass(frozen=True)
 class GeneratedNoise(NoiseSource):
     """Counter-based noise: a pure function of (seed, sample id, draw, step, stream, domain)."""
@@ -35,12 +45,41 @@ class GeneratedNoise(NoiseSource):
         """The keys; the kernel adds the step."""
         return self.keys
 
-    def guidance(self, k: int, like: Tensor) -> Tensor:
-        """Noise from the guidance stream."""
+    def guidance(self, k: int | Tensor, like: Tensor) -> Tensor:
+        """Noise from the guidance stream; ``k`` may be int64 [1] on the device."""
         layout = torch.channels_last if _is_channels_last(like) else torch.contiguous_format
         return philox_normal(
             self.keys, k, Stream.GUIDANCE, tuple(like.shape[1:]), dtype=like.dtype, memory_format=layout
         )
+
+
+@dataclass(frozen=True)
+class SplitNoise:
+    """Counter-based noise with keys of its own for each kind of row.
+
+    ``ahead`` names the noise that diffuses the input, ``along`` that of the reverse steps and of the guidance.
+    With it one of the two can be held still while the other stays random.
+    """
+
+    ahead: NoiseKeys
+    along: NoiseKeys
+
+    def bind(self, table: StepTable, x: Tensor) -> NoiseSource:
+        """The noise of every row of ``table``."""
+        keys = tuple(self.ahead if row.forward else self.along for row in table.rows)
+        return _SplitSource(keys, GeneratedNoise(self.along))
+
+
+@dataclass(frozen=True)
+class _SplitSource(NoiseSource):
+    keys: tuple[NoiseKeys, ...]
+    along: GeneratedNoise
+
+    def row(self, k: int) -> NoiseKeys:
+        return self.keys[k]
+
+    def guidance(self, k: int, like: Tensor) -> Tensor:
+        return self.along.guidance(k, like)
 
 
 def _is_channels_last(x: Tensor) -> bool:

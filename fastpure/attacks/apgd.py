@@ -1,0 +1,162 @@
+"""Auto-PGD with cross entropy, DLR and targeted DLR: no step size to choose, gradients and losses averaged."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import mistake, whole
+from ..kernels import Domain, NoiseKeys, Stream, philox_normal
+from .apgd_loop import ROOM, Found, Loop, l2
+from .base import Problem, Proposal, Report
+from .gradient import Logits, Loss, Query, is_random, mean_logits, objective, query
+from .gradient_attack import GradientAttack
+from .losses import cross_entropy, dlr, dlr_targeted, require_classes
+from .pgd import is_flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoPGD(GradientAttack):
+    """Base of the three; 100 iterations by default.
+
+    Where nothing is random an image is left alone once it is misclassified, and later restarts and targets go on
+    with the others. Where something is, every image gets all of them, because being wrong on the attack's draws
+    decides nothing.
+
+    Attributes:
+        n_restarts: runs from different random points; the best candidate of each image is kept.
+    """
+
+    n_iter: int = 100
+    n_restarts: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("n_restarts", self.n_restarts, minimum=1)
+        if self.norm == "L1":
+            raise ValueError(mistake("norm", "'Linf' or 'L2' for APGD", "'L1'", "Use PGD for L1"))
+
+    @property
+    @abstractmethod
+    def loss(self) -> Loss:
+        """What is ascended."""
+
+    def labels(self, problem: Problem, logits: Logits) -> list[Tensor]:
+        """The labels of each round of restarts, [B] or [B, 2]."""
+        return [problem.y]
+
+    def propose(self, problem: Problem, report: Report) -> Proposal:
+        """The best candidate over all restarts and targets."""
+        if not len(problem.x):
+            return Proposal(problem.x, problem.x.new_empty((self.n_iter, 0)))
+        logits = self.logits(problem)
+        rounds = self.labels(problem, logits)
+        best: Found | None = None
+        histories = []
+        for number in range(len(rounds) * self.n_restarts):
+            playing = torch.ones_like(problem.y, dtype=torch.bool)
+            if best is not None and not is_random(problem.defense):
+                playing = best.correct > 0
+            if not bool(playing.any()):
+                break
+            chosen = playing.nonzero()[:, 0]
+            labels = rounds[number // self.n_restarts]
+            found = self._run(problem.part(chosen), labels[chosen], logits, number, report)
+            best = found if best is None else _merge(best, found, chosen)
+            histories.append(_spread(found.losses, chosen, len(problem.x)))
+        assert best is not None
+        return Proposal(best.x, torch.cat(histories), is_flat(best.first))
+
+    def start(self, problem: Problem, number: int) -> Tensor:
+        """Random point on the surface of the cube (largest entry eps) or of the ball, clamped to [0, 1]."""
+        if self.norm == "Linf":
+            noise = 2.0 * self.uniform(problem, number) - 1.0
+            length = noise.flatten(1).abs().amax(1).view(-1, 1, 1, 1)
+        else:
+            keys = NoiseKeys.make(self.seed, problem.ids, number, Domain.ATTACK, problem.x.device)
+            noise = philox_normal(keys, 0, Stream.ATTACK_START, tuple(problem.x.shape[1:]))
+            length = l2(noise)
+        return (problem.x + self.eps * noise / (length + ROOM)).clamp(0.0, 1.0)
+
+    def _run(self, problem: Problem, labels: Tensor, logits: Logits, number: int, report: Report) -> Found:
+        goal, n = objective(logits, self.loss), self.n_draws(problem)
+        base = number * (self.n_iter + 1)
+
+        def ask(points: Tensor, which: Tensor, i: int) -> Query:
+            draws = range((base + i) * n, (base + i + 1) * n)
+            return query(goal, points, labels[which], problem.ids[which], draws, self.batch_size)
+
+        loop = Loop(ask, problem.x, self.start(problem, number), self.norm, self.eps, self.n_iter)
+        offset = number * self.n_iter
+        return loop.run(stop=not is_random(problem.defense), report=lambda i, loss: report(offset + i, loss))
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGDCE(AutoPGD):
+    """APGD on the cross entropy."""
+
+    @property
+    def loss(self) -> Loss:
+        """Cross entropy."""
+        return cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGDDLR(AutoPGD):
+    """APGD on the difference of logits ratio; needs at least three classes."""
+
+    @property
+    def loss(self) -> Loss:
+        """Untargeted DLR."""
+        return dlr
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGDT(AutoPGD):
+    """APGD on the targeted DLR against the most probable other classes in turn; needs at least four classes.
+
+    Attributes:
+        n_target_classes: how many; all others where there are fewer.
+    """
+
+    n_target_classes: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("n_target_classes", self.n_target_classes, minimum=1)
+
+    @property
+    def loss(self) -> Loss:
+        """Targeted DLR."""
+        return dlr_targeted
+
+    def labels(self, problem: Problem, logits: Logits) -> list[Tensor]:
+        """(true class, target) for each target, by falling mean logit of the original image."""
+        require_classes(problem.n_classes, 4, "dlr-targeted", "Use the attack apgd-ce or apgd-dlr")
+        outputs = mean_logits(logits, problem.x, problem.ids, range(self.n_draws(problem)), self.batch_size)
+        others = (
+            outputs.scatter(1, problem.y[:, None], -torch.inf)
+            .sort(dim=1, descending=True, stable=True)
+            .indices
+        )
+        n = min(self.n_target_classes, outputs.shape[1] - 1)
+        return [torch.stack([problem.y, others[:, k]], 1) for k in range(n)]
+
+
+def _merge(best: Found, found: Found, chosen: Tensor) -> Found:
+    fewer = found.correct < best.correct[chosen]
+    tied = found.correct == best.correct[chosen]
+    better = fewer | (tied & (found.loss > best.loss[chosen]))
+    x, correct, loss = best.x.clone(), best.correct.clone(), best.loss.clone()
+    where = chosen[better]
+    x[where], correct[where], loss[where] = found.x[better], found.correct[better], found.loss[better]
+    return replace(best, x=x, correct=correct, loss=loss)
+
+
+def _spread(losses: Tensor, chosen: Tensor, n: int) -> Tensor:
+    wide = losses.new_full((len(losses), n), torch.nan)
+    wide[:, chosen] = losses
+    return wide

@@ -1,0 +1,143 @@
+"""The loop of Auto-PGD (Croce and Hein 2020, algorithm 1), per image and independent of the batch.
+
+Gradient, loss and correctness of an iterate are averages over the same draws; the published code takes the loss
+and the correctness of the last draw only. On a deterministic model the iterates are those of the published code,
+whose three deviations from the paper are kept: a step is halved when at most (not fewer than) rho k of the last k
+steps rose, the very first loss counts as a rise if it is above zero, and of the ball and the box the box comes
+last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .gradient import Query
+
+RHO = 0.75
+MOMENTUM = 0.75
+ROOM = 1e-12
+"""Added to a length before dividing by it, as in the published code."""
+
+Ask = Callable[[Tensor, Tensor, int], Query]
+"""(points [n, C, H, W], which images of the batch they belong to [n], number of the query) to a ``Query``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Outcome of one run.
+
+    Attributes:
+        x: the candidate of each image: the iterate with the fewest correct draws, among those the highest loss.
+        correct: share of correct draws there [B].
+        loss: mean loss there [B].
+        losses: [n_iter, B], the loss after each step; NaN after an image was left alone.
+        first: the answer at the start.
+        best: the iterate of highest loss, what the published code calls x_best.
+    """
+
+    x: Tensor
+    correct: Tensor
+    loss: Tensor
+    losses: Tensor
+    first: Query
+    best: Tensor
+
+
+class Loop:
+    """State of a run: every tensor has one entry per image of the batch, whether it is still moved or not."""
+
+    def __init__(self, ask: Ask, x: Tensor, start: Tensor, norm: str, eps: float, n_iter: int) -> None:
+        self.ask, self.x, self.norm, self.eps, self.n_iter = ask, x, norm, eps, n_iter
+        everyone = torch.arange(len(x), device=x.device)
+        self.point, self.before = start.clone(), start.clone()
+        first = ask(start, everyone, 0)
+        self.first, self.gradient = first, first.gradient.clone()
+        self.best, self.best_gradient, self.best_loss = (
+            start.clone(),
+            first.gradient.clone(),
+            first.loss.clone(),
+        )
+        self.found, self.found_loss, self.found_correct = (
+            start.clone(),
+            first.loss.clone(),
+            first.correct.clone(),
+        )
+        self.step_size = torch.full_like(first.loss, 2.0 * eps)
+        self.last_loss, self.rises = torch.zeros_like(first.loss), torch.zeros_like(first.loss)
+        self.was_reduced = torch.ones_like(first.loss, dtype=torch.bool)
+        self.loss_at_check = first.loss.clone()
+        self.losses = x.new_full((n_iter, len(x)), torch.nan)
+
+    def run(self, stop: bool, report: Callable[[int, float], None]) -> Found:
+        """All iterations; ``stop`` leaves an image alone once no draw is classified correctly."""
+        window, waited = max(int(0.22 * self.n_iter), 1), 0
+        for i in range(self.n_iter):
+            moving = (self.found_correct > 0).nonzero()[:, 0] if stop else torch.arange(len(self.x))
+            moving = moving.to(self.x.device)
+            if not len(moving):
+                break
+            self._step(moving, 1.0 if i == 0 else MOMENTUM)
+            self._look(moving, i)
+            report(i, float(self.losses[i, moving].mean()))
+            waited += 1
+            if waited == window:
+                self._check(moving, window)
+                window = max(window - max(int(0.03 * self.n_iter), 1), max(int(0.06 * self.n_iter), 1))
+                waited = 0
+        return Found(self.found, self.found_correct, self.found_loss, self.losses, self.first, self.best)
+
+    def _step(self, moving: Tensor, share: float) -> None:
+        x, point, before = self.x[moving], self.point[moving], self.before[moving]
+        length = self.step_size[moving].view(-1, 1, 1, 1)
+        gradient = self.gradient[moving]
+        direction = gradient.sign() if self.norm == "Linf" else gradient / (l2(gradient) + ROOM)
+        ahead = self._into(point + length * direction, x)
+        moved = self._into(point + (ahead - point) * share + (point - before) * (1.0 - share), x)
+        self.before[moving], self.point[moving] = point, moved
+
+    def _into(self, candidate: Tensor, x: Tensor) -> Tensor:
+        if self.norm == "Linf":
+            return candidate.clamp(x - self.eps, x + self.eps).clamp(0.0, 1.0)
+        offset = candidate - x
+        length = l2(offset)
+        return (x + offset / (length + ROOM) * length.clamp_max(self.eps)).clamp(0.0, 1.0)
+
+    def _look(self, moving: Tensor, i: int) -> None:
+        point = self.point[moving]
+        answer = self.ask(point, moving, i + 1)
+        self.gradient[moving] = answer.gradient
+        self.losses[i, moving] = answer.loss
+        self.rises[moving] += (answer.loss > self.last_loss[moving]).to(self.rises.dtype)
+        self.last_loss[moving] = answer.loss
+        higher = answer.loss > self.best_loss[moving]
+        _put(moving[higher], (self.best, point[higher]), (self.best_gradient, answer.gradient[higher]))
+        self.best_loss[moving[higher]] = answer.loss[higher]
+        fewer = answer.correct < self.found_correct[moving]
+        tied = answer.correct == self.found_correct[moving]
+        better = fewer | (tied & (answer.loss > self.found_loss[moving]))
+        _put(moving[better], (self.found, point[better]), (self.found_loss, answer.loss[better]))
+        self.found_correct[moving[better]] = answer.correct[better]
+
+    def _check(self, moving: Tensor, window: int) -> None:
+        stuck = ~self.was_reduced[moving] & (self.loss_at_check[moving] >= self.best_loss[moving])
+        reduce = (self.rises[moving] <= RHO * window) | stuck
+        self.was_reduced[moving] = reduce
+        self.loss_at_check[moving] = self.best_loss[moving]
+        self.rises[moving] = 0.0
+        back = moving[reduce]
+        self.step_size[back] /= 2.0
+        _put(back, (self.point, self.best[back]), (self.gradient, self.best_gradient[back]))
+
+
+def l2(offset: Tensor) -> Tensor:
+    """Length of each image's vector, [B, 1, 1, 1]."""
+    return offset.square().flatten(1).sum(1).sqrt().view(-1, 1, 1, 1)
+
+
+def _put(where: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
+    for target, values in pairs:
+        target[where] = values

@@ -1,0 +1,102 @@
+"""`fastpure evaluate`: how accurate and how robust a defended classifier is, with intervals, in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options as o
+from .experiment import Experiment, build
+
+Protocol = Annotated[
+    str,
+    typer.Option(
+        help="Who decides: fresh (mean over fresh noise draws), any_of_n, majority, dw_box (the attacker knows the "
+        "noise), legacy_autoattack (one draw, as in papers)."
+    ),
+]
+Draws = Annotated[int | None, typer.Option(help="Fresh draws per image. (default: the protocol's)")]
+Progress = Annotated[bool, typer.Option(help="Show images, time left and accuracy so far.")]
+
+
+@o.experiment_options
+def evaluate(
+    wanted: o.Request,
+    protocol: Protocol = "fresh",
+    draws: Draws = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run file. (default: runs/, named after the experiment)"),
+    ] = None,
+    batch_size: o.BatchSize = 64,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure for a few seconds and print what the run would cost.")
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Only part i of n, as i/n; put the files together with `fastpure merge`."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: all workers of a Ray cluster (needs fastpure[ray]).")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Ray workers. (default: one per GPU or CPU slot)")
+    ] = None,
+    progress: Progress = True,
+) -> None:
+    """Attack a defended classifier and judge it, with 95 % intervals; everything goes into one file.
+
+    Interrupt with Ctrl-C at any time, or let it be killed: the same command continues, to the same result.
+
+    Examples:
+
+      fastpure evaluate --n 50 --dry-run
+
+      fastpure evaluate --n 50 --method diffpure --attack apgd-ce --eps 0.2
+
+      fastpure evaluate --preset coup-cifar10-linf --data-path cifar-10-python.tar.gz --denoiser checkpoint_8.pth
+      --classifier wrn.pt --device cuda
+    """
+    from ..evaluate import evaluate as run
+    from ..evaluate import plan
+    from ..evaluate.protocol import make
+    from ..evaluate.shards import parse_shard
+
+    rules = make(protocol, draws)
+    part = None if shard is None else parse_shard(shard)
+    experiment = build(wanted)
+    if dry_run:
+        cost = plan(experiment.defense, experiment.dataset, experiment.attack, rules, batch_size=batch_size)
+        typer.echo(str(cost))
+        return
+    path = out or default_path(experiment, rules, part)
+    if progress:
+        typer.echo(f"into {path}; Ctrl-C stops, the same command continues", err=True)
+    with o.interruptible():
+        report = run(
+            experiment.defense,
+            experiment.dataset,
+            experiment.attack,
+            rules,
+            path,
+            batch_size=batch_size,
+            progress=progress,
+            shard=part,
+            engine=engine,
+            workers=workers,
+        )
+    typer.echo(str(report))
+
+
+def default_path(experiment: Experiment, protocol: Any, shard: tuple[int, int] | None) -> Path:
+    """A name that is the same for the same experiment and for no other."""
+    import hashlib
+
+    from ..evaluate.identity import canonical, identity
+
+    named = identity(experiment.defense, experiment.dataset, experiment.attack, protocol)
+    digest = hashlib.sha256(canonical(named).encode()).hexdigest()[:8]
+    part = "" if shard is None else f"-{shard[0]}of{shard[1]}"
+    return Path("runs") / f"{experiment.label}-{protocol.name}-{digest}{part}.sqlite"

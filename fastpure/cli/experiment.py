@@ -1,0 +1,182 @@
+"""The experiment that options name: networks, method, attack and data, loaded and put together."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from .devices import checked_device
+from .options import Request
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..attacks import Attack
+    from ..data import Dataset
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {"t": 0.15, "steps": 12, "scale": 2.0, "eps": 0.2, "n_iter": 20, "eot_iter": 4},
+}
+"""Settings that suit a bundled data set, used where none is given: those of `fastpure demo`."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a request names."""
+
+    defense: nn.Module
+    dataset: Dataset
+    attack: Attack | None
+    label: str
+
+
+def build(wanted: Request) -> Experiment:
+    """Load and assemble what a request names; mistakes are ValueErrors that name the option."""
+    if wanted.preset is not None:
+        return _from_preset(wanted)
+    from ..checkpoints import load_denoiser
+    from ..classifiers import load_classifier
+    from ..data import load_dataset
+    from ..purify import Defense, Purifier
+
+    device = checked_device(wanted.device)
+    dataset = load_dataset(wanted.data, "test", path=wanted.data_path)
+    if wanted.n is not None:
+        dataset = dataset.subset(wanted.n, wanted.data_seed)
+    classifier = load_classifier(_needed(wanted, "classifier")).to(device)
+    name = wanted.method or "coup"
+    attack, attack_name = _attack(wanted)
+    if name == "none":
+        _refuse_unused(wanted, attack, {}, "method")
+        return Experiment(classifier, dataset, attack, f"{dataset.name}-none-{attack_name}")
+    denoiser = load_denoiser(_needed(wanted, "denoiser")).to(device)
+    settings = method_settings(name, wanted)
+    _refuse_unused(wanted, attack, settings, "method")
+    method = make_method(name, classifier, settings)
+    purifier = Purifier(denoiser, method, seed=wanted.seed, precision=wanted.precision)
+    return Experiment(Defense(purifier, classifier), dataset, attack, f"{dataset.name}-{name}-{attack_name}")
+
+
+def method_settings(name: str, wanted: Request) -> dict[str, Any]:
+    """Settings of the method: those given, then those that suit the data set where the method has them."""
+    from ..errors import one_of
+    from ..purify.methods import METHODS
+
+    function: Any = METHODS[one_of("method", name, METHODS)]
+    known = inspect.signature(function).parameters
+    chosen = (
+        {**DEFAULTS.get(wanted.data, {}), **wanted.given} if wanted.preset is None else dict(wanted.given)
+    )
+    settings: dict[str, Any] = {key: chosen[key] for key in ("t", "scale") if key in chosen and key in known}
+    if "steps" in chosen and "n_steps" in known:
+        settings["n_steps"] = chosen["steps"]
+    elif "steps" in chosen and "dt" in known:
+        t = settings.get("t", known["t"].default)
+        settings["dt"] = t / _positive_steps(chosen["steps"])
+    for key, value in wanted.extra["method"].items():
+        if key not in known or key == "classifier":
+            listed = ", ".join(k for k in known if k != "classifier")
+            raise ValueError(f"`--set method.{key}`: {name} has no such setting; it has {listed}")
+        settings[key] = value
+    return settings
+
+
+def make_method(name: str, classifier: nn.Module, settings: dict[str, Any]) -> Any:
+    """The method, guided by the defended classifier where it takes one."""
+    from ..purify.methods import METHODS
+
+    function: Any = METHODS[name]
+    takes = "classifier" in inspect.signature(function).parameters
+    return function(classifier, **settings) if takes else function(**settings)
+
+
+def _attack(wanted: Request) -> tuple[Attack | None, str]:
+    from ..attacks import ATTACKS
+    from ..errors import one_of
+    from ..evaluate import CONTROLS
+
+    name = wanted.attack or "pgd"
+    kinds: dict[str, Any] = {**ATTACKS, **CONTROLS}
+    if one_of("attack", name, (*kinds, "none")) == "none":
+        return None, "clean"
+    known = [f.name for f in fields(kinds[name])]
+    chosen = {**DEFAULTS.get(wanted.data, {}), **wanted.given}
+    settings: dict[str, Any] = {
+        key: chosen[key] for key in ("norm", "eps", "n_iter", "eot_iter") if key in chosen and key in known
+    }
+    if wanted.given.get("norm", "Linf") != "Linf" and "eps" not in wanted.given:
+        settings.pop("eps", None)  # what suits the data set was chosen for Linf
+    for key, value in wanted.extra["attack"].items():
+        if key not in known:
+            raise ValueError(f"`--set attack.{key}`: {name} has no such setting; it has {', '.join(known)}")
+        settings[key] = tuple(value) if isinstance(value, list) else value
+    if wanted.rows is not None:
+        settings["batch_size"] = wanted.rows
+    return kinds[name](**settings), name
+
+
+def _refuse_unused(wanted: Request, attack: Any, settings: dict[str, Any], kind: str) -> None:
+    """A setting that nothing reads is a mistake, not a wish."""
+    named = {f.name for f in fields(attack)} if attack is not None else set()
+    for key in wanted.given:
+        used = key in named or key in settings or (key == "steps" and {"dt", "n_steps"} & settings.keys())
+        if not used:
+            option = "--" + key.replace("_", "-")
+            raise ValueError(
+                f"`{option}` has no effect: neither the method nor the attack has such a setting"
+            )
+    if kind == "method" and not settings and wanted.extra["method"]:
+        raise ValueError("`--set method...` has no effect without a method")
+
+
+def _needed(wanted: Request, what: str) -> str:
+    source = getattr(wanted, what)
+    if source is not None:
+        return str(source)
+    if wanted.preset is None and wanted.data == "digits":
+        return "digits"
+    raise ValueError(f"`--{what}` must be given: the file of the {what}")
+
+
+def _positive_steps(steps: int) -> int:
+    if steps < 1:
+        raise ValueError(f"`--steps` must be at least 1, got {steps}")
+    return steps
+
+
+def _from_preset(wanted: Request) -> Experiment:
+    from ..presets import PRESETS
+
+    preset = PRESETS[str(wanted.preset)]
+    if wanted.method is not None:
+        raise ValueError("`--method` must be left out with --preset, which names its own")
+    device = checked_device(wanted.device)
+    dataset = preset.load_dataset(wanted.data_path, wanted.data_seed or None)
+    if wanted.n is not None:
+        dataset = dataset.select(range(min(wanted.n, len(dataset))))
+    denoiser = preset.load_denoiser(_needed(wanted, "denoiser")).to(device)
+    classifier = preset.load_classifier(_needed(wanted, "classifier")).to(device)
+    changes = {**method_settings(preset.recipe.name, wanted)}
+    defense = preset.defense(
+        denoiser, classifier, changes=changes, seed=wanted.seed, precision=wanted.precision
+    )
+    attack, name = _preset_attack(preset, wanted)
+    return Experiment(defense, dataset, attack, f"{preset.name}-{name}")
+
+
+def _preset_attack(preset: Any, wanted: Request) -> tuple[Attack | None, str]:
+    """The preset's attack of the wanted name, else its first with exact gradients, with what was given changed."""
+    if wanted.attack == "none":
+        return None, "clean"
+    specs = sorted(preset.attack_specs, key=lambda spec: spec.role != "adaptive")
+    named = [spec for spec in specs if wanted.attack in (None, spec.name)]
+    if not named:
+        return _attack(wanted)
+    changes: dict[str, Any] = {
+        key: wanted.given[key] for key in ("norm", "eps", "n_iter", "eot_iter") if key in wanted.given
+    }
+    changes.update(wanted.extra["attack"])
+    if wanted.rows is not None:
+        changes["batch_size"] = wanted.rows
+    return named[0].build(**changes), named[0].name

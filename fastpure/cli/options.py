@@ -1,0 +1,204 @@
+"""Options that name an experiment, shared by `attack`, `evaluate` and `sweep`."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from ..errors import RunInterrupted
+
+KINDS = ("method", "attack")
+
+Data = Annotated[str, typer.Option(help="Data set: digits needs no file, others need --data-path.")]
+DataPath = Annotated[Path | None, typer.Option(help="File or folder with the images.")]
+N = Annotated[
+    int | None, typer.Option(help="How many test images, chosen as in the literature. (default: all)")
+]
+DataSeed = Annotated[int, typer.Option(help="Which N images: the seed of their choice.")]
+DenoiserFile = Annotated[
+    str | None,
+    typer.Option("--denoiser", help="Diffusion model: a bundled name or a file. (default: digits)"),
+]
+ClassifierFile = Annotated[
+    str | None, typer.Option("--classifier", help="Classifier: a bundled name or a file. (default: digits)")
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="Purification: coup, diffpure, ddpm, ...; none is the bare classifier. (default: coup)"
+    ),
+]
+T = Annotated[str | None, typer.Option("--t", help="Diffusion time from which images are purified, 0 to 1.")]
+Steps = Annotated[int | None, typer.Option(help="Steps of the reverse process.")]
+Scale = Annotated[str | None, typer.Option(help="Guidance scale.")]
+AttackName = Annotated[
+    str | None,
+    typer.Option(
+        "--attack",
+        help="Attack: pgd, apgd-ce, autoattack, ...; salt_and_pepper or gaussian corrupts at random; none judges "
+        "the originals only. (default: pgd)",
+    ),
+]
+Norm = Annotated[str | None, typer.Option(help="Norm of the budget: Linf, L2 or L1. (default: Linf)")]
+Eps = Annotated[
+    str | None, typer.Option(help="Radius of the budget, pixels in [0, 1]; fractions such as 8/255 are fine.")
+]
+NIter = Annotated[int | None, typer.Option(help="Iterations of the attack.")]
+EotIter = Annotated[int | None, typer.Option(help="Noise draws averaged per iteration.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any other setting of method or attack, as method.NAME=VALUE or attack.NAME=VALUE; may be repeated. "
+        "Example: --set attack.gradient=bpda --set method.label=input",
+    ),
+]
+PresetName = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="A published experiment: its data, method and attack. Give --data-path, --denoiser and --classifier.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the defence's noise.")]
+PrecisionName = Annotated[
+    str, typer.Option("--precision", help="Networks compute in fp32, tf32, bf16 or fp16.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+BatchSize = Annotated[int, typer.Option(help="Images attacked together and saved in one go.")]
+Rows = Annotated[
+    int | None, typer.Option(help="Most (image, draw) pairs in one network call. (default: the attack's)")
+]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line; None stands for "not given"."""
+
+    data: str = "digits"
+    data_path: Path | None = None
+    n: int | None = None
+    data_seed: int = 0
+    denoiser: str | None = None
+    classifier: str | None = None
+    method: str | None = None
+    attack: str | None = None
+    preset: str | None = None
+    seed: int = 0
+    precision: str = "fp32"
+    device: str = "cpu"
+    rows: int | None = None
+    given: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, dict[str, Any]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+
+
+def request(
+    data: Data = "digits",
+    data_path: DataPath = None,
+    n: N = None,
+    data_seed: DataSeed = 0,
+    denoiser: DenoiserFile = None,
+    classifier: ClassifierFile = None,
+    method: Method = None,
+    t: T = None,
+    steps: Steps = None,
+    scale: Scale = None,
+    attack: AttackName = None,
+    norm: Norm = None,
+    eps: Eps = None,
+    n_iter: NIter = None,
+    eot_iter: EotIter = None,
+    settings: Set = None,
+    preset: PresetName = None,
+    seed: Seed = 0,
+    precision: PrecisionName = "fp32",
+    device: Device = "cpu",
+    rows: Rows = None,
+) -> Request:
+    """What these options ask for. Raises ValueError for a value that cannot be read."""
+    given: dict[str, Any] = {"steps": steps, "norm": norm, "n_iter": n_iter, "eot_iter": eot_iter}
+    given |= {name: number(name, text) for name, text in (("t", t), ("scale", scale), ("eps", eps)) if text}
+    return Request(
+        data=data,
+        data_path=data_path,
+        n=n,
+        data_seed=data_seed,
+        denoiser=denoiser,
+        classifier=classifier,
+        method=method,
+        attack=attack,
+        preset=preset,
+        seed=seed,
+        precision=precision,
+        device=device,
+        rows=rows,
+        given={name: value for name, value in given.items() if value is not None},
+        extra=_assigned(settings or []),
+    )
+
+
+def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command(wanted, **own)`` all options of `request` before its own, and call it with their request."""
+
+    def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+        hints = get_type_hints(function, include_extras=True)
+        found = inspect.signature(function).parameters.values()
+        return [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in found]
+
+    shared, own = parameters(request), parameters(command)[1:]
+
+    def wrapped(**values: Any) -> None:
+        wanted = request(**{p.name: values.pop(p.name) for p in shared})
+        command(wanted, **values)
+
+    merged = [*shared, *own]
+    wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
+    wrapped.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in merged}
+    return wrapped
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """End the command with its farewell and exit status 130 when a run is interrupted."""
+    try:
+        yield
+    except RunInterrupted as stop:
+        typer.echo(f"fastpure: {stop}", err=True)
+        raise typer.Exit(130) from stop
+
+
+def _assigned(settings: list[str]) -> dict[str, dict[str, Any]]:
+    extra: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+    for text in settings:
+        path, equals, value = text.partition("=")
+        kind, dot, name = path.strip().partition(".")
+        if not equals or not dot or kind not in KINDS or not name:
+            raise ValueError(f"`--set` must be method.NAME=VALUE or attack.NAME=VALUE, got {text!r}")
+        extra[kind][name.replace("-", "_")] = literal(value.strip())
+    return extra
+
+
+def literal(text: str) -> Any:
+    """A number, fraction, True, False, None or list as written; anything else is text."""
+    try:
+        return float(Fraction(text)) if "/" in text else ast.literal_eval(text)
+    except (ValueError, SyntaxError, ZeroDivisionError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def number(name: str, text: str) -> float:
+    """A decimal number or fraction."""
+    try:
+        return float(Fraction(text.strip()))
+    except (ValueError, ZeroDivisionError):
+        option = "--" + name.replace("_", "-")
+        raise ValueError(f"`{option}` must be a number or a fraction such as 8/255, got {text!r}") from None

@@ -1,0 +1,95 @@
+"""What is known of one evaluated image, its checksum, and how arrays become blobs."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+
+INPUTS = ("clean", "adversarial", "transfer")
+"""What was judged: the original, the attacked image, and the attacked image on noise the attacker did not know."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """One input on K evaluation draws: predicted classes int64 [K] and cross-entropies float32 [K]."""
+
+    predicted: np.ndarray
+    loss: np.ndarray
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """One image of a run.
+
+    Attributes:
+        position: place in the run's data set.
+        sample_id: the image's name for the noise.
+        label: true class.
+        x: the original, float32 [C, H, W] in [0, 1].
+        x_adv: what the attack returned, likewise; None in a run without attack.
+        distance: of ``x_adv`` from ``x`` in the attack's norm, measured on these pixels.
+        zero_gradient: whether the attack's first gradient was exactly zero; None if it uses none.
+        verdict: what the attack decided itself where it carries a published protocol (AutoAttack, "legacy").
+        trace: the attack's loss at each iterate, float32 [n_iter]; NaN where it had given the image up.
+        judged: by name of `INPUTS`.
+    """
+
+    position: int
+    sample_id: int
+    label: int
+    x: np.ndarray
+    x_adv: np.ndarray | None = None
+    distance: float | None = None
+    zero_gradient: bool | None = None
+    verdict: bool | None = None
+    trace: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    judged: dict[str, Judged] = field(default_factory=dict)
+
+    def sha256(self) -> bytes:
+        """SHA-256 of every value, independent of how the file stores it."""
+        digest = hashlib.sha256(struct.pack("<qqq", self.position, self.sample_id, self.label))
+        for array in (self.x, self.x_adv, self.trace):
+            _feed(digest, array)
+        for value in (self.distance, self.zero_gradient, self.verdict):
+            digest.update(b"-" if value is None else struct.pack("<d", value))
+        for name in INPUTS:
+            if name in self.judged:
+                digest.update(name.encode())
+                _feed(digest, self.judged[name].predicted)
+                _feed(digest, self.judged[name].loss)
+        return digest.digest()
+
+
+def _feed(digest: hashlib._Hash, array: np.ndarray | None) -> None:
+    if array is None:
+        digest.update(b"-")
+        return
+    digest.update(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+
+
+def pack(array: np.ndarray) -> bytes:
+    """A float32 array as zlib-compressed bytes, exact.
+
+    The bytes are regrouped by significance before compression: neighbouring pixels share sign and exponent, and
+    equal bytes next to each other are what zlib compresses.
+    """
+    little = np.ascontiguousarray(array, dtype="<f4").reshape(-1)
+    return zlib.compress(little.view(np.uint8).reshape(-1, 4).T.tobytes(), 1)
+
+
+def unpack(blob: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 array of ``shape`` that `pack` made ``blob`` of.
+
+    Raises:
+        ValueError, zlib.error: the blob is damaged or of another size.
+    """
+    planes = np.frombuffer(zlib.decompress(blob), dtype=np.uint8).reshape(4, -1)
+    return np.ascontiguousarray(planes.T).view("<f4").astype(np.float32).reshape(shape)

@@ -1,0 +1,300 @@
+"""`Run`: a run file for reading. Everything a report needs comes from here.
+
+A run is one SQLite file, schema version 1:
+
+==========  ======================================================================================================
+table       content
+==========  ======================================================================================================
+meta        ``identity``: JSON of defence (method, settings, seed, precision, SHA-256 of all weights), attack with
+            its settings, protocol, data set with its checksum. ``share``: JSON, which shard this file is.
+images      one row per finished image: ``position`` in the data set, ``sample_id``, ``label``, the original ``x``
+            and the adversarial ``x_adv`` (exact float32 [C, H, W], `record.pack`), ``distance`` in the attack's
+            norm, ``zero_gradient`` (0 or 1: the attack's first gradient was exactly zero), ``verdict`` (0 or 1: the
+            attack's own decision, where it carries a published protocol), ``trace`` (the attack's loss at each of
+            ``n_trace`` iterates, packed likewise), ``sha256`` of all of it and its draws.
+draws       one row per image, input and draw: ``input`` ("clean", "adversarial", "transfer"), ``draw`` 0..K-1,
+            ``predicted`` class, ``correct`` 0 or 1, cross-entropy ``loss``.
+sessions    one row per start: time, environment (versions, device, threads, SHA-256 of the code), batch sizes.
+blocks      one row per transaction: seconds for clean draws, attack, judging; ``store`` is the previous write's.
+==========  ======================================================================================================
+
+``sessions`` and ``blocks`` tell how a result came about and are no part of it: `Run.content_digest` leaves them
+out, and is equal for an unbroken run, a resumed one and merged shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from ..errors import RunDamaged, mistake, one_of
+from .identity import canonical
+from .protocol import Protocol
+from .record import INPUTS, ImageRecord, unpack
+from .schema import APPLICATION_ID, READ_ERRORS, VERSION, read
+
+
+@final
+class Run:
+    """A finished or unfinished run. Open one with `Run.open`; usable as a context manager.
+
+    Arrays are ordered by position and hold the finished images only.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
+        self._connection = connection
+        self.path = path
+        meta = read_meta(connection, path)
+        if meta is None:
+            raise RunDamaged(f"{path} holds no run: it was interrupted before it began")
+        self.identity: dict[str, Any] = json.loads(meta["identity"])
+        self.share: dict[str, int] = json.loads(meta["share"])
+
+    @staticmethod
+    def open(path: str | Path, *, verify: bool = True) -> Run:
+        """Open a run file for reading, also while it is written or in a folder that is read-only.
+
+        Raises:
+            FileNotFoundError: no such file.
+            RunDamaged: not a run file, of another version, or (``verify``) contradicting its checksums.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such run file")
+        mode = "mode=ro" if file.with_name(file.name + "-wal").exists() else "mode=ro&immutable=1"
+        name = str(file.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+        connection = sqlite3.connect(f"file:{name}?{mode}", uri=True, isolation_level=None)
+        try:
+            run = Run(connection, file)
+            if verify:
+                run.verify()
+        except BaseException:
+            connection.close()
+            raise
+        return run
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol of the run."""
+        known = Protocol.__dataclass_fields__
+        return Protocol(**{name: v for name, v in self.identity["protocol"].items() if name in known})
+
+    @property
+    def n_total(self) -> int:
+        """Images of the whole run, all shards included."""
+        return int(self.identity["data"]["n"])
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.identity["data"]["image_shape"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image of the whole run is here."""
+        return len(self.positions) == self.n_total
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Places in the data set, int64 [n], ascending."""
+        return self._column("position", np.int64)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """True classes, int64 [n]."""
+        return self._column("label", np.int64)
+
+    @cached_property
+    def sample_ids(self) -> np.ndarray:
+        """Names of the images, int64 [n]."""
+        return self._column("sample_id", np.int64)
+
+    @cached_property
+    def distances(self) -> np.ndarray:
+        """Distances of the adversarial images, float64 [n]; NaN without attack."""
+        return self._column("distance", np.float64)
+
+    @cached_property
+    def zero_gradients(self) -> np.ndarray:
+        """1.0 where the attack's first gradient was exactly zero, else 0.0, float64 [n]; NaN if it uses none."""
+        return self._column("zero_gradient", np.float64)
+
+    @cached_property
+    def verdicts(self) -> np.ndarray:
+        """The attack's own decisions, float64 [n], 1.0 for correct; NaN where it took none."""
+        return self._column("verdict", np.float64)
+
+    def predicted(self, which: str) -> np.ndarray:
+        """Predicted classes int64 [n, K] of an input of `INPUTS`; K = 0 if it was not judged."""
+        return self._draws(which, "predicted").astype(np.int64)
+
+    def losses(self, which: str) -> np.ndarray:
+        """Cross-entropies float64 [n, K] of an input of `INPUTS`."""
+        return self._draws(which, "loss")
+
+    def correct(self, which: str) -> np.ndarray:
+        """Whether each draw was right, bool [n, K]."""
+        return self.predicted(which) == self.labels[:, None]
+
+    def values(self, which: str, protocol: Protocol | None = None) -> np.ndarray:
+        """How far each image counts as correct, float64 [n] in [0, 1], under ``protocol`` (the run's if None).
+
+        Raises:
+            ValueError: the records do not suffice for ``protocol``, or no attack was run.
+        """
+        one_of("which", which, INPUTS)
+        rule = self.protocol if protocol is None else self._usable(protocol)
+        if which == "clean":
+            return rule.clean_values(self.predicted("clean")[:, : rule.draws], self.labels)
+        if which == "transfer":
+            return self.correct("transfer").mean(1, dtype=np.float64)
+        if not self.predicted("adversarial").shape[1] and len(self.positions):
+            raise ValueError(mistake("which", "'clean' for a run without attack", repr(which)))
+        clean, adversarial = (self.predicted(name)[:, : rule.draws] for name in ("clean", "adversarial"))
+        return rule.robust_values(clean, adversarial, self.labels, self.verdicts)
+
+    def traces(self) -> np.ndarray:
+        """The attack's loss at each iterate, float32 [n, n_iter]; NaN where images had fewer iterates."""
+        rows = self._connection.execute("SELECT n_trace, trace FROM images ORDER BY position").fetchall()
+        traces = np.full((len(rows), max((row[0] for row in rows), default=0)), np.nan, dtype=np.float32)
+        for i, (length, blob) in enumerate(rows):
+            traces[i, :length] = unpack(blob, (length,))
+        return traces
+
+    def images(self, which: str, positions: Sequence[int] | None = None) -> np.ndarray:
+        """Originals ("clean") or adversarial images float32 [m, C, H, W] at ``positions`` (all if None)."""
+        column = {"clean": "x", "adversarial": "x_adv"}[one_of("which", which, ("clean", "adversarial"))]
+        found = []
+        for position in self.positions.tolist() if positions is None else positions:
+            row = self._connection.execute(
+                f"SELECT {column} FROM images WHERE position = ?", (int(position),)
+            ).fetchone()
+            if row is None or row[0] is None:
+                raise ValueError(mistake("positions", f"of finished images with a {which} one", position))
+            found.append(unpack(row[0], self.image_shape))
+        return np.stack(found) if found else np.zeros((0, *self.image_shape), np.float32)
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Every start of the run: time, environment and settings."""
+        rows = self._connection.execute("SELECT started, environment, settings FROM sessions ORDER BY id")
+        return [
+            {"started": r[0], "environment": json.loads(r[1]), "settings": json.loads(r[2])} for r in rows
+        ]
+
+    def seconds(self) -> dict[str, float]:
+        """Time spent in all sessions, by part."""
+        parts = ("clean", "attack", "judging", "store")
+        sums = ", ".join(f"coalesce(sum({part}), 0.0)" for part in parts)
+        row = self._connection.execute(f"SELECT {sums} FROM blocks").fetchone()
+        return dict(zip(parts, row, strict=True))
+
+    def history(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """Rows of ``sessions`` and of ``blocks`` (without their ids), for merging."""
+        sessions = self._connection.execute(
+            "SELECT id, started, environment, settings FROM sessions"
+        ).fetchall()
+        blocks = self._connection.execute(
+            "SELECT session, n, first, clean, attack, judging, store, finished FROM blocks ORDER BY id"
+        ).fetchall()
+        return sessions, blocks
+
+    def records(self) -> Iterator[ImageRecord]:
+        """Every finished image, verified against its checksum.
+
+        Raises:
+            RunDamaged: a value is unreadable or not the one that was written.
+        """
+        position = -1
+        try:
+            for record, sha256, consistent in read(self._connection, self.image_shape):
+                position = record.position
+                if record.sha256() != sha256 or not consistent:
+                    raise RunDamaged(
+                        f"{self.path} is damaged: the record at position {position} is not the one written"
+                    )
+                yield record
+        except READ_ERRORS as error:
+            raise RunDamaged(f"{self.path} is damaged after position {position}: {error}") from error
+
+    def verify(self) -> None:
+        """Check the file's structure and every record; RunDamaged says what is wrong."""
+        try:
+            report = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            orphans = self._connection.execute(
+                "SELECT count(*) FROM draws WHERE position NOT IN (SELECT position FROM images)"
+            ).fetchone()[0]
+        except READ_ERRORS as error:
+            raise RunDamaged(f"{self.path} is damaged: {error}") from error
+        if report != "ok" or orphans:
+            raise RunDamaged(f"{self.path} is damaged: {report if report != 'ok' else 'draws without image'}")
+        for _ in self.records():
+            pass
+
+    def content_digest(self) -> str:
+        """SHA-256 (hexadecimal) of identity and results; equal runs have equal digests, timings left out."""
+        digest = hashlib.sha256(canonical(self.identity).encode())
+        for record in self.records():
+            digest.update(record.sha256())
+        return digest.hexdigest()
+
+    def _column(self, name: str, dtype: Any) -> np.ndarray:
+        rows = self._connection.execute(f"SELECT {name} FROM images ORDER BY position").fetchall()
+        values = [np.nan if row[0] is None else row[0] for row in rows]
+        return np.array(values, dtype=dtype)
+
+    def _draws(self, which: str, column: str) -> np.ndarray:
+        one_of("which", which, INPUTS)
+        rows = self._connection.execute(
+            f"SELECT {column} FROM draws WHERE input = ? ORDER BY position, draw", (which,)
+        ).fetchall()
+        values = np.array([np.nan if row[0] is None else row[0] for row in rows], dtype=np.float64)
+        n = len(self.positions)
+        return values.reshape(n, len(values) // n if n else 0)
+
+    def _usable(self, protocol: Protocol) -> Protocol:
+        own = self.protocol
+        if (own.noise, own.fixed_draw, own.part) != (
+            protocol.noise,
+            protocol.fixed_draw,
+            protocol.part,
+        ) or own.draws < protocol.draws:
+            single = self.predicted("clean").shape[1] == 1  # nothing random: any number of draws is this one
+            if not (single and own.noise == protocol.noise):
+                raise ValueError(
+                    mistake("protocol", f"one that the records of {own} can decide", f"{protocol}")
+                )
+        return protocol
+
+
+def read_meta(connection: sqlite3.Connection, path: Path | None) -> dict[str, str] | None:
+    """The meta table; None for an empty database. RunDamaged for anything that is not a run file."""
+    try:
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not tables and not application:
+            return None
+        if application != APPLICATION_ID:
+            raise RunDamaged(f"{path} is an SQLite file, but not a run of fastpure; it was not touched")
+        if version != VERSION:
+            raise RunDamaged(f"{path} has schema version {version}, this fastpure reads version {VERSION}")
+        return dict(connection.execute("SELECT key, value FROM meta").fetchall())
+    except sqlite3.DatabaseError as error:
+        raise RunDamaged(f"{path} is not a readable run file: {error}; it was not touched") from error

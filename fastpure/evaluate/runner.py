@@ -1,0 +1,184 @@
+"""`evaluate`: attack a data set, judge it by a protocol, keep everything in one file that survives anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..attacks.base import Attack
+from ..attacks.white_box import DWPGD, VARIANTS
+from ..classifiers.base import require_eval
+from ..data import Dataset
+from ..errors import RunInterrupted, mistake, one_of, whole
+from ..purify import Defense
+from .identity import environment, identity
+from .judging import frozen, require_repeatable
+from .progress import Progress, terminable
+from .protocol import Protocol, fresh
+from .shards import blocks, describe, share
+from .store import RunStore
+from .summary import Report
+from .work import Block, Worker
+
+ENGINES = ("local", "ray")
+Blocks = Callable[[Worker, list[list[int]], Callable[[int, int], None]], Iterator[Block]]
+
+
+def evaluate(
+    defense: nn.Module,
+    dataset: Dataset,
+    attack: Attack | None = None,
+    protocol: Protocol | None = None,
+    out: str | Path | None = None,
+    *,
+    batch_size: int = 64,
+    progress: bool = True,
+    shard: tuple[int, int] | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+) -> Report:
+    """Robust and clean accuracy of ``defense`` on ``dataset``, with intervals, under a named protocol.
+
+    Run again with the same arguments, an interrupted or killed evaluation continues where it was; its result
+    equals that of an unbroken one, bit for bit on a CPU with the same batch and thread settings.
+
+    Args:
+        defense: a ``Defense``, or a deterministic module from [0, 1] images to logits, in evaluation mode.
+        dataset: images with labels and ids.
+        attack: from ``fp.attacks`` or ``fp.evaluate.controls``; None measures clean accuracy only.
+        protocol: who decides; ``fresh()``, ten fresh draws, if None.
+        out: the run file (SQLite), made or continued; None keeps the run in memory.
+        batch_size: images attacked together and written in one transaction. Halved when memory runs out. Noise
+            does not depend on it; what rounding in a network's library does is at most the last bits.
+        progress: show images, iterations, time left and accuracy so far on stderr.
+        shard: (i, n): only the i-th of n parts, 1 <= i <= n; put them together with `merge`.
+        engine: "local", or "ray" (pip install 'fastpure[ray]') for all workers of a Ray cluster.
+        workers: Ray actors; one per GPU, or per CPU slot for a defence on the CPU, if None.
+
+    Returns:
+        The report of this file's images.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described; the message names it.
+        RunMismatch, RunDamaged, RunLocked, StoreUnavailable, DiskFull: see `RunStore`; nothing is lost.
+        OutOfMemory: not even one image fits.
+        RunInterrupted: Ctrl-C or SIGTERM; finished blocks are in the file.
+        MissingExtra: Ray is not installed.
+        EngineUnavailable: Ray has no slot, or keeps losing its workers.
+    """
+    protocol = fresh() if protocol is None else protocol
+    _check(defense, dataset, attack, protocol)
+    whole("batch_size", batch_size, 1)
+    run_blocks = _engine(engine, workers)
+    worker = Worker(defense, dataset, attack, protocol)
+    require_repeatable(defense, dataset.batch(torch.arange(min(4, len(dataset)))).to(worker.device))
+    part = share(shard, batch_size)
+    rows = worker.rows
+    store = RunStore(
+        None if out is None else Path(out),
+        identity(defense, dataset, attack, protocol),
+        share=part,
+        environment=environment(worker.device),
+        settings={"batch_size": batch_size, "rows": rows, "engine": engine, "workers": workers},
+    )
+    try:
+        todo = blocks(len(dataset), batch_size, part, store.done)
+        with terminable():
+            _run(store, worker, todo, run_blocks, progress)
+        return Report.of(store.read())
+    except KeyboardInterrupt as stop:
+        raise RunInterrupted(_farewell(store, len(dataset), part)) from stop
+    finally:
+        store.close()
+
+
+def _run(store: RunStore, worker: Worker, todo: list[list[int]], run_blocks: Blocks, progress: bool) -> None:
+    n_images = len(store.done) + sum(len(block) for block in todo)
+    n_iter = iterations(worker.attack)
+    bar = Progress(store.read(), n_images, n_iter) if progress else None
+    limit = worker.limit
+
+    def tick(n_block: int, iteration: int) -> None:
+        if bar is not None:
+            bar.tick(n_block, iteration)
+
+    try:
+        for block in run_blocks(worker, todo, tick):
+            store.write(block.records, block.seconds)
+            if bar is not None:
+                bar.finished(block.records)
+                if worker.limit < limit:
+                    limit = worker.limit
+                    bar.note(
+                        f"memory ran out: from now on {limit} images at a time; the results stay the same"
+                    )
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def iterations(attack: Attack | None) -> int:
+    """How many iterations an attack will report, 0 if it does not say."""
+    members = getattr(attack, "members", None)
+    if members is not None:
+        return sum(iterations(member) for member in members())
+    number = getattr(attack, "n_iter", None) or getattr(attack, "n_queries", None)
+    return int(number or 0)
+
+
+def local_blocks(worker: Worker, todo: list[list[int]], tick: Callable[[int, int], None]) -> Iterator[Block]:
+    """Do the blocks one after the other in this process."""
+    for positions in todo:
+        size = len(positions)
+        yield from worker.run(positions, lambda iteration, loss, n=size: tick(n, iteration))  # type: ignore[misc]
+
+
+def _engine(engine: str, workers: int | None) -> Blocks:
+    one_of("engine", engine, ENGINES)
+    if workers is not None:
+        whole("workers", workers, 1)
+    if engine == "local":
+        return local_blocks
+    from .ray_engine import ray_blocks
+
+    return ray_blocks(workers)
+
+
+def _check(defense: Any, dataset: Any, attack: Any, protocol: Any) -> None:
+    if not isinstance(defense, nn.Module):
+        raise TypeError(mistake("defense", "a Defense or an nn.Module", type(defense).__name__))
+    if not isinstance(defense, Defense):
+        require_eval(defense, "defense")
+    if not isinstance(dataset, Dataset):
+        remedy = "Load one with fastpure.data.load_dataset('digits'), or build a Dataset from tensors"
+        raise TypeError(mistake("dataset", "a fastpure.data.Dataset", type(dataset).__name__, remedy))
+    if not len(dataset):
+        raise ValueError(mistake("dataset", "at least one image", "an empty data set"))
+    if attack is not None and not isinstance(attack, Attack):
+        remedy = "Use for example fp.attacks.PGD(eps=8/255)"
+        raise TypeError(mistake("attack", "an Attack or None", type(attack).__name__, remedy))
+    if not isinstance(protocol, Protocol):
+        remedy = "Use for example fp.protocols.fresh(10)"
+        raise TypeError(mistake("protocol", "a Protocol", type(protocol).__name__, remedy))
+    shape = defense.purifier.image_shape if isinstance(defense, Defense) else dataset.image_shape
+    if tuple(shape) != tuple(dataset.image_shape):
+        raise ValueError(mistake("dataset", f"of images {tuple(shape)}", dataset.image_shape))
+    with frozen(defense, protocol):
+        pass
+    if isinstance(attack, DWPGD) and protocol.noise == "known":
+        own = (attack.draw, VARIANTS[attack.variant])
+        if own != (protocol.fixed_draw, protocol.part):
+            got = f"draw {own[0]}, {own[1]} noise, with {protocol}"
+            raise ValueError(mistake("attack", "one that knows the noise of the protocol", got))
+
+
+def _farewell(store: RunStore, n_images: int, part: dict[str, int]) -> str:
+    done = f"stopped with {len(store.done)} of {n_images} images finished"
+    if store.path is None:
+        return f"{done}; nothing was kept, because no `out` was given"
+    name = f" ({describe(part)})" if part["of"] > 1 else ""
+    return f"{done}{name}, all of them in {store.path}; the same command continues there"

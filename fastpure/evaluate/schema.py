@@ -1,0 +1,131 @@
+"""The tables of a run file and the statements that fill them. `run` documents them for readers."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .record import INPUTS, ImageRecord, Judged, pack, unpack
+
+APPLICATION_ID = 0x66703031
+"""Marks a file as a run of fastpure ("fp01")."""
+
+VERSION = 1
+"""Version of the tables; a file of another version is refused, not guessed at."""
+
+TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE images (
+    position INTEGER PRIMARY KEY, sample_id INTEGER NOT NULL UNIQUE, label INTEGER NOT NULL,
+    x BLOB NOT NULL, x_adv BLOB, distance REAL, zero_gradient INTEGER, verdict INTEGER,
+    n_trace INTEGER NOT NULL, trace BLOB NOT NULL, sha256 BLOB NOT NULL);
+CREATE TABLE draws (
+    position INTEGER NOT NULL REFERENCES images, input TEXT NOT NULL, draw INTEGER NOT NULL,
+    predicted INTEGER NOT NULL, correct INTEGER NOT NULL, loss REAL,
+    PRIMARY KEY (position, input, draw)) WITHOUT ROWID;
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY, started TEXT NOT NULL, environment TEXT NOT NULL, settings TEXT NOT NULL);
+CREATE TABLE blocks (
+    id INTEGER PRIMARY KEY, session INTEGER REFERENCES sessions, n INTEGER NOT NULL, first INTEGER NOT NULL,
+    clean REAL, attack REAL, judging REAL, store REAL, finished TEXT NOT NULL);
+"""
+
+
+def create(connection: sqlite3.Connection, meta: dict[str, str]) -> None:
+    """Make all tables and the meta rows in one transaction: there is never half a schema."""
+    statements = [text for text in TABLES.split(";") if text.strip()]
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in statements:
+            connection.execute(statement)
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", sorted(meta.items()))
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def insert(connection: sqlite3.Connection, records: Iterable[ImageRecord]) -> None:
+    """Add images and their draws; the caller holds the transaction."""
+    for record in records:
+        connection.execute(
+            "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                record.position,
+                record.sample_id,
+                record.label,
+                pack(record.x),
+                None if record.x_adv is None else pack(record.x_adv),
+                record.distance,
+                _flag(record.zero_gradient),
+                _flag(record.verdict),
+                len(record.trace),
+                pack(record.trace),
+                record.sha256(),
+            ),
+        )
+        connection.executemany("INSERT INTO draws VALUES (?, ?, ?, ?, ?, ?)", _draw_rows(record))
+
+
+def _flag(value: bool | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _draw_rows(record: ImageRecord) -> Iterator[tuple[Any, ...]]:
+    for name, judged in record.judged.items():
+        for draw, (predicted, loss) in enumerate(
+            zip(judged.predicted.tolist(), judged.loss.tolist(), strict=True)
+        ):
+            # SQLite keeps NaN as NULL; an undefined loss is read back as NaN.
+            yield record.position, name, draw, predicted, int(predicted == record.label), loss
+
+
+def read(
+    connection: sqlite3.Connection, image_shape: tuple[int, ...]
+) -> Iterator[tuple[ImageRecord, bytes, bool]]:
+    """Every image in order of position, its stored checksum, and whether its draws' verdicts are consistent.
+
+    Raises:
+        ValueError, zlib.error, sqlite3.Error: a value cannot be read.
+    """
+    rows = connection.execute("SELECT * FROM images ORDER BY position")
+    for position, sample_id, label, x, x_adv, distance, zero, verdict, n_trace, trace, sha in rows:
+        judged, consistent = _judged(connection, position, label)
+        record = ImageRecord(
+            position=position,
+            sample_id=sample_id,
+            label=label,
+            x=unpack(x, image_shape),
+            x_adv=None if x_adv is None else unpack(x_adv, image_shape),
+            distance=distance,
+            zero_gradient=None if zero is None else bool(zero),
+            verdict=None if verdict is None else bool(verdict),
+            trace=unpack(trace, (n_trace,)),
+            judged=judged,
+        )
+        yield record, sha, consistent
+
+
+def _judged(connection: sqlite3.Connection, position: int, label: int) -> tuple[dict[str, Judged], bool]:
+    rows = connection.execute(
+        "SELECT input, draw, predicted, correct, loss FROM draws WHERE position = ? ORDER BY input, draw",
+        (position,),
+    ).fetchall()
+    judged: dict[str, Judged] = {}
+    for name in INPUTS:
+        own = [row for row in rows if row[0] == name]
+        if own:
+            loss = np.array([np.nan if row[4] is None else row[4] for row in own], dtype=np.float32)
+            judged[name] = Judged(np.array([row[2] for row in own], dtype=np.int64), loss)
+    return judged, all(row[3] == int(row[2] == label) for row in rows)
+
+
+READ_ERRORS = (sqlite3.Error, ValueError, zlib.error, TypeError, OverflowError)
+"""What reading a damaged file can raise."""

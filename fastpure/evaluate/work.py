@@ -1,0 +1,197 @@
+"""The unit of work: attack and judge a block of images. Pure, picklable, the same in every process."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..attacks.base import Attack, Problem
+from ..data import Dataset
+from ..errors import NonFiniteError, OutOfMemory
+from ..purify import Defense
+from .judging import count_classes, frozen, judge, judged
+from .protocol import Protocol
+from .record import ImageRecord
+from .store import Seconds
+
+JUDGING_ROWS = 256
+"""Rows per network call in a run without attack."""
+
+Tick = Callable[[int, float], None]
+"""Called after each iteration of an attack with its number and the mean loss."""
+
+
+@final
+@dataclass(frozen=True)
+class Block:
+    """Finished images and where the time went."""
+
+    records: list[ImageRecord]
+    seconds: Seconds
+
+
+@final
+@dataclass
+class Worker:
+    """Attacks and judges blocks of a data set.
+
+    Attributes:
+        defense, dataset, attack, protocol: as in `evaluate`.
+        limit: most images at a time; falls when memory runs out.
+        rows: most (image, draw) pairs per network call.
+    """
+
+    defense: nn.Module
+    dataset: Dataset
+    attack: Attack | None
+    protocol: Protocol
+    limit: int = 1 << 30
+    rows: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        self.rows = self.rows or (self.attack.rows if self.attack is not None else JUDGING_ROWS)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the defence is."""
+        if isinstance(self.defense, Defense):
+            return self.defense.purifier.device
+        tensors = (*self.defense.parameters(), *self.defense.buffers())
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    def run(self, positions: Sequence[int], tick: Tick | None = None) -> Iterator[Block]:
+        """Finish the images at ``positions``; one block, or several smaller ones if memory runs out.
+
+        Raises:
+            OutOfMemory: one image, one row at a time, does not fit.
+        """
+        waiting = [list(positions)]
+        while waiting:
+            block = waiting.pop(0)
+            if len(block) > self.limit:
+                waiting[:0] = [block[i : i + self.limit] for i in range(0, len(block), self.limit)]
+                continue
+            try:
+                finished = self.block(block, tick or (lambda iteration, loss: None))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._shrink(len(block), error)
+                waiting.insert(0, block)
+                continue
+            yield finished
+
+    def block(self, positions: Sequence[int], tick: Tick) -> Block:
+        """Judge and attack these images together."""
+        at = torch.as_tensor(list(positions), dtype=torch.int64)
+        x = self.dataset.batch(at).to(self.device)
+        y, ids = self.dataset.labels[at].to(self.device), self.dataset.sample_ids[at].to(self.device)
+        clock = [time.perf_counter()]
+        columns: dict[str, Any] = {}
+        with frozen(self.defense, self.protocol):
+            inputs = {"clean": judged(*judge(self.defense, x, y, ids, self.protocol.draws, self.rows))}
+            clock.append(time.perf_counter())
+            if self.attack is not None:
+                n_classes = count_classes(self.defense, x[:1])
+                columns = self._attack(Problem(self.defense, x, y, ids, n_classes), tick)
+            clock.append(time.perf_counter())
+            if self.attack is not None:
+                found = judge(self.defense, columns["x_adv"], y, ids, self.protocol.draws, self.rows)
+                inputs["adversarial"] = judged(*found)
+        if self.attack is not None and self.protocol.noise == "known" and self.protocol.transfer_draws:
+            found = judge(self.defense, columns["x_adv"], y, ids, self.protocol.transfer_draws, self.rows)
+            inputs["transfer"] = judged(*found)
+        clock.append(time.perf_counter())
+        clean, attack, judging = np.diff(clock).tolist()
+        return Block(_records(positions, x, y, ids, columns, inputs), Seconds(clean, attack, judging))
+
+    def _attack(self, problem: Problem, tick: Tick) -> dict[str, Any]:
+        assert self.attack is not None
+        attack = self.attack
+        if hasattr(attack, "batch_size"):
+            attack = replace(attack, batch_size=self.rows)  # type: ignore[type-var]
+        with attack.conditions(problem.defense):
+            proposal = attack.propose(problem, tick)
+        candidate = proposal.x.detach()
+        bad = ~torch.isfinite(candidate).flatten(1).all(1)
+        if bool(bad.any()):
+            ids = ", ".join(str(int(i)) for i in problem.ids[bad][:8])
+            raise NonFiniteError(f"the attack proposed NaN or Inf for sample id {ids}")
+        # The attack's word is not taken: projected, stored as float32, and measured on what is stored.
+        x_adv = attack.budget.project(candidate.to(problem.x.dtype), problem.x)
+        distance = attack.budget.distance(x_adv, problem.x)
+        if not bool(attack.budget.admits(distance).all()):
+            raise AssertionError(f"adversarial images left the budget of {attack}")
+        verdict = None if proposal.verdict is None else proposal.verdict[:, 0]
+        return {
+            "x_adv": x_adv,
+            "distance": distance,
+            "trace": proposal.losses,
+            "zero_gradient": proposal.zero_gradients,
+            "verdict": verdict,
+        }
+
+    def _shrink(self, size: int, error: BaseException) -> None:
+        """Halve the block, and once it is a single image the rows of a network call."""
+        if size > 1:
+            self.limit = (size + 1) // 2
+        elif self.rows > 1:
+            self.rows = (self.rows + 1) // 2
+        else:
+            raise OutOfMemory(
+                f"not even one image and one draw fit into memory: {str(error).splitlines()[0]}. Use a smaller "
+                "network, precision='bf16' or memory='recompute'; finished images are safe"
+            ) from error
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or on the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return not isinstance(error, OutOfMemory)
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator: can't allocate memory" in text or "out of memory" in text
+    )
+
+
+def _records(
+    positions: Sequence[int],
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    columns: dict[str, Any],
+    inputs: dict[str, list[Any]],
+) -> list[ImageRecord]:
+    found = {name: value for name, value in columns.items() if value is not None}
+    arrays = {name: value.detach().cpu().numpy() for name, value in found.items()}
+    originals, labels, names = x.cpu().numpy(), y.cpu().tolist(), ids.cpu().tolist()
+    records = []
+    for i, position in enumerate(positions):
+        own: dict[str, Any] = {}
+        for name, kind in (("distance", float), ("zero_gradient", bool), ("verdict", bool)):
+            if name in arrays:
+                own[name] = kind(arrays[name][i])
+        if "x_adv" in arrays:
+            own["x_adv"] = arrays["x_adv"][i].copy()
+            own["trace"] = np.ascontiguousarray(arrays["trace"][:, i], dtype=np.float32)
+        records.append(
+            ImageRecord(
+                position=int(position),
+                sample_id=names[i],
+                label=labels[i],
+                x=originals[i].copy(),
+                judged={name: rows[i] for name, rows in inputs.items()},
+                **own,
+            )
+        )
+    return records

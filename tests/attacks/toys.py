@@ -1,0 +1,59 @@
+"""Small defences whose weaknesses are known, for tests that must come out one way."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import fastpure as fp
+from fastpure.nets import Denoiser
+from fastpure.nets.oracle import GaussianMixture
+from fastpure.purify import Method
+
+SHAPE = (1, 5, 5)
+SIZE = 25
+
+
+class Pixels(nn.Module):
+    """Smooth classifier of ``classes`` classes, computed image by image: bitwise independent of the batch."""
+
+    def __init__(self, classes: int = 5, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("weight", torch.randn(classes, SIZE, generator=generator))
+        self.training = False
+
+    def forward(self, u: Tensor) -> Tensor:
+        v = torch.tanh(3.0 * (u - 0.5)).flatten(1)
+        return torch.stack([(v * row).sum(1) for row in self.weight], 1)
+
+
+class Scaled(nn.Module):
+    """Denoiser that predicts ``factor`` times the state; factor 0 leaves pure noise steps."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(factor))
+        self.training = False
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return self.factor * x
+
+
+def scaling_defense(classifier: nn.Module, factor: float, t: float = 0.1, seed: int = 0) -> fp.Defense:
+    """One reverse step x' = a x + b factor x + d z in front of ``classifier``."""
+    denoiser = Denoiser.from_module(Scaled(factor), image_shape=SHAPE)
+    method = fp.methods.coup_unguided(t=t, dt=t, clip_output=False)
+    return fp.Defense(fp.Purifier(denoiser, method, seed=seed), classifier)
+
+
+def mixture_defense(classifier: nn.Module, method: Method | None = None) -> fp.Defense:
+    """The exact denoiser of a mixture of two Gaussians."""
+    generator = torch.Generator().manual_seed(1)
+    means = torch.rand(2, SIZE, generator=generator) * 1.6 - 0.8
+    denoiser = Denoiser.from_module(GaussianMixture(means, 0.3), image_shape=SHAPE)
+    return fp.Defense(fp.Purifier(denoiser, method or fp.methods.diffpure(t=0.1, dt=0.025)), classifier)
+
+
+def images(n: int, seed: int = 0) -> Tensor:
+    return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(seed))

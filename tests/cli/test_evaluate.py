@@ -1,0 +1,239 @@
+"""`evaluate`, `attack`, `sweep`, `merge`, `compare` as a user meets them: small, on digits."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import fastpure as fp
+from fastpure.cli.main import app
+from fastpure.cli.options import literal
+from fastpure.cli.sweep import grid
+from fastpure.data import load_dataset
+from fastpure.evaluate.work import Worker
+
+TINY = ["--n", "3", "--steps", "2", "--n-iter", "2", "--eot-iter", "1"]
+JUDGE = ["--draws", "2", "--no-progress"]
+
+
+def run(*words: str):
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_evaluate_prints_a_report_and_continues_in_a_file_named_after_the_experiment(here):
+    first = run("evaluate", *TINY, *JUDGE)
+    for word in (
+        "coup(",
+        "PGD(",
+        "fresh(2 draws)",
+        "clean ",
+        "robust ",
+        "95 % Wilson",
+        "digits/test, 3 images",
+    ):
+        assert word in first
+    (path,) = (here / "runs").iterdir()
+    assert path.name.startswith("digits-coup-pgd-fresh-")
+    again = run("evaluate", *TINY, *JUDGE)
+    assert [line for line in again.splitlines() if "robust" in line] == [
+        line for line in first.splitlines() if "robust" in line
+    ]
+    run("evaluate", *TINY, *JUDGE, "--eps", "0.1")
+    assert len(list((here / "runs").iterdir())) == 2
+    with fp.Run.open(path) as opened:
+        assert opened.complete
+        assert len(opened.sessions()) == 2
+        settings = opened.identity["attack"]["settings"]
+        assert (settings["eps"], settings["n_iter"], settings["eot_iter"]) == (0.2, 2, 1)
+        assert opened.identity["defense"]["method"]["settings"]["dt"] == 0.075
+
+
+def test_settings_reach_method_and_attack(here):
+    words = ["--method", "ddpm", "--t", "0.05", "--steps", "3", "--attack", "apgd-ce", "--eps", "8/255"]
+    run("evaluate", "--n", "2", *words, "--set", "attack.n_iter=2", "--set", "attack.gradient=bpda",
+        "--set", "method.variance=large", "--out", "r.sqlite", *JUDGE)  # fmt: skip
+    with fp.Run.open("r.sqlite") as opened:
+        method = opened.identity["defense"]["method"]["settings"]
+        attack = opened.identity["attack"]
+        assert (method["t"], method["n_steps"], method["variance"]) == (0.05, 3, "large")
+        assert (attack["name"], attack["settings"]["gradient"]) == ("APGDCE", "bpda")
+        assert attack["settings"]["eps"] == 8 / 255
+
+
+def test_dry_run_prints_the_cost_and_writes_nothing(here):
+    output = run("evaluate", *TINY, "--dry-run")
+    for word in ("network calls", "time", "memory", "disk"):
+        assert word in output
+    assert not list(here.iterdir())
+
+
+def test_shards_and_merge_and_compare(here):
+    words = [
+        "evaluate",
+        "--method",
+        "none",
+        "--n",
+        "6",
+        "--n-iter",
+        "3",
+        "--batch-size",
+        "2",
+        "--no-progress",
+    ]
+    run(*words, "--out", "whole.sqlite")
+    for i in (1, 2):
+        run(*words, "--shard", f"{i}/2", "--out", f"{i}.sqlite")
+    merged = run("merge", "merged.sqlite", "1.sqlite", "2.sqlite")
+    assert "6 images" in merged
+    with fp.Run.open("whole.sqlite") as whole, fp.Run.open("merged.sqlite") as parts:
+        assert whole.content_digest() == parts.content_digest()
+    run(*words, "--n-iter", "9", "--out", "more.sqlite")
+    output = run("compare", "whole.sqlite", "more.sqlite")
+    assert "exact McNemar p = " in output
+    assert "more n_iter: robust accuracy goes from" in output
+
+
+def test_attack_writes_an_archive_whose_numbers_hold(here):
+    output = run(
+        "attack", "--method", "none", "--n", "8", "--n-iter", "5", "--batch-size", "3", "--out", "a.npz"
+    )
+    assert "wrote a.npz" in output
+    saved = np.load("a.npz")
+    data = load_dataset("digits", "test").subset(8)
+    assert np.array_equal(saved["x"], data.images.numpy())
+    assert np.array_equal(saved["sample_ids"], data.sample_ids.numpy())
+    difference = np.abs(saved["x_adv"].astype(np.float64) - saved["x"])
+    assert np.allclose(saved["distance"], difference.max((1, 2, 3)))
+    assert difference.max() <= 0.2
+    import torch
+
+    predicted = fp.load_classifier("digits")(torch.from_numpy(saved["x_adv"])).argmax(1).numpy()
+    assert np.array_equal(saved["robust_correct"][:, 0], predicted == saved["labels"])
+    assert saved["losses"].shape == (5, 8)
+    assert json.loads(str(saved["about"]))["defense"]["kind"] == "module"
+    assert [path.name for path in here.iterdir()] == ["a.npz"]
+
+
+def test_sweep_runs_every_combination_once(here):
+    words = ["sweep", "--over", "t=0.05,0.1", "--over", "scale=0,2", *TINY, *JUDGE, "--out", "s"]
+    output = run(*words)
+    names = sorted(path.name for path in (here / "s").iterdir())
+    assert names == [
+        "t=0.05-scale=0.sqlite",
+        "t=0.05-scale=2.sqlite",
+        "t=0.1-scale=0.sqlite",
+        "t=0.1-scale=2.sqlite",
+    ]
+    assert output.count("%") >= 8
+    for path in (here / "s").iterdir():
+        with fp.Run.open(path) as opened:
+            settings = opened.identity["defense"]["method"]["settings"]
+            assert path.name == f"t={settings['t']:g}-scale={settings['scale']:g}.sqlite"
+            assert settings["dt"] == settings["t"] / 2
+    assert run(*words) == output
+
+
+def test_grid():
+    assert grid(["t=0.1,1/4", "attack.loss=ce,margin"]) == [
+        {"t": 0.1, "attack.loss": "ce"},
+        {"t": 0.1, "attack.loss": "margin"},
+        {"t": 0.25, "attack.loss": "ce"},
+        {"t": 0.25, "attack.loss": "margin"},
+    ]
+    for text in ("t", "colour=red", "t=", "method.=3"):
+        with pytest.raises(ValueError, match="`--over` must be"):
+            grid([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("8/255", 8 / 255),
+        ("3", 3),
+        ("0.5", 0.5),
+        ("true", True),
+        ("None", None),
+        ("bpda", "bpda"),
+        ("[1, 2]", [1, 2]),
+    ],
+)
+def test_values_are_read_as_written(text, value):
+    assert literal(text) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evaluate", "--attack", "fgsm"], "`attack` must be one of 'pgd'"),
+        (["evaluate", "--method", "magic"], "`method` must be one of 'diffpure'"),
+        (["evaluate", "--eps", "eight"], "`--eps` must be a number or a fraction such as 8/255, got 'eight'"),
+        (["evaluate", "--method", "none", "--t", "0.1"], "`--t` has no effect"),
+        (["evaluate", "--set", "attack.strength=3"], "`--set attack.strength`: pgd has no such setting"),
+        (["evaluate", "--set", "method.magic=3"], "`--set method.magic`: coup has no such setting"),
+        (["evaluate", "--set", "eps=3"], "`--set` must be method.NAME=VALUE"),
+        (["evaluate", "--protocol", "best"], "`protocol` must be one of 'fresh'"),
+        (["evaluate", "--shard", "3/2"], "`shard` must be an integer in [1, 2], got 3"),
+        (["evaluate", "--data", "cifar10", "--data-path", "none.npz"], "none.npz"),
+        (["evaluate", "--device", "tpu"], "`device` must be cpu"),
+        (["evaluate", "--n", "2", "--out", "/proc/x.sqlite", "--method", "none"], "cannot be written"),
+        (["attack", "--out", "/nowhere/a.npz"], "must name a file in a folder that can be written"),
+        (["attack", "--attack", "none"], "`--attack` must name an attack"),
+        (["compare", "a.sqlite"], "`runs` must be two or more files"),
+        (["compare", "a.sqlite", "b.sqlite"], "a.sqlite: no such run file"),
+        (["merge", "out.sqlite", "a.sqlite"], "a.sqlite: no such run file"),
+    ],
+)
+def test_refusals_are_one_sentence(here, words, message, monkeypatch, capsys):
+    from fastpure.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["fastpure", *words])
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 2
+    text = capsys.readouterr().err.splitlines()[-1]
+    assert text.startswith("fastpure: ")
+    assert message in text
+    assert not list(here.iterdir())
+
+
+def test_an_interrupt_says_how_to_go_on(here, monkeypatch):
+    block, count = Worker.block, []
+
+    def interrupted(self, positions, tick):
+        count.append(1)
+        if len(count) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return block(self, positions, tick)
+
+    words = [
+        "evaluate",
+        "--n",
+        "4",
+        "--method",
+        "none",
+        "--batch-size",
+        "2",
+        "--out",
+        "r.sqlite",
+        "--no-progress",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "block", interrupted)
+        result = CliRunner().invoke(app, words)
+    assert result.exit_code == 130
+    said = "stopped with 2 of 4 images finished, all of them in r.sqlite; the same command continues"
+    assert said in result.output
+    assert "4 images" in run(*words)

@@ -1,0 +1,102 @@
+"""What a plan counts is what a run asks for; what it measures of memory grows with the steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastpure as fp
+from fastpure.evaluate.plan import _bytes, _duration, _truncated, plan
+from fastpure.evaluate.queries import count_queries
+from fastpure.nets.oracle import GaussianMixture
+from tests.evaluate.toys import Brightness, attack, dataset, defense
+
+
+class Counting(GaussianMixture):
+    """Counts the images that pass through it."""
+
+    rows = 0
+
+    def forward(self, x, label):
+        type(self).rows += len(x)
+        return super().forward(x, label)
+
+
+@pytest.mark.parametrize(
+    ("how", "gradients", "judgements"),
+    [
+        (attack(n_iter=5, eot_iter=3), 15, 0),
+        (attack(n_iter=5, eot_iter=3, gradient="bpda"), 15, 0),
+        (fp.attacks.APGDCE(n_iter=6, eot_iter=2), 14, 0),
+        (fp.attacks.DWPGD(n_iter=4), 4, 0),
+        (None, 0, 0),
+    ],
+)
+def test_queries_of_an_attack_are_counted_without_running_it(how, gradients, judgements):
+    counted = count_queries(defense(), dataset(4), how, fp.protocols.fresh(2))
+    assert counted == (gradients, judgements)
+
+
+def test_under_known_noise_nothing_is_averaged():
+    assert count_queries(defense(), dataset(4), attack(n_iter=5, eot_iter=3), fp.protocols.dw_box()) == (5, 0)
+
+
+def test_a_bare_classifier_is_counted_too():
+    assert count_queries(
+        Brightness().eval(), dataset(4), attack(n_iter=5, eot_iter=3), fp.protocols.fresh()
+    ) == (5, 0)
+
+
+def test_network_calls_are_those_of_the_run():
+    target, data, how = defense(), dataset(6), fp.protocols.fresh(3)
+    means = target.purifier.denoiser.network.means
+    denoiser = fp.Denoiser.from_module(Counting(means, 0.3), image_shape=data.image_shape)
+    purifier = fp.Purifier(denoiser, target.purifier.method, memory="store")
+    target = fp.Defense(purifier, target.classifier)
+    expected = plan(target, data, attack(), how)
+    Counting.rows = 0
+    fp.evaluate(target, data, attack(), how, progress=False)
+    # A gradient is two passes, of which the network's forward is called for one.
+    assert Counting.rows == 6 * expected.calls * (expected.gradients + expected.judgements)
+    assert expected.network_calls == 6 * expected.calls * (2 * expected.gradients + expected.judgements)
+    assert (expected.gradients, expected.judgements) == (4, 6)
+
+
+def test_calls_and_memory_grow_with_the_steps():
+    data = dataset(4)
+    means = defense().purifier.denoiser.network.means
+    plans = []
+    for dt in (0.01, 0.0005):
+        denoiser = fp.Denoiser.from_module(GaussianMixture(means, 0.3), image_shape=data.image_shape)
+        purifier = fp.Purifier(denoiser, fp.methods.diffpure(t=0.02, dt=dt), memory="store")
+        plans.append(plan(fp.Defense(purifier, Brightness().eval()), data, attack()))
+    assert plans[1].calls == 20 * plans[0].calls
+    assert plans[1].network_calls == 20 * plans[0].network_calls
+    assert plans[1].memory > 3 * plans[0].memory > 0
+    assert plans[1].disk == plans[0].disk
+
+
+def test_a_truncated_defence_calls_its_network_less():
+    whole = defense()
+    assert _truncated(whole, 1).purifier.method.steps.n_network_calls == 1
+    assert _truncated(whole, 3) is whole
+    classifier = Brightness().eval()
+    assert _truncated(classifier, 1) is classifier
+
+
+def test_planning_leaves_no_trace():
+    target = defense()
+    before = target.purifier(dataset(2).images)
+    state = torch.random.get_rng_state()
+    text = str(plan(target, dataset(2), attack()))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(target.purifier(dataset(2).images), before)
+    for word in ("network calls", "time", "memory", "disk", "ms per gradient"):
+        assert word in text
+
+
+def test_sizes_and_durations_are_readable():
+    assert [_bytes(n) for n in (12, 3400, 5_600_000, 7.8e9)] == ["12 B", "3.4 KB", "5.6 MB", "7.8 GB"]
+    assert _duration(100) == "100 hours (4.2 days)"
+    assert _duration(0.5) == "30.0 minutes (0.5 hours)"
+    assert _duration(0.001) == "3.6 seconds"
