@@ -370,7 +370,8 @@ def small_run(folder: Path, out: Path) -> PurifyRun:
 def mixed(folder: Path) -> Path:
     """Pictures and arrays whose borders are not those of the batches."""
     pictures(folder, ["a.png", "d.png"])
-    np.save(folder / "b.npy", (PIXELS / 255).astype(np.float32))
+    with (folder / "b.NPY").open("wb") as file:
+        np.save(file, (PIXELS / 255).astype(np.float32))
     np.savez(folder / "c.npz", x=PIXELS[:4], y=np.arange(4))
     return folder
 
