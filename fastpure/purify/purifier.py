@@ -193,9 +193,8 @@ class Purifier(nn.Module):
         names = (self.precision, self.gradient_precision)
         # The wider copy of the weights holds what the narrower one has lost.
         widest = max(names, key=lambda name: self._engines[name].precision.network.itemsize)
-        denoiser = self._engines[widest].denoiser
         return Purifier(
-            denoiser,
+            self._engines[widest].denoiser,
             method,
             self.seed,
             self.precision,
