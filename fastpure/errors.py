@@ -45,13 +45,6 @@ class DataError(FastpureError, ValueError):
     """A data file is missing, corrupt or of another kind than announced."""
 
 
-class MissingExtra(FastpureError, ImportError):
-    """Something was asked for that needs a package which is not installed."""
-
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package}: pip install 'fastpure[{extra}]'")
-
-
 class ResumeError(FastpureError, RuntimeError):
     """A saved run cannot be continued, because it belongs to another configuration or is damaged."""
 

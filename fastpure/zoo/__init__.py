@@ -8,7 +8,10 @@ from ..errors import one_of
 
 __all__ = ["CLASSIFIERS", "DENOISERS", "weights_path"]
 
-DENOISERS: dict[str, str] = {"digits": "digits_denoiser.safetensors"}
+DENOISERS: dict[str, str] = {
+    "digits": "digits_denoiser.safetensors",
+    "digits-adbm": "digits_adbm_denoiser.safetensors",
+}
 CLASSIFIERS: dict[str, str] = {"digits": "digits_classifier.safetensors"}
 _KINDS = {"denoiser": DENOISERS, "classifier": CLASSIFIERS}
 
