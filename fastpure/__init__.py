@@ -17,6 +17,7 @@ from .evaluate import evaluate as evaluate
 from .evaluate import plan as plan
 from .evaluate import protocol as protocols
 from .nets import Denoiser as Denoiser
+from .presets import PRESETS as presets
 from .purify import Defense as Defense
 from .purify import Purifier as Purifier
 from .purify import methods as methods
@@ -39,5 +40,6 @@ __all__ = [
     "load_denoiser",
     "methods",
     "plan",
+    "presets",
     "protocols",
 ]

@@ -11,7 +11,7 @@ import fastpure
 
 ROOT = Path(fastpure.__file__).parent
 LAYERS = [
-    {"errors", "intervals"},
+    {"errors", "files", "intervals"},
     {"schedule"},
     {"kernels"},
     {"nets"},
@@ -20,6 +20,7 @@ LAYERS = [
     {"reverse"},
     {"purify"},
     {"attacks"},
+    {"presets"},
     {"anomaly", "certify", "evaluate"},
     {"train"},
     {"bench"},
@@ -108,6 +109,7 @@ def test_public_names():
         "load_denoiser",
         "methods",
         "plan",
+        "presets",
         "protocols",
     ]
     for name in fastpure.__all__:

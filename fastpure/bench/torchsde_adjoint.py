@@ -25,7 +25,7 @@ def require_torchsde() -> Any:
     try:
         import torchsde
     except ImportError as error:
-        raise MissingExtra("comparing with torchsde needs it: pip install 'fastpure[bench]'") from error
+        raise MissingExtra("torchsde", "adjoint", "the comparison with its adjoint") from error
     return torchsde
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .train_options import checked_device
+from .devices import checked_device
 
 if TYPE_CHECKING:
     from ..certify import Record
@@ -54,7 +54,7 @@ def certify(
     dataset = dataset.subset(min(images, len(dataset)), data_seed)
     networks = (load_denoiser(denoiser), load_classifier(classifier))
     model = certification.OneShotClassifier(*networks, sigma)
-    where = checked_device(device) or "cpu"
+    where = checked_device(device or "cpu")
     path = out or Path("runs") / f"{data}-certify-{sigma:g}.csv"
     typer.echo(
         f"{dataset.describe()}\nsigma {sigma:g}, {n0} + {n} draws, alpha {alpha:g}: "

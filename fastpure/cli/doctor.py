@@ -5,15 +5,37 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .convert import CheckpointFormat, ClassLabel, ConfigFile
+
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Load this denoiser (a file, or a folder of diffusers) and say what it is instead."
+        ),
+    ] = None,
+    format: CheckpointFormat = None,
+    config: ConfigFile = None,
+    class_label: ClassLabel = None,
 ) -> None:
-    """Say what is available on this machine, which back end runs each operation, and why not another."""
+    """Say what is available on this machine, which back end runs each operation, and why not another.
+
+    With --checkpoint: format, architecture, which weights are taken, what is left out, SHA-256. No code in the
+    file is run.
+    """
+    if checkpoint is not None:
+        from ..checkpoints import load_denoiser
+
+        loaded = load_denoiser(checkpoint, format, config, class_label=class_label).checkpoint
+        print(json.dumps(loaded.describe(), indent=2) if as_json else loaded)
+        return
     report = collect()
     if as_json:
         print(json.dumps(report, indent=2))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import devices
+
 if TYPE_CHECKING:
     from ..train import Outcome, TrainConfig
 
@@ -75,24 +77,8 @@ def configured(train: TrainConfig, clip: float | None, **options: Any) -> TrainC
 
 
 def checked_device(name: str | None) -> str | None:
-    """The device's name, or None for the default.
-
-    Raises:
-        ValueError: not a device, or one this torch cannot use.
-    """
-    import torch
-
-    from ..errors import mistake
-
-    if name is None:
-        return None
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise ValueError(mistake("device", "cpu, cuda or cuda:N", repr(name))) from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(mistake("device", "cpu", repr(name), "This torch sees no CUDA device."))
-    return name
+    """The device's name if torch can compute there, or None for the default."""
+    return None if name is None else devices.checked_device(name)
 
 
 def announce(network: str, data: str, steps: int, folder: Path) -> None:

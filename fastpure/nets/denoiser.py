@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake, one_of, whole
-from .base import HoistedNetwork
+from .base import HoistedNetwork, checked_shape, same_layout
 from .compiled import CompiledCall
 from .conditioning import Conditioning, usable_steps
 from .layers import Conv
@@ -40,7 +40,10 @@ class Denoiser(nn.Module):
         image_shape: (C, H, W).
         learned_sigma: whether it returns 2 C channels, of which the last C (a variance) are ignored.
         schedule: what its steps and times mean, one of `SCHEDULES`; without meaning for "sigma" labels.
+        checkpoint: the report on the file it was loaded from (`fastpure.checkpoints.CheckpointReport`), or None.
     """
+
+    checkpoint: Any = None
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class Denoiser(nn.Module):
         self.network = network
         self.prediction = one_of("prediction", prediction, PREDICTIONS)
         self.time_input = one_of("time_input", time_input, TIME_INPUTS)
-        self.image_shape = _image_shape(image_shape)
+        self.image_shape = checked_shape(image_shape)
         self.learned_sigma = bool(learned_sigma)
         self.schedule = one_of("schedule", schedule, SCHEDULES)
         if (prediction, time_input) == ("v", "sigma"):
@@ -109,7 +112,7 @@ class Denoiser(nn.Module):
         network.initialise(whole("seed", seed), init_scale)
         config = network.config
         shape = (config.channels, config.image_size, config.image_size)
-        return cls(network, "eps", "continuous", shape).eval()
+        return cls(network, "eps", config.time_input, shape, config.learned_sigma).eval()
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -185,7 +188,7 @@ class Denoiser(nn.Module):
         seen = x / alpha if self.time_input == "sigma" else x
         output = self._run(seen if self.dtype is None else seen.to(self.dtype), conditioning, k)
         output = self._prediction_of(output, x).to(x.dtype)
-        return _same_layout(self._to_noise(x, output, alpha, sigma), x)
+        return same_layout(self._to_noise(x, output, alpha, sigma), x)
 
     def cast(self, dtype: torch.dtype) -> Denoiser:
         """A frozen copy in evaluation mode, floating weights and buffers in ``dtype``; this one is unchanged.
@@ -232,7 +235,7 @@ class Denoiser(nn.Module):
         denoiser = Denoiser(
             network, self.prediction, self.time_input, self.image_shape, self.learned_sigma, self.schedule
         )
-        denoiser.training, denoiser._call = self.training, call
+        denoiser.training, denoiser._call, denoiser.checkpoint = self.training, call, self.checkpoint
         return denoiser
 
     def _run(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
@@ -289,16 +292,3 @@ class Denoiser(nn.Module):
                 "Remove `detach` or `no_grad` from its forward, or call the purifier under torch.no_grad()"
             )
         return output[:, :channels] if self.learned_sigma else output
-
-
-def _image_shape(shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    if not isinstance(shape, tuple | list | torch.Size) or len(shape) != 3:
-        raise ValueError(mistake("image_shape", "(channels, height, width)", repr(shape)))
-    channels, height, width = (whole("image_shape", value, 1) for value in shape)
-    return channels, height, width
-
-
-def _same_layout(output: Tensor, x: Tensor) -> Tensor:
-    if x.is_contiguous():
-        return output.contiguous()
-    return output.contiguous(memory_format=torch.channels_last)

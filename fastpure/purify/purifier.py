@@ -29,6 +29,7 @@ from ..reverse import (
     states,
 )
 from .checks import check_range, check_seed
+from .inference import outside_inference_mode
 from .methods import Method
 from .precision import Precision
 from .precision import precision as precision_named
@@ -135,6 +136,7 @@ class Purifier(nn.Module):
         tensors = chain(self.denoiser.parameters(), self.denoiser.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
+    @outside_inference_mode
     def forward(
         self,
         x: Tensor,
@@ -166,6 +168,7 @@ class Purifier(nn.Module):
         u = (reverse(*prepared) + 1.0) * 0.5
         return (u.clamp(0.0, 1.0) if self.method.clip_output else u).to(x.dtype)
 
+    @outside_inference_mode
     def trajectory(
         self,
         x: Tensor,
@@ -208,11 +211,10 @@ class Purifier(nn.Module):
     def extra_repr(self) -> str:
         """Method, seed, precision and memory plan, for printing."""
         gradient = f", gradient_precision={self.gradient_precision!r}"
-        backend = f", backend={self.backend!r}"
         return (
             f"{self.method}, seed={self.seed}, precision={self.precision!r}"
             f"{gradient if self.gradient_precision != self.precision else ''}, memory={self.memory.choice!r}"
-            f"{backend if self.backend != 'auto' else ''}"
+            f"{f', backend={self.backend!r}' if self.backend != 'auto' else ''}"
         )
 
     def _prepare(
@@ -270,7 +272,8 @@ class Purifier(nn.Module):
 
     def _graphs(self) -> Graphs:
         if self._recordings is None:
-            self._recordings = Graphs(planned(self.backend, self.device), insist=self.backend == "graph")
+            plan = planned(self.backend, self.device, rows=self.method.procedure is None)
+            self._recordings = Graphs(plan, insist=self.backend == "graph")
         return self._recordings
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
@@ -280,7 +283,7 @@ class Purifier(nn.Module):
         return super()._apply(fn, recurse)
 
     def _check_images(self, x: Tensor) -> None:
-        channels, height, width = self.image_shape
+        channels, height, width = self.denoiser.image_shape
         shape = f"[B, {channels}, {height}, {width}]"
         if not isinstance(x, Tensor):
             raise TypeError(mistake("x", f"a float32 tensor {shape}", type(x).__name__))
@@ -288,7 +291,7 @@ class Purifier(nn.Module):
         if x.dtype not in allowed:
             remedy = "Use x.float(), and divide 8-bit images by 255" if not x.is_floating_point() else ""
             raise TypeError(mistake("x", "of dtype float32", str(x.dtype).removeprefix("torch."), remedy))
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.image_shape:
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.denoiser.image_shape:
             remedy = "Add the batch dimension with x[None]" if x.dim() == 3 else ""
             raise ValueError(mistake("x", f"of shape {shape}", f"{list(x.shape)}", remedy))
         if x.device != self.device:
