@@ -149,7 +149,6 @@ def test_options_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
         (["addt", "--variant", "l2"], "`variant` must be one of"),
         (["adbm", "--data", "cifar10", "--data-path", "x"], "give --start and --classifier"),
         (["denoiser", "--schedule", "cosine"], "`schedule` must be one of"),
-        (["denoiser", "--schedule", "edm"], "`network` must be a denoiser that predicts 'eps' with time"),
     ):
         with pytest.raises(ValueError, match=message):
             _run(*words, "--out", str(tmp_path / "out"))
@@ -162,6 +161,22 @@ def test_discrete_denoiser_is_exported_with_integer_labels(tmp_path: Path) -> No
     assert loaded.time_input == "index"
     purified = fp.Purifier(loaded, fp.methods.ddim(t=0.1, n_steps=2))(torch.rand(2, 1, 8, 8))
     assert purified.isfinite().all()
+
+
+def test_edm_denoiser_is_told_noise_levels_and_can_be_fine_tuned(tmp_path: Path, small: list[str]) -> None:
+    _run("denoiser", "--schedule", "edm", *SMALL, "--out", str(tmp_path / "edm"), "--t-max", "0.2")
+    loaded = fp.load_denoiser(tmp_path / "edm" / "denoiser.safetensors")
+    assert (loaded.time_input, loaded.prediction) == ("sigma", "eps")
+    purified = fp.Purifier(loaded, fp.methods.ddim(t=0.1, n_steps=2))(torch.rand(2, 1, 8, 8))
+    assert purified.isfinite().all()
+    start = ["--start", str(tmp_path / "edm" / "denoiser.safetensors"), *small[2:]]
+    _run("addt", *start, *SMALL, "--out", str(tmp_path / "addt"))
+    assert fp.load_denoiser(tmp_path / "addt" / "denoiser.safetensors").time_input == "sigma"
+    with pytest.raises(
+        ValueError, match="`start` must be a denoiser that predicts 'eps' with time input 'cont"
+    ):
+        _run("adbm", *start, *SMALL, "--out", str(tmp_path / "adbm"))
+    assert not (tmp_path / "adbm").exists()
 
 
 def test_tensorboard_is_written_or_its_absence_named(tmp_path: Path) -> None:
