@@ -57,7 +57,7 @@ class ClassifierRecipe:
 @final
 @dataclass(frozen=True)
 class DenoiserRecipe:
-    """``network`` is a name that ``Denoiser.from_config`` knows."""
+    """``network`` is a name that ``Denoiser.from_config`` knows; EDM's loss puts it inside a preconditioning."""
 
     network: str
     loss: DenoiserLoss | DiscreteDenoiserLoss | EdmDenoiserLoss
