@@ -49,7 +49,7 @@ def evaluate(
     Args:
         defense: a ``Defense``, or a deterministic module from [0, 1] images to logits, in evaluation mode.
         dataset: images with labels and ids.
-        attack: from ``fp.attacks`` or ``fp.evaluate.controls``; None measures clean accuracy only.
+        attack: from ``fp.attacks`` or ``fp.controls``; None measures clean accuracy only.
         protocol: who decides; ``fresh()``, ten fresh draws, if None.
         out: the run file (SQLite), made or continued; None keeps the run in memory.
         batch_size: images attacked together and written in one transaction. Halved when memory runs out. Noise

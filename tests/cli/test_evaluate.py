@@ -146,6 +146,24 @@ def test_sweep_runs_every_combination_once(here):
     assert run(*words) == output
 
 
+def test_a_sweep_over_iterations_says_whether_they_still_help(here):
+    words = ["sweep", "--over", "n-iter=1,8", "--method", "none", "--n", "30", "--no-progress", "--out", "s"]
+    assert "more n_iter: robust accuracy goes from" in run(*words)
+
+
+def test_protocol_settings(here):
+    run("evaluate", *TINY, "--method", "diffpure", "--no-progress", "--protocol", "dw_box", "--out", "r.sqlite",
+        "--set", "protocol.variant=xi", "--set", "protocol.draw=3", "--draws", "2")  # fmt: skip
+    with fp.Run.open("r.sqlite") as opened:
+        assert (opened.protocol.part, opened.protocol.fixed_draw, opened.protocol.transfer_draws) == (
+            "forward",
+            3,
+            2,
+        )
+        assert opened.predicted("clean").shape == (3, 10)
+        assert opened.predicted("transfer").shape == (3, 2)
+
+
 def test_grid():
     assert grid(["t=0.1,1/4", "attack.loss=ce,margin"]) == [
         {"t": 0.1, "attack.loss": "ce"},
@@ -183,6 +201,7 @@ def test_values_are_read_as_written(text, value):
         (["evaluate", "--method", "none", "--t", "0.1"], "`--t` has no effect"),
         (["evaluate", "--set", "attack.strength=3"], "`--set attack.strength`: pgd has no such setting"),
         (["evaluate", "--set", "method.magic=3"], "`--set method.magic`: coup has no such setting"),
+        (["evaluate", "--set", "protocol.magic=3"], "`settings of fresh` must be one of 'draws'"),
         (["evaluate", "--set", "eps=3"], "`--set` must be method.NAME=VALUE"),
         (["evaluate", "--protocol", "best"], "`protocol` must be one of 'fresh'"),
         (["evaluate", "--shard", "3/2"], "`shard` must be an integer in [1, 2], got 3"),
