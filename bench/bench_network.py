@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.baselines.plain_ddpmpp import PlainDDPMpp
-from bench.interleave import interleave, ratio
 from fastpure import Denoiser
+from fastpure.bench.plain_network import PlainDDPMpp
+from fastpure.bench.timing import interleave, ratio
 from fastpure.nets import NETWORKS, DDPMpp, frozen
 from fastpure.nets.packed import PackedWeight
 from fastpure.reverse.memory import count_saved_bytes

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 import fastpure as fp
-from bench.baselines.loops import LoopGradient
-from bench.baselines.plain_ddpmpp import PlainDDPMpp
+from fastpure.bench.loops import Cast, Loop
+from fastpure.bench.plain_network import PlainDDPMpp
 from fastpure.kernels import NoiseKeys, Stream, affine_row, affine_row_vjp, backend_report, philox_normal
 from fastpure.nets import CONFIGS
 from fastpure.schedule import KERNEL_COLUMNS, KERNEL_WIDTH
@@ -155,18 +155,21 @@ def gradients() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
 
         return run
 
-    def checkpointed(batch: int) -> Run:
+    def checkpointed(batch: int, dtype: torch.dtype = torch.float32) -> Run:
         network = PlainDDPMpp(CONFIGS["ddpmpp-cifar10"]).eval()
         network.load_state_dict(denoiser.network.state_dict())
-        gradient = LoopGradient(network.cuda(), method.table(), (3, 32, 32), recompute=True)
         x = torch.randn(batch, 3, 32, 32, device="cuda")
-        return lambda: gradient(x, x)
+        noise = torch.randn(STEPS, 1, 3, 32, 32, device="cuda")
+        plain = Cast(network.cuda(), dtype, channels_last=True)
+        loop = Loop(plain, method.table(), noise, None, recompute=True)
+        return lambda: loop.gradient(x, x)
 
     makers: dict[str, Callable[[int], Run]] = {
         "gradient, store, fp32": lambda batch: ours(batch, "store", "fp32"),
         "gradient, store, bf16": lambda batch: ours(batch, "store", "bf16"),
         "gradient, recompute, fp32": lambda batch: ours(batch, "recompute", "fp32"),
         "gradient, checkpointed loop, fp32": checkpointed,
+        "gradient, checkpointed loop, bf16": lambda batch: checkpointed(batch, torch.bfloat16),
     }
     for batch in BATCHES:
         for name, make in makers.items():

@@ -18,6 +18,10 @@ class KernelUnavailable(FastpureError, RuntimeError):
     """A back end was asked for by name and cannot run here; the message says why."""
 
 
+class MissingPackageError(FastpureError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
 class NonFiniteError(FastpureError, ArithmeticError):
     """NaN or Inf appeared during purification; the message names the step and the sample ids."""
 

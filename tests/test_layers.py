@@ -22,6 +22,7 @@ LAYERS = [
     {"attacks"},
     {"evaluate"},
     {"train"},
+    {"bench"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -13,8 +13,10 @@ from .budget import Budget
 from .diffattack import DiffAttack
 from .foreign import FAB, Square
 from .gradient_modes import MODES, GradientMode
+from .low_frequency import LowFrequency
 from .pgd import PGD
 from .result import AttackResult
+from .stadv import StAdv
 from .white_box import DWPGD
 
 ATTACKS: dict[str, type[Attack]] = {
@@ -27,6 +29,8 @@ ATTACKS: dict[str, type[Attack]] = {
     "autoattack": AutoAttack,
     "diffattack": DiffAttack,
     "dw-pgd": DWPGD,
+    "stadv": StAdv,
+    "low-frequency": LowFrequency,
 }
 """Every attack by name."""
 
@@ -45,7 +49,9 @@ __all__ = [
     "Budget",
     "DiffAttack",
     "GradientMode",
+    "LowFrequency",
     "Square",
+    "StAdv",
     "from_settings",
 ]
 

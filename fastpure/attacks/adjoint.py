@@ -131,7 +131,7 @@ def _brownian(torchsde: Any, keys: NoiseKeys, times: list[float], first: int, li
         share = (s - times[k - 1]) / (times[k] - times[k - 1])
         return torch.lerp(flat[k - 1], flat[k], share)
 
-    class Path(torchsde.BaseBrownian):  # type: ignore[misc, name-defined]
+    class Path(torchsde.BaseBrownian):
         shape, dtype, device = flat[0].shape, like.dtype, like.device
         levy_area_approximation = "none"
 

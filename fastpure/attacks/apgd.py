@@ -12,7 +12,7 @@ from ..errors import mistake, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
 from .apgd_loop import ROOM, Found, Loop, l2
 from .base import Problem, Proposal, Report
-from .gradient import Logits, Loss, is_random, mean_logits, objective, query
+from .gradient import Logits, Loss, Query, is_random, mean_logits, objective, query
 from .gradient_attack import GradientAttack
 from .losses import cross_entropy, dlr, dlr_targeted, require_classes
 from .pgd import is_flat
@@ -77,7 +77,7 @@ class AutoPGD(GradientAttack):
             length = noise.flatten(1).abs().amax(1).view(-1, 1, 1, 1)
         else:
             keys = NoiseKeys.make(self.seed, problem.ids, number, Domain.ATTACK, problem.x.device)
-            noise = philox_normal(keys, 0, Stream.ATTACK_START, tuple(problem.x.shape[1:]))  # type: ignore[arg-type]
+            noise = philox_normal(keys, 0, Stream.ATTACK_START, tuple(problem.x.shape[1:]))
             length = l2(noise)
         return (problem.x + self.eps * noise / (length + ROOM)).clamp(0.0, 1.0)
 
@@ -85,7 +85,7 @@ class AutoPGD(GradientAttack):
         goal, n = objective(logits, self.loss), self.n_draws(problem)
         base = number * (self.n_iter + 1)
 
-        def ask(points: Tensor, which: Tensor, i: int):  # type: ignore[no-untyped-def]
+        def ask(points: Tensor, which: Tensor, i: int) -> Query:
             draws = range((base + i) * n, (base + i + 1) * n)
             return query(goal, points, labels[which], problem.ids[which], draws, self.batch_size)
 

@@ -82,7 +82,8 @@ class AutoAttack(NormAttack):
     def propose(self, problem: Problem, report: Report) -> Proposal:
         """The candidate of each image that is correct on the fewest decision draws."""
         best, correct = problem.x.clone(), self._share_correct(problem, problem.x, 0)
-        histories, flat = [], torch.zeros_like(problem.y, dtype=torch.bool)
+        histories: list[Tensor] = []
+        flat = torch.zeros_like(problem.y, dtype=torch.bool)
         for number, member in enumerate(self.members(), start=1):
             chosen = (correct > 0).nonzero()[:, 0]
             if not len(chosen):
@@ -91,8 +92,10 @@ class AutoAttack(NormAttack):
             proposal = member.propose(part, lambda i, loss, done=done: report(done + i, loss))  # type: ignore[misc]
             candidate = self.budget.project(proposal.x.detach(), part.x)
             share = self._share_correct(part, candidate, number)
-            better = chosen[share < correct[chosen]]
-            best[better], correct[better] = candidate[share < correct[chosen]], share[share < correct[chosen]]
+            # A tie goes to the first candidate that is not the image itself.
+            untouched = (best[chosen] == part.x).flatten(1).all(1)
+            better = (share < correct[chosen]) | ((share == correct[chosen]) & untouched)
+            best[chosen[better]], correct[chosen[better]] = candidate[better], share[better]
             if number == 1 and proposal.zero_gradients is not None:
                 flat[chosen] = proposal.zero_gradients
             wide = proposal.losses.new_full((len(proposal.losses), len(problem.x)), torch.nan)

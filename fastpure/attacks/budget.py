@@ -32,6 +32,23 @@ class Admissible(ABC):
 
 
 @dataclass(frozen=True)
+class Box(Admissible):
+    """All images in [0, 1]; for attacks that bound something else than the pixels."""
+
+    def project(self, candidate: Tensor, x: Tensor) -> Tensor:
+        """Clamped to [0, 1]."""
+        return candidate.clamp(0.0, 1.0)
+
+    def distance(self, candidate: Tensor, x: Tensor) -> Tensor:
+        """Largest pixel change, float64 [B]; for information."""
+        return Budget("Linf", 1.0).distance(candidate, x)
+
+    def admits(self, distance: Tensor) -> Tensor:
+        """Always."""
+        return torch.ones_like(distance, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
 class Budget(Admissible):
     """All images in [0, 1] within distance ``eps`` of the original, in [0, 1] units.
 

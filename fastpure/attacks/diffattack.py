@@ -81,8 +81,10 @@ def _diffusing(problem: Problem) -> Defense:
     defense = problem.defense
     if not isinstance(defense, Defense):
         raise TypeError(mistake("defense", "a fastpure.Defense", type(defense).__name__))
-    rows = defense.purifier.method.table().rows
-    if not rows[0].forward or any(row.forward for row in rows[1:]) or rows[0].d == 0.0:
+    method = defense.purifier.method
+    rows = method.table().rows
+    once = rows[0].forward and rows[0].d != 0.0 and not any(row.forward for row in rows[1:])
+    if not once or method.procedure is not None:
         expected = "a defence that diffuses its input once, which DiffAttack compares its steps with"
-        raise ValueError(mistake("defense", expected, f"method {defense.purifier.method.name}", "Use PGD"))
+        raise ValueError(mistake("defense", expected, f"method {method.name}", "Use PGD"))
     return defense

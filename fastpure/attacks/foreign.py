@@ -1,24 +1,25 @@
 """FAB and Square through pyautoattack (Croce and Hein 2020; Andriushchenko et al. 2020), extra "attacks".
 
-The packages' attacks choose the images that go on by themselves and draw from the global generator. Here each
-image is attacked by itself with a seed of its own, inside a copy of the generator's state: its result depends
-neither on the other images nor on the caller's generator, which is left as it was.
+The package's attacks choose the images that go on by themselves and share random numbers between them. Here each
+image has a loop and a seed of its own: its result depends neither on the other images nor on the caller's
+generator, which is left as it was. Square's loops advance in lockstep and share the network calls; FAB, which
+differentiates inside its loop, goes image by image.
 """
 
 from __future__ import annotations
 
 import hashlib
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import MissingExtra, mistake, one_of, whole
 from ..kernels import Domain
 from .base import NormAttack, Problem, Proposal, Report
 from .gradient import is_random, logits_of
+from .lockstep import Ask, Job, together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,28 +36,9 @@ class ForeignAttack(NormAttack):
         super().__post_init__()
         whole("eot_iter", self.eot_iter, minimum=1)
 
-    @abstractmethod
-    def build(self, oracle: Oracle, seed: int) -> Any:
-        """The package's attack on ``oracle``."""
-
-    def attack_one(self, oracle: Oracle, x: Tensor, y: Tensor, seed: int) -> Tensor:
-        """The package's candidate for one image [1, C, H, W]; the image itself where it found none."""
-        found: Tensor = self.build(oracle, seed).perturb(x, y)
-        return found
-
-    def propose(self, problem: Problem, report: Report) -> Proposal:
-        """The package's candidates, image by image."""
-        n_draws = self.eot_iter if is_random(problem.defense) else 1
-        proposals = problem.x.clone()
-        device = problem.x.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for i in range(len(problem.x)):
-                name = int(problem.ids[i])
-                oracle = Oracle(problem.defense, name, n_draws, self.batch_size, problem.n_classes)
-                x, y = problem.x[i : i + 1].clone(), problem.y[i : i + 1]
-                proposals[i] = self.attack_one(oracle, x, y, _seed(self.seed, name))[0].detach()
-                report(i, float("nan"))
-        return Proposal(proposals, problem.x.new_empty((0, len(problem.x))))
+    def draws(self, problem: Problem) -> int:
+        """Draws per query."""
+        return self.eot_iter if is_random(problem.defense) else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,20 +60,21 @@ class FAB(ForeignAttack):
         for name in ("n_iter", "n_restarts", "n_target_classes"):
             whole(name, getattr(self, name), minimum=1)
 
-    def build(self, oracle: Oracle, seed: int) -> Any:
-        """pyautoattack's FABAttack_PT."""
+    def propose(self, problem: Problem, report: Report) -> Proposal:
+        """For each image the nearest misclassified point within ``eps``, the image itself where there is none."""
         kind = _published("fab_pt", "FABAttack_PT", "FAB")
-        targets = min(self.n_target_classes, oracle.n_classes - 1)
-        return kind(
-            oracle,
-            norm=self.norm,
-            n_restarts=self.n_restarts,
-            n_iter=self.n_iter,
-            eps=self.eps,
-            targeted=True,
-            n_target_classes=targets,
-            seed=seed,
-        )
+        proposals, device = problem.x.clone(), problem.x.device
+        settings = {name: getattr(self, name) for name in ("norm", "n_restarts", "n_iter", "eps")}
+        settings["n_target_classes"] = min(self.n_target_classes, problem.n_classes - 1)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for i in range(len(problem.x)):
+                oracle = Oracle(problem, i, self.draws(problem), self.batch_size)
+                seed = _seed(self.seed, int(problem.ids[i]))
+                attack = kind(oracle, targeted=True, seed=seed, **settings)
+                x, y = problem.x[i : i + 1].clone(), problem.y[i : i + 1]
+                proposals[i] = attack.perturb(x, y)[0].detach()
+                report(i, float("nan"))
+        return Proposal(proposals, problem.x.new_empty((0, len(problem.x))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,55 +96,78 @@ class Square(ForeignAttack):
         whole("n_queries", self.n_queries, minimum=1)
         one_of("loss", self.loss, ("margin", "ce"))
 
-    def build(self, oracle: Oracle, seed: int) -> Any:
-        """pyautoattack's SquareAttack with AutoAttack's settings."""
-        return _published("square", "SquareAttack", "Square")(
-            oracle,
-            norm=self.norm,
-            n_queries=self.n_queries,
-            eps=self.eps,
-            p_init=self.p_init,
-            seed=seed,
-            loss=self.loss,
-            resc_schedule=False,
-        )
-
-    def attack_one(self, oracle: Oracle, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def propose(self, problem: Problem, report: Report) -> Proposal:
         """The point of lowest score, whether or not it was misclassified on its own draw: fresh draws decide."""
-        if self.norm != "Linf" and min(x.shape[2:]) < 5:
-            size = f"{list(x.shape[1:])}"
+        if self.norm != "Linf" and len(problem.x) and min(problem.x.shape[2:]) < 5:
+            size = f"{list(problem.x.shape[1:])}"
             raise ValueError(mistake("x", f"at least 5 pixels high and wide for Square in {self.norm}", size))
-        attack = self.build(oracle, seed)
+        kind = _published("square", "SquareAttack", "Square")
+        n, rounds = self.draws(problem), 0
+        asked = [0] * len(problem.x)
+        proposals = problem.x.clone()
+
+        def job(i: int) -> Job:
+            return lambda ask: self._loop(kind, ask, problem.x[i : i + 1].clone(), problem.y[i : i + 1])
+
+        def answer(numbers: list[int], points: list[Tensor]) -> list[Tensor]:
+            nonlocal rounds
+            images = torch.tensor([first + number for number in numbers], device=problem.x.device)
+            counts = torch.tensor([asked[first + number] for number in numbers], device=problem.x.device)
+            logits = mean_logits_at(problem, torch.cat(points), images, counts * n, n, self.batch_size)
+            for number in numbers:
+                asked[first + number] += 1
+            report(rounds, float("nan"))
+            rounds += 1
+            return list(logits.split(1))
+
+        group = max(1, self.batch_size // n)
+        for first in range(0, len(problem.x), group):
+            members = range(first, min(first + group, len(problem.x)))
+            seeds = [_seed(self.seed, int(problem.ids[i])) for i in members]
+            found = together([job(i) for i in members], seeds, answer)
+            for i, image in zip(members, found, strict=True):
+                proposals[i] = image[0]
+        return Proposal(proposals, problem.x.new_empty((0, len(problem.x))))
+
+    def _loop(self, kind: Any, ask: Ask, x: Tensor, y: Tensor) -> Tensor:
+        settings = {name: getattr(self, name) for name in ("norm", "n_queries", "eps", "p_init", "loss")}
+        attack = kind(ask, resc_schedule=False, **settings)
         attack.init_hyperparam(x)
-        torch.random.manual_seed(seed)
         _, found = attack.attack_single_run(x, y)
-        return found  # type: ignore[no-any-return]
+        return found
 
 
 class Oracle:
-    """What the package sees of the defence: mean logits of one image's variants over fresh attack draws."""
+    """What FAB sees of the defence: mean logits of one image's variants over fresh attack draws."""
 
-    def __init__(
-        self, defense: nn.Module, sample_id: int, n_draws: int, batch_size: int, n_classes: int
-    ) -> None:
-        self.defense, self.sample_id = defense, sample_id
-        self.n_draws, self.batch_size, self.n_classes = n_draws, batch_size, n_classes
-        self.asked = 0
+    def __init__(self, problem: Problem, image: int, n_draws: int, batch_size: int) -> None:
+        self.problem, self.image = problem, image
+        self.n_draws, self.batch_size, self.asked = n_draws, batch_size, 0
 
     def __call__(self, points: Tensor) -> Tensor:
         """Logits [n, classes] of ``points`` [n, C, H, W], differentiable."""
-        first, self.asked = self.asked * self.n_draws, self.asked + 1
-        # The packages leave [0, 1] by rounding errors, which a purifier refuses beyond 1e-6.
-        points = points.clamp(0.0, 1.0)
-        outputs = []
-        for begin in range(0, len(points) * self.n_draws, self.batch_size):
-            end = min(begin + self.batch_size, len(points) * self.n_draws)
-            row = torch.arange(begin, end, device=points.device)
-            ids = torch.full_like(row, self.sample_id)
-            draws = first + row % self.n_draws
-            outputs.append(logits_of(self.defense, points[row // self.n_draws], ids, draws, Domain.ATTACK))
-        logits = torch.cat(outputs)
-        return logits.view(len(points), self.n_draws, logits.shape[1]).mean(1)
+        image = torch.full((len(points),), self.image, device=points.device)
+        first = torch.full_like(image, self.asked * self.n_draws)
+        self.asked += 1
+        return mean_logits_at(self.problem, points, image, first, self.n_draws, self.batch_size)
+
+
+def mean_logits_at(
+    problem: Problem, points: Tensor, image: Tensor, first: Tensor, n_draws: int, batch_size: int
+) -> Tensor:
+    """Mean logits of points [n, C, H, W], variants of the images numbered ``image`` [n].
+
+    Point i is seen under the ``n_draws`` attack draws from ``first[i]`` on. Differentiable.
+    """
+    # The package leaves [0, 1] by rounding errors, which a purifier refuses beyond 1e-6.
+    points, outputs = points.clamp(0.0, 1.0), []
+    for row in torch.arange(len(points) * n_draws, device=points.device).split(batch_size):
+        point = row // n_draws
+        draws = first[point] + row % n_draws
+        ids = problem.ids[image[point]]
+        outputs.append(logits_of(problem.defense, points[point], ids, draws, Domain.ATTACK))
+    logits = torch.cat(outputs)
+    return logits.view(len(points), n_draws, logits.shape[1]).mean(1)
 
 
 def _seed(seed: int, sample_id: int) -> int:

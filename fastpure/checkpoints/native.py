@@ -47,6 +47,8 @@ def save_denoiser(
     if clashes:
         raise ValueError(mistake("notes", f"free of the names {', '.join(_RESERVED)}", ", ".join(clashes)))
     conventions = {name: getattr(denoiser, name) for name in ("prediction", "time_input", "learned_sigma")}
+    if denoiser.schedule != "linear":  # files without the field are linear
+        conventions["schedule"] = denoiser.schedule
     metadata = {
         **(notes or {}),
         "format": "fastpure",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake
+from .constants import ConstantWeights
 
 __all__ = ["call_frozen", "require_eval"]
 
@@ -18,7 +19,9 @@ def call_frozen(module: nn.Module, x: Tensor) -> Tensor:
 
     A module whose parameters require no gradient is called as it is. Otherwise it is called on detached
     views of its parameters (no copy); its ``requires_grad`` flags and ``.grad`` fields stay as they were.
-    Differentiable as often as the module is. Not to be used on one module from two threads at a time.
+    Differentiable as often as the module is; convolutions and batch normalisations keep and compute only what
+    derivatives with respect to the image need (`ConstantWeights`). Not to be used on one module from two
+    threads at a time.
 
     Args:
         x: images ``[B, C, H, W]`` in [0, 1].
@@ -26,6 +29,15 @@ def call_frozen(module: nn.Module, x: Tensor) -> Tensor:
     Raises:
         TypeError: a TorchScript module whose parameters require gradients (freeze them first).
     """
+    if isinstance(
+        module, torch.jit.ScriptModule | torch._dynamo.OptimizedModule
+    ) or torch.is_autocast_enabled(x.device.type):
+        return _call(module, x)
+    with ConstantWeights():
+        return _call(module, x)
+
+
+def _call(module: nn.Module, x: Tensor) -> Tensor:
     trainable = [name for name, weight in module.named_parameters() if weight.requires_grad]
     if not trainable:
         return module(x)

@@ -126,8 +126,17 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pooled features [B, F] before the last layer, of images [B, C, H, W] in [0, 1]."""
         x = self.blocks(self.stem((x - self.mean) / self.std))
-        return self.head(F.relu(self.norm(x)).mean(dim=(2, 3)))
+        return F.relu(self.norm(x)).mean(dim=(2, 3))
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, F] and the logits [B, classes] made of them, in one pass."""
+        features = self.features(x)
+        return features, self.head(features)
 
 
 CONFIGS: dict[str, ResNetConfig] = {

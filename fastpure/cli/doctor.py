@@ -40,15 +40,20 @@ def doctor(
 
 def collect() -> dict[str, Any]:
     """Environment, kernels and bundled models as plain values that JSON can hold."""
+    from ..kernels import backend_report
+
+    return {"environment": environment(), "kernels": backend_report(), "bundled": _bundled()}
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as plain values."""
     import numpy
     import torch
 
     import fastpure
 
-    from ..kernels import backend_report
-
     cuda = torch.cuda.is_available()
-    environment = {
+    return {
         "fastpure": fastpure.__version__,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
@@ -58,7 +63,6 @@ def collect() -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if cuda else "none: " + _why_no_gpu(),
     }
-    return {"environment": environment, "kernels": backend_report(), "bundled": _bundled()}
 
 
 def _why_no_gpu() -> str:

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import FastpureError
-from . import attack, demo, doctor, evaluate, runs, sweep, train
+from . import attack, bench, demo, doctor, evaluate, runs, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Diffusion-based adversarial purification: purify, differentiate exactly, attack, evaluate.",
     epilog="Start with: fastpure demo",
 )
+app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("attack")(attack.attack)

@@ -1,11 +1,29 @@
 """Gradients that steer the reverse process, each with its exact second-order term."""
 
+from .auxiliary import AuxiliaryLatent
 from .base import Guidance, GuidanceStep
 from .confidence import ClassifierConfidence
+from .objective import GRADS, Objective
+from .similarity import Attraction, SquaredError, StructuralSimilarity
 
 GUIDANCE = {
     "confidence": ClassifierConfidence,
+    "squared_error": SquaredError,
+    "ssim": StructuralSimilarity,
+    "auxiliary": AuxiliaryLatent,
+    "attraction": Attraction,
 }
 """Every guidance by name."""
 
-__all__ = ["GUIDANCE", "ClassifierConfidence", "Guidance", "GuidanceStep"]
+__all__ = [
+    "GRADS",
+    "GUIDANCE",
+    "Attraction",
+    "AuxiliaryLatent",
+    "ClassifierConfidence",
+    "Guidance",
+    "GuidanceStep",
+    "Objective",
+    "SquaredError",
+    "StructuralSimilarity",
+]

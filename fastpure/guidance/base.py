@@ -60,3 +60,10 @@ class Guidance(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raise ValueError if a network is in a state that makes the guidance wrong, such as training mode."""
+
+    def check_images(self, image_shape: tuple[int, int, int]) -> None:  # noqa: B027
+        """Raise ValueError if a network inside does not take images of this shape (C, H, W)."""
+
+    def n_classes(self, image_shape: tuple[int, int, int]) -> int | None:
+        """How many classes the guidance tells apart, where that must agree with the defended classifier."""
+        return None

@@ -1,6 +1,7 @@
 """Networks: DDPM++, autograd that keeps little when the weights are frozen, and the `Denoiser` interface."""
 
 from .base import HoistedNetwork
+from .clean_image import clean_image
 from .conditioning import Conditioning
 from .ddpmpp import DDPMpp
 from .ddpmpp_config import CONFIGS, DDPMppConfig
@@ -19,6 +20,7 @@ __all__ = [
     "Denoiser",
     "HoistedNetwork",
     "build",
+    "clean_image",
     "config_dict",
     "named_config",
 ]

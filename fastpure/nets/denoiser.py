@@ -24,6 +24,7 @@ from .registry import ARCHITECTURES, build, config_dict, named_config
 
 PREDICTIONS = ("eps", "x0", "v")
 TIME_INPUTS = ("continuous", "index", "sigma")
+SCHEDULES = ("linear", "cosine")
 _KNOWN = tuple(kind for _, kind in ARCHITECTURES.values())
 
 
@@ -36,6 +37,7 @@ class Denoiser(nn.Module):
         time_input: how it is told the time, one of `TIME_INPUTS`.
         image_shape: (C, H, W).
         learned_sigma: whether it returns 2 C channels, of which the last C (a variance) are ignored.
+        schedule: what its steps and times mean, one of `SCHEDULES`; without meaning for "sigma" labels.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Denoiser(nn.Module):
         time_input: str,
         image_shape: tuple[int, int, int] | None,
         learned_sigma: bool = False,
+        schedule: str = "linear",
     ) -> None:
         super().__init__()
         self.network = network
@@ -52,6 +55,7 @@ class Denoiser(nn.Module):
         self.time_input = one_of("time_input", time_input, TIME_INPUTS)
         self.image_shape = _image_shape(image_shape)
         self.learned_sigma = bool(learned_sigma)
+        self.schedule = one_of("schedule", schedule, SCHEDULES)
         if (prediction, time_input) == ("v", "sigma"):
             raise ValueError(mistake("prediction", "'eps' or 'x0' where time_input is 'sigma'", "'v'"))
 
@@ -64,11 +68,13 @@ class Denoiser(nn.Module):
         image_shape: tuple[int, int, int] | None = None,
         *,
         learned_sigma: bool = False,
+        schedule: str = "linear",
     ) -> Denoiser:
         """Wrap a network: ``module(x [B, C, H, W], labels [B]) -> [B, C, H, W]``; it is not changed.
 
         Labels are 999 t for "continuous" (floating), the step index for "index" (int64), sigma / alpha for
-        "sigma" (floating).
+        "sigma" (floating). ``schedule`` "linear" is DDPM's and the VP-SDE's, 1000 steps; "cosine" that of Nichol
+        and Dhariwal, 4000 steps.
 
         Raises:
             TypeError: ``module`` is not an ``nn.Module``.
@@ -76,7 +82,7 @@ class Denoiser(nn.Module):
         """
         if not isinstance(module, nn.Module):
             raise TypeError(mistake("module", "a torch.nn.Module", type(module).__name__))
-        return cls(module, prediction, time_input, image_shape, learned_sigma)
+        return cls(module, prediction, time_input, image_shape, learned_sigma, schedule)
 
     @classmethod
     def from_config(
@@ -114,6 +120,7 @@ class Denoiser(nn.Module):
             "time_input": self.time_input,
             "image_shape": list(self.image_shape),
             "learned_sigma": self.learned_sigma,
+            "schedule": self.schedule,
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
@@ -202,7 +209,7 @@ class Denoiser(nn.Module):
                     shared[id(module.packed)] = module.packed
         network = copy.deepcopy(self.network, shared)
         return Denoiser(
-            network, self.prediction, self.time_input, self.image_shape, self.learned_sigma
+            network, self.prediction, self.time_input, self.image_shape, self.learned_sigma, self.schedule
         ).eval()
 
     def _run(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
@@ -248,6 +255,12 @@ class Denoiser(nn.Module):
             found = str(list(output.shape))
             raise ValueError(
                 mistake("denoiser", f"a network that returns shape {list(expected)}", found, remedy)
+            )
+        # Checked here, where the state has not been added yet: its own gradient would hide the missing one.
+        if torch.is_grad_enabled() and x.requires_grad and not output.requires_grad:
+            raise ValueError(
+                "`denoiser` must be differentiable with respect to its input, but its output has no gradient. "
+                "Remove `detach` or `no_grad` from its forward, or call the purifier under torch.no_grad()"
             )
         return output[:, :channels] if self.learned_sigma else output
 

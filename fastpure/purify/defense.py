@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..classifiers.base import call_frozen, require_eval
+from ..classifiers.features import probe_classes
 from ..errors import mistake, one_of, whole
 from ..kernels import Domain, NoiseKeys
 from ..reverse import SplitNoise
@@ -23,6 +24,14 @@ PARTS = ("all", "forward", "reverse")
 class _Lock:
     draw: int
     part: str
+
+
+def _check_classes(purifier: Purifier, classifier: nn.Module) -> None:
+    guidance = purifier.method.guidance
+    own = guidance.n_classes(purifier.denoiser.image_shape) if guidance is not None else None
+    if own is not None and own != (theirs := probe_classes(classifier, purifier.image_shape, "classifier")):
+        expected = f"a network for the classifier's {theirs} classes"
+        raise ValueError(mistake("auxiliary", expected, f"{own} classes"))
 
 
 class Defense(nn.Module):
@@ -42,6 +51,7 @@ class Defense(nn.Module):
             expected = "an nn.Module mapping [0, 1] images to logits"
             raise TypeError(mistake("classifier", expected, type(classifier).__name__))
         require_eval(classifier, "classifier")
+        _check_classes(purifier, classifier)
         self.purifier = purifier
         self.classifier = classifier
         self._next_draw = 0

@@ -6,17 +6,13 @@ function here and one line in ``METHODS``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import numpy as np
 from torch import nn
 
-from ..errors import mistake, one_of, whole
-from ..guidance import ClassifierConfidence, Guidance
+from ..errors import one_of
+from ..guidance import ClassifierConfidence
 from ..schedule import (
     VP,
     DiscreteVP,
-    StepTable,
     ancestral,
     dpm_solver_pp,
     forward_diffusion,
@@ -25,36 +21,38 @@ from ..schedule import (
     strided,
 )
 from ..schedule.solvers import check_time
+from .base import Method, discrete_index, number, spaced_indices
+from .guided import agdm, gdmp, langevin
+from .iterative import adp, likelihood_max
+from .retrained import adbm, addt, edm, vp_sde
+from .staged import GRADUAL, SURROGATE, gradual, one_shot
 
-
-@dataclass(frozen=True)
-class Method:
-    """How to purify. ``settings`` are the arguments it was made with, for printing and for stored results.
-
-    ``clip_output`` clamps the purified image to [0, 1]; published COUP does, published DiffPure does not.
-    """
-
-    name: str
-    settings: tuple[tuple[str, object], ...]
-    steps: StepTable = field(repr=False)
-    guidance: Guidance | None = field(default=None, repr=False)
-    clip_output: bool = False
-
-    def table(self) -> StepTable:
-        """The step table, one row per step, the diffusion of the input (if any) being row 0."""
-        return self.steps
-
-    def __str__(self) -> str:
-        text = ", ".join(f"{name}={value!r}" for name, value in self.settings)
-        return f"{self.name}({text}): {self.steps.n_network_calls} network calls"
-
-
-def _discrete_index(t: float, n: int = 1000) -> int:
-    """Zero-based index of the step that ends at time ``t``: 99 for t = 0.1 of 1000 steps."""
-    steps = int(np.floor(check_time(t) * n + 1e-6))
-    if steps < 1:
-        raise ValueError(mistake("t", f"at least one of {n} discrete steps, {1 / n}", t))
-    return steps - 1
+__all__ = [
+    "GRADUAL",
+    "METHODS",
+    "SURROGATE",
+    "Method",
+    "adbm",
+    "addt",
+    "adp",
+    "agdm",
+    "coup",
+    "coup_unguided",
+    "ddim",
+    "ddpm",
+    "diffpure",
+    "diffpure_ode",
+    "dpm_solver",
+    "edm",
+    "gdmp",
+    "gradual",
+    "langevin",
+    "likelihood_max",
+    "make",
+    "one_shot",
+    "spaced_indices",
+    "vp_sde",
+]
 
 
 def diffpure(t: float = 0.1, dt: float = 1e-3, clip_output: bool = False) -> Method:
@@ -63,13 +61,13 @@ def diffpure(t: float = 0.1, dt: float = 1e-3, clip_output: bool = False) -> Met
     The diffusion uses the discrete chain's signal power after 1000 t steps, the reverse process continuous time
     with Euler-Maruyama steps ``dt``, as published. ``t`` in (0, 1], ``dt`` in (0, t].
     """
-    table = forward_diffusion(DiscreteVP().alpha_bar(_discrete_index(t))) + reverse_sde(t, dt)
+    table = forward_diffusion(DiscreteVP().alpha_bar(discrete_index(t))) + reverse_sde(t, dt)
     return Method("diffpure", (("t", t), ("dt", dt), ("clip_output", clip_output)), table, None, clip_output)
 
 
 def diffpure_ode(t: float = 0.1, dt: float = 1e-3, clip_output: bool = False) -> Method:
     """DiffPure with the probability-flow ODE: only the diffusion of the input is random."""
-    table = forward_diffusion(DiscreteVP().alpha_bar(_discrete_index(t))) + probability_flow(t, dt)
+    table = forward_diffusion(DiscreteVP().alpha_bar(discrete_index(t))) + probability_flow(t, dt)
     settings = (("t", t), ("dt", dt), ("clip_output", clip_output))
     return Method("diffpure_ode", settings, table, None, clip_output)
 
@@ -90,10 +88,7 @@ def coup(
     of the current state at every step, "input" that of the input throughout. ``guidance_grad`` "exact"
     differentiates through the guidance, "detached" reproduces the published attack, which does not.
     """
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise TypeError(mistake("scale", "a number >= 0", f"{type(scale).__name__} {scale!r}"))
-    if not 0 <= scale < float("inf"):
-        raise ValueError(mistake("scale", "a finite number >= 0", scale))
+    weight = number("scale", scale)
     guidance = ClassifierConfidence(classifier, label, guidance_grad)
     settings = (
         ("t", t),
@@ -103,7 +98,7 @@ def coup(
         ("guidance_grad", guidance_grad),
         ("clip_output", clip_output),
     )
-    return Method("coup", settings, reverse_sde(t, dt).guided(float(scale)), guidance, clip_output)
+    return Method("coup", settings, reverse_sde(t, dt).guided(weight), guidance, clip_output)
 
 
 def coup_unguided(t: float = 0.1, dt: float = 1e-3, clip_output: bool = True) -> Method:
@@ -124,7 +119,7 @@ def ddpm(
     ``variance`` "small" is the posterior variance, "large" is beta. ``clip_x0`` clamps the predicted clean image
     to [-1, 1] at every step. Respaced steps are spread evenly and start at the noisiest ("trailing").
     """
-    start = _discrete_index(t)
+    start = discrete_index(t)
     indices = spaced_indices(start, n_steps if n_steps is not None else start + 1, "trailing")
     table = ancestral(indices, variance, clip_x0)
     settings = (
@@ -151,7 +146,7 @@ def ddim(
     ``eta`` in [0, 1]: 0 is deterministic, 1 is DDPM. ``spacing``: "trailing" takes steps 99, 89, ..., 9 for ten
     of a hundred, "linspace" 99, 88, ..., 0.
     """
-    start = _discrete_index(t)
+    start = discrete_index(t)
     indices = spaced_indices(start, n_steps, spacing)
     settings = (
         ("t", t),
@@ -184,18 +179,6 @@ def dpm_solver(
     return Method("dpm_solver", settings, table, None, clip_output)
 
 
-def spaced_indices(start: int, n_steps: int, spacing: str) -> list[int]:
-    """``n_steps`` of the indices start..0, descending.
-
-    "trailing" ends each block of equal length and so begins at ``start``; "linspace" includes both ends.
-    """
-    one_of("spacing", spacing, ("trailing", "linspace"))
-    whole("n_steps", n_steps, minimum=1, maximum=start + 1)
-    if spacing == "linspace":
-        return [round(i) for i in np.linspace(start, 0, n_steps)]
-    return [round((start + 1) * (n_steps - k) / n_steps) - 1 for k in range(n_steps)]
-
-
 METHODS = {
     "diffpure": diffpure,
     "diffpure_ode": diffpure_ode,
@@ -204,6 +187,17 @@ METHODS = {
     "ddpm": ddpm,
     "ddim": ddim,
     "dpm_solver": dpm_solver,
+    "gdmp": gdmp,
+    "agdm": agdm,
+    "adbm": adbm,
+    "addt": addt,
+    "vp_sde": vp_sde,
+    "edm": edm,
+    "gradual": gradual,
+    "one_shot": one_shot,
+    "langevin": langevin,
+    "likelihood_max": likelihood_max,
+    "adp": adp,
 }
 """Every method by name."""
 

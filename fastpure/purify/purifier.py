@@ -43,6 +43,8 @@ class _Engine:
     @staticmethod
     def build(denoiser: Denoiser, method: Method, precision: Precision) -> _Engine:
         guidance = method.guidance.cast(precision.network) if method.guidance else None
+        if method.procedure is not None:
+            method.procedure.check_precision(precision.network)
         return _Engine(precision, denoiser.cast(precision.network), guidance)
 
     def networks(self) -> tuple[nn.Module, ...]:
@@ -84,6 +86,7 @@ class Purifier(nn.Module):
         if not isinstance(method, Method):
             remedy = "Use for example fp.methods.diffpure(t=0.1)"
             raise TypeError(mistake("method", "a Method", type(method).__name__, remedy))
+        method.check_denoiser(denoiser)
         self.precision = precision
         self.gradient_precision = gradient_precision or precision
         self.method = method
@@ -225,7 +228,8 @@ class Purifier(nn.Module):
         with environment():
             context = engine.guidance.context(state) if engine.guidance is not None else ()
         process = self._process(name, device)
-        call = Call(process, source, keys.sample_ids, self.memory, self._costs, environment)
+        procedure = self.method.procedure
+        call = Call(process, source, keys.sample_ids, self.memory, self._costs, environment, procedure)
         return call, state, context
 
     def _process(self, name: str, device: torch.device) -> Process:

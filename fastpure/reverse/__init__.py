@@ -3,6 +3,7 @@
 from .adjoint import Call, reverse, states
 from .memory import MemoryPlan
 from .noise import GeneratedNoise, NoiseSource, RecordedNoise, SplitNoise
+from .procedure import Procedure
 from .step import Process
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "GeneratedNoise",
     "MemoryPlan",
     "NoiseSource",
+    "Procedure",
     "Process",
     "RecordedNoise",
     "SplitNoise",

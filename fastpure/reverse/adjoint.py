@@ -19,6 +19,7 @@ from ..errors import NonFiniteError
 from .loop import Trajectory, check_finite, record, walk
 from .memory import MemoryPlan
 from .noise import NoiseSource
+from .procedure import Procedure, perform, run
 from .step import Context, Process, linearize, pull_row
 
 
@@ -39,6 +40,7 @@ class Call:
     plan: MemoryPlan = field(default_factory=MemoryPlan)
     costs: dict[tuple[object, ...], int] = field(default_factory=dict)
     environment: Environment = nullcontext
+    procedure: Procedure | None = None
 
 
 def reverse(call: Call, x: Tensor, context: Context) -> Tensor:
@@ -47,6 +49,8 @@ def reverse(call: Call, x: Tensor, context: Context) -> Tensor:
     Raises:
         NonFiniteError: NaN or Inf appeared, with the step and the sample ids.
     """
+    if call.procedure is not None:
+        return perform(call, call.procedure, x, context)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *context)):
         return _Reverse.apply(call, x, *context)
     with torch.no_grad(), call.environment():
@@ -58,13 +62,22 @@ def reverse(call: Call, x: Tensor, context: Context) -> Tensor:
 def states(call: Call, x: Tensor, context: Context) -> list[Tensor]:
     """The state before the first row and after every row: K + 1 tensors [B, C, H, W].
 
-    Differentiable as ``reverse`` is, for losses that look at the way and not only at its end.
+    Differentiable as ``reverse`` is, for losses that look at the way and not only at its end, where rows alone say
+    how the table is walked; without gradient where a procedure does.
     """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *context)):
+    recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *context))
+    if recording and call.procedure is None:
         return list(_States.apply(call, x, *context).unbind(0))
     visited = [x.detach()]
+
+    def keep(k: int, state: Tensor) -> None:
+        visited.append(state)
+
     with torch.no_grad(), call.environment():
-        walk(call.process, visited[0], context, call.noise, lambda k, state: visited.append(state))
+        if call.procedure is not None:
+            run(call, call.procedure, visited[0], context, visit=keep)
+        else:
+            walk(call.process, visited[0], context, call.noise, keep)
     return visited
 
 

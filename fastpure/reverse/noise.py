@@ -25,6 +25,16 @@ class NoiseSource(ABC):
         """Standard normal noise for the guidance at row ``k``, in the shape, dtype and device of ``like``."""
 
 
+def normal(noise: NoiseSource, k: int, like: Tensor, stream: Stream = Stream.REVERSE) -> Tensor:
+    """The standard normal noise that the row kernel would add at row ``k``, as a tensor like ``like``."""
+    source = noise.row(k)
+    if isinstance(source, NoiseKeys):
+        return philox_normal(source, k, stream, tuple(like.shape[1:]), dtype=like.dtype)
+    if source is None:
+        raise ValueError(mistake("noise.steps", "given, because the method draws noise", "None"))
+    return source.to(like.dtype)
+
+
 @dataclass(frozen=True)
 class GeneratedNoise(NoiseSource):
     """Counter-based noise: a pure function of (seed, sample id, draw, step, stream, domain)."""

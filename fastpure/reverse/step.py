@@ -97,7 +97,7 @@ def linearize(process: Process, k: int, x: Tensor, context: Context, noise: Nois
     half = process.denoiser.dtype == torch.float16
 
     def pull(v: Tensor) -> Tensor:
-        scale = _range_scale(v) if half else 1.0
+        scale = range_scale(v) if half else 1.0
         return torch.autograd.grad(noise_pred, leaf, v * scale)[0] / scale
 
     guidance, pull_guidance = None, None
@@ -108,7 +108,7 @@ def linearize(process: Process, k: int, x: Tensor, context: Context, noise: Nois
     return Tape(noise_pred.detach(), pull, guidance, pull_guidance)
 
 
-def _range_scale(v: Tensor) -> Tensor:
+def range_scale(v: Tensor) -> Tensor:
     """Power of two per sample [B, 1, ...] that brings the largest entry of ``v`` to about 1.
 
     A pullback is linear, so scaling its argument and its result is exact; float16 holds nothing below 6e-8, and
@@ -120,7 +120,7 @@ def _range_scale(v: Tensor) -> Tensor:
 
 def _in_range(pull: Pullback) -> Pullback:
     def scaled(v: Tensor) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
-        scale = _range_scale(v)
+        scale = range_scale(v)
         through_state, through_context = pull(v * scale)
         unscaled = tuple(None if part is None else part / scale for part in through_context)
         return None if through_state is None else through_state / scale, unscaled

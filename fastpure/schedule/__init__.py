@@ -1,28 +1,39 @@
 """Noise schedules and solvers as float64 tables: numpy only, no torch."""
 
+from .edm import edm, karras_grid
+from .langevin import langevin, predictor_corrector
 from .solvers import (
     SOLVERS,
     ancestral,
     dpm_solver_pp,
     forward_diffusion,
+    guidance_variances,
     probability_flow,
     reverse_sde,
     strided,
 )
 from .table import KERNEL_COLUMNS, KERNEL_WIDTH, Row, StepTable
-from .vp import VP, DiscreteVP
+from .vp import VP, CosineVP, DiscreteVP, IndexedSchedule, SampledVP
 
 __all__ = [
     "KERNEL_COLUMNS",
     "KERNEL_WIDTH",
     "SOLVERS",
     "VP",
+    "CosineVP",
     "DiscreteVP",
+    "IndexedSchedule",
     "Row",
+    "SampledVP",
     "StepTable",
     "ancestral",
     "dpm_solver_pp",
+    "edm",
     "forward_diffusion",
+    "guidance_variances",
+    "karras_grid",
+    "langevin",
+    "predictor_corrector",
     "probability_flow",
     "reverse_sde",
     "strided",

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import mistake, one_of, positive, whole
 from .table import Row, StepTable
-from .vp import VP, DiscreteVP
+from .vp import VP, DiscreteVP, IndexedSchedule
 
 T_EPS = 1e-5
 """Time at which continuous solvers stop (Nie et al. 2022)."""
@@ -51,7 +51,7 @@ def forward_diffusion(alpha_bar: float) -> StepTable:
     return StepTable((Row(a=math.sqrt(alpha_bar), d=math.sqrt(1.0 - alpha_bar), forward=True),))
 
 
-def _at(schedule: VP, t: float) -> Row:
+def at_time(schedule: VP, t: float) -> Row:
     """The noise level and the labels of continuous time ``t``; the coefficients are for the caller to set."""
     # floor(1000 t) is meant on the exact grid; the nudge keeps 0.035 * 1000 = 34.99... at 35.
     return Row(
@@ -76,7 +76,7 @@ def reverse_sde(t: float, dt: float, schedule: VP | None = None) -> StepTable:
     for now, later in pairwise(grid.tolist()):
         step = schedule.beta(now) * (now - later)
         coefficients = {"a": 1.0 + 0.5 * step, "b": -step / schedule.sigma(now), "d": math.sqrt(step)}
-        rows.append(replace(_at(schedule, now), **coefficients))
+        rows.append(replace(at_time(schedule, now), **coefficients))
     return StepTable(tuple(rows))
 
 
@@ -87,12 +87,15 @@ def probability_flow(t: float, dt: float, schedule: VP | None = None) -> StepTab
     rows = []
     for now, later in pairwise(grid.tolist()):
         half = 0.5 * schedule.beta(now) * (now - later)
-        rows.append(replace(_at(schedule, now), a=1.0 + half, b=-half / schedule.sigma(now)))
+        rows.append(replace(at_time(schedule, now), a=1.0 + half, b=-half / schedule.sigma(now)))
     return StepTable(tuple(rows))
 
 
 def ancestral(
-    indices: Sequence[int], variance: str = "small", clip_x0: bool = True, schedule: DiscreteVP | None = None
+    indices: Sequence[int],
+    variance: str = "small",
+    clip_x0: bool = True,
+    schedule: IndexedSchedule | None = None,
 ) -> StepTable:
     """DDPM ancestral sampling (Ho et al. 2020) over descending zero-based ``indices``, ending at the image.
 
@@ -112,7 +115,7 @@ def ancestral(
 
 
 def strided(
-    indices: Sequence[int], eta: float = 0.0, clip_x0: bool = True, schedule: DiscreteVP | None = None
+    indices: Sequence[int], eta: float = 0.0, clip_x0: bool = True, schedule: IndexedSchedule | None = None
 ) -> StepTable:
     """The eta-family of Song et al. 2021 (DDIM, eq. 12): eta 0 is DDIM, eta 1 is DDPM with small variance.
 
@@ -134,12 +137,36 @@ def strided(
                 alpha=math.sqrt(nodes[k]),
                 sigma=math.sqrt(1.0 - nodes[k]),
                 t=(i + 1) / schedule.n,
-                tau=float(i),
+                tau=schedule.label(i),
                 index=i,
                 clip=clip_x0,
             )
         )
     return StepTable(tuple(rows))
+
+
+def guidance_variances(
+    indices: Sequence[int], variance: str = "large", schedule: IndexedSchedule | None = None
+) -> list[float]:
+    """The variance that weighs the guidance at each of ``indices``, in units of the state.
+
+    beta for "large", the posterior variance for "small". The last step has none of its own; it takes the
+    posterior variance of the step before it (guided-diffusion's convention, which GDMP inherits).
+    """
+    one_of("variance", variance, ("small", "large"))
+    schedule = schedule or DiscreteVP()
+    steps = check_indices(indices, schedule.n)
+
+    def posterior(i: int, j: int) -> float:
+        now, after = schedule.alpha_bar(i), schedule.alpha_bar(j)
+        return (1.0 - now / after) * (1.0 - after) / (1.0 - now)
+
+    before_last = steps[-2] if len(steps) > 1 else min(steps[-1] + 1, schedule.n - 1)
+    values = []
+    for i, j in pairwise(steps):
+        beta = 1.0 - schedule.alpha_bar(i) / schedule.alpha_bar(j)
+        values.append(beta if variance == "large" else posterior(i, j))
+    return [*values, posterior(before_last, steps[-1])]
 
 
 def eta_coefficients(now: float, after: float, eta: float) -> tuple[float, float, float]:
@@ -184,7 +211,7 @@ def dpm_solver_pp(
         last = k + 1 == n_steps
         rows.append(
             replace(
-                _at(schedule, now),
+                at_time(schedule, now),
                 a=shrink + gain * (1.0 + slope) / alpha,
                 b=-gain * (1.0 + slope) * sigma / alpha,
                 d=schedule.sigma(later) * math.sqrt(-math.expm1(-2.0 * h)) if stochastic else 0.0,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -146,6 +147,11 @@ class StepTable:
                 replace(row, c=-scale * row.sigma * row.b, u=-scale * row.sigma * row.r) for row in self.rows
             )
         )
+
+    def pulled(self, coefficients: Sequence[float]) -> StepTable:
+        """The same sampler with ``coefficients[k]`` times the guidance gradient added at row k."""
+        rows = zip(self.rows, coefficients, strict=True)
+        return StepTable(tuple(replace(row, c=float(c)) for row, c in rows))
 
     def __str__(self) -> str:
         names = ("t", "tau", "alpha", "sigma", "a", "b", "c", "d", "p")

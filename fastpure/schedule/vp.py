@@ -7,7 +7,7 @@ the signal power at t = 0.1 is 0.896282 in continuous time and 0.897018 after 10
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -92,3 +92,55 @@ class DiscreteVP:
     def alpha_bar(self, index: int) -> float:
         """Signal power at a zero-based index; 1 at index -1."""
         return 1.0 if index < 0 else float(self.alpha_bars[index])
+
+    def label(self, index: int) -> float:
+        """What a network with real-valued time input is told at ``index``: the index itself."""
+        return float(index)
+
+
+@dataclass(frozen=True)
+class SampledVP:
+    """The continuous schedule seen at times (index + 1) / n, for samplers that walk over indices."""
+
+    vp: VP = field(default_factory=VP)
+    n: int = 1000
+
+    def alpha_bar(self, index: int) -> float:
+        """Signal power at time (index + 1) / n; 1 at index -1."""
+        return 1.0 if index < 0 else self.vp.alpha_bar((index + 1) / self.n)
+
+    def label(self, index: int) -> float:
+        """999 t, the label such networks are trained with."""
+        return 999.0 * (index + 1) / self.n
+
+
+@dataclass(frozen=True)
+class CosineVP:
+    """The cosine schedule of Nichol and Dhariwal 2021 (eq. 17), ``n`` steps, rates held below 0.999.
+
+    Its signal power after step i is f((i + 1) / n) / f(0) with f(t) = cos^2((t + 0.008) / 1.008 pi / 2).
+    """
+
+    n: int = 4000
+
+    def __post_init__(self) -> None:
+        whole("n", self.n, minimum=2)
+
+    @cached_property
+    def alpha_bars(self) -> np.ndarray:
+        """Cumulative signal power after each index, float64 [n]."""
+        times = np.arange(self.n + 1, dtype=np.float64) / self.n
+        power = np.cos((times + 0.008) / 1.008 * math.pi / 2.0) ** 2
+        return np.cumprod(1.0 - np.minimum(1.0 - power[1:] / power[:-1], 0.999))
+
+    def alpha_bar(self, index: int) -> float:
+        """Signal power at a zero-based index; 1 at index -1."""
+        return 1.0 if index < 0 else float(self.alpha_bars[index])
+
+    def label(self, index: int) -> float:
+        """The index itself."""
+        return float(index)
+
+
+IndexedSchedule = DiscreteVP | SampledVP | CosineVP
+"""Schedules that samplers over indices can walk on: ``n`` steps, ``alpha_bar(index)``, ``label(index)``."""

@@ -11,9 +11,11 @@ from torch import nn
 import fastpure as fp
 from fastpure.attacks import MODES, PGD, GradientMode
 from fastpure.attacks.gradient import objective, query
+from fastpure.attacks.gradient_modes import surrogate_method
 from fastpure.attacks.losses import cross_entropy
 from fastpure.kernels import Domain
 from tests.attacks.toys import Pixels, images, mixture_defense, scaling_defense
+from tests.purify.test_every_method import SMALL
 from tests.reverse import toys
 
 
@@ -157,6 +159,32 @@ def test_every_mode_is_named_and_mistakes_are_clear():
         GradientMode("detached").logits(unguided)
     with pytest.raises(ValueError, match="the adjoint exists for diffpure, coup"):
         GradientMode("adjoint").logits(mixture_defense(Pixels(), fp.methods.ddim(n_steps=2)))
-    with pytest.raises(ValueError, match="`gradient` must be surrogate_steps for method ddim"):
+    with pytest.raises(
+        ValueError, match="`gradient` must be 'surrogate' with surrogate_steps for method ddim"
+    ):
         GradientMode("surrogate", dt=0.1).logits(mixture_defense(Pixels(), fp.methods.ddim(n_steps=2)))
     assert replace(PGD(), gradient="bpda").mode() == GradientMode("bpda")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_method_can_be_attacked_in_every_mode_it_has(name):
+    method = SMALL[name]()
+    double = fp.Purifier(toys.toy_denoiser(), method, precision="fp64")
+    defense = fp.Defense(double, toys.toy_classifier())
+    x = torch.rand(2, *toys.SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.tensor([0, 1])
+    exact = gradient(defense, GradientMode("exact"), x, y, 1)
+    ids = torch.arange(2)
+    plain = plain_gradient(lambda u, draw: defense(u, ids, draw, domain=Domain.ATTACK), x, y, 1)
+    assert torch.allclose(exact, plain, rtol=1e-9, atol=1e-12)
+    assert torch.isfinite(gradient(defense, GradientMode("bpda"), x, y, 1)).all()
+    if method.guidance is not None:
+        cut = gradient(defense, GradientMode("detached"), x, y, 1)
+        assert not torch.equal(cut, exact)
+    if {"dt", "n_steps", "n_iter"} & {setting for setting, _ in method.settings}:
+        assert GradientMode("surrogate").logits(defense)(x, ids, ids).shape == (2, 4)
+        calls = [each.steps.n_network_calls for each in (surrogate_method(method), method)]
+        assert calls[0] < calls[1] or calls[1] == 1
+    else:
+        with pytest.raises(ValueError, match=f"another mode for method {name}"):
+            GradientMode("surrogate").logits(defense)

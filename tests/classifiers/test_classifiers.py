@@ -60,7 +60,7 @@ def test_call_frozen_gradient_is_the_ordinary_one_and_touches_no_weight() -> Non
     x = torch.rand(4, 1, 8, 8, requires_grad=True)
     (expected,) = torch.autograd.grad(net(x).logsumexp(1).sum(), x)
     call_frozen(net, x).logsumexp(1).sum().backward()
-    torch.testing.assert_close(x.grad, expected, rtol=0, atol=0)
+    torch.testing.assert_close(x.grad, expected, rtol=1e-5, atol=1e-7)
     assert all(weight.grad is None and weight.requires_grad for weight in net.parameters())
     # a plain call would have filled .grad: the helper is what prevents it
     net(x.detach().requires_grad_()).logsumexp(1).sum().backward()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpure.nets import DDPMppConfig
+from ..nets import DDPMppConfig
 
 
 def norm(channels: int) -> nn.GroupNorm:

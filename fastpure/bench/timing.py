@@ -20,13 +20,28 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def interleave(cases: Mapping[str, Callable[[], object]], repeats: int = 5, warmup: int = 1) -> list[Timing]:
-    """Run every case ``repeats`` times in turn, after ``warmup`` unmeasured turns."""
+def interleave(
+    cases: Mapping[str, Callable[[], object]],
+    repeats: int = 5,
+    warmup: int = 1,
+    wait: Callable[[], None] = lambda: None,
+    report: Callable[[int], None] = lambda done: None,
+) -> list[Timing]:
+    """Run every case ``repeats`` times in turn, after ``warmup`` unmeasured turns.
+
+    ``wait`` is called before the clock is read (a GPU works behind the program's back), ``report`` after each call
+    with the number of calls done.
+    """
+    done = 0
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(warmup + repeats):
         for name, run in cases.items():
+            wait()
             begin = time.perf_counter()
             run()
+            wait()
+            done += 1
+            report(done)
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - begin)
     return [Timing(name, tuple(values)) for name, values in seconds.items()]

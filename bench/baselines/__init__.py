@@ -1,1 +1,0 @@
-"""What `fastpure` is compared with, written for the comparison: same network, same weights, same steps."""

@@ -1,0 +1,102 @@
+"""`fastpure bench`: how fast the exact gradient is on this machine, beside everything else that computes one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..bench import Row
+
+
+def bench(
+    network: Annotated[
+        str, typer.Option(help="ddpmpp-cifar10 (official size), ddpmpp-cifar10-small or ddpmpp-digits.")
+    ] = "ddpmpp-cifar10",
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 2,
+    steps: Annotated[int, typer.Option(help="Reverse steps; published purifications have 100.")] = 4,
+    precision: Annotated[str, typer.Option(help="Any of fp32,tf32,bf16,fp16, separated by commas.")] = "fp32",
+    classifier: Annotated[
+        str | None, typer.Option(help="Add COUP's guidance by this classifier: digits, or a weights file.")
+    ] = None,
+    torch_compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Also the checkpointed loop under torch.compile (takes minutes)."),
+    ] = False,
+    repeats: Annotated[int, typer.Option(help="Measured turns; all cases run in each.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
+) -> None:
+    """Compare purification and exact gradient with plain PyTorch, checkpointing and torchsde, on this machine.
+
+    All cases use the same random weights, images and step table, and take turns in one process. "error" is the
+    relative error of the gradient against float64 under the same noise. torchsde's rows need the package
+    torchsde (pip install 'fastpure[bench]').
+
+    Example: fastpure bench --precision fp32,bf16
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ..bench import Comparison, compare
+    from ..classifiers import load_classifier
+
+    if out is not None and out.exists():
+        raise ValueError(f"`--out` {out} exists; remove it or choose another name")
+    what = Comparison(
+        network,
+        batch,
+        steps,
+        tuple(name.strip() for name in precision.split(",")),
+        None if classifier is None else load_classifier(classifier),
+        torch_compile,
+        repeats,
+        device,
+    )
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("preparing", total=1.0)
+        tables = compare(what, lambda stage, share: progress.update(task, description=stage, completed=share))
+    for title, rows in tables.items():
+        show(f"{title}, {network}, B = {batch}, {steps} steps, {device}", rows)
+    if out is not None:
+        _write(out, what.network, tables)
+
+
+def show(title: str, rows: tuple[Row, ...]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("case")
+    for name in ("seconds", "min", "max", "times ours", "error", "cosine", "peak MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        seconds = row.timing.seconds
+        table.add_row(
+            row.name,
+            f"{row.timing.median:.4g}",
+            f"{min(seconds):.4g}",
+            f"{max(seconds):.4g}",
+            f"{row.ratio:.2f}",
+            "" if row.error is None else f"{row.error:.1e}",
+            "" if row.cosine is None else f"{row.cosine:.5f}",
+            "" if row.peak_mb is None else f"{row.peak_mb:.0f}",
+        )
+    Console(width=120).print(table)
+    print()
+
+
+def _write(out: Path, network: str, tables: dict[str, tuple[Row, ...]]) -> None:
+    import os
+
+    from .doctor import environment
+
+    figures = {title: [asdict(row) for row in rows] for title, rows in tables.items()}
+    text = json.dumps({"network": network, "environment": environment(), "figures": figures}, indent=1)
+    partial = out.with_name(out.name + ".part")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, out)

@@ -1,0 +1,74 @@
+"""Adaptive denoising purification (Yoon et al. 2021): score ascent whose step size is chosen per image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import mistake
+from ...kernels import Stream
+from ...reverse import NoiseSource, Procedure, Process
+from ...reverse.noise import normal
+from ...reverse.procedure import State
+
+
+@dataclass(frozen=True)
+class AdaptiveScore(Procedure):
+    """u <- clamp(u + a g), g the score at one noise level, a = clamp(``rate`` probe / (1 - z), low, high).
+
+    z = <g, g'> / <g, g> with g' the score at u + ``probe`` g, so that probe / (1 - z) is the inverse curvature along
+    g. An image whose a falls below ``stop`` takes that step and then rests. All in [0, 1] units. Row 0 adds the
+    noise, then come pairs of rows: one evaluates g, the next g' and takes the step.
+    """
+
+    level: float
+    rate: float = 0.05
+    probe: float = 1e-3
+    low: float = 1e-5
+    high: float = 1e-1
+    stop: float = 1e-3
+
+    def begin(self, x: Tensor) -> State:
+        """(image in [0, 1], score there, whether the image still moves [B])."""
+        return (x + 1.0) * 0.5, torch.zeros_like(x), torch.ones(len(x), dtype=torch.bool, device=x.device)
+
+    def step(
+        self, process: Process, k: int, state: State, context: tuple[Tensor, ...], noise: NoiseSource
+    ) -> State:
+        """See ``Procedure.step``."""
+        (u, g, moving), row = state, process.table.rows[k]
+        if row.forward:
+            return (u + 0.5 * row.d * normal(noise, k, u, Stream.FORWARD)).clamp(0.0, 1.0), g, moving
+        if k % 2 == 1:
+            return u, self._score(process, k, u), moving
+        probed = self._score(process, k, u + self.probe * g)
+        # 1 - z as <g, g - g'> / <g, g>: the difference of nearly equal scores, not of a number near 1 from 1.
+        power = (g * g).flatten(1).sum(1).clamp_min(torch.finfo(g.dtype).tiny)
+        gap = (g * (g - probed)).flatten(1).sum(1) / power
+        rate = self._rate(gap)
+        moved = (u + rate.view(-1, 1, 1, 1) * g).clamp(0.0, 1.0)
+        still = torch.where(moving.view(-1, 1, 1, 1), moved, u)
+        return still, torch.zeros_like(g), moving & (rate.detach() >= self.stop)
+
+    def image(self, state: State) -> Tensor:
+        """The first part, in [-1, 1]."""
+        return 2.0 * state[0] - 1.0
+
+    def check_precision(self, dtype: torch.dtype) -> None:
+        """Raise ValueError for bfloat16, whose 8 bits do not resolve two scores ``probe`` apart."""
+        if dtype == torch.bfloat16:
+            remedy = "The step size comes from the difference of two nearly equal scores"
+            raise ValueError(mistake("precision", "'fp32', 'tf32' or 'fp16' for adp", "'bf16'", remedy))
+
+    def _rate(self, gap: Tensor) -> Tensor:
+        # Where the score does not fall along itself (gap <= 0) the quotient is negative or infinite; the published
+        # clamp then gives its lower or upper end, and neither depends on the image.
+        safe = torch.where(gap == 0, torch.ones_like(gap), gap)
+        rate = (self.rate * self.probe / safe).clamp(self.low, self.high)
+        return torch.where(gap == 0, torch.full_like(rate, self.high), rate)
+
+    def _score(self, process: Process, k: int, u: Tensor) -> Tensor:
+        x = process.table.rows[k].alpha * (2.0 * u - 1.0)
+        return process.denoiser.noise_pred(x, process.conditioning, k) / -self.level

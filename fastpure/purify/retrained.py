@@ -1,0 +1,138 @@
+"""Samplers of denoisers that were trained on attacked images: ADBM and ADDT. The training is in ``fastpure.train``."""
+
+from __future__ import annotations
+
+from ..errors import one_of, whole
+from ..schedule import (
+    DiscreteVP,
+    IndexedSchedule,
+    SampledVP,
+    StepTable,
+    ancestral,
+    forward_diffusion,
+    predictor_corrector,
+    strided,
+)
+from ..schedule import edm as edm_table
+from ..schedule.edm import alpha_of
+from ..schedule.solvers import check_time
+from .base import Method, discrete_index, spaced_indices, start_index
+from .procedures import PredictorCorrector
+
+
+def adbm(
+    t: float = 0.1,
+    n_steps: int = 5,
+    rounds: int = 1,
+    schedule: str = "released",
+    sampler: str = "ddim",
+    clip_x0: bool = True,
+    clip_output: bool = True,
+) -> Method:
+    """ADBM (Li et al.): diffuse, then DDIM in ``n_steps`` steps, for a denoiser trained on its bridge.
+
+    ``schedule`` "released" is the published sampler's: betas from 1e-6 (not 1e-4) to 2e-2, diffusion at index
+    1000 t, denoising from one below, the index as label, though the training used the continuous schedule with
+    labels 999 t. "training" samples on that schedule instead, diffusion and first step at time t. ``sampler`` "ddpm"
+    is ancestral with small variance. ``rounds`` repeats the whole.
+    """
+    one_of("schedule", schedule, ("released", "training"))
+    one_of("sampler", sampler, ("ddim", "ddpm"))
+    whole("rounds", rounds, minimum=1)
+    chain: IndexedSchedule = DiscreteVP(beta_start=1e-6) if schedule == "released" else SampledVP()
+    first = discrete_index(t)
+    start = start_index(t) if schedule == "released" else first
+    eta = 0.0 if sampler == "ddim" else 1.0
+    steps = strided(spaced_indices(first, n_steps, "trailing"), eta, clip_x0, chain)
+    once = forward_diffusion(chain.alpha_bar(start)) + steps
+    table = once
+    for _ in range(rounds - 1):
+        table = table + once
+    settings = (
+        ("t", t),
+        ("n_steps", n_steps),
+        ("rounds", rounds),
+        ("schedule", schedule),
+        ("sampler", sampler),
+        ("clip_x0", clip_x0),
+        ("clip_output", clip_output),
+    )
+    return Method("adbm", settings, table, None, clip_output)
+
+
+def addt(
+    sampler: str = "ddpm", n_steps: int | None = None, strength: float = 0.1, clip_output: bool | None = None
+) -> Method:
+    """ADDT (Liu et al.): the samplers under which denoisers trained with it are published.
+
+    "ddpm" (variance beta) and "ddim" walk the last part of ``n_steps`` leading timesteps, from position
+    round((1 - strength) n_steps) - 1: with 1000 steps indices 100..0, with 100 indices 100, 90, ..., 0. "vp" is
+    ``predictor_corrector``, "edm" is ``edm`` (whose ``strength`` is not used). ``n_steps`` None: 1000, for edm 50.
+    ``clip_output`` None: as published, which is unclamped for "vp" and clamped otherwise.
+    """
+    one_of("sampler", sampler, ("ddpm", "ddim", "vp", "edm"))
+    n = n_steps if n_steps is not None else 50 if sampler == "edm" else 1000
+    clip = clip_output if clip_output is not None else sampler != "vp"
+    settings: tuple[tuple[str, object], ...] = (("sampler", sampler), ("n_steps", n))
+    if sampler == "edm":
+        base = edm(n_steps=n, clip_output=clip)
+        return Method("addt", (*settings, ("clip_output", clip)), base.steps, None, clip)
+    settings = (*settings, ("strength", strength), ("clip_output", clip))
+    if sampler == "vp":
+        steps = predictor_corrector(strength, n)
+        return Method("addt", settings, steps, None, clip, PredictorCorrector())
+    indices = leading_indices(strength, n)
+    table: StepTable = ancestral(indices, "large") if sampler == "ddpm" else strided(indices)
+    return Method("addt", settings, forward_diffusion(DiscreteVP().alpha_bar(indices[0])) + table, None, clip)
+
+
+def leading_indices(strength: float, n_steps: int, n: int = 1000) -> list[int]:
+    """The last part of ``n_steps`` leading timesteps k (n // n_steps), descending: ADDT's way to start at 0.1."""
+    check_time(strength, "strength")
+    whole("n_steps", n_steps, minimum=1, maximum=n)
+    start = max(round((1.0 - strength) * n_steps) - 1, 0)
+    stride = n // n_steps
+    return [k * stride for k in range(n_steps - 1 - start, -1, -1)]
+
+
+def vp_sde(
+    strength: float = 0.1, n_steps: int = 1000, snr: float = 0.16, clip_output: bool = False
+) -> Method:
+    """Diffuse, then predictor-corrector sampling of the reverse VP-SDE (Song et al. 2021): two calls per step.
+
+    Starts at the time at position round((1 - strength) n_steps) - 1 of linspace(1, 1e-3), 0.101 by default; every
+    step is a Langevin correction with signal-to-noise ratio ``snr`` and an Euler step of 1 / n_steps. The last step
+    adds no noise. The correction's size depends on the image and is differentiated.
+    """
+    settings = (("strength", strength), ("n_steps", n_steps), ("snr", snr), ("clip_output", clip_output))
+    table = predictor_corrector(strength, n_steps, snr)
+    return Method("vp_sde", settings, table, None, clip_output, PredictorCorrector())
+
+
+def edm(
+    sigma_max: float = 0.5,
+    sigma_min: float = 0.002,
+    n_steps: int = 50,
+    rho: float = 7.0,
+    churn: float = 6.0,
+    s_noise: float = 1.007,
+    heun: bool = True,
+    clip_output: bool = True,
+) -> Method:
+    """Add noise of size ``sigma_max`` ([-1, 1] units) and come back with Karras et al. 2022's sampler.
+
+    ``churn`` 0 is deterministic, ``heun`` False is Euler. Works with every denoiser: one without noise-level input is
+    told the time of the VP schedule that has this noise level.
+    """
+    settings = (
+        ("sigma_max", sigma_max),
+        ("sigma_min", sigma_min),
+        ("n_steps", n_steps),
+        ("rho", rho),
+        ("churn", churn),
+        ("s_noise", s_noise),
+        ("heun", heun),
+        ("clip_output", clip_output),
+    )
+    steps = edm_table(sigma_max, sigma_min, n_steps, rho, churn, s_noise, heun)
+    return Method("edm", settings, forward_diffusion(alpha_of(sigma_max) ** 2) + steps, None, clip_output)

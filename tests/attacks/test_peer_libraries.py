@@ -1,0 +1,113 @@
+"""A ``Defense`` goes unmodified into pyautoattack, torchattacks, foolbox and ART.
+
+Run by ``.ci/peer_libraries`` in an environment that has all four; elsewhere what is missing is skipped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import types
+
+import pytest
+import torch
+
+import fastpure as fp
+from tests.attacks.toys import Pixels, images, mixture_defense
+
+EPS = 0.2
+
+
+def peer(name: str) -> types.ModuleType:
+    """The package; where all are said to be installed, a missing one is a failure."""
+    if os.environ.get("FASTPURE_PEERS") == "1":
+        return importlib.import_module(name)
+    return pytest.importorskip(name)
+
+
+@pytest.fixture
+def problem():
+    defense, x = mixture_defense(Pixels(), fp.methods.diffpure(t=0.05, dt=0.025)), images(6)
+    # A classifier whose weights want gradients, as users have them: nothing may be left in .grad.
+    weight = defense.classifier.weight
+    del defense.classifier.weight
+    defense.classifier.weight = torch.nn.Parameter(weight)
+    return defense, x, defense.predict(x, draw=10**6)
+
+
+def check(problem, x_adv: torch.Tensor, slack: float = 1e-6) -> None:
+    """Inside the budget, moved, more often wrong than before, and the defence as it was."""
+    defense, x, y = problem
+    x_adv = x_adv.detach()
+    assert x_adv.shape == x.shape
+    assert float((x_adv - x).abs().max()) <= EPS + slack
+    assert float((x_adv - x).abs().max()) > EPS / 2
+    assert 0 <= float(x_adv.min()) <= float(x_adv.max()) <= 1
+    ids, draws = torch.arange(len(x)), range(2 * 10**6, 2 * 10**6 + 20)
+
+    def accuracy(u):
+        return sum(float((defense.predict(u, ids, draw) == y).float().mean()) for draw in draws) / len(draws)
+
+    assert accuracy(x_adv) < accuracy(x) - 0.2
+    assert not any(module.training for module in defense.modules())
+    assert all(weight.grad is None for weight in defense.parameters())
+    first = defense(x)
+    assert not torch.equal(first, defense(x)), "draws still advance"
+
+
+def test_pyautoattack(problem):
+    package = peer("pyautoattack")
+    defense, x, y = problem
+    attack = package.AutoAttack(defense, norm="Linf", eps=EPS, version="rand", device="cpu", seed=0)
+    attack.apgd.n_iter, attack.apgd.eot_iter = 10, 4
+    x_adv = attack.run_standard_evaluation(x, y, batch_size=4)
+    check(problem, x_adv[0] if isinstance(x_adv, tuple) else x_adv)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("PGD", {"eps": EPS, "alpha": EPS / 4, "steps": 8}),
+        ("EOTPGD", {"eps": EPS, "alpha": EPS / 4, "steps": 8, "eot_iter": 3}),
+        ("APGD", {"eps": EPS, "steps": 10, "eot_iter": 2}),
+    ],
+)
+def test_torchattacks(problem, name, settings):
+    package = peer("torchattacks")
+    defense, x, y = problem
+    x_adv = getattr(package, name)(defense, **settings)(x, y).detach()
+    if name == "APGD":  # it returns the image itself where its own single draw was right throughout
+        moved = (x_adv != x).flatten(1).any(1)
+        assert int(moved.sum()) > 0
+        check((defense, x[moved], y[moved]), x_adv[moved])
+    else:
+        check(problem, x_adv)
+
+
+def test_foolbox(problem):
+    package = peer("foolbox")
+    defense, x, y = problem
+    model = package.PyTorchModel(defense, bounds=(0, 1), device="cpu")
+    attack = package.attacks.LinfPGD(rel_stepsize=0.25, steps=8)
+    _, x_adv, success = attack(model, x, y, epsilons=EPS)
+    assert success.shape == y.shape
+    check(problem, x_adv)
+
+
+def test_art(problem):
+    peer("art")
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    defense, x, y = problem
+    model = PyTorchClassifier(
+        defense,
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=tuple(x.shape[1:]),
+        nb_classes=5,
+        clip_values=(0.0, 1.0),
+        device_type="cpu",
+    )
+    attack = ProjectedGradientDescent(model, eps=EPS, eps_step=EPS / 4, max_iter=8, verbose=False)
+    found = attack.generate(x.numpy(), torch.nn.functional.one_hot(y, 5).numpy())
+    check(problem, torch.from_numpy(found))
