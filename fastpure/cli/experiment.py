@@ -19,6 +19,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Settings that suit a bundled data set, used where none is given: those of `fastpure demo`."""
 
+TIMED = ("diffpure", "diffpure_ode", "coup", "coup_unguided", "ddpm", "ddim", "dpm_solver")
+"""Methods whose t and steps mean what `DEFAULTS` means."""
+
+NETWORKS = ("classifier", "auxiliary")
+"""Arguments of methods that are networks: the defended classifier, unless a file is set."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -64,9 +70,8 @@ def method_settings(name: str, wanted: Request) -> dict[str, Any]:
 
     function: Any = METHODS[one_of("method", name, METHODS)]
     known = inspect.signature(function).parameters
-    chosen = (
-        {**DEFAULTS.get(wanted.data, {}), **wanted.given} if wanted.preset is None else dict(wanted.given)
-    )
+    suits = wanted.preset is None and name in TIMED
+    chosen = {**(DEFAULTS.get(wanted.data, {}) if suits else {}), **wanted.given}
     settings: dict[str, Any] = {key: chosen[key] for key in ("t", "scale") if key in chosen and key in known}
     if "steps" in chosen and "n_steps" in known:
         settings["n_steps"] = chosen["steps"]
@@ -74,20 +79,25 @@ def method_settings(name: str, wanted: Request) -> dict[str, Any]:
         t = settings.get("t", known["t"].default)
         settings["dt"] = t / _positive_steps(chosen["steps"])
     for key, value in wanted.extra["method"].items():
-        if key not in known or key == "classifier":
-            listed = ", ".join(k for k in known if k != "classifier")
-            raise ValueError(f"`--set method.{key}`: {name} has no such setting; it has {listed}")
+        if key not in known:
+            raise ValueError(f"`--set method.{key}`: {name} has no such setting; it has {', '.join(known)}")
         settings[key] = value
     return settings
 
 
 def make_method(name: str, classifier: nn.Module, settings: dict[str, Any]) -> Any:
-    """The method, guided by the defended classifier where it takes one."""
+    """The method; a network it cannot do without is the defended classifier, or one loaded from a file that was set."""
+    from ..classifiers import load_classifier
     from ..purify.methods import METHODS
 
     function: Any = METHODS[name]
-    takes = "classifier" in inspect.signature(function).parameters
-    return function(classifier, **settings) if takes else function(**settings)
+    for key, parameter in inspect.signature(function).parameters.items():
+        if key in NETWORKS and key in settings:
+            device = next((p.device for p in classifier.parameters()), None)
+            settings = {**settings, key: load_classifier(settings[key]).to(device)}
+        elif key in NETWORKS and parameter.default is inspect.Parameter.empty:
+            settings = {**settings, key: classifier}
+    return function(**settings)
 
 
 def checked_device(name: str) -> str:
@@ -119,8 +129,8 @@ def _attack(wanted: Request) -> tuple[Attack | None, str]:
     settings: dict[str, Any] = {
         key: chosen[key] for key in ("norm", "eps", "n_iter", "eot_iter") if key in chosen and key in known
     }
-    if wanted.given.get("norm", "Linf") != "Linf" and "eps" not in wanted.given:
-        settings.pop("eps", None)  # what suits the data set was chosen for Linf
+    if settings.get("norm", "Linf") != "Linf" and "eps" not in wanted.given:
+        raise ValueError(f"`--eps` must be given with --norm {settings['norm']}: the default is one for Linf")
     for key, value in wanted.extra["attack"].items():
         if key not in known:
             raise ValueError(f"`--set attack.{key}`: {name} has no such setting; it has {', '.join(known)}")

@@ -198,6 +198,7 @@ def test_values_are_read_as_written(text, value):
         (["evaluate", "--attack", "fgsm"], "`attack` must be one of 'pgd'"),
         (["evaluate", "--method", "magic"], "`method` must be one of 'diffpure'"),
         (["evaluate", "--eps", "eight"], "`--eps` must be a number or a fraction such as 8/255, got 'eight'"),
+        (["evaluate", "--norm", "L2"], "`--eps` must be given with --norm L2"),
         (["evaluate", "--method", "none", "--t", "0.1"], "`--t` has no effect"),
         (["evaluate", "--set", "attack.strength=3"], "`--set attack.strength`: pgd has no such setting"),
         (["evaluate", "--set", "method.magic=3"], "`--set method.magic`: coup has no such setting"),
