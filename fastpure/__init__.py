@@ -7,6 +7,7 @@
 """
 
 from . import attacks as attacks
+from .anomaly import AnomalyDetector as AnomalyDetector
 from .checkpoints import load_denoiser as load_denoiser
 from .classifiers import load_classifier as load_classifier
 from .evaluate import Report as Report
@@ -18,6 +19,7 @@ from .evaluate import merge as merge
 from .evaluate import plan as plan
 from .evaluate import protocol as protocols
 from .nets import Denoiser as Denoiser
+from .presets import PRESETS as presets
 from .purify import Defense as Defense
 from .purify import Purifier as Purifier
 from .purify import methods as methods
@@ -26,6 +28,7 @@ from .reverse import RecordedNoise as RecordedNoise
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnomalyDetector",
     "Defense",
     "Denoiser",
     "Purifier",
@@ -41,5 +44,6 @@ __all__ = [
     "merge",
     "methods",
     "plan",
+    "presets",
     "protocols",
 ]

@@ -18,8 +18,19 @@ class KernelUnavailable(FastpureError, RuntimeError):
     """A back end was asked for by name and cannot run here; the message says why."""
 
 
-class MissingPackageError(FastpureError, ImportError):
-    """An optional package is not installed; the message names the extra that brings it."""
+class MissingExtra(FastpureError, ImportError):
+    """Something was asked for that needs a package which is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}: pip install 'fastpure[{extra}]'")
+
+
+class CaptureError(FastpureError, RuntimeError):
+    """Steps could not be recorded as a CUDA graph; the message has the reason."""
+
+
+class CompileError(FastpureError, RuntimeError):
+    """A network could not be compiled; the message has the compiler's reason."""
 
 
 class NonFiniteError(FastpureError, ArithmeticError):
@@ -32,13 +43,6 @@ class CheckpointError(FastpureError, ValueError):
 
 class DataError(FastpureError, ValueError):
     """A data file is missing, corrupt or of another kind than announced."""
-
-
-class MissingExtra(FastpureError, ImportError):
-    """Something was asked for that needs a package which is not installed."""
-
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package}: pip install 'fastpure[{extra}]'")
 
 
 class ResumeError(FastpureError, RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -23,6 +24,16 @@ def arrays(name: str) -> dict[str, np.ndarray]:
 def config(name: str) -> dict:
     """``name``.json."""
     return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def published(name: str) -> dict:
+    """keys_``name``.json.gz: names and shapes of a full-size published network."""
+    return json.loads(gzip.decompress((FOLDER / f"keys_{name}.json.gz").read_bytes()))
+
+
+def tensors(name: str) -> dict[str, Tensor]:
+    """Every array of ``name``.npz as a tensor."""
+    return {key: torch.from_numpy(value) for key, value in arrays(name).items()}
 
 
 def relative_error(ours: Tensor | np.ndarray, theirs: Tensor | np.ndarray) -> float:

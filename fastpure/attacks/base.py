@@ -133,6 +133,7 @@ class Attack(ABC):
             seconds=seconds,
             attack=str(self),
             zero_gradients=proposal.zero_gradients,
+            execution=problem.defense.purifier.execution if isinstance(problem.defense, Defense) else None,
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..intervals import Interval, wilson
+from ..reverse import Execution
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,7 @@ class AttackResult:
         losses: float32 [n_iter, B], the attack's loss at each iterate; NaN where an image was not attacked.
         seconds: wall time of the attack, without the scoring.
         attack: the attack with its settings, as text.
+        execution: how the defence's steps were carried out; None for a module that is no ``Defense``.
         zero_gradients: bool [B], where the attack's first gradient was exactly zero: it could not move the image,
             and robustness there shows nothing. None for attacks that use no gradient.
     """
@@ -32,6 +34,7 @@ class AttackResult:
     losses: Tensor
     seconds: float
     attack: str
+    execution: Execution | None = None
     zero_gradients: Tensor | None = None
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake, one_of, whole
-from ..nets import NETWORKS, Denoiser
+from ..nets import CONFIGS, Denoiser
 from ..purify import Purifier, methods
 from ..purify.precision import PRECISIONS
 from ..reverse import RecordedNoise
@@ -54,7 +54,7 @@ class Comparison:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        one_of("network", self.network, NETWORKS)
+        one_of("network", self.network, CONFIGS)
         for name in ("batch", "repeats"):
             whole(name, getattr(self, name), 1)
         whole("steps", self.steps, 2, 1000)
@@ -208,7 +208,7 @@ class _Bench:
 
     def _plain(self) -> PlainDDPMpp:
         # Each its own copy: requires_grad is switched on in one of them, and casting is in place.
-        network = PlainDDPMpp(NETWORKS[self.what.network][1]).eval().to(self.device)
+        network = PlainDDPMpp(CONFIGS[self.what.network]).eval().to(self.device)
         network.load_state_dict(self.denoiser.network.state_dict())
         return network
 

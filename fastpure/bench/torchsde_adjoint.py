@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ..errors import MissingPackageError
+from ..errors import MissingExtra
 from ..schedule import VP
 from .loops import confidence_gradient
 
@@ -25,9 +25,7 @@ def require_torchsde() -> Any:
     try:
         import torchsde
     except ImportError as error:
-        raise MissingPackageError(
-            "comparing with torchsde needs it: pip install 'fastpure[bench]'"
-        ) from error
+        raise MissingExtra("torchsde", "adjoint", "the comparison with its adjoint") from error
     return torchsde
 
 

@@ -2,5 +2,6 @@
 
 from .loading import FORMATS, load_denoiser
 from .native import save_denoiser
+from .report import CheckpointReport
 
-__all__ = ["FORMATS", "load_denoiser", "save_denoiser"]
+__all__ = ["FORMATS", "CheckpointReport", "load_denoiser", "save_denoiser"]

@@ -13,16 +13,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import CheckpointError, mistake
-from ..nets import Denoiser, build, config_dict, named_config
-from .weights import fill, read_metadata, read_safetensors
+from ..nets import Denoiser, config_dict, named_config
+from .report import Plan
+from .sources import Source
 
 _VERSION = "1"
 _RESERVED = ("format", "kind", "version", "architecture", "config", "denoiser")
 
 
-def is_native(path: Path) -> bool:
+def is_native(source: Source) -> bool:
     """Whether the file was written by fastpure (a denoiser or anything else)."""
-    return read_metadata(path).get("format") == "fastpure"
+    return source.metadata.get("format") == "fastpure"
 
 
 def save_denoiser(
@@ -62,18 +63,18 @@ def save_denoiser(
     return _replace_file(Path(path), save(weights, metadata))
 
 
-def read_native(path: Path, config: Any = None) -> Denoiser:
-    """Read a file of `save_denoiser`: evaluation mode, weights frozen, float32 unless stored in float64.
+def plan_native(source: Source, config: Any = None) -> Plan:
+    """Understand a file of `save_denoiser`. Weights stored in half precision become float32.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another kind or version, or inconsistent.
+        CheckpointError: of another kind or version, or a damaged description.
         ValueError: a configuration was given, though the file has its own.
     """
     if config is not None:
         raise ValueError(
             mistake("config", "None for a fastpure file, which has its own", type(config).__name__)
         )
-    metadata, weights = read_safetensors(path)
+    path, metadata = source.path, source.metadata
     found = tuple(metadata.get(name, "none") for name in ("format", "kind", "version"))
     if found != ("fastpure", "denoiser", _VERSION):
         expected = f"format fastpure, kind denoiser, version {_VERSION}"
@@ -82,9 +83,17 @@ def read_native(path: Path, config: Any = None) -> Denoiser:
         fields = json.loads(metadata["config"])
         architecture, values = named_config({"architecture": metadata["architecture"], **fields})
         conventions = json.loads(metadata["denoiser"])
-        shape = tuple(conventions.pop("image_shape"))
-        network = fill(lambda: build(architecture, values), weights, str(path))
-        return Denoiser.from_module(network, image_shape=shape, **conventions).eval()
+        channels, height, width = conventions.pop("image_shape")
+        return Plan(
+            architecture,
+            values,
+            source.require_tensors(),
+            image_shape=(channels, height, width),
+            prediction=conventions.pop("prediction"),
+            time_input=conventions.pop("time_input"),
+            learned_sigma=conventions.pop("learned_sigma"),
+            notes=tuple(f"{name}: {metadata[name]}" for name in sorted(set(metadata) - set(_RESERVED))),
+        )
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:

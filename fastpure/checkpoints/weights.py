@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .mapped import MappedFile
 
 Network = TypeVar("Network", bound=nn.Module)
 _SHOWN = 4
@@ -23,7 +25,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     Raises:
         CheckpointError: no such file, truncated, or not a safetensors file.
     """
-    _require_file(path)
+    require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -33,7 +35,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Metadata of a safetensors file; empty for any other file."""
-    _require_file(path)
+    require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -48,22 +50,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         CheckpointError: no such file, damaged, holding anything but tensors by name, or objects that the
             restricted unpickler refuses.
     """
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[1]
-    _require_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles raise about every type there is
-        # Only the first sentence: torch goes on to advise loading it without the restriction.
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        expected = "a state dict, neither damaged nor a training checkpoint or pickled module"
-        raise CheckpointError(f"{path}: not readable as {expected}: {reason}") from error
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path}: expected tensors by name, found {type(content).__name__}")
-    foreign = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if foreign:
-        raise CheckpointError(f"{path}: expected tensors by name, but {_listed(foreign)} hold something else")
-    return content
+    from .sources import open_source  # which needs this file
+
+    return open_source(path).require_tensors()
+
+
+def read_config(config: str | Path | Mapping[str, Any]) -> tuple[Any, str]:
+    """(content, what to call it in messages) of a configuration given as a dict or a JSON file.
+
+    Raises:
+        CheckpointError: no such file, or not JSON.
+    """
+    if isinstance(config, Mapping):
+        return config, "`config`"
+    return read_json(Path(config)), str(config)
 
 
 def read_json(path: Path) -> Any:
@@ -72,70 +72,145 @@ def read_json(path: Path) -> Any:
     Raises:
         CheckpointError: no such file, or not JSON.
     """
-    _require_file(path)
+    require_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable JSON file: {error}") from error
 
 
-def fill(build: Callable[[], Network], tensors: dict[str, Tensor], source: str) -> Network:
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of ours from one or several of a file's: their names and shapes, and how it is made of them."""
+
+    theirs: Mapping[str, tuple[int, ...]]
+    make: Callable[..., Tensor]
+
+
+#: Our name -> where its value comes from, for a network on the meta device.
+Translation = Callable[[Any], dict[str, Entry]]
+
+
+def same_names(network: nn.Module) -> dict[str, Entry]:
+    """The translation for files that use our names and shapes."""
+    expected = network.state_dict()
+    return {name: Entry({name: tuple(value.shape)}, _same) for name, value in expected.items()}
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+def fill(
+    build: Callable[[], Network],
+    tensors: dict[str, Tensor],
+    source: str,
+    translate: Translation = same_names,
+    file: Path | None = None,
+) -> Network:
     """``build()`` with ``tensors`` as its weights: frozen, in evaluation mode.
 
-    The network is built without memory and every name, shape and kind is checked first, so that nothing is
-    ever partly loaded. Half-precision weights become float32; float64 ones stay.
+    The network is built without memory and every name, shape and kind is checked first, in the names of the
+    file, so that nothing is ever partly loaded. Half-precision weights become float32; float64 ones stay.
+    Every tensor is copied, so that the file may change afterwards; if ``tensors`` are views of the mapped
+    ``file``, its pages are given back on the way.
 
     Raises:
         CheckpointError: the tensors do not fit; the message says how many, which, and what was expected.
     """
-    with torch.device("meta"):
-        network = build()
-    expected = network.state_dict()
-    problems = _misfits({name: value.shape for name, value in expected.items()}, tensors)
-    if problems:
-        found = f"{len(tensors)} tensors, expected {len(expected)}"
-        raise CheckpointError(f"{source}: weights do not fit {type(network).__name__}: {found}; {problems}")
+    network = on_meta(build)
+    entries = translate(network)
+    shapes = {name: shape for entry in entries.values() for name, shape in entry.theirs.items()}
+    kind = type(network).__name__
+    refuse_misfits(shapes, tensors, source, kind)
     exact = all(value.dtype == torch.float64 for value in tensors.values())
     dtype = torch.float64 if exact else torch.float32
-    # 4-dimensional weights are convolutions', which the networks keep in channels_last.
-    weights = {
-        name: tensors[name].to(
-            dtype=dtype, memory_format=torch.channels_last if value.ndim == 4 else torch.contiguous_format
-        )
-        for name, value in expected.items()
-    }
-    network.load_state_dict(weights, assign=True)
+    mapped = MappedFile(file) if file is not None else None
+    weights: dict[str, Tensor] = {}
+    sums: list[Tensor] = []
+    for name, value in network.state_dict().items():
+        theirs = [tensors[their] for their in entries[name].theirs]
+        weights[name] = _copied(entries[name].make(*theirs), value.shape, dtype)
+        sums.append(weights[name].sum())
+        if mapped is not None:
+            for tensor in theirs:
+                mapped.release(tensor)
+    # A sum is finite if its terms are and do not overflow together: one look, and a closer one in the other case.
+    if not torch.stack(sums).isfinite().all():
+        bad = [name for name, value in weights.items() if not value.isfinite().all()]
+        infinite = [their for name in bad for their in entries[name].theirs]
+    else:
+        infinite = []
+    if infinite:
+        found = f"{len(infinite)} with NaN or Inf: {listed(infinite)}"
+        raise CheckpointError(f"{source}: weights do not fit {kind}: {found}")
+    # What load_state_dict(assign=True) does, without looking through all names for every module.
+    for prefix, module in network.named_modules():
+        for tensors_of in (module.named_parameters, module.named_buffers):
+            for name, value in list(tensors_of(recurse=False)):
+                made = weights[f"{prefix}.{name}" if prefix else name]
+                is_parameter = isinstance(value, nn.Parameter)
+                setattr(module, name, nn.Parameter(made, requires_grad=False) if is_parameter else made)
     return network.eval().requires_grad_(False)
 
 
-def _misfits(expected: dict[str, torch.Size], tensors: dict[str, Tensor]) -> str:
-    missing = [name for name in expected if name not in tensors]
-    unknown = [name for name in tensors if name not in expected]
-    common = [name for name in expected if name in tensors]
-    shapes = [
-        f"{name} (expected {list(expected[name])}, found {list(tensors[name].shape)})"
+def refuse_misfits(
+    shapes: Mapping[str, tuple[int, ...]], tensors: dict[str, Tensor], source: str, kind: str
+) -> None:
+    """Raise CheckpointError unless names, shapes and kinds are those expected of a ``kind``."""
+    common = [name for name in shapes if name in tensors]
+    other = [
+        f"{name} (expected {list(shapes[name])}, found {list(tensors[name].shape)})"
         for name in common
-        if tensors[name].shape != expected[name]
+        if tuple(tensors[name].shape) != tuple(shapes[name])
     ]
-    kinds = [f"{name} ({tensors[name].dtype})" for name in common if not tensors[name].is_floating_point()]
-    values = [
-        name for name in common if tensors[name].is_floating_point() and not tensors[name].isfinite().all()
-    ]
-    found = {
-        "missing": missing,
-        "unknown": unknown,
-        "of another shape": shapes,
-        "not floating": kinds,
-        "with NaN or Inf": values,
+    problems = {
+        "missing": [name for name in shapes if name not in tensors],
+        "unknown": [name for name in tensors if name not in shapes],
+        "of another shape": other,
+        "not floating": [
+            f"{name} ({tensors[name].dtype})" for name in common if not tensors[name].is_floating_point()
+        ],
     }
-    return "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in found.items() if names)
+    if any(problems.values()):
+        words = "; ".join(
+            f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names
+        )
+        found = f"{len(tensors)} tensors, expected {len(shapes)}"
+        raise CheckpointError(f"{source}: weights do not fit {kind}: {found}; {words}")
 
 
-def _listed(names: Iterable[str]) -> str:
+def meta_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a network's tensors."""
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
+def on_meta(build: Callable[[], Network]) -> Network:
+    """``build()`` without memory."""
+    with torch.device("meta"):
+        return build()
+
+
+def fits(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether ``tensors`` has exactly these names and shapes."""
+    return {name: tuple(value.shape) for name, value in tensors.items()} == {
+        name: tuple(shape) for name, shape in shapes.items()
+    }
+
+
+def _copied(value: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    # 4-dimensional weights are convolutions', which the networks keep in channels_last.
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, memory_format=layout).copy_(value)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and three dots if there are more."""
     names = list(names)
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Raise CheckpointError unless ``path`` is a file."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")

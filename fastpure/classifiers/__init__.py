@@ -1,21 +1,35 @@
-"""Classifiers: the contract they keep, a small ResNet, and loading by name, path or module."""
+"""Classifiers: the contract they keep, residual networks, and loading by name, path or module."""
 
 from .base import call_frozen, require_eval
+from .cifar_resnet import CIFAR_RESNETS, CifarResNet, CifarResNetConfig
 from .features import FeatureClassifier, FeatureHead
 from .loading import load_classifier
 from .native import ARCHITECTURES, read_classifier, save_classifier
+from .normalised import NORMALISATIONS, Normalised
+from .resized import Resized, resize
 from .resnet import CONFIGS, ResNet, ResNetConfig
+from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig
 
 __all__ = [
     "ARCHITECTURES",
+    "CIFAR_RESNETS",
     "CONFIGS",
+    "NORMALISATIONS",
+    "WIDE_RESNETS",
+    "CifarResNet",
+    "CifarResNetConfig",
     "FeatureClassifier",
     "FeatureHead",
+    "Normalised",
     "ResNet",
     "ResNetConfig",
+    "Resized",
+    "WideResNet",
+    "WideResNetConfig",
     "call_frozen",
     "load_classifier",
     "read_classifier",
     "require_eval",
+    "resize",
     "save_classifier",
 ]

@@ -1,25 +1,50 @@
-"""`load_classifier`: a bundled name, a file, or the caller's own module."""
+"""`load_classifier`: a bundled name, a file, another library's network, or the caller's own module."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from .. import zoo
 from ..errors import CheckpointError, mistake
 from .base import require_eval
-from .native import read_classifier
+from .external import EXTERNAL, load_external
+from .layouts import Wanted, read_foreign
+from .native import is_native_classifier, read_classifier
+from .normalised import Normalised, mean_and_std
+from .robustbench import load_robustbench
 
 __all__ = ["load_classifier"]
 
 
-def load_classifier(source: str | Path | nn.Module) -> nn.Module:
+def load_classifier(
+    source: str | Path | nn.Module,
+    *,
+    architecture: str | None = None,
+    normalise: str | Sequence[Sequence[float]] | None = None,
+    activation: str | None = None,
+    weights: str | Path | None = None,
+    dataset: str | None = None,
+    threat_model: str | None = None,
+    model_dir: str | Path | None = None,
+) -> nn.Module:
     """A classifier from images in [0, 1], ``[B, C, H, W]``, to logits ``[B, classes]``.
 
     Args:
-        source: a bundled name (``"digits"``), the path of a file written by `save_classifier`, or any
-            ``nn.Module`` in evaluation mode, which is returned as it is.
+        source: a bundled name (``"digits"``); a file of fastpure; a state dict of RobustBench's or DiffPure's
+            wide ResNets and ResNets (safetensors or ``torch.save``, recognised by its names);
+            ``"torchvision:NAME"`` or ``"timm:NAME"`` with ``weights``; ``"robustbench:NAME"`` with ``dataset``
+            and ``threat_model``; or any ``nn.Module`` in evaluation mode.
+        architecture: for state dicts: a name of `WIDE_RESNETS` or `CIFAR_RESNETS`, which settles what names
+            and shapes leave open, for example ``"wrn-70-16-dropout"`` for DiffPure's file.
+        normalise: done inside, in front of the network: ``"none"``, ``"cifar10"``, ``"cifar100"``,
+            ``"imagenet"`` or (mean, std). None takes what the architecture or the library says.
+        activation: for wide ResNet state dicts, ``"relu"`` or ``"silu"``.
+        weights: for torchvision and timm: a state dict file, or ``"pretrained"`` to let them download.
+        dataset, threat_model, model_dir: for RobustBench; "cifar10", "Linf" and "models" if None.
 
     Returns:
         The network in evaluation mode. A loaded one has frozen weights; a module keeps its flags
@@ -27,18 +52,57 @@ def load_classifier(source: str | Path | nn.Module) -> nn.Module:
 
     Raises:
         TypeError: ``source`` is none of these.
-        ValueError: the module, or one inside it, is in training mode.
-        CheckpointError: no such name or file, or the file is damaged or foreign.
+        ValueError: an option is unknown, missing or of no use for this source, or the module is in training
+            mode.
+        CheckpointError: no such name or file; the file is damaged, hostile, foreign or does not fit; a
+            library is not installed. Nothing is ever loaded partially.
     """
+    options: dict[str, Any] = {
+        "architecture": architecture,
+        "normalise": normalise,
+        "activation": activation,
+        "weights": weights,
+        "dataset": dataset,
+        "threat_model": threat_model,
+        "model_dir": model_dir,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, nn.Module):
-        return require_eval(source, "source")
+        _only(given, ("normalise",), "a module")
+        require_eval(source, "source")
+        chosen = mean_and_std(normalise) if normalise is not None else None
+        return source if chosen is None else Normalised(source, *chosen)
     if not isinstance(source, str | Path):
         raise TypeError(mistake("source", "a name, a path or a torch.nn.Module", type(source).__name__))
+    library, _, name = str(source).partition(":")
+    if library in EXTERNAL and name:
+        _only(given, ("normalise", "weights"), library)
+        return load_external(library, name, weights, normalise)
+    if library == "robustbench" and name:
+        _only(given, ("dataset", "threat_model", "model_dir"), library)
+        return load_robustbench(name, **given)
     if isinstance(source, str) and source in zoo.CLASSIFIERS:
+        _only(given, (), "a bundled classifier")
         return read_classifier(zoo.weights_path("classifier", source))
-    if not Path(source).exists():
+    return _from_file(Path(source), given)
+
+
+def _from_file(path: Path, given: dict[str, Any]) -> nn.Module:
+    if not path.is_file():
         raise CheckpointError(
-            f"`source` {str(source)!r} is neither a file nor a bundled classifier "
+            f"`source` {str(path)!r} is neither a file nor a bundled classifier "
             f"(bundled: {', '.join(zoo.CLASSIFIERS)})"
         )
-    return read_classifier(source)
+    if is_native_classifier(path):
+        _only(given, (), "a fastpure file, which has its own")
+        return read_classifier(path)
+    allowed = ("architecture", "normalise", "activation")
+    _only(given, allowed, "a state dict")
+    return read_foreign(path, Wanted(**given))
+
+
+def _only(given: dict[str, Any], allowed: tuple[str, ...], what: str) -> None:
+    """Refuse options that would silently do nothing."""
+    for name, value in given.items():
+        if name not in allowed:
+            raise ValueError(mistake(name, f"left out for {what}", repr(value)))

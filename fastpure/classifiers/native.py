@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
+from torch import Tensor, nn
 
-from ..checkpoints.weights import read_safetensors
+from ..checkpoints.weights import read_metadata, read_safetensors
 from ..errors import CheckpointError, mistake
+from ..files import replace_file
+from .cifar_resnet import CifarResNet, CifarResNetConfig
+from .config import ClassifierConfig
+from .fitting import fit
 from .resnet import ResNet, ResNetConfig
+from .wide_resnet import WideResNet, WideResNetConfig
 
-__all__ = ["ARCHITECTURES", "read_classifier", "save_classifier"]
+__all__ = ["ARCHITECTURES", "is_native_classifier", "read_classifier", "save_classifier"]
 
-ARCHITECTURES: dict[str, tuple[type[ResNet], type[ResNetConfig]]] = {"resnet": (ResNet, ResNetConfig)}
+#: Name in the file -> (network, its configuration).
+ARCHITECTURES: dict[str, tuple[type[nn.Module], type[ClassifierConfig]]] = {
+    "resnet": (ResNet, ResNetConfig),
+    "wide_resnet": (WideResNet, WideResNetConfig),
+    "cifar_resnet": (CifarResNet, CifarResNetConfig),
+}
 
 
-def save_classifier(classifier: ResNet, path: str | Path, *, notes: dict[str, str] | None = None) -> Path:
+def save_classifier(
+    classifier: nn.Module,
+    path: str | Path,
+    *,
+    notes: dict[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
     """Write a classifier of one of `ARCHITECTURES`, atomically: a crash leaves the old file or the new one.
 
     Args:
         notes: further metadata (training command, accuracy), strings only.
+        dtype: stored precision of the matrices and filters; None keeps the network's. Biases, scales and
+            running statistics, which cost nothing, keep theirs. Half precision is read back as float32.
 
     Raises:
         TypeError: another kind of network, which only its own code could rebuild.
+        ValueError: a weight is not finite (in ``dtype``).
     """
     for name, (kind, _) in ARCHITECTURES.items():
         if isinstance(classifier, kind):
@@ -40,27 +59,19 @@ def save_classifier(classifier: ResNet, path: str | Path, *, notes: dict[str, st
         "kind": "classifier",
         "version": "1",
         "architecture": architecture,
-        "config": json.dumps(classifier.config.to_dict(), sort_keys=True),
+        "config": json.dumps(classifier.config.to_dict(), sort_keys=True),  # type: ignore[operator,union-attr]
     }
-    weights = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(save(weights, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, target)
-    except BaseException:
-        os.unlink(partial)
-        raise
-    return target
+    weights = {name: _stored(name, value, dtype) for name, value in classifier.state_dict().items()}
+    return replace_file(path, save(weights, metadata))
 
 
-def read_classifier(path: str | Path) -> ResNet:
-    """Read a file of `save_classifier`: the network in evaluation mode, weights frozen.
+def is_native_classifier(path: Path) -> bool:
+    """Whether the file was written by fastpure (a classifier or anything else)."""
+    return read_metadata(path).get("format") == "fastpure"
+
+
+def read_classifier(path: str | Path) -> nn.Module:
+    """Read a file of `save_classifier`: evaluation mode, weights frozen, float32 unless stored in float64.
 
     Raises:
         CheckpointError: the file is missing, truncated, of another kind, or its weights do not fit its
@@ -75,12 +86,19 @@ def read_classifier(path: str | Path) -> ResNet:
             f"{path}: version {metadata.get('version')}, architecture {metadata.get('architecture')!r}: "
             f"this fastpure knows version 1 and {', '.join(ARCHITECTURES)}"
         )
-    if damaged := [name for name, value in weights.items() if not value.isfinite().all()]:
-        raise CheckpointError(f"{path}: NaN or Inf in {', '.join(damaged[:3])}")
     kind, config_kind = ARCHITECTURES[metadata["architecture"]]
     try:
-        classifier = kind(config_kind.from_dict(json.loads(metadata["config"])))
-        classifier.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        config = config_kind.from_dict(json.loads(metadata["config"]))
+        return fit(lambda: kind(config), weights, str(path))
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: weights and configuration do not fit: {error}") from error
-    return classifier.eval().requires_grad_(False)
+
+
+def _stored(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    wanted = dtype if value.ndim > 1 else None
+    stored = value.detach().to(device="cpu", dtype=wanted).contiguous()
+    if stored.is_floating_point() and not stored.isfinite().all():
+        raise ValueError(mistake("classifier", f"finite in {stored.dtype}", f"NaN or Inf in {name}"))
+    return stored

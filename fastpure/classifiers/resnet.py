@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import mistake, positive, whole
+from ..errors import mistake, whole
+from .config import ClassifierConfig, check_images, check_normalisation
 
 __all__ = ["CONFIGS", "ResNet", "ResNetConfig"]
 
 
 @final
 @dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(ClassifierConfig):
     """Shape of a `ResNet`.
 
     Fields:
@@ -41,40 +41,17 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         for name in ("image_shape", "widths", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.image_shape) != 3:
-            raise ValueError(mistake("image_shape", "(C, H, W)", self.image_shape))
-        for size in self.image_shape:
-            whole("image_shape", size, 1)
-        whole("classes", self.classes, 2)
+        check_images(self.image_shape, self.classes)
         whole("blocks", self.blocks, 1)
         if not self.widths:
             raise ValueError(mistake("widths", "at least one number of channels", "none"))
         for width in self.widths:
             whole("widths", width, 1)
-        channels = self.image_shape[0]
-        if len(self.mean) != channels or len(self.std) != channels:
-            raise ValueError(mistake("mean and std", f"{channels} numbers each", (self.mean, self.std)))
-        for value in self.std:
-            positive("std", value)
+        check_normalisation(self.mean, self.std, self.image_shape[0])
         if min(self.image_shape[1:]) < 2 ** (len(self.widths) - 1):
             raise ValueError(
                 mistake("image_shape", f"large enough for {len(self.widths)} stages", self.image_shape)
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that json can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ResNetConfig:
-        """Inverse of `to_dict`. Raises ValueError for fields that are unknown or missing."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(mistake("config", f"made of {sorted(known)}", f"unknown {unknown}"))
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"`config` is not a ResNet configuration: {error}") from error
 
 
 class _Block(nn.Module):
@@ -109,8 +86,12 @@ class ResNet(nn.Module):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(config.mean, device="cpu").view(1, -1, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(config.std, device="cpu").view(1, -1, 1, 1), persistent=False
+        )
         self.stem = nn.Conv2d(config.image_shape[0], config.widths[0], 3, 1, 1, bias=False)
         blocks: list[nn.Module] = []
         before = config.widths[0]

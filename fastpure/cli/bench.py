@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .devices import checked_device
+
 if TYPE_CHECKING:
     from ..bench import Row
 
@@ -55,7 +57,7 @@ def bench(
         None if classifier is None else load_classifier(classifier),
         torch_compile,
         repeats,
-        device,
+        checked_device(device),
     )
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("preparing", total=1.0)

@@ -5,15 +5,37 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .convert import CheckpointFormat, ClassLabel, ConfigFile
+
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Load this denoiser (a file, or a folder of diffusers) and say what it is instead."
+        ),
+    ] = None,
+    format: CheckpointFormat = None,
+    config: ConfigFile = None,
+    class_label: ClassLabel = None,
 ) -> None:
-    """Say what is available on this machine, which back end runs each operation, and why not another."""
+    """Say what is available on this machine, which back end runs each operation, and why not another.
+
+    With --checkpoint: format, architecture, which weights are taken, what is left out, SHA-256. No code in the
+    file is run.
+    """
+    if checkpoint is not None:
+        from ..checkpoints import load_denoiser
+
+        loaded = load_denoiser(checkpoint, format, config, class_label=class_label).checkpoint
+        print(json.dumps(loaded.describe(), indent=2) if as_json else loaded)
+        return
     report = collect()
     if as_json:
         print(json.dumps(report, indent=2))
@@ -34,6 +56,9 @@ def doctor(
                 print(f"  {op:<16} {device:<5} {dtype:<8} {entry.get('chosen') or entry.get('error')}")
                 for backend, reason in (entry.get("unavailable") or {}).items():
                     print(f"    not {backend}: {reason}")
+    print("\nhow steps are carried out (backend='auto', tried on the digits models)")
+    for device, execution in report["execution"].items():
+        print(f"  {device:<16} {execution['backend']}: {execution['reason']}")
     for model, state in report["bundled"].items():
         print(f"\n{model}: {state}" if model == next(iter(report["bundled"])) else f"{model}: {state}")
 
@@ -42,7 +67,12 @@ def collect() -> dict[str, Any]:
     """Environment, kernels and bundled models as plain values that JSON can hold."""
     from ..kernels import backend_report
 
-    return {"environment": environment(), "kernels": backend_report(), "bundled": _bundled()}
+    return {
+        "environment": environment(),
+        "kernels": backend_report(),
+        "execution": _executions(),
+        "bundled": _bundled(),
+    }
 
 
 def environment() -> dict[str, Any]:
@@ -71,6 +101,30 @@ def _why_no_gpu() -> str:
     if torch.version.cuda is None:
         return "this build of torch is for the CPU"
     return "torch finds no CUDA device (driver missing, or none visible)"
+
+
+def _executions() -> dict[str, dict[str, str]]:
+    """What ``backend="auto"`` comes to on every device, found out by purifying an image there."""
+    import dataclasses
+    import warnings
+
+    import torch
+
+    from ..checkpoints import load_denoiser
+    from ..purify import Purifier, methods
+
+    found = {}
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        try:
+            denoiser = load_denoiser("digits").to(device)
+            purifier = Purifier(denoiser, methods.coup_unguided(t=0.1, dt=0.05))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # its reason is in the report
+                purifier(torch.full((1, *denoiser.image_shape), 0.5, device=device))
+            found[device] = dataclasses.asdict(purifier.execution)
+        except (OSError, ValueError, RuntimeError) as error:
+            found[device] = {"backend": "none", "reason": f"purification failed: {error}"}
+    return found
 
 
 def _bundled() -> dict[str, str]:

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from .devices import checked_device
 from .options import Request
 
 if TYPE_CHECKING:
@@ -100,21 +101,6 @@ def make_method(name: str, classifier: nn.Module, settings: dict[str, Any]) -> A
     return function(**settings)
 
 
-def checked_device(name: str) -> str:
-    """``name`` if torch can compute there."""
-    import torch
-
-    from ..errors import mistake
-
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise ValueError(mistake("device", "cpu, cuda or cuda:N", repr(name))) from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(mistake("device", "cpu", repr(name), "This torch sees no CUDA device."))
-    return name
-
-
 def _attack(wanted: Request) -> tuple[Attack | None, str]:
     from ..attacks import ATTACKS
     from ..errors import one_of
@@ -182,8 +168,9 @@ def _from_preset(wanted: Request) -> Experiment:
     denoiser = preset.load_denoiser(_needed(wanted, "denoiser")).to(device)
     classifier = preset.load_classifier(_needed(wanted, "classifier")).to(device)
     changes = {**method_settings(preset.recipe.name, wanted)}
-    options = {"seed": wanted.seed, "precision": wanted.precision}
-    defense = preset.defense(denoiser, classifier, changes=changes, **options)
+    defense = preset.defense(
+        denoiser, classifier, changes=changes, seed=wanted.seed, precision=wanted.precision
+    )
     attack, name = _preset_attack(preset, wanted)
     return Experiment(defense, dataset, attack, f"{preset.name}-{name}")
 

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import FastpureError
-from . import attack, bench, demo, doctor, evaluate, runs, sweep, train
+from . import attack, bench, certify, convert, demo, doctor, evaluate, purify, runs, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +17,8 @@ app = typer.Typer(
     epilog="Start with: fastpure demo",
 )
 app.command("bench")(bench.bench)
+app.command("convert")(convert.convert)
+app.command("certify")(certify.certify)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("attack")(attack.attack)
@@ -24,6 +26,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(runs.compare)
 app.command("merge")(runs.merge)
+app.command("purify")(purify.purify)
 app.add_typer(train.app, name="train")
 
 

@@ -6,36 +6,100 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import one_of
+from .arrays import read_arrays
 from .base import Dataset
+from .cifar import cifar10, cifar100
 from .digits import digits
-from .jpeg_pack import cifar10, read_jpeg_pack
+from .from_torch import from_torch
+from .image_folder import read_image_folder
+from .jpeg_pack import read_jpeg_pack
 
-__all__ = ["DATASETS", "Dataset", "cifar10", "digits", "load_dataset", "read_jpeg_pack"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "from_torch",
+    "load_dataset",
+    "read_arrays",
+    "read_image_folder",
+    "read_jpeg_pack",
+]
+
+Where = str | Path | None
+Reader = Callable[[str, Where, int | None, int], Dataset]
 
 
-def _digits(split: str, path: str | Path | None) -> Dataset:
+def _digits(split: str, path: Where) -> Dataset:
     if path is not None:
         raise ValueError(f"`path` must not be given for data set 'digits' (it needs no file), got {path}")
     return digits(split)
 
 
-DATASETS: dict[str, Callable[[str, str | Path | None], Dataset]] = {
-    "digits": _digits,
-    "cifar10": cifar10,
+def _whole(read: Callable[[str, Where], Dataset]) -> Reader:
+    """A reader of everything; a subset is taken afterwards."""
+
+    def reader(split: str, path: Where, n: int | None, data_seed: int) -> Dataset:
+        dataset = read(split, path)
+        return dataset if n is None else dataset.subset(n, data_seed)
+
+    return reader
+
+
+def _folder(name: str, resize: int | None, crop: int | None) -> Reader:
+    """A reader that decodes the chosen images only."""
+
+    def reader(split: str, path: Where, n: int | None, data_seed: int) -> Dataset:
+        one_of("split", split, ("train", "test"))
+        folder = _needed(path, name)
+        return read_image_folder(folder, name, split, resize=resize, crop=crop, n=n, data_seed=data_seed)
+
+    return reader
+
+
+def _arrays(split: str, path: Where) -> Dataset:
+    one_of("split", split, ("train", "test"))
+    return read_arrays(_needed(path, "arrays"), split=split)
+
+
+def _needed(path: Where, name: str) -> str | Path:
+    if path is None:
+        raise ValueError(f"`path` must be given for data set {name!r} (on the command line: --data-path)")
+    return path
+
+
+DATASETS: dict[str, Reader] = {
+    "digits": _whole(_digits),
+    "cifar10": _whole(cifar10),
+    "cifar100": _whole(cifar100),
+    "imagenet": _folder("imagenet", 256, 224),
+    "folder": _folder("folder", None, None),
+    "arrays": _whole(_arrays),
 }
 
 
-def load_dataset(name: str, split: str = "test", *, path: str | Path | None = None) -> Dataset:
+def load_dataset(
+    name: str,
+    split: str = "test",
+    *,
+    path: str | Path | None = None,
+    n: int | None = None,
+    data_seed: int = 0,
+) -> Dataset:
     """The data set ``name`` (a key of `DATASETS`).
 
     Args:
-        name: ``"digits"`` (needs no file) or ``"cifar10"`` (needs ``path``).
+        name: ``"digits"`` (needs no file); ``"cifar10"``, ``"cifar100"`` (official archives or their folders,
+            or JPEG packs for CIFAR-10); ``"imagenet"`` (class folders, shorter side to 256, central 224x224);
+            ``"folder"`` (class folders of images of one size); ``"arrays"`` (.npz, or a folder of .npy).
         split: ``"train"`` or ``"test"``.
         path: the file or folder with the images, for data sets that do not ship with a dependency.
+        n, data_seed: keep only ``n`` images, those of ``Dataset.subset(n, data_seed)``; None keeps all.
 
     Raises:
-        ValueError: an unknown name or split; ``path`` missing or not wanted.
+        ValueError: an unknown name or split; ``path`` missing or not wanted; ``n`` out of range.
         DataError: the file is missing or corrupt; the message gives the reason.
     """
     one_of("name", name, DATASETS)
-    return DATASETS[name](split, path)
+    return DATASETS[name](split, path, n, data_seed)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast, final
+from typing import Any, cast, final
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import mistake, whole
 
-__all__ = ["Dataset"]
+__all__ = ["Dataset", "literature_rows"]
 
 
 @final
@@ -101,26 +101,40 @@ class Dataset:
         Raises:
             ValueError: a position is outside ``0..len(self) - 1``, or occurs twice.
         """
-        wanted = torch.as_tensor(np.asarray(rows), dtype=torch.int64)
+        wanted = torch.as_tensor(np.asarray(rows, dtype=np.int64))
         if wanted.ndim != 1 or (wanted.numel() and (wanted.min() < 0 or wanted.max() >= len(self))):
             raise ValueError(mistake("rows", f"a vector of positions in 0..{len(self) - 1}", rows))
         return replace(
             self, pixels=self.pixels[wanted], labels=self.labels[wanted], sample_ids=self.sample_ids[wanted]
         )
 
-    def subset(self, n: int, data_seed: int = 0) -> Dataset:
+    def subset(self, n: int, data_seed: int = 0, population: int | None = None) -> Dataset:
         """``n`` images chosen as the purification literature chooses its evaluation subset.
 
         The positions are ``np.random.RandomState(data_seed).choice(len(self), n, replace=False)``, in
         that order; with the 10,000 CIFAR-10 test images, ``n=512, data_seed=0`` gives the subset of
-        DiffPure and COUP (the choice depends on ``len(self)``, so a shorter test set gives another).
+        DiffPure and COUP.
+
+        Args:
+            population: the choice depends on how many images there are. If this is only a part of a data
+                set, give the size of the whole: ids are then chosen among ``0..population - 1``, and those of
+                them that are here are returned, which may be fewer than ``n``.
 
         Raises:
-            TypeError, ValueError: ``n`` is not an integer in ``1..len(self)``.
+            TypeError, ValueError: ``n`` is not an integer in ``1..len(self)`` (or ``1..population``).
         """
-        whole("n", n, 1, len(self))
-        whole("data_seed", data_seed, 0, 2**32 - 1)
-        return self.select(np.random.RandomState(data_seed).choice(len(self), n, replace=False))
+        if population is None:
+            return self.select(literature_rows(len(self), n, data_seed))
+        position = {int(name): row for row, name in enumerate(self.sample_ids)}
+        chosen = literature_rows(whole("population", population, 1), n, data_seed)
+        return self.select([position[int(name)] for name in chosen if int(name) in position])
+
+    @staticmethod
+    def from_torch(source: Any, **options: Any) -> Dataset:
+        """Any torch Dataset of (image, label); see `fastpure.data.from_torch` for options and errors."""
+        from .from_torch import from_torch
+
+        return from_torch(source, **options)
 
     def describe(self) -> str:
         """One line for logs and reports."""
@@ -129,6 +143,13 @@ class Dataset:
             f"{self.name}/{self.split}: {len(self)} images {shape}, {len(self.classes)} classes, "
             f"checksum {self.checksum[:12]}"
         )
+
+
+def literature_rows(count: int, n: int, data_seed: int) -> np.ndarray:
+    """Positions of the ``n`` out of ``count`` images that `Dataset.subset` takes, int64, in its order."""
+    whole("n", n, 1, count)
+    whole("data_seed", data_seed, 0, 2**32 - 1)
+    return np.random.RandomState(data_seed).choice(count, n, replace=False)
 
 
 def _kind(value: object) -> str:

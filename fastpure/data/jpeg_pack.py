@@ -9,42 +9,19 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from collections.abc import Container
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..errors import DataError, one_of
+from ..errors import DataError
 from .base import Dataset
 
-__all__ = ["cifar10", "read_jpeg_pack"]
+__all__ = ["is_jpeg_pack", "read_jpeg_pack"]
 
 _REQUIRED = ("jpeg", "offsets", "labels", "classes")
-
-
-def cifar10(split: str = "test", path: str | Path | None = None) -> Dataset:
-    """CIFAR-10 from a JPEG pack: 32x32x3, ten classes.
-
-    Args:
-        split: ``"train"`` or ``"test"``.
-        path: the ``.npz`` file, or the folder that holds ``cifar10_train.npz`` and ``cifar10_test.npz``.
-
-    Raises:
-        ValueError: another split, or no ``path``.
-        DataError: the file is missing or corrupt, or holds something else than 32x32 colour images.
-    """
-    one_of("split", split, ("train", "test"))
-    if path is None:
-        raise ValueError(
-            "`path` must be given for data set 'cifar10' (on the command line: --data-path): "
-            "the .npz JPEG pack, or the folder with cifar10_train.npz and cifar10_test.npz"
-        )
-    where = Path(path)
-    dataset = read_jpeg_pack(where / f"cifar10_{split}.npz" if where.is_dir() else where, "cifar10", split)
-    if dataset.image_shape != (3, 32, 32) or len(dataset.classes) != 10:
-        raise DataError(f"{path}: expected 32x32 colour images of 10 classes, got {dataset.describe()}")
-    return dataset
 
 
 def read_jpeg_pack(path: str | Path, name: str, split: str) -> Dataset:
@@ -70,6 +47,11 @@ def read_jpeg_pack(path: str | Path, name: str, split: str) -> Dataset:
         )
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def is_jpeg_pack(keys: Container[str]) -> bool:
+    """Whether an ``.npz`` file with these keys is a JPEG pack."""
+    return all(key in keys for key in _REQUIRED)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

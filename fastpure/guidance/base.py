@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,12 @@ class Guidance(ABC):
     States and images are ``[B, C, H, W]`` in [-1, 1] coordinates (x = 2 u - 1); sample i of the result depends on
     sample i of the inputs only. Whatever is read from the purifier's input goes through ``context``, because its
     gradient is part of the exact gradient of the purifier.
+
+    ``reads_step`` says whether the result depends on the numbers of the step (its noise aside). Where it does not,
+    one recording of a CUDA graph serves all steps; otherwise every step is recorded for itself.
     """
+
+    reads_step: ClassVar[bool] = True
 
     @abstractmethod
     def context(self, x0: Tensor) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ class ClassifierConfidence(Guidance):
     classifier: nn.Module
     label: str = "step"
     grad: str = "exact"
+    reads_step: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.classifier, nn.Module):

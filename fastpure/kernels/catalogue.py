@@ -7,11 +7,27 @@ from typing import Any
 import torch
 
 from fastpure.kernels import _ext
+from fastpure.kernels.group_norm_silu.op import BACKWARD, FORWARD
 from fastpure.kernels.noise.op import NORMAL, UNIFORM
-from fastpure.kernels.registry import OpSpec, describe
+from fastpure.kernels.registry import OpSpec, choose, describe, forced_backend
+from fastpure.kernels.resample.op import RESAMPLE
+from fastpure.kernels.residual.op import RESIDUAL
 from fastpure.kernels.row.op import ROW, VJP
 
-OPS: dict[str, OpSpec] = {spec.name: spec for spec in (NORMAL, UNIFORM, ROW, VJP)}
+OPS: dict[str, OpSpec] = {
+    spec.name: spec for spec in (NORMAL, UNIFORM, ROW, VJP, FORWARD, BACKWARD, RESAMPLE, RESIDUAL)
+}
+
+
+def serves(op: str, backend: str, x: torch.Tensor) -> bool:
+    """Whether ``backend`` runs operation ``op`` for tensors like ``x``; False where another one is forced.
+
+    Raises:
+        KernelUnavailable: ``backend`` itself is forced and cannot run there.
+    """
+    if forced_backend(op) not in (None, backend):
+        return False
+    return choose(OPS[op], x.device.type, x.dtype) == backend
 
 
 def backend_report() -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""What a network must offer for its time embedding to be computed once per table."""
+"""What a network must offer for its time embedding to be computed once per table, and shapes of images."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
+
+from ..errors import mistake, whole
 
 
 class HoistedNetwork(nn.Module, ABC):
@@ -21,3 +24,18 @@ class HoistedNetwork(nn.Module, ABC):
     @abstractmethod
     def body(self, x: Tensor, rows: Tensor) -> Tensor:
         """Output for images [B, C, H, W] and rows [1, S] (one label for all images) or [B, S]."""
+
+
+def checked_shape(shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """``shape`` as three positive integers; ValueError if it is not."""
+    if not isinstance(shape, tuple | list | torch.Size) or len(shape) != 3:
+        raise ValueError(mistake("image_shape", "(channels, height, width)", repr(shape)))
+    channels, height, width = (whole("image_shape", value, 1) for value in shape)
+    return channels, height, width
+
+
+def same_layout(output: Tensor, x: Tensor) -> Tensor:
+    """``output`` in the memory format of ``x``."""
+    if x.is_contiguous():
+        return output.contiguous()
+    return output.contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import frozen
+from . import frozen, fused
 from .packed import PackedWeight
 
 _RESIDUAL = math.sqrt(0.5)
@@ -50,9 +50,13 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        if fused.usable(x, self):
+            return fused.norm_silu(x, self.weight, self.bias, self.groups, self.eps, activate=False)
+        return frozen.norm(x, self.weight, self.bias, self.groups, self.eps)
 
     def silu(self, x: Tensor) -> Tensor:
+        if fused.usable(x, self):
+            return fused.norm_silu(x, self.weight, self.bias, self.groups, self.eps)
         return frozen.norm_silu(x, self.weight, self.bias, self.groups, self.eps)
 
     def silu_of_concat(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,6 +94,29 @@ class Projection(nn.Module):
         return to_image(self(to_tokens(x)), x.shape[2:])
 
 
+class PointDense(nn.Module):
+    """The same stored as guided-diffusion does, as a convolution of length 1: ``weight`` [out, in, 1], ``bias``."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, 1))
+        self.bias = nn.Parameter(torch.empty(outputs))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [B, S, in] -> [B, S, out]."""
+        batch, pixels, inputs = tokens.shape
+        weight = self.weight[:, :, 0].t()
+        return torch.addmm(self.bias, tokens.reshape(-1, inputs), weight).view(batch, pixels, -1)
+
+
+class Table(nn.Module):
+    """One row of numbers per class: ``weight`` [classes, width]."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, width))
+
+
 def to_tokens(x: Tensor) -> Tensor:
     """[B, C, H, W] (channels_last: a view) -> [B, H*W, C]."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
@@ -117,10 +144,12 @@ class ResBlock(nn.Module):
         block: str = "biggan",
         resample: str | None = None,
         dropout: float = 0.0,
+        fir: bool = False,
     ) -> None:
         super().__init__()
         self.resample = resample
         self.dropout = dropout
+        self.fir = fir
         self.GroupNorm_0 = reference_norm(inputs)
         self.Conv_0 = Conv(inputs, outputs)
         self.Dense_0 = Dense(embedding, outputs)
@@ -135,28 +164,44 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, row: Tensor, skip: Tensor | None = None) -> Tensor:
         """x [B, C, H, W], row [1 or B, outputs], skip [B, C', H, W] concatenated to x where given."""
+        plain = self.NIN_0 is not None or (self.training and self.dropout > 0)
+        if not plain and fused.usable(x, self, row):
+            return self._fused(x, row, skip)
         if skip is None:
             h = self.GroupNorm_0.silu(x)
         else:
             x, h = self.GroupNorm_0.silu_of_concat(x, skip)
-        h = _resample(h, self.resample)
+        h = _resample(h, self.resample, self.fir)
         h = self.Conv_0(h, row) if len(row) == 1 else self.Conv_0(h) + row[:, :, None, None]
         h = self.GroupNorm_1.silu(h)
         h = self.Conv_1(F.dropout(h, self.dropout, self.training))
         return torch.add(self._shortcut(x), h).mul_(_RESIDUAL)
+
+    def _fused(self, x: Tensor, row: Tensor, skip: Tensor | None) -> Tensor:
+        first, second, shortcut = self.GroupNorm_0, self.GroupNorm_1, self.Conv_2
+        matrix = None if shortcut is None else shortcut.weight[:, :, 0, 0]
+        h, s = fused.enter(x, skip, first.weight, first.bias, first.groups, first.eps, matrix, self.resample)
+        h = frozen.conv2d(h, self.Conv_0.weight, None, 1, 1)
+        row = row + self.Conv_0.bias
+        h = fused.norm_silu(h, second.weight, second.bias, second.groups, second.eps, row=row)
+        h = frozen.conv2d(h, self.Conv_1.weight, None, 1, 1)
+        bias = self.Conv_1.bias if shortcut is None else self.Conv_1.bias + shortcut.bias
+        return fused.leave(s, h, bias, _RESIDUAL)
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.NIN_0 is not None:
             return self.NIN_0.on_image(x)
         if self.Conv_2 is None:
             return x
-        if self.resample == "up":
+        if self.resample == "up" and not self.fir:
             # A 1x1 convolution commutes with copying pixels, and costs a quarter before it.
             return _resample(self.Conv_2(x), "up")
-        return self.Conv_2(_resample(x, self.resample))
+        return self.Conv_2(_resample(x, self.resample, self.fir))
 
 
-def _resample(x: Tensor, kind: str | None) -> Tensor:
+def _resample(x: Tensor, kind: str | None, fir: bool = False) -> Tensor:
+    if fir and kind is not None:
+        return frozen.fir(x, kind)
     if kind == "down":
         return frozen.mean_down(x)
     if kind == "up":
@@ -202,6 +247,18 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.Conv_0(_resample(x, "up"))
+
+
+class ResidualInput(nn.Module):
+    """NCSN++'s encoder on the image itself: 3x3 convolution, then the filter at every second pixel."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.Conv_0 = Conv(inputs, outputs, padding=2)
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        """(x [B, C, H, W] + reduced image [B, C', 2 H, 2 W])/sqrt(2)."""
+        return torch.add(x, frozen.fir(self.Conv_0(image), "down", padding=0)).mul_(_RESIDUAL)
 
 
 def reference_norm(channels: int) -> Norm:

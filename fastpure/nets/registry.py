@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from ..errors import mistake, one_of
+from .adm import ADM
+from .adm_config import CONFIGS as ADM_CONFIGS
+from .adm_config import ADMConfig
 from .ddpmpp import DDPMpp
 from .ddpmpp_config import CONFIGS as DDPMPP_CONFIGS
 from .ddpmpp_config import DDPMppConfig
+from .edm import EDM, EDMConfig
+
+Config: TypeAlias = DDPMppConfig | ADMConfig | EDMConfig
 
 #: Architecture -> (configuration class, network class built from one configuration).
-ARCHITECTURES: dict[str, tuple[type[DDPMppConfig], type[DDPMpp]]] = {"ddpmpp": (DDPMppConfig, DDPMpp)}
+ARCHITECTURES: dict[str, tuple[type[Any], type[Any]]] = {
+    "ddpmpp": (DDPMppConfig, DDPMpp),
+    "adm": (ADMConfig, ADM),
+    "edm": (EDMConfig, EDM),
+}
 
 #: Name -> (architecture, configuration).
-NETWORKS: dict[str, tuple[str, DDPMppConfig]] = {
-    name: ("ddpmpp", config) for name, config in DDPMPP_CONFIGS.items()
+NETWORKS: dict[str, tuple[str, Config]] = {
+    **{name: ("ddpmpp", config) for name, config in DDPMPP_CONFIGS.items()},
+    **{name: ("adm", config) for name, config in ADM_CONFIGS.items()},
 }
 
 
-def named_config(name_or_dict: str | dict[str, Any]) -> tuple[str, DDPMppConfig]:
+def named_config(name_or_dict: str | dict[str, Any]) -> tuple[str, Config]:
     """(architecture, configuration) for a name of `NETWORKS` or a dict of fields with "architecture".
 
     Raises:
@@ -37,6 +49,8 @@ def named_config(name_or_dict: str | dict[str, Any]) -> tuple[str, DDPMppConfig]
     kind = ARCHITECTURES[architecture][0]
     for name in values:
         one_of("config", name, [field.name for field in fields(kind)])
+    if isinstance(values.get("network"), Mapping):
+        values["network"] = named_config(dict(values["network"]))[1]
     try:
         return architecture, kind(**values)
     except TypeError as error:
@@ -51,18 +65,26 @@ def config_dict(network: nn.Module) -> dict[str, Any]:
     Raises:
         TypeError: a network that is none of `ARCHITECTURES`, which only its own code could rebuild.
     """
-    for architecture, (_, kind) in ARCHITECTURES.items():
+    for _, kind in ARCHITECTURES.values():
         if isinstance(network, kind):
-            return {"architecture": architecture, **_plain(asdict(network.config))}
+            return _plain(network.config)
     known = " or ".join(kind.__name__ for _, kind in ARCHITECTURES.values())
     raise TypeError(mistake("network", f"a {known}", type(network).__name__))
 
 
-def build(architecture: str, config: DDPMppConfig) -> DDPMpp:
+def build(architecture: str, config: Config) -> Any:
     """The network with uninitialised weights (on the meta device under ``torch.device("meta")``)."""
     return ARCHITECTURES[architecture][1](config)
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Tuples as lists: what the values are after a visit to JSON."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+def _plain(config: Config) -> dict[str, Any]:
+    """The architecture and the fields; tuples as lists: what the values are after a visit to JSON."""
+    architecture = next(name for name, (kind, _) in ARCHITECTURES.items() if isinstance(config, kind))
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {"architecture": architecture, **{name: _value(value) for name, value in values.items()}}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return _plain(value) if isinstance(value, DDPMppConfig | ADMConfig) else value

@@ -4,5 +4,6 @@ from . import methods
 from .defense import Defense
 from .methods import Method
 from .purifier import Purifier
+from .resized import ResizedPurifier
 
-__all__ = ["Defense", "Method", "Purifier", "methods"]
+__all__ = ["Defense", "Method", "Purifier", "ResizedPurifier", "methods"]

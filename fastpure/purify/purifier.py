@@ -15,21 +15,24 @@ from ..kernels import Domain, NoiseKeys
 from ..nets import Denoiser
 from ..reverse import (
     Call,
+    Execution,
     GeneratedNoise,
+    Graphs,
     MemoryPlan,
     NoiseSource,
     Process,
     RecordedNoise,
     SplitNoise,
+    check_backend,
+    planned,
     reverse,
     states,
 )
+from .checks import check_range, check_seed
+from .inference import outside_inference_mode
 from .methods import Method
 from .precision import Precision
 from .precision import precision as precision_named
-
-RANGE_SLACK = 1e-6
-"""How far outside [0, 1] a pixel may lie: attacks project in float32 and miss by a rounding error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,10 @@ class Purifier(nn.Module):
             attacker may differentiate a cheaper copy of the networks; decisions, which record no gradient, are
             always taken by the deployed ones.
         memory: "auto", "store", "recompute" or bytes; what is kept for the backward pass.
+        backend: "graph" replays recorded steps (CUDA graphs), "eager" launches every operation when it is due,
+            "auto" takes graphs on CUDA and goes on eagerly, with one warning, where a step cannot be recorded
+            (a network or guidance that waits for the device); "graph" raises there. The results are the same.
+            Recorded noise (``noise=``) always runs eagerly.
 
     The noise is a pure function of (seed, sample id, draw, step): an image gets the same result in any batch,
     order or device. A purifier is not trained and is always in evaluation mode.
@@ -77,6 +84,7 @@ class Purifier(nn.Module):
         precision: str = "fp32",
         memory: str | int = "auto",
         gradient_precision: str | None = None,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         self.training = False
@@ -90,8 +98,9 @@ class Purifier(nn.Module):
         self.precision = precision
         self.gradient_precision = gradient_precision or precision
         self.method = method
-        self.seed = _check_seed(seed)
+        self.seed = check_seed(seed)
         self.memory = MemoryPlan(memory)
+        self.backend = check_backend(backend)
         names = {self.precision: None, self.gradient_precision: None}
         self._engines = {name: _Engine.build(denoiser, method, precision_named(name)) for name in names}
         if len({engine.precision.state for engine in self._engines.values()}) > 1:
@@ -104,6 +113,12 @@ class Purifier(nn.Module):
         self._networks.training = False
         self._processes: dict[tuple[str, torch.device], Process] = {}
         self._costs: dict[tuple[object, ...], int] = {}
+        self._recordings: Graphs | None = None
+
+    @property
+    def execution(self) -> Execution:
+        """How steps are carried out, and why: what is planned before the first call, what happened after it."""
+        return self._graphs().execution
 
     @property
     def denoiser(self) -> Denoiser:
@@ -121,6 +136,7 @@ class Purifier(nn.Module):
         tensors = chain(self.denoiser.parameters(), self.denoiser.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
+    @outside_inference_mode
     def forward(
         self,
         x: Tensor,
@@ -152,6 +168,7 @@ class Purifier(nn.Module):
         u = (reverse(*prepared) + 1.0) * 0.5
         return (u.clamp(0.0, 1.0) if self.method.clip_output else u).to(x.dtype)
 
+    @outside_inference_mode
     def trajectory(
         self,
         x: Tensor,
@@ -178,7 +195,13 @@ class Purifier(nn.Module):
         widest = max(names, key=lambda name: self._engines[name].precision.network.itemsize)
         denoiser = self._engines[widest].denoiser
         return Purifier(
-            denoiser, method, self.seed, self.precision, self.memory.choice, self.gradient_precision
+            denoiser,
+            method,
+            self.seed,
+            self.precision,
+            self.memory.choice,
+            self.gradient_precision,
+            self.backend,
         )
 
     def train(self, mode: bool = True) -> Purifier:
@@ -191,6 +214,7 @@ class Purifier(nn.Module):
         return (
             f"{self.method}, seed={self.seed}, precision={self.precision!r}"
             f"{gradient if self.gradient_precision != self.precision else ''}, memory={self.memory.choice!r}"
+            f"{f', backend={self.backend!r}' if self.backend != 'auto' else ''}"
         )
 
     def _prepare(
@@ -237,17 +261,29 @@ class Purifier(nn.Module):
             engine = self._engines[name]
             with torch.no_grad():
                 self._processes[name, device] = Process.build(
-                    engine.denoiser, self.method.steps, engine.guidance, device, engine.precision.state
+                    engine.denoiser,
+                    self.method.steps,
+                    engine.guidance,
+                    device,
+                    engine.precision.state,
+                    self._graphs(),
                 )
         return self._processes[name, device]
+
+    def _graphs(self) -> Graphs:
+        if self._recordings is None:
+            plan = planned(self.backend, self.device, rows=self.method.procedure is None)
+            self._recordings = Graphs(plan, insist=self.backend == "graph")
+        return self._recordings
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # Weights may have moved: what was precomputed from them is stale.
         self._processes.clear()
+        self._recordings = None
         return super()._apply(fn, recurse)
 
     def _check_images(self, x: Tensor) -> None:
-        channels, height, width = self.image_shape
+        channels, height, width = self.denoiser.image_shape
         shape = f"[B, {channels}, {height}, {width}]"
         if not isinstance(x, Tensor):
             raise TypeError(mistake("x", f"a float32 tensor {shape}", type(x).__name__))
@@ -255,7 +291,7 @@ class Purifier(nn.Module):
         if x.dtype not in allowed:
             remedy = "Use x.float(), and divide 8-bit images by 255" if not x.is_floating_point() else ""
             raise TypeError(mistake("x", "of dtype float32", str(x.dtype).removeprefix("torch."), remedy))
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.image_shape:
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.denoiser.image_shape:
             remedy = "Add the batch dimension with x[None]" if x.dim() == 3 else ""
             raise ValueError(mistake("x", f"of shape {shape}", f"{list(x.shape)}", remedy))
         if x.device != self.device:
@@ -263,21 +299,3 @@ class Purifier(nn.Module):
             raise ValueError(mistake("x", f"on {self.device} like the denoiser", f"{x.device}", remedy))
         if len(x):
             check_range(x)
-
-
-def check_range(x: Tensor, argument: str = "x") -> None:
-    """Raise ValueError unless every pixel is finite and in [0, 1] up to a float32 rounding error."""
-    low, high = (float(v) for v in torch.aminmax(x.detach()))
-    if not low <= high or abs(low) == float("inf") or abs(high) == float("inf"):
-        raise ValueError(mistake(argument, "finite", "NaN or Inf in it"))
-    if low < -RANGE_SLACK or high > 1.0 + RANGE_SLACK:
-        remedy = "Undo a mean/std normalisation, map [-1, 1] with (x + 1) / 2, divide 8-bit images by 255"
-        raise ValueError(mistake(argument, "in [0, 1]", f"values in [{low:g}, {high:g}]", remedy))
-
-
-def _check_seed(seed: int) -> int:
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(mistake("seed", "an integer in [0, 2**64)", f"{type(seed).__name__} {seed!r}"))
-    if not 0 <= seed.__index__() < 2**64:
-        raise ValueError(mistake("seed", "an integer in [0, 2**64)", seed))
-    return seed.__index__()

@@ -20,7 +20,8 @@ from .loop import Trajectory, check_finite, record, walk
 from .memory import MemoryPlan
 from .noise import NoiseSource
 from .procedure import Procedure, perform, run
-from .step import Context, Process, linearize, pull_row
+from .rows import rows_of
+from .step import Context, Process
 
 
 class Environment(Protocol):
@@ -131,12 +132,11 @@ def _pull_back(
 ) -> tuple[Tensor, list[Tensor | None]]:
     # `v_states[k]` is the cotangent that a loss puts on the state before row k itself.
     process, w = call.process, None
+    rows = rows_of(process, trajectory.states[0], context, call.noise)
     totals: list[Tensor | None] = [None] * len(context)
     for k in reversed(range(len(process.table))):
         x, tape = trajectory.states[k], trajectory.tapes.pop(k, None)
-        if tape is None and process.table.rows[k].calls_network:
-            tape = linearize(process, k, x, context, call.noise)
-        v, v_context, w = pull_row(process, k, x, tape, v, w)
+        v, v_context, w = rows.backward(k, x, tape, v, w)
         for i, part in enumerate(v_context):
             if part is not None:
                 total = totals[i]

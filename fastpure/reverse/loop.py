@@ -11,7 +11,8 @@ from torch import Tensor
 from ..errors import NonFiniteError
 from .memory import MemoryPlan, count_saved_bytes
 from .noise import NoiseSource
-from .step import Context, Process, Tape, advance, evaluate, linearize
+from .rows import rows_of
+from .step import Context, Process, linearize
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Trajectory:
 
     end: Tensor
     states: list[Tensor] = field(default_factory=list)
-    tapes: dict[int, Tape] = field(default_factory=dict)
+    tapes: dict[int, object] = field(default_factory=dict)
 
 
 def walk(
@@ -34,10 +35,9 @@ def walk(
 
     ``visit(k, x)`` is shown the state after every row ``k``.
     """
-    register = None
+    rows, register = rows_of(process, x, context, noise), None
     for k in range(len(process.table)):
-        outputs = evaluate(process, k, x, context, noise)
-        x, register = advance(process, k, x, register, outputs, noise.row(k))
+        x, register = rows.forward(k, x, register)
         if visit is not None:
             visit(k, x)
     return x
@@ -52,17 +52,16 @@ def record(
     costs: dict[tuple[object, ...], int],
 ) -> Trajectory:
     """As ``walk``, recording what ``plan`` says. ``costs`` remembers the measured bytes per step by shape."""
-    kept = _rows_to_keep(process, x, context, noise, plan, costs)
+    rows = rows_of(process, x, context, noise)
+    kept = rows.kept(_rows_to_keep(process, x, context, noise, plan, costs))
     trajectory, register = Trajectory(x), None
     for k in range(len(process.table)):
         trajectory.states.append(x)
         if k in kept:
-            tape = linearize(process, k, x, context, noise)
+            x, register, tape = rows.forward_keeping(k, x, register)
             trajectory.tapes[k] = tape
-            outputs: tuple[Tensor | None, Tensor | None] = (tape.noise_pred, tape.guidance)
         else:
-            outputs = evaluate(process, k, x, context, noise)
-        x, register = advance(process, k, x, register, outputs, noise.row(k))
+            x, register = rows.forward(k, x, register, pulled=True)
     trajectory.end = x
     return trajectory
 
@@ -82,7 +81,7 @@ def _rows_to_keep(
         if key not in costs:
             costs[key] = _bytes_per_row(process, rows[-1], x, context, noise)
         cost = costs[key]
-    return plan.rows_kept(rows, cost, x.device)
+    return plan.rows_kept(rows, cost, x.device, process.graphs.nbytes if process.graphs is not None else 0)
 
 
 def _bytes_per_row(process: Process, k: int, x: Tensor, context: Context, noise: NoiseSource) -> int:

@@ -44,23 +44,28 @@ class MemoryPlan:
         """Whether the plan needs to know what one step costs."""
         return self.choice not in ("store", "recompute")
 
-    def rows_kept(self, rows: list[int], bytes_per_row: int, device: torch.device) -> frozenset[int]:
-        """Which of the network rows to keep. The last ones: the backward pass meets and frees them first."""
+    def rows_kept(
+        self, rows: list[int], bytes_per_row: int, device: torch.device, held: int = 0
+    ) -> frozenset[int]:
+        """Which of the network rows to keep. The last ones: the backward pass meets and frees them first.
+
+        ``held`` bytes belong to recordings, although torch may count them as idle.
+        """
         if self.choice == "store":
             return frozenset(rows)
         if self.choice == "recompute":
             return frozenset()
-        budget = available_bytes(device) if self.choice == "auto" else int(self.choice)
+        budget = available_bytes(device, held) if self.choice == "auto" else int(self.choice)
         n = min(len(rows), budget // max(bytes_per_row, 1))
         return frozenset(rows[len(rows) - n :])
 
 
-def available_bytes(device: torch.device) -> int:
-    """What "auto" may use on ``device`` right now, in bytes."""
+def available_bytes(device: torch.device, held: int = 0) -> int:
+    """What "auto" may use on ``device`` right now, in bytes; ``held`` of the idle ones are not for it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(CUDA_SHARE * (free + idle))
+        return int(CUDA_SHARE * (free + max(0, idle - held)))
     return int(CPU_SHARE * _host_available())
 
 

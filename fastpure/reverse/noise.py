@@ -45,8 +45,8 @@ class GeneratedNoise(NoiseSource):
         """The keys; the kernel adds the step."""
         return self.keys
 
-    def guidance(self, k: int, like: Tensor) -> Tensor:
-        """Noise from the guidance stream."""
+    def guidance(self, k: int | Tensor, like: Tensor) -> Tensor:
+        """Noise from the guidance stream; ``k`` may be int64 [1] on the device."""
         layout = torch.channels_last if _is_channels_last(like) else torch.contiguous_format
         return philox_normal(
             self.keys, k, Stream.GUIDANCE, tuple(like.shape[1:]), dtype=like.dtype, memory_format=layout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from ..nets import Conditioning, Denoiser
 from ..schedule import StepTable
 from .noise import NoiseSource
 
+if TYPE_CHECKING:
+    from .graphs import Graphs
+
 Context = tuple[Tensor, ...]
 
 
@@ -24,7 +28,8 @@ class Process:
     """A denoiser, a table and a guidance on one device: all that is constant over calls.
 
     ``matrix`` is the table for the kernel [K, 16] in the state's dtype, ``steps`` the row numbers [K] int64;
-    both live on the device so that a captured loop can read them there.
+    both live on the device so that a captured loop can read them there. ``graphs`` replays rows instead of
+    launching their operations one by one.
     """
 
     denoiser: Denoiser
@@ -33,6 +38,7 @@ class Process:
     matrix: Tensor
     steps: Tensor
     guidance: Guidance | None
+    graphs: Graphs | None = None
 
     @staticmethod
     def build(
@@ -41,6 +47,7 @@ class Process:
         guidance: Guidance | None,
         device: torch.device,
         dtype: torch.dtype,
+        graphs: Graphs | None = None,
     ) -> Process:
         """Move the table to ``device`` in the state's ``dtype`` and compute what does not depend on x."""
         if table.uses_guidance and guidance is None:
@@ -51,9 +58,8 @@ class Process:
             *(table.column(name) for name in ("tau", "index", "alpha", "sigma"))
         )
         matrix = torch.tensor(table.matrix, dtype=dtype, device=device)
-        return Process(
-            denoiser, conditioning, table, matrix, torch.arange(len(table), device=device), guidance
-        )
+        steps = torch.arange(len(table), device=device)
+        return Process(denoiser, conditioning, table, matrix, steps, guidance, graphs)
 
 
 @dataclass(frozen=True)

@@ -2,40 +2,72 @@
 
 from .batches import Batch, StepRandom
 from .config import TrainConfig
+from .group import Group
 from .loop import Fit, fit
-from .losses import Augment, ClassifierLoss, DenoiserLoss, Loss
-from .measure import ClassifierScore, DenoiserScore, score_classifier, score_denoiser
+from .losses import (
+    AdbmLoss,
+    AddtLinfLoss,
+    AddtLoss,
+    Augment,
+    ClassifierLoss,
+    ContinuousTimes,
+    DenoiserLoss,
+    DiscreteDenoiserLoss,
+    DiscreteTimes,
+    EdmDenoiserLoss,
+    EdmLevels,
+    Loss,
+    TradesLoss,
+)
+from .measure import ClassifierScore, DenoiserScore, score_classifier, score_denoiser, score_loss
+from .outcome import Outcome
 from .recipes import (
     CLASSIFIER_RECIPES,
     DENOISER_RECIPES,
+    FINE_TUNE_RECIPES,
+    TRADES_RECIPES,
     ClassifierRecipe,
     DenoiserRecipe,
-    Outcome,
-    train_classifier,
-    train_denoiser,
+    FineTuneRecipe,
 )
+from .runs import fine_tune, train_classifier, train_denoiser
 from .trainer import Trainer
 
 __all__ = [
     "CLASSIFIER_RECIPES",
     "DENOISER_RECIPES",
+    "FINE_TUNE_RECIPES",
+    "TRADES_RECIPES",
+    "AdbmLoss",
+    "AddtLinfLoss",
+    "AddtLoss",
     "Augment",
     "Batch",
     "ClassifierLoss",
     "ClassifierRecipe",
     "ClassifierScore",
+    "ContinuousTimes",
     "DenoiserLoss",
     "DenoiserRecipe",
     "DenoiserScore",
+    "DiscreteDenoiserLoss",
+    "DiscreteTimes",
+    "EdmDenoiserLoss",
+    "EdmLevels",
+    "FineTuneRecipe",
     "Fit",
+    "Group",
     "Loss",
     "Outcome",
     "StepRandom",
+    "TradesLoss",
     "TrainConfig",
     "Trainer",
+    "fine_tune",
     "fit",
     "score_classifier",
     "score_denoiser",
+    "score_loss",
     "train_classifier",
     "train_denoiser",
 ]

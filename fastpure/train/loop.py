@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ..data import Dataset
 from ..errors import NonFiniteError, whole
+from .board import Board
 from .config import TrainConfig, learning_rate
+from .group import Group
 from .losses import Loss
 from .progress import Progress, stop_requests
 from .state import METRICS, Metrics, RunFolder
@@ -34,6 +36,7 @@ class Fit:
         resumed_at: the step this call began with (equal to ``step`` if the run was finished before).
         seconds: training time, earlier sessions included.
         finished: whether all steps are done.
+        main: whether this process is the one that writes files (always, if it is alone).
     """
 
     model: nn.Module
@@ -41,6 +44,7 @@ class Fit:
     resumed_at: int
     seconds: float
     finished: bool
+    main: bool = True
 
 
 def fit(
@@ -56,6 +60,8 @@ def fit(
     device: str | torch.device = "cpu",
     save_every: int = 500,
     progress: bool = True,
+    tensorboard: bool = False,
+    group: Group | None = None,
 ) -> Fit:
     """Train, or continue the run of the same configuration that ``out`` holds.
 
@@ -70,8 +76,11 @@ def fit(
         products: files the caller will write into ``out`` at the end; never overwritten in a folder
             that holds no run.
         save_every: steps between checkpoints.
+        tensorboard: write TensorBoard events too.
+        group: the processes that train together; only the first of them touches ``out``.
 
     Raises:
+        MissingExtra: TensorBoard is wanted and not installed.
         ResumeError: ``out`` holds another or a damaged run; nothing is overwritten.
         NonFiniteError: the loss is NaN or Inf; the last checkpoint stays as it was.
     """
@@ -82,15 +91,19 @@ def fit(
         "network": dict(network),
         "data": {"name": dataset.name, "split": dataset.split, "checksum": dataset.checksum},
     }
+    group = Group() if group is None else group
+    if tensorboard:
+        Board.check()
+    trainer = Trainer(model, loss, dataset, config, device, group)
     folder = RunFolder(Path(out), identity)
-    saved = folder.claim(products)
-    session = _Session(Trainer(model, loss, dataset, config, device), folder, held_out)
-    session.begin(saved)
+    saved = group.from_main(lambda: folder.claim(products))
+    session = _Session(trainer, folder, held_out)
+    session.begin(saved, tensorboard)
     first = session.trainer.step
     if first < config.steps:
         session.run(config, save_every, progress)
     step = session.trainer.step
-    return Fit(session.trainer.average, step, first, session.seconds, step >= config.steps)
+    return Fit(session.trainer.average, step, first, session.seconds, step >= config.steps, group.main)
 
 
 @final
@@ -101,34 +114,43 @@ class _Session:
         self, trainer: Trainer, folder: RunFolder, held_out: Callable[[nn.Module], float] | None
     ) -> None:
         self.trainer, self.folder, self.held_out = trainer, folder, held_out
+        self.main = trainer.group.main
+        self.board: Board | None = None
         self.metrics = Metrics(folder.path / METRICS)
         self.pending: list[Tensor] = []
         self.seconds = 0.0
         self.shown: float | None = None
 
-    def begin(self, saved: dict[str, Any] | None) -> None:
-        if saved is None:
+    def begin(self, saved: dict[str, Any] | None, tensorboard: bool = False) -> None:
+        if saved is not None:
+            length = int(saved["metrics_length"])
+            self.trainer.group.from_main(lambda: self.metrics.resume(length))
+            self.trainer.restore(saved)
+            self.seconds = float(saved["seconds"])
+            self.pending = [loss.to(self.trainer.device) for loss in saved["pending"]]
+        elif self.main:
             self.metrics.start()
             self.save()
-            return
-        self.metrics.resume(int(saved["metrics_length"]))
-        self.trainer.restore(saved)
-        self.seconds = float(saved["seconds"])
-        self.pending = list(saved["pending"])
+        if tensorboard and self.main:
+            self.board = Board(self.folder.path, self.trainer.step)
 
     def run(self, config: TrainConfig, save_every: int, progress: bool) -> None:
-        bar = Progress(config.steps, self.trainer.step) if progress else None
+        bar = Progress(config.steps, self.trainer.step) if progress and self.main else None
+        stop, group = False, self.trainer.group
         try:
             with stop_requests() as request:
-                while self.trainer.step < config.steps and not request.asked:
+                while self.trainer.step < config.steps and not stop:
                     self.one_step(config, save_every)
+                    stop = group.any(request.asked)
                     if bar is not None:
                         bar.update(self.trainer.step, self.shown)
-                if request.asked:
+                if stop:
                     self.save()
         finally:
             if bar is not None:
                 bar.close()
+            if self.board is not None:
+                self.board.close()
 
     def one_step(self, config: TrainConfig, save_every: int) -> None:
         started = time.monotonic()
@@ -149,10 +171,17 @@ class _Session:
                 f"{self.folder.path} is older and intact. Try a lower learning rate or stronger clipping"
             )
         self.pending = []
+        if not self.main:
+            return
         held_out = self.held_out(self.trainer.average) if score and self.held_out is not None else None
-        self.metrics.row(step, self.shown, learning_rate(config, step - 1), self.seconds, held_out)
+        rate = learning_rate(config, step - 1)
+        self.metrics.row(step, self.shown, rate, self.seconds, held_out)
+        if self.board is not None:
+            self.board.row(step, self.shown, rate, held_out)
 
     def save(self) -> None:
+        if not self.main:
+            return
         if self.pending and not torch.stack(self.pending).isfinite().all():
             return  # a diverged state is not worth keeping; the next row says so
         self.folder.save(

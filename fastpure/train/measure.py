@@ -12,12 +12,16 @@ from torch.nn import functional as F
 
 from ..data import Dataset
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
-from ..schedule import VP
-from .losses import diffuse
+from ..nets import Denoiser
+from ..schedule import VP, DiscreteVP
+from .batches import Batch, StepRandom
+from .losses import Loss
 
-__all__ = ["ClassifierScore", "DenoiserScore", "score_classifier", "score_denoiser"]
+__all__ = ["ClassifierScore", "DenoiserScore", "score_classifier", "score_denoiser", "score_loss"]
 
 BATCH = 256
+HELD_OUT_STEP = 2**32 - 1
+"""The training step whose random numbers serve held-out images; no run gets that far."""
 
 
 @final
@@ -52,7 +56,8 @@ def score_denoiser(
     the image range.
 
     Args:
-        model: ``model(x [B, C, H, W], labels [B]) -> predicted noise``, labels 999 t.
+        model: ``model(x [B, C, H, W], labels [B]) -> predicted noise``, labels 999 t; or a `Denoiser` of any
+            convention, scored at the noise level of its own schedule that belongs to t.
         draws: noise realisations per image.
     """
     schedule = VP() if schedule is None else schedule
@@ -75,11 +80,41 @@ def _denoise(
     model: nn.Module, images: Tensor, t: float, noise: Tensor, schedule: VP
 ) -> tuple[Tensor, Tensor]:
     """Per image: mean squared error of the noise, PSNR of the clean estimate."""
-    x = diffuse(2 * images - 1, torch.full((len(images),), t, dtype=torch.float64), noise, schedule)
-    predicted = model(x, torch.full((len(images),), 999 * t, device=x.device))
-    clean = ((x - schedule.sigma(t) * predicted) / schedule.alpha(t) + 1) / 2
+    alpha, sigma, label = _level(model, t, schedule)
+    x = alpha * (2 * images - 1) + sigma * noise
+    predicted = model(x, torch.full((len(images),), label, device=x.device))
+    if isinstance(model, Denoiser) and model.prediction == "x0":
+        predicted = (x - alpha * predicted) / sigma
+    clean = ((x - sigma * predicted) / alpha + 1) / 2
     error = (clean.clamp(0, 1) - images).square().flatten(1).mean(1)
     return (predicted - noise).square().flatten(1).mean(1), -10 * torch.log10(error.clamp_min(1e-12))
+
+
+def _level(model: nn.Module, t: float, schedule: VP) -> tuple[float, float, float | int]:
+    """alpha, sigma and the network's label at time t, for the schedule that the network was made for."""
+    kind = model.time_input if isinstance(model, Denoiser) else "continuous"
+    if kind == "index":
+        index = max(round(t * DiscreteVP().n) - 1, 0)
+        signal = DiscreteVP().alpha_bar(index)
+        return signal**0.5, (1 - signal) ** 0.5, index
+    if kind == "sigma":
+        ratio = schedule.sigma(t) / schedule.alpha(t)
+        return 1.0, ratio, ratio
+    return schedule.alpha(t), schedule.sigma(t), 999 * t
+
+
+def score_loss(model: nn.Module, loss: Loss, dataset: Dataset, device: torch.device) -> float:
+    """Mean of a training loss over ``dataset`` in evaluation mode, with random numbers that are always the same."""
+    was, total = model.training, 0.0
+    model.eval()
+    for rows in torch.arange(len(dataset)).split(BATCH):
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        random = StepRandom(0, HELD_OUT_STEP, start, stop, device)
+        batch = Batch(dataset.batch(rows).to(device), dataset.labels[rows].to(device), random)
+        with torch.enable_grad():  # inner loops differentiate with respect to the images
+            total += loss(model, batch).detach().sum().item()
+    model.train(was)
+    return total / len(dataset)
 
 
 @final

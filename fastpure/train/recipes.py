@@ -1,41 +1,44 @@
-"""What `fastpure train` does for each data set: network, loss, optimisation, and the scores at the end."""
+"""What `fastpure train` does for each data set, as values: network, loss and optimisation."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, cast, final
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
 
-import torch
 from torch import nn
 
-from ..checkpoints import save_denoiser
 from ..classifiers import CONFIGS as CLASSIFIER_CONFIGS
-from ..classifiers import ResNet, save_classifier
-from ..data import Dataset
-from ..errors import mistake, one_of
-from ..nets import Denoiser, config_dict
+from ..errors import one_of
+from ..nets import Denoiser
+from ..schedule import VP
 from .config import TrainConfig
-from .loop import Fit, fit
-from .losses import Augment, ClassifierLoss, DenoiserLoss
-from .measure import DenoiserScore, score_classifier, score_denoiser
+from .losses import (
+    AdbmLoss,
+    AddtLinfLoss,
+    AddtLoss,
+    Augment,
+    ClassifierLoss,
+    ContinuousTimes,
+    DenoiserLoss,
+    DiscreteDenoiserLoss,
+    DiscreteTimes,
+    EdmDenoiserLoss,
+    EdmLevels,
+    Levels,
+    TradesLoss,
+)
+from .losses.levels import check_times
 
 __all__ = [
     "CLASSIFIER_RECIPES",
     "DENOISER_RECIPES",
+    "FINE_TUNE_RECIPES",
+    "TRADES_RECIPES",
     "ClassifierRecipe",
     "DenoiserRecipe",
-    "Outcome",
-    "train_classifier",
-    "train_denoiser",
+    "FineTuneRecipe",
 ]
-
-CLASSIFIER_FILE = "classifier.safetensors"
-DENOISER_FILE = "denoiser.safetensors"
-RESULT_FILE = "result.json"
-SCORED_IMAGES = 512  # held-out images that are denoised: enough for 0.05 dB, cheap enough for large networks
 
 
 @final
@@ -44,7 +47,7 @@ class ClassifierRecipe:
     """``network`` is a key of `fastpure.classifiers.CONFIGS`."""
 
     network: str
-    loss: ClassifierLoss
+    loss: ClassifierLoss | TradesLoss
     train: TrainConfig
 
     def __post_init__(self) -> None:
@@ -57,8 +60,63 @@ class DenoiserRecipe:
     """``network`` is a name that ``Denoiser.from_config`` knows."""
 
     network: str
-    loss: DenoiserLoss
+    loss: DenoiserLoss | DiscreteDenoiserLoss | EdmDenoiserLoss
     train: TrainConfig
+
+    def with_schedule(self, schedule: str, t_max: float | None = None) -> DenoiserRecipe:
+        """The same for a schedule: "vp" (continuous), "discrete" or "edm", up to time ``t_max`` or as before."""
+        one_of("schedule", schedule, ("vp", "discrete", "edm"))
+        t_max, augment = self.loss.t_max if t_max is None else t_max, self.loss.augment
+        if schedule == "vp":
+            return replace(self, loss=DenoiserLoss(t_max=t_max, augment=augment))
+        if schedule == "discrete":
+            return replace(self, loss=DiscreteDenoiserLoss(DiscreteTimes(t_max=t_max), augment))
+        return replace(self, loss=EdmDenoiserLoss(edm_levels(t_max, "eps"), augment))
+
+
+@final
+@dataclass(frozen=True)
+class FineTuneRecipe:
+    """Fine-tuning of a trained denoiser against a classifier.
+
+    Fields:
+        loss: "addt", "addt-linf" or "adbm".
+        settings: arguments of that loss, besides classifier and noise levels.
+        train: optimisation.
+        start, classifier: bundled names or files; None if the caller must name them.
+        t_max: latest diffusion time that ADDT trains on. ADBM's range is among its settings.
+    """
+
+    loss: str
+    settings: Mapping[str, Any]
+    train: TrainConfig
+    start: str | None = None
+    classifier: str | None = None
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        one_of("loss", self.loss, ("addt", "addt-linf", "adbm"))
+
+    def make_loss(self, denoiser: Denoiser, classifier: nn.Module) -> AddtLoss | AddtLinfLoss | AdbmLoss:
+        """The loss, on the noise levels that suit the denoiser's time input (ADBM knows only one kind)."""
+        if self.loss == "adbm":
+            return AdbmLoss(classifier, **self.settings)
+        kind = AddtLoss if self.loss == "addt" else AddtLinfLoss
+        return kind(classifier, self._levels(denoiser), **self.settings)
+
+    def _levels(self, denoiser: Denoiser) -> Levels:
+        if denoiser.time_input == "index":
+            return DiscreteTimes(t_max=self.t_max)
+        if denoiser.time_input == "sigma":
+            return edm_levels(self.t_max, denoiser.prediction)
+        return ContinuousTimes(t_max=self.t_max)
+
+
+def edm_levels(t_max: float, prediction: str) -> EdmLevels:
+    """EDM's levels up to that of the VP schedule at ``t_max``; all of them for ``t_max`` 1."""
+    check_times(min(1e-5, t_max / 2), t_max)
+    largest = VP().sigma(t_max) / VP().alpha(t_max) if t_max < 1 else None
+    return EdmLevels(sigma_max=largest, prediction=prediction)
 
 
 CLASSIFIER_RECIPES: dict[str, ClassifierRecipe] = {
@@ -98,164 +156,64 @@ DENOISER_RECIPES: dict[str, DenoiserRecipe] = {
     ),
 }
 
+TRADES_RECIPES: dict[str, ClassifierRecipe] = {
+    "digits": ClassifierRecipe(
+        network="resnet-digits",
+        loss=TradesLoss(eps=0.2, step_size=0.05, augment=Augment(shift=1)),
+        train=TrainConfig(
+            steps=450, batch_size=128, optimizer="adamw", lr=5e-3, weight_decay=0.02, warmup=50, ema=0.99
+        ),
+    ),
+    "cifar10": ClassifierRecipe(
+        network="resnet-cifar10",
+        loss=TradesLoss(augment=Augment(shift=4, flip=True)),
+        train=TrainConfig(
+            steps=39000, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup=400, ema=0.998, precision="bf16"
+        ),
+    ),
+}
 
-@final
-@dataclass(frozen=True)
-class Outcome:
-    """What a training command came to.
-
-    Fields:
-        fit: steps, seconds, whether it was resumed or interrupted, and the averaged network.
-        weights: the exported file; None if the run was interrupted.
-        table: the scores on held-out images, as lines of text.
-    """
-
-    fit: Fit
-    weights: Path | None
-    table: tuple[str, ...]
-
-
-def train_classifier(
-    recipe: ClassifierRecipe,
-    train: Dataset,
-    test: Dataset,
-    out: str | Path,
-    *,
-    device: str = "cpu",
-    save_every: int = 500,
-    progress: bool = True,
-) -> Outcome:
-    """Train a classifier, export ``classifier.safetensors`` and score it on ``test``.
-
-    Raises:
-        ValueError: the network does not fit the images or the number of classes.
-        ResumeError: ``out`` holds another run; nothing is overwritten.
-    """
-    config = CLASSIFIER_CONFIGS[recipe.network]
-    _check_shape(recipe.network, config.image_shape, train)
-    if config.classes != len(train.classes):
-        raise ValueError(mistake("network", f"one for {len(train.classes)} classes", f"{config.classes}"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.train.seed)
-        model = ResNet(config)
-    done = fit(
-        model,
-        recipe.loss,
-        train,
-        recipe.train,
-        out=out,
-        network={"name": recipe.network, **config.to_dict()},
-        held_out=lambda network: score_classifier(network, test).cross_entropy,
-        products=(CLASSIFIER_FILE, RESULT_FILE),
-        device=device,
-        save_every=save_every,
-        progress=progress,
-    )
-    if not done.finished:
-        return Outcome(done, None, ())
-    score = score_classifier(done.model, test)
-    table = (
-        f"test accuracy {100 * score.accuracy:.2f} % of {score.images} images, "
-        f"cross-entropy {score.cross_entropy:.4f}",
-    )
-    notes = _notes(recipe.train, train, {"test_accuracy": f"{score.accuracy:.4f}"})
-    return _export(
-        done,
-        out,
-        CLASSIFIER_FILE,
-        lambda path: save_classifier(cast("ResNet", done.model), path, notes=notes),
-        score,
-        table,
-    )
-
-
-def train_denoiser(
-    recipe: DenoiserRecipe,
-    train: Dataset,
-    test: Dataset,
-    out: str | Path,
-    *,
-    device: str = "cpu",
-    save_every: int = 500,
-    progress: bool = True,
-) -> Outcome:
-    """Train a denoiser, export ``denoiser.safetensors`` and score it on (at most 512 images of) ``test``.
-
-    Raises:
-        ValueError: the network does not fit the images.
-        ResumeError: ``out`` holds another run; nothing is overwritten.
-    """
-    model = Denoiser.from_config(recipe.network, seed=recipe.train.seed, init_scale=0.0)
-    _check_shape(recipe.network, model.image_shape, train)
-    held = test if len(test) <= SCORED_IMAGES else test.subset(SCORED_IMAGES)
-    times = tuple(t for t in (0.05, 0.1, 0.15, 0.2) if t <= recipe.loss.t_max) or (recipe.loss.t_max,)
-    done = fit(
-        model,
-        recipe.loss,
-        train,
-        recipe.train,
-        out=out,
-        network={"name": recipe.network, **config_dict(model.network)},
-        held_out=lambda network: _mean_error(score_denoiser(network, held, times)),
-        products=(DENOISER_FILE, RESULT_FILE),
-        device=device,
-        save_every=save_every,
-        progress=progress,
-    )
-    if not done.finished:
-        return Outcome(done, None, ())
-    scores = score_denoiser(done.model, held, times, draws=4)
-    table = (
-        f"{'t':>5}  {'noise error':>11}  {'PSNR':>8}   ({len(held)} held-out images, 4 draws)",
-        *(f"{score.t:5.2f}  {score.noise_mse:11.4f}  {score.psnr:5.2f} dB" for score in scores),
-    )
-    notes = _notes(recipe.train, train, {"t_max": str(recipe.loss.t_max)})
-    return _export(
-        done,
-        out,
-        DENOISER_FILE,
-        lambda path: save_denoiser(cast("Denoiser", done.model), path, notes=notes),
-        scores,
-        table,
-    )
-
-
-def _mean_error(scores: tuple[DenoiserScore, ...]) -> float:
-    return sum(score.noise_mse for score in scores) / len(scores)
-
-
-def _check_shape(network: str, image_shape: tuple[int, ...], dataset: Dataset) -> None:
-    if tuple(image_shape) != dataset.image_shape:
-        raise ValueError(
-            mistake(
-                "network", f"one for images {dataset.image_shape}", f"{network!r} for {tuple(image_shape)}"
-            )
-        )
-
-
-def _notes(config: TrainConfig, dataset: Dataset, more: Mapping[str, str]) -> dict[str, str]:
-    return {
-        "data": f"{dataset.name}/{dataset.split} {dataset.checksum}",
-        "training": json.dumps(asdict(config), sort_keys=True),
-        **more,
-    }
-
-
-def _export(
-    done: Fit, out: str | Path, name: str, save: Callable[[Path], Any], score: Any, table: tuple[str, ...]
-) -> Outcome:
-    path = Path(out) / name
-    save(path)
-    scores = [asdict(each) for each in score] if isinstance(score, tuple) else asdict(score)
-    result = {
-        "steps": done.step,
-        "seconds": round(done.seconds, 1),
-        "parameters": _parameters(done.model),
-        "held_out": scores,
-    }
-    (Path(out) / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return Outcome(done, path, table)
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(weight.numel() for weight in model.parameters())
+# Budgets on digits are those of the demo's attack (Linf 0.2 of [0, 1]); ADDT's unit strength grows with them.
+FINE_TUNE_RECIPES: dict[str, dict[str, FineTuneRecipe]] = {
+    "addt": {
+        "digits": FineTuneRecipe(
+            loss="addt",
+            settings={"unit": 0.19, "cap": 0.8},
+            train=TrainConfig(
+                steps=150, batch_size=64, optimizer="adamw", lr=5e-4, weight_decay=1e-6, warmup=20, ema=0.97
+            ),
+            start="digits",
+            classifier="digits",
+            t_max=0.3,
+        ),
+        "cifar10": FineTuneRecipe(
+            loss="addt",
+            settings={"augment": Augment(flip=True)},
+            train=TrainConfig(
+                steps=19600,
+                batch_size=256,
+                optimizer="adamw",
+                lr=2e-4,
+                weight_decay=1e-6,
+                schedule="constant",
+                ema=0.9999,
+            ),
+        ),
+    },
+    "adbm": {
+        "digits": FineTuneRecipe(
+            loss="adbm",
+            settings={"eps": 0.2, "step_size": 0.2},
+            train=TrainConfig(steps=1000, batch_size=64, lr=5e-4, warmup=50, ema=0.99),
+            start="digits",
+            classifier="digits",
+        ),
+        "cifar10": FineTuneRecipe(
+            loss="adbm",
+            settings={"augment": Augment(flip=True)},
+            train=TrainConfig(
+                steps=30000, batch_size=128, lr=2e-4, warmup=5000, schedule="constant", ema=0.999
+            ),
+        ),
+    },
+}

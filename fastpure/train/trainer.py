@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Dataset
+from ..errors import mistake
 from .batches import Batch, BatchOrder, StepRandom, dropout_seed
 from .config import TrainConfig, ema_decay, learning_rate, make_optimizer
+from .group import Group
 from .losses import Loss
 
 __all__ = ["Trainer"]
@@ -23,9 +25,16 @@ class Trainer:
     Every random number is a function of (seed, step), so `state` at step k and k more steps after
     `restore` give the same bits as the unbroken run (same machine, same number of threads).
 
+    N processes compute what one computes with N times as many parts (``accumulate``), up to the rounding of the
+    gradients' sum; but running statistics of batch normalisation are averaged over the processes.
+
     Args:
         model: the network; trained in place, on ``device``.
         dataset: its pixels move to ``device`` once.
+        group: the processes that share the batch.
+
+    Raises:
+        ValueError: an empty data set, or more parts than images in a batch.
     """
 
     def __init__(
@@ -35,10 +44,15 @@ class Trainer:
         dataset: Dataset,
         config: TrainConfig,
         device: str | torch.device = "cpu",
+        group: Group | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("`dataset` must hold at least one image, got none")
         self.config, self.loss, self.device = config, loss, torch.device(device)
+        self.group = Group() if group is None else group
+        if (parts := self.group.size * config.accumulate) > config.batch_size:
+            expected = f"at least {parts}, {config.accumulate} parts for each of {self.group.size} processes"
+            raise ValueError(mistake("batch_size", expected, config.batch_size))
         self.model = model.to(self.device).train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.model, config)
@@ -49,7 +63,7 @@ class Trainer:
         self._order = BatchOrder(dataset, config.batch_size, config.seed)
 
     def advance(self) -> Tensor:
-        """One optimiser step; returns the batch's mean loss (0-dim, on the device, detached)."""
+        """One optimiser step; returns the whole batch's mean loss (0-dim, on the device, detached)."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -57,31 +71,35 @@ class Trainer:
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
+        self.group.mean_in_place([value for value in self.model.buffers() if value.is_floating_point()])
         self._update_average()
         self.step += 1
         return loss
 
     def _backward(self) -> Tensor:
-        """Gradients of the batch's mean loss, computed in ``accumulate`` parts; returns that loss."""
+        """Gradients of the batch's mean loss; returns that loss. Each process computes its share of the parts."""
         rows = self._order.rows(self.step).to(self.device)
         total = torch.zeros((), device=self.device)
+        parts = rows.tensor_split(self.group.size * self.config.accumulate)
+        first = self.group.rank * self.config.accumulate
+        start = sum(map(len, parts[:first]))
         devices = [] if self.device.type == "cpu" else [self.device]
         with torch.random.fork_rng(devices=devices, device_type="cuda"):
-            torch.manual_seed(dropout_seed(self.config.seed, self.step))
-            start = 0
-            for part in rows.chunk(self.config.accumulate):
-                stop = start + len(part)
-                random = StepRandom(self.config.seed, self.step, start, stop, self.device)
-                images = self._pixels[part].to(torch.float32) / self._scale
-                with torch.autocast(
-                    self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
-                ):
-                    losses = self.loss(self.model, Batch(images, self._labels[part], random))
-                loss = losses.sum() / len(rows)
+            for part in parts[first : first + self.config.accumulate]:
+                torch.manual_seed(dropout_seed(self.config.seed, self.step, start))
+                loss = self._losses(part, start).sum() / len(rows)
                 loss.backward()
                 total += loss.detach()
-                start = stop
+                start += len(part)
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        self.group.sum_in_place([*gradients, total])
         return total
+
+    def _losses(self, part: Tensor, start: int) -> Tensor:
+        random = StepRandom(self.config.seed, self.step, start, start + len(part), self.device)
+        images = self._pixels[part].to(torch.float32) / self._scale
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.loss(self.model, Batch(images, self._labels[part], random))
 
     @torch.no_grad()
     def _update_average(self) -> None:

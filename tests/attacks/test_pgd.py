@@ -106,6 +106,14 @@ def test_a_frozen_defense_is_attacked_and_judged_on_its_frozen_noise(defense):
     assert torch.equal(result.robust_correct[:, 0], expected)
 
 
+def test_results_say_how_steps_were_carried_out(defense):
+    attack = fp.attacks.PGD(eps=0.1, n_iter=1, eot_iter=1, eval_draws=1)
+    x, y = torch.rand(1, *defense.purifier.image_shape), torch.zeros(1, dtype=torch.int64)
+    assert attack(defense, x, y).execution == defense.purifier.execution
+    assert attack(defense, x, y).execution.backend == "eager"
+    assert attack(defense.classifier, x, y).execution is None
+
+
 def test_losses():
     logits, y = torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 1.0]]), torch.tensor([1, 1])
     assert LOSSES["margin"](logits, y).tolist() == [-1.0, 5.0]

@@ -70,7 +70,9 @@ def test_doctor_says_what_runs_and_why():
 
 def test_doctor_as_json():
     report = json.loads(run("doctor", "--json").output)
-    assert set(report) == {"environment", "kernels", "bundled"}
+    assert set(report) == {"environment", "kernels", "execution", "bundled"}
+    assert report["execution"]["cpu"]["backend"] == "eager"
+    assert "CUDA" in report["execution"]["cpu"]["reason"]
     assert report["kernels"]["ops"]["affine_row"]["cpu"]["float32"]["chosen"] in ("ext", "reference")
 
 

@@ -101,7 +101,7 @@ def test_dataset_refuses_wrong_fields() -> None:
 
 
 def test_unknown_names_are_listed() -> None:
-    with pytest.raises(ValueError, match="`name` must be one of 'digits', 'cifar10'"):
+    with pytest.raises(ValueError, match="`name` must be one of 'digits', 'cifar10', 'cifar100'"):
         load_dataset("mnist")
     with pytest.raises(ValueError, match="`split` must be one of 'train', 'test'"):
         load_dataset("digits", "validation")

@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from fastpure.errors import KernelUnavailable
-from fastpure.kernels import BACKENDS, OPS, NoiseKeys, Stream, _ext, backend_report, philox_normal, registry
+from fastpure.kernels import (
+    BACKENDS,
+    OPS,
+    NoiseKeys,
+    Stream,
+    _ext,
+    backend_report,
+    philox_normal,
+    registry,
+    serves,
+)
 from fastpure.kernels import use_backend as use
 from tests.kernels.helpers import EXTENSION, needs_ext
 
@@ -57,10 +67,12 @@ def test_without_the_extension_the_reference_runs(no_extension):
     report = backend_report()
     why = "the dog ate it"
     assert report["extension"] == {"available": False, "reason": why, "build": {}, "cuda": why}
-    for name in OPS:
+    for name, spec in OPS.items():
         entry = report["ops"][name]["cpu"]["float32"]
         assert entry["chosen"] == "reference"
-        assert entry["unavailable"]["ext"] == "the dog ate it"
+        missing = why if "ext" in spec.impls else f"`{name}` has no `ext` implementation"
+        assert entry["unavailable"]["ext"] == missing
+    assert sum("ext" in spec.impls for spec in OPS.values()) == 6
     with use("reference"):
         expected = draw()
     assert torch.equal(draw(), expected)
@@ -79,6 +91,17 @@ def test_the_innermost_choice_counts_and_is_undone():
             draw()
         assert registry.forced_backend("affine_row") == "reference"
     assert registry.forced_backend("affine_row") is None
+
+
+def test_serves_says_who_runs_an_operation_and_honours_what_is_forced():
+    x = torch.zeros(1, 4, 2, 2)
+    assert serves("resample", "reference", x)
+    assert not serves("resample", "triton", x)
+    with use("reference"):
+        assert serves("residual_add", "reference", x)
+        assert not serves("residual_add", "triton", x)
+    with use("triton"), pytest.raises(KernelUnavailable, match="`residual_add` on cpu"):
+        serves("residual_add", "triton", x)
 
 
 def test_environment_forces_all_or_one(fresh_choices, monkeypatch):

@@ -16,7 +16,7 @@ from fastpure.kernels import (
     philox_uniform,
     use_backend,
 )
-from tests.kernels.helpers import BACKENDS, step_of, table_of
+from tests.kernels.helpers import BACKENDS, needs_ext, step_of, table_of
 
 SHAPE = (2, 3, 5, 7)
 
@@ -32,6 +32,8 @@ def sample_arguments(name: str) -> list[tuple]:
     key_tensors = (keys.seed, keys.sample_ids, keys.draws)
     new = [torch.empty(SHAPE) for _ in range(4)]
     none3 = (None, None, None)
+    big, small, stats = activations(12, 8, 10), activations(12, 4, 5), torch.empty(2, 3, 2)
+    vectors = tuple(torch.randn(3, 12))
     return {
         "philox_normal": [(*key_tensors, step, 1, 0, new[0])],
         "philox_uniform": [(*key_tensors, step, 1, 0, new[0])],
@@ -43,7 +45,35 @@ def sample_arguments(name: str) -> list[tuple]:
             (v, w, x, e, table, step, *new),
             (v, *none3, table, step, new[0], new[1], None, None),
         ],
+        "group_norm_silu": [
+            (small, None, *vectors, 3, 1e-6, 1, True, big, stats),
+            (
+                small,
+                small.clone(),
+                None,
+                *torch.randn(2, 24),
+                3,
+                1e-6,
+                0,
+                False,
+                activations(24, 4, 5),
+                stats,
+            ),
+        ],
+        "group_norm_silu_vjp": [
+            (big, small, None, *vectors, stats, 3, 1, True, None, small.clone(), None),
+        ],
+        "resample": [(small, True, 1.0, big), (big, False, 0.25, small)],
+        "residual_add": [
+            (small, small.clone(), vectors[0], 0.5, activations(12, 4, 5)),
+            (small, small.clone(), None, 0.5, activations(12, 4, 5)),
+        ],
     }[name]
+
+
+def activations(channels: int, height: int, width: int) -> torch.Tensor:
+    """Random activations of a network, channels_last."""
+    return torch.randn(2, channels, height, width).contiguous(memory_format=torch.channels_last)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -52,11 +82,20 @@ def backend(request):
         yield request.param
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_opcheck(backend, name):
+RUNNABLE = [
+    pytest.param(name, backend, marks=needs_ext if backend == "ext" else ())
+    for name, spec in OPS.items()
+    for backend in spec.impls
+    if backend != "triton"  # tests/kernels/triton
+]
+
+
+@pytest.mark.parametrize(("name", "implementation"), RUNNABLE)
+def test_opcheck(name, implementation):
     op = getattr(torch.ops.fastpure, name).default
-    for arguments in sample_arguments(name):
-        torch.library.opcheck(op, arguments)
+    with use_backend(implementation):
+        for arguments in sample_arguments(name):
+            torch.library.opcheck(op, arguments)
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpure.data import Dataset, load_dataset
-from fastpure.train import TrainConfig
+from fastpure.train import Batch, StepRandom, TrainConfig
 
 
 class SmallClassifier(nn.Module):
@@ -64,3 +64,24 @@ def quick(**change: object) -> TrainConfig:
         "ema": 0.9,
     }
     return TrainConfig(**{**base, **change})  # type: ignore[arg-type]
+
+
+class RoughDenoiser(SmallDenoiser):
+    """The same with weights large enough that its answer, and so its gradient, is not close to zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            for weight in self.parameters():
+                weight.mul_(2.0)
+
+
+def batch_of(count: int, step: int = 7, seed: int = 5) -> Batch:
+    """The first digits with the randomness of one training step."""
+    digits = few_digits(count)
+    return Batch(digits.images, digits.labels, StepRandom(seed, step, 0, count, torch.device("cpu")))
+
+
+def guide() -> nn.Module:
+    """A small classifier in evaluation mode."""
+    return fresh(SmallClassifier, 3).eval()

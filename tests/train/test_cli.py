@@ -22,7 +22,7 @@ HELD_OUT = 32
 
 @pytest.fixture(autouse=True)
 def _score_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastpure.train.recipes.SCORED_IMAGES", HELD_OUT)
+    monkeypatch.setattr("fastpure.train.runs.SCORED_IMAGES", HELD_OUT)
 
 
 def _run(*arguments: str) -> str:
@@ -84,10 +84,10 @@ def test_mistakes_are_named() -> None:
     assert not Path("/nonexistent").exists()
 
 
-@pytest.mark.parametrize("command", ["denoiser", "classifier"])
+@pytest.mark.parametrize("command", ["denoiser", "classifier", "addt", "adbm", "trades"])
 def test_help_explains_every_option(command: str) -> None:
     output = _run(command, "--help")
-    for option in ("--data", "--out", "--steps", "--seed", "--ema"):
+    for option in ("--data", "--out", "--steps", "--seed", "--ema", "--accumulate", "--precision", "--clip"):
         assert option in output
 
 

@@ -1,0 +1,202 @@
+"""`AnomalyDetector`: one denoising step purifies an image and shows what is unusual in it.
+
+After AdvRAD (Cao et al. 2024), of which only formulas in a summary were available: choices that they leave open are
+arguments here, and results should be called AdvRAD-style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import mistake, whole
+from ..kernels import Domain, NoiseKeys, Stream, philox_normal, philox_uniform
+from ..nets import Denoiser
+from ..purify.purifier import check_range
+from ..schedule import VP, DiscreteVP
+
+__all__ = ["AnomalyDetector"]
+
+NOISE, TIME = 0, 1  # steps of the noise keys
+
+
+@final
+class AnomalyDetector(nn.Module):
+    """Scores images by how badly a denoiser trained on normal ones reconstructs them. Larger is more anomalous.
+
+    x_t = alpha x + sigma n at a random time; the one-step estimate of the clean image is compared with x at
+    several resolutions, the squared errors are averaged and smoothed; the score is the largest absolute
+    deviation of this error map from its mean over normal images (`fit`).
+
+    Args:
+        denoiser: trained on normal images; its weights are constants here.
+        t_min, t_max: range of the random diffusion time. (The summary says only that it is random.)
+        scales: images are compared after averaging over blocks of these sizes; those larger than the image are
+            left out.
+        window: side of the mean filter of the error map, odd.
+        seed: of the noise, which is a pure function of (seed, sample id, draw).
+
+    Raises:
+        TypeError, ValueError: an argument is not as described; the message names it.
+    """
+
+    mean_error: Tensor
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        t_min: float = 0.05,
+        t_max: float = 0.2,
+        scales: Sequence[int] = (1, 2, 4, 8),
+        window: int = 3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(denoiser, Denoiser):
+            remedy = "Wrap a network with fp.Denoiser.from_module(...)"
+            raise TypeError(mistake("denoiser", "a fastpure.Denoiser", type(denoiser).__name__, remedy))
+        if (schedule := getattr(denoiser, "schedule", "linear")) != "linear":
+            raise ValueError(mistake("denoiser", "one of the linear schedule", f"one of the {schedule} one"))
+        if not 0 < t_min <= t_max <= 1:
+            raise ValueError(mistake("t_min, t_max", "0 < t_min <= t_max <= 1", (t_min, t_max)))
+        self.denoiser = denoiser.frozen()
+        self.t_min, self.t_max = float(t_min), float(t_max)
+        smallest = min(denoiser.image_shape[1:])
+        self.scales = tuple(size for size in (whole("scales", s, 1) for s in scales) if size <= smallest)
+        if not self.scales:
+            raise ValueError(
+                mistake("scales", f"with at least one block of at most {smallest}", list(scales))
+            )
+        if whole("window", window, 1) % 2 == 0:
+            raise ValueError(mistake("window", "odd", window))
+        self.window = window
+        self.seed = whole("seed", seed, 0, 2**64 - 1)
+        self.register_buffer("mean_error", torch.full(denoiser.image_shape[1:], torch.nan))
+        self.training = False
+
+    @torch.no_grad()
+    def fit(
+        self,
+        normal: Tensor,
+        sample_ids: Tensor | list[int] | None = None,
+        draws: int = 4,
+        batch_size: int = 256,
+    ) -> AnomalyDetector:
+        """Learn the mean error map of normal images [N, C, H, W] in [0, 1]; returns the detector itself.
+
+        Args:
+            sample_ids: names of the images for the noise; 0..N-1 if omitted.
+            draws: noise realisations per image (of the training domain; scores see others).
+        """
+        whole("draws", draws, 1)
+        ids = self._ids(normal, sample_ids)
+        if not len(normal):
+            raise ValueError(mistake("normal", "at least one image", "none"))
+        total = torch.zeros_like(self.mean_error, dtype=torch.float64)
+        for draw in range(draws):
+            for rows in torch.arange(len(normal), device=normal.device).split(batch_size):
+                error = self.error_map(normal[rows], ids[rows], draw, domain=Domain.TRAINING)
+                total += error.double().sum((0, 1))
+        self.mean_error.copy_(total / (draws * len(normal)))
+        return self
+
+    def score(
+        self,
+        x: Tensor,
+        sample_ids: Tensor | list[int] | None = None,
+        draw: int | Tensor = 0,
+        *,
+        domain: Domain = Domain.DEFENSE,
+    ) -> Tensor:
+        """Anomaly score [B] of images x [B, C, H, W], float32 in [0, 1]; differentiable with respect to x.
+
+        Args:
+            sample_ids, draw, domain: name the noise, as for a `Purifier`.
+
+        Raises:
+            RuntimeError: `fit` has not been called.
+        """
+        if bool(self.mean_error.isnan().any()):
+            raise RuntimeError("the detector knows no normal images yet: call fit(normal) first")
+        error = self.error_map(x, sample_ids, draw, domain=domain)
+        return (error - self.mean_error).abs().flatten(1).amax(1)
+
+    forward = score
+
+    def error_map(
+        self,
+        x: Tensor,
+        sample_ids: Tensor | list[int] | None = None,
+        draw: int | Tensor = 0,
+        *,
+        domain: Domain = Domain.DEFENSE,
+    ) -> Tensor:
+        """Smoothed multi-scale squared error of the reconstruction, [B, 1, H, W], in units of [-1, 1] images."""
+        image = 2 * x - 1
+        rebuilt = 2 * self.reconstruct(x, sample_ids, draw, domain=domain) - 1
+        size = image.shape[2:]
+        error = torch.zeros_like(image[:, :1])
+        for scale in self.scales:
+            difference = F.avg_pool2d(rebuilt - image, scale).square().mean(1, keepdim=True)
+            error = error + F.interpolate(difference, size=size, mode="bilinear", align_corners=False)
+        pad = self.window // 2
+        return F.avg_pool2d(error / len(self.scales), self.window, 1, pad, count_include_pad=False)
+
+    def reconstruct(
+        self,
+        x: Tensor,
+        sample_ids: Tensor | list[int] | None = None,
+        draw: int | Tensor = 0,
+        *,
+        domain: Domain = Domain.DEFENSE,
+    ) -> Tensor:
+        """One-step estimate of the clean images, [B, C, H, W] in [0, 1] units, not clamped."""
+        ids = self._ids(x, sample_ids)
+        keys = NoiseKeys.make(self.seed, ids, draw, domain, x.device)
+        uniform = philox_uniform(keys, TIME, Stream.FORWARD, (1, 1, 1), dtype=torch.float64).flatten()
+        alpha, sigma, labels = self._levels(uniform)
+        a, s = (level.to(x.dtype).view(-1, 1, 1, 1) for level in (alpha, sigma))
+        state = a * (2 * x - 1) + s * philox_normal(keys, NOISE, Stream.FORWARD, self.denoiser.image_shape)
+        seen = state / a if self.denoiser.time_input == "sigma" else state
+        output = self.denoiser(seen, labels)
+        if self.denoiser.prediction == "x0":
+            clean = output
+        elif self.denoiser.prediction == "v":
+            clean = a * state - s * output
+        else:
+            clean = (state - s * output) / a
+        return (clean + 1) / 2
+
+    def train(self, mode: bool = True) -> AnomalyDetector:
+        """Keep evaluation mode: dropout would make the scores something else."""
+        return self
+
+    def _levels(self, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, sigma (float64 [B]) and labels for times at these places (0..1) of the range."""
+        times = self.t_min + (self.t_max - self.t_min) * uniform
+        if self.denoiser.time_input == "index":
+            schedule = DiscreteVP()
+            index = (times * schedule.n).ceil().long().clamp(1, schedule.n) - 1
+            bars = torch.from_numpy(schedule.alpha_bars).to(uniform.device)[index]
+            return bars.sqrt(), (1 - bars).sqrt(), index
+        vp = VP()
+        integral = times * (vp.beta_min + 0.5 * (vp.beta_max - vp.beta_min) * times)
+        alpha, sigma = torch.exp(-0.5 * integral), torch.sqrt(-torch.expm1(-integral))
+        label = sigma / alpha if self.denoiser.time_input == "sigma" else 999 * times
+        return alpha, sigma, label.float()
+
+    def _ids(self, x: Tensor, sample_ids: Tensor | list[int] | None) -> Tensor:
+        shape = self.denoiser.image_shape
+        if not isinstance(x, Tensor) or not x.is_floating_point() or tuple(x.shape[1:]) != shape:
+            got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(mistake("x", f"a float32 tensor [B, {', '.join(map(str, shape))}]", got))
+        if len(x):
+            check_range(x)
+        ids = torch.as_tensor(range(len(x)) if sample_ids is None else sample_ids, device=x.device)
+        if tuple(ids.shape) != (len(x),):
+            raise ValueError(mistake("sample_ids", f"one id per image, {len(x)}", list(ids.shape)))
+        return ids

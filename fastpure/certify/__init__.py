@@ -1,0 +1,20 @@
+"""Certified robustness by denoised smoothing."""
+
+from .bounds import certified_radius, lower_bound, rate_at
+from .oneshot import OneShotClassifier
+from .records import Record, read_records
+from .run import CertifyConfig, certify_dataset
+from .smoothing import Certificates, Smoothing
+
+__all__ = [
+    "Certificates",
+    "CertifyConfig",
+    "OneShotClassifier",
+    "Record",
+    "Smoothing",
+    "certified_radius",
+    "certify_dataset",
+    "lower_bound",
+    "rate_at",
+    "read_records",
+]

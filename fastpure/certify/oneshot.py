@@ -1,0 +1,82 @@
+"""Denoised smoothing's base classifier (Carlini et al. 2022): one denoising step, then a classifier."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..classifiers import call_frozen, require_eval
+from ..errors import mistake, positive
+from ..nets import Denoiser
+from ..nets.conditioning import Conditioning
+from ..schedule import VP, DiscreteVP
+
+__all__ = ["OneShotClassifier"]
+
+
+class OneShotClassifier(nn.Module):
+    """Logits of images in [0, 1] that carry Gaussian noise of known deviation ``sigma``.
+
+    The noisy image u + sigma n is scaled to the diffusion state alpha (2 (u + sigma n) - 1), whose noise level
+    is sigma_t / alpha = 2 sigma; the predicted clean image, clamped to [0, 1], goes to the classifier. Whatever
+    this function does, smoothing it certifies the result.
+
+    Args:
+        denoiser: any convention. One with integer time is told the first index at least as noisy as the image.
+        classifier: images in [0, 1] to logits, evaluation mode.
+        sigma: deviation of the noise in [0, 1] units.
+
+    Raises:
+        TypeError, ValueError: networks of the wrong kind, or a ``sigma`` beyond the schedule's last level.
+    """
+
+    def __init__(self, denoiser: Denoiser, classifier: nn.Module, sigma: float) -> None:
+        super().__init__()
+        if not isinstance(denoiser, Denoiser):
+            raise TypeError(mistake("denoiser", "a fastpure.Denoiser", type(denoiser).__name__))
+        if (schedule := getattr(denoiser, "schedule", "linear")) != "linear":
+            raise ValueError(mistake("denoiser", "one of the linear schedule", f"one of the {schedule} one"))
+        self.sigma = positive("sigma", sigma)
+        self.denoiser = denoiser.frozen()
+        self.classifier = require_eval(classifier, "classifier")
+        ratio = 2 * self.sigma
+        self.t, self.index = _time_of(ratio)
+        self.alpha = 1 / math.sqrt(1 + ratio * ratio)
+        self._conditioning = self._condition()
+        self.eval()
+
+    def clean(self, noisy: Tensor) -> Tensor:
+        """The estimate of the clean images [B, C, H, W] in [0, 1] from noisy ones in [0, 1] units."""
+        x = self.alpha * (2 * noisy - 1)
+        predicted = self.denoiser.noise_pred(x, self._conditioning, 0)
+        x0 = x / self.alpha - 2 * self.sigma * predicted
+        return ((x0 + 1) / 2).clamp(0.0, 1.0)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Logits [B, classes] of noisy images [B, C, H, W] in [0, 1] units."""
+        return call_frozen(self.classifier, self.clean(noisy))
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        # The weights may have moved: what was computed from them is remade where they are.
+        super()._apply(fn, recurse)
+        self._conditioning = self._condition()
+        return self
+
+    @torch.no_grad()
+    def _condition(self) -> Conditioning:
+        columns = (999 * self.t, self.index, self.alpha, 2 * self.sigma * self.alpha)
+        return self.denoiser.conditioning(*(np.array([value]) for value in columns))
+
+
+def _time_of(ratio: float) -> tuple[float, int]:
+    """Continuous time and first discrete index whose noise-to-signal ratio is (at least) ``ratio``."""
+    t = VP().time_of(-math.log(ratio))
+    bars = DiscreteVP().alpha_bars
+    enough = np.flatnonzero(np.sqrt((1 - bars) / bars) >= ratio)
+    if t > 1 or not len(enough):
+        most = VP().sigma(1.0) / VP().alpha(1.0) / 2
+        raise ValueError(mistake("sigma", f"at most {most:.3g}, the schedule's last level", ratio / 2))
+    return t, int(enough[0])

@@ -1,0 +1,123 @@
+"""Randomised smoothing with keyed noise: votes of a classifier under Gaussian noise, and what they certify."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ..classifiers import call_frozen, require_eval
+from ..errors import mistake, positive, whole
+from ..kernels import Domain, NoiseKeys, Stream, philox_normal
+from ..purify.purifier import check_range
+from .bounds import certified_radius, check_alpha, lower_bound
+
+__all__ = ["Certificates", "Smoothing"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Certificates:
+    """What is certified about each image.
+
+    Fields:
+        predicted: int64 [B], the smoothed classifier's class; -1 where it abstains.
+        radius: float64 [B], L2 radius in [0, 1] units within which that class cannot change; 0 for abstentions.
+        p_lower: float64 [B], lower bound of the class's probability under noise.
+        votes: int64 [B], how many of the ``n`` noisy images had the class.
+    """
+
+    predicted: Tensor
+    radius: Tensor
+    p_lower: Tensor
+    votes: Tensor
+
+
+@final
+class Smoothing:
+    """The classifier that takes the most probable class of ``model`` under Gaussian noise.
+
+    The noise of an image is a pure function of (seed, sample id, draw): the result depends on neither batch size
+    nor order. Draws 0..n0-1 choose the class, draws n0..n0+n-1 estimate its probability.
+
+    Args:
+        model: noisy images [B, C, H, W] in [0, 1] units (unclamped) to logits, in evaluation mode; for instance
+            a `OneShotClassifier`.
+        sigma: deviation of the noise in [0, 1] units.
+        seed: of the noise.
+        batch_size: most noisy images in one call.
+    """
+
+    def __init__(self, model: nn.Module, sigma: float, seed: int = 0, batch_size: int = 512) -> None:
+        self.model = require_eval(model, "model")
+        self.sigma = positive("sigma", sigma)
+        own = getattr(model, "sigma", None)
+        if isinstance(own, float) and own != self.sigma:
+            raise ValueError(mistake("sigma", f"the model's own noise level, {own}", self.sigma))
+        self.seed = whole("seed", seed, 0, 2**64 - 1)
+        self.batch_size = whole("batch_size", batch_size, 1)
+
+    def certify(
+        self,
+        x: Tensor,
+        sample_ids: Tensor | list[int] | None = None,
+        n0: int = 100,
+        n: int = 100_000,
+        alpha: float = 0.001,
+    ) -> Certificates:
+        """Certify images (Cohen et al. 2019, pseudocode CERTIFY). Each is wrong with probability <= alpha.
+
+        Args:
+            x: float32 [B, C, H, W] in [0, 1].
+            sample_ids: names of the images for the noise; 0..B-1 if omitted.
+            n0, n: draws that choose the class, and that estimate its probability.
+
+        Raises:
+            TypeError, ValueError: an argument is not as described; the message names it.
+        """
+        whole("n0", n0, 1)
+        whole("n", n, 1)
+        check_alpha(alpha)
+        if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.dim() != 4:
+            raise TypeError(mistake("x", "a float32 tensor [B, C, H, W]", f"{getattr(x, 'dtype', type(x))}"))
+        if len(x):
+            check_range(x)
+        ids = torch.as_tensor(range(len(x)) if sample_ids is None else sample_ids)
+        if tuple(ids.shape) != (len(x),):
+            raise ValueError(mistake("sample_ids", f"one id per image, {len(x)}", list(ids.shape)))
+        rows = [self._certify(x[i], int(ids[i]), n0, n, alpha) for i in range(len(x))]
+        predicted, radius, p_lower, votes = zip(*rows, strict=True) if rows else ((), (), (), ())
+        return Certificates(
+            torch.tensor(predicted, dtype=torch.int64),
+            torch.tensor(radius, dtype=torch.float64),
+            torch.tensor(p_lower, dtype=torch.float64),
+            torch.tensor(votes, dtype=torch.int64),
+        )
+
+    @torch.no_grad()
+    def counts(self, image: Tensor, sample_id: int, draws: range) -> Tensor:
+        """How often each class wins over ``draws``: int64 [classes], for one image [C, H, W]."""
+        total: Tensor | None = None
+        for start in range(draws.start, draws.stop, self.batch_size):
+            draw = torch.arange(start, min(start + self.batch_size, draws.stop))
+            keys = NoiseKeys.make(
+                self.seed, torch.full_like(draw, sample_id), draw, Domain.EVALUATION, image.device
+            )
+            noise = philox_normal(keys, 0, Stream.FORWARD, tuple(image.shape))
+            logits = call_frozen(self.model, image + self.sigma * noise)
+            part = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
+            total = part if total is None else total + part
+        if total is None:
+            raise ValueError(mistake("draws", "at least one draw", draws))
+        return total
+
+    def _certify(
+        self, image: Tensor, sample_id: int, n0: int, n: int, alpha: float
+    ) -> tuple[int, float, float, int]:
+        top = int(self.counts(image, sample_id, range(n0)).argmax())
+        votes = int(self.counts(image, sample_id, range(n0, n0 + n))[top])
+        p_lower = lower_bound(votes, n, alpha)
+        radius = certified_radius(p_lower, self.sigma)
+        return (top if radius > 0 else -1), radius, p_lower, votes

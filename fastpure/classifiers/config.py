@@ -1,0 +1,52 @@
+"""What every classifier's configuration shares: plain values out and in, and checks of the common fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
+
+from ..errors import mistake, positive, whole
+
+__all__ = ["CIFAR10_MEAN", "CIFAR10_STD", "ClassifierConfig", "check_images", "check_normalisation"]
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2471, 0.2435, 0.2616)
+
+Config = TypeVar("Config", bound="ClassifierConfig")
+
+
+class ClassifierConfig:
+    """Base of the frozen dataclasses that describe a classifier; it has no fields of its own."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that json can hold."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
+        """Inverse of `to_dict`. Raises ValueError for fields that are unknown or missing."""
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(values) - known):
+            raise ValueError(mistake("config", f"made of {sorted(known)}", f"unknown {unknown}"))
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"`config` is not a {cls.__name__}: {error}") from error
+
+
+def check_images(image_shape: tuple[int, ...], classes: int) -> None:
+    """Raise TypeError or ValueError unless these are ``(C, H, W)`` and a number of logits."""
+    if len(image_shape) != 3:
+        raise ValueError(mistake("image_shape", "(C, H, W)", image_shape))
+    for size in image_shape:
+        whole("image_shape", size, 1)
+    whole("classes", classes, 2)
+
+
+def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    """Raise ValueError unless there is one mean and one positive standard deviation per channel."""
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(mistake("mean and std", f"{channels} numbers each", (mean, std)))
+    for value in std:
+        positive("std", value)

@@ -1,0 +1,124 @@
+"""Networks that torchvision or timm build, with weights from a local file and normalisation inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import CheckpointError, FastpureError, mistake
+from .fitting import listed
+from .normalised import Normalised, mean_and_std
+from .state_dicts import read_weights
+
+__all__ = ["EXTERNAL", "load_external"]
+
+#: Value of ``weights`` that lets the library download its own.
+PRETRAINED = "pretrained"
+
+
+def load_external(
+    library: str,
+    name: str,
+    weights: str | Path | None,
+    normalise: str | Sequence[Sequence[float]] | None,
+) -> nn.Module:
+    """The network ``name`` of ``library`` (a key of `EXTERNAL`), frozen and in evaluation mode.
+
+    Args:
+        weights: a state dict file (safetensors or ``torch.save``), or ``"pretrained"`` to let the library
+            download its own.
+        normalise: a name of `NORMALISATIONS` or (mean, std); None takes the library's own for this network.
+
+    Raises:
+        ValueError: an unknown network, or no weights.
+        CheckpointError: the library is missing or broken, the file does not fit, or the download failed.
+    """
+    if weights is None:
+        remedy = "A network with random weights classifies nothing"
+        expected = f"the file of the weights, or {PRETRAINED!r} to download them"
+        raise ValueError(mistake("weights", expected, "None", remedy))
+    module, own = EXTERNAL[library](name, weights == PRETRAINED)
+    if weights != PRETRAINED:
+        content = read_weights(Path(weights))
+        _fill(module, content.tensors, f"{weights} for {library}:{name}")
+        own = content.normalisation or own
+    chosen = own if normalise is None else mean_and_std(normalise)
+    module.eval().requires_grad_(False)
+    return module if chosen is None else Normalised(module, *chosen)
+
+
+def _fill(module: nn.Module, tensors: dict[str, Any], source: str) -> None:
+    expected = module.state_dict()
+    wrong = {
+        "missing": [name for name in expected if name not in tensors and "num_batches" not in name],
+        "unknown": [name for name in tensors if name not in expected],
+        "of another shape": [
+            f"{name} (expected {list(expected[name].shape)}, found {list(tensors[name].shape)})"
+            for name in expected
+            if name in tensors and tensors[name].shape != expected[name].shape
+        ],
+        "with NaN or Inf": [
+            name
+            for name, value in tensors.items()
+            if value.is_floating_point() and not value.isfinite().all()
+        ],
+    }
+    problems = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in wrong.items() if names)
+    if problems:
+        raise CheckpointError(f"{source}: weights do not fit: {problems}")
+    module.load_state_dict(tensors, strict=False)
+
+
+def _import(library: str) -> Any:
+    try:
+        return __import__(library, fromlist=["models"])
+    except ImportError as error:
+        raise CheckpointError(f"{library} is not installed ({error}): pip install {library}") from error
+    except RuntimeError as error:
+        # A torchvision built for another torch fails like this when it registers its operators.
+        raise CheckpointError(f"{library} is installed but cannot be imported: {error}") from error
+
+
+def _torchvision(name: str, pretrained: bool) -> tuple[nn.Module, Any]:
+    models = _import("torchvision.models")
+    if name not in models.list_models():
+        raise ValueError(_unknown("torchvision", name, models.list_models()))
+    chosen = models.get_model_weights(name).DEFAULT if pretrained else None
+    module = _downloaded(lambda: models.get_model(name, weights=chosen), f"torchvision:{name}")
+    return module, mean_and_std("imagenet")
+
+
+def _timm(name: str, pretrained: bool) -> tuple[nn.Module, Any]:
+    timm = _import("timm")
+    if not timm.is_model(name):
+        raise ValueError(_unknown("timm", name, timm.list_models()))
+    module = _downloaded(lambda: timm.create_model(name, pretrained=pretrained), f"timm:{name}")
+    settings = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", {})
+    return module, mean_and_std((settings["mean"], settings["std"])) if "mean" in settings else None
+
+
+def _downloaded(build: Callable[[], nn.Module], what: str) -> nn.Module:
+    try:
+        return build()
+    except FastpureError:
+        raise
+    except Exception as error:  # whatever the library's downloads raise
+        raise CheckpointError(f"{what} could not be built: {error}") from error
+
+
+def _unknown(library: str, name: str, known: Sequence[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, 3, 0.5)
+    remedy = f"Close names: {', '.join(close)}" if close else ""
+    return mistake("source", f"a network of {library} ({len(known)} known)", repr(name), remedy)
+
+
+#: Library -> function of (network, pretrained) that gives the network and its normalisation.
+EXTERNAL: dict[str, Callable[[str, bool], tuple[nn.Module, Any]]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+}

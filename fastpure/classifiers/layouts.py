@@ -1,0 +1,235 @@
+"""Other people's classifier files: which network a state dict belongs to, told from its names and shapes.
+
+Names and shapes give depth, width and classes. They say nothing of input normalisation and activation, where
+published networks with the same names differ; what cannot be known has to be given.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, mistake, one_of
+from .cifar_resnet import CIFAR_RESNETS, CifarResNet, CifarResNetConfig
+from .config import CIFAR10_MEAN, CIFAR10_STD
+from .fitting import fit, listed
+from .normalised import MeanStd, mean_and_std
+from .state_dicts import read_weights
+from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig
+
+__all__ = ["LAYOUTS", "Layout", "read_foreign"]
+
+Config = WideResNetConfig | CifarResNetConfig
+AnyConfig = TypeVar("AnyConfig", WideResNetConfig, CifarResNetConfig)
+Tensors = dict[str, Tensor]
+
+
+class _ImpossibleSizes(Exception):
+    """The shapes in a file describe no network."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the caller says about the network; None leaves it to the file."""
+
+    architecture: str | None = None
+    normalise: str | Sequence[Sequence[float]] | None = None
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way of naming parameters: how it is recognised, renamed, and read as a configuration."""
+
+    whose: str
+    mark: str
+    configs: dict[str, Any]
+    translate: Callable[[Tensors], Tensors]
+    configure: Callable[[Tensors, Wanted], Config]
+
+
+def read_foreign(path: Path, wanted: Wanted) -> nn.Module:
+    """The network of a state dict in one of `LAYOUTS`, frozen and in evaluation mode.
+
+    Raises:
+        ValueError: something that the file cannot say was not given, or contradicts the file.
+        CheckpointError: the file is missing, damaged, hostile, of no known layout, or does not fit.
+    """
+    content = read_weights(path)
+    layout = _recognise(content.tensors, path)
+    tensors = layout.translate(content.tensors)
+    wanted = _with_own_normalisation(wanted, content.normalisation, path)
+    try:
+        config = layout.configure(tensors, wanted)
+        if wanted.architecture is not None:
+            known = layout.configs
+            config = replace(
+                known[one_of("architecture", wanted.architecture, known)], classes=config.classes
+            )
+    except (KeyError, IndexError, _ImpossibleSizes) as error:
+        raise CheckpointError(
+            f"{path}: has the names of {layout.whose}, but not the sizes: {error}"
+        ) from error
+    config = _normalised(config, wanted)
+    if wanted.activation is not None:
+        config = _activated(config, wanted.activation)
+    kind: Any = WideResNet if isinstance(config, WideResNetConfig) else CifarResNet
+    return fit(lambda: kind(config), tensors, str(path))
+
+
+def _recognise(tensors: Tensors, path: Path) -> Layout:
+    for layout in LAYOUTS.values():
+        if layout.mark in tensors:
+            return layout
+    if "layer1.0.conv1.weight" in tensors and "fc.weight" in tensors:
+        raise CheckpointError(
+            f"{path}: torchvision's layout, whose sizes the names do not give. "
+            f"Use load_classifier('torchvision:NAME', weights=...), for example NAME resnet50"
+        )
+    known = "; ".join(f"{layout.whose} ({layout.mark})" for layout in LAYOUTS.values())
+    raise CheckpointError(
+        f"{path}: of no known classifier layout. Known: {known}. Found: {listed(tensors)}. "
+        "Any network can be built by its own code and passed as an nn.Module"
+    )
+
+
+def _with_own_normalisation(wanted: Wanted, own: MeanStd | None, path: Path) -> Wanted:
+    if own is None:
+        return wanted
+    if wanted.normalise is not None and mean_and_std(wanted.normalise) != own:
+        raise ValueError(mistake("normalise", f"None, since {path} has its own, {own}", wanted.normalise))
+    return replace(wanted, normalise=own)
+
+
+def _normalised(config: Config, wanted: Wanted) -> Config:
+    if wanted.normalise is None:
+        return config
+    mean, std = mean_and_std(wanted.normalise) or (None, None)
+    return replace(config, mean=mean, std=std)
+
+
+def _activated(config: Config, activation: str) -> Config:
+    if isinstance(config, WideResNetConfig):
+        return replace(config, activation=activation)
+    raise ValueError(mistake("activation", "None for these networks, which use ReLU", repr(activation)))
+
+
+def _sized(kind: type[AnyConfig], **values: Any) -> AnyConfig:
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise _ImpossibleSizes(error) from error
+
+
+def _blocks(tensors: Tensors, prefix: str) -> int:
+    """How many consecutive ``prefix.0``, ``prefix.1``, ... there are."""
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return 1 + max((int(found[1]) for name in tensors if (found := pattern.match(name))), default=-1)
+
+
+def _trades(tensors: Tensors) -> Tensors:
+    """Without the second first stage that some files carry and no forward pass uses."""
+    unused = [name for name in tensors if name.startswith("sub_block1.")]
+    if unused:
+        warnings.warn(f"{len(unused)} tensors of the unused sub_block1 were dropped", stacklevel=4)
+    return {name: value for name, value in tensors.items() if name not in unused}
+
+
+def _wide_config(tensors: Tensors, wanted: Wanted) -> WideResNetConfig:
+    config = _sized(
+        WideResNetConfig,
+        depth=6 * max(_blocks(tensors, "block1.layer"), 1) + 4,
+        widen=max(tensors["block1.layer.0.conv1.weight"].shape[0] // 16, 1),
+        classes=tensors["fc.weight"].shape[0],
+        image_shape=(tensors["conv1.weight"].shape[1], 32, 32),
+    )
+    if config.depth == 70 and wanted.architecture is None and wanted.normalise is None:
+        remedy = "DiffPure's file is 'wrn-70-16-dropout'; RobustBench's do not normalise: normalise='none'"
+        raise ValueError(mistake("normalise", "given for a WRN-70 in this layout", "None", remedy))
+    return config
+
+
+_RENAMED = (
+    (re.compile(r"^init_conv\."), "conv1."),
+    (re.compile(r"^batchnorm\."), "bn1."),
+    (re.compile(r"^logits\."), "fc."),
+    (
+        re.compile(r"^layer\.(\d+)\.block\.(\d+)\."),
+        lambda found: f"block{int(found[1]) + 1}.layer.{found[2]}.",
+    ),
+    (re.compile(r"(layer\.\d+\.)batchnorm_0\."), r"\1bn1."),
+    (re.compile(r"(layer\.\d+\.)batchnorm_1\."), r"\1bn2."),
+    (re.compile(r"(layer\.\d+\.)conv_0\."), r"\1conv1."),
+    (re.compile(r"(layer\.\d+\.)conv_1\."), r"\1conv2."),
+    (re.compile(r"(layer\.\d+\.)shortcut\."), r"\1convShortcut."),
+)
+
+
+def _deepmind(tensors: Tensors) -> Tensors:
+    renamed = {}
+    for name, value in tensors.items():
+        for pattern, replacement in _RENAMED:
+            name = pattern.sub(replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def _deepmind_config(tensors: Tensors, wanted: Wanted) -> WideResNetConfig:
+    if wanted.activation is None and wanted.architecture is None:
+        remedy = "Gowal 2020, 2021, Rebuffi 2021, Wang 2023 and DiffPure's WRN-70-16 use 'silu'"
+        raise ValueError(mistake("activation", "given for DeepMind's layout", "None", remedy))
+    # This family normalises with CIFAR-10's statistics; 100 classes have their own.
+    plain = _wide_config(tensors, replace(wanted, normalise="none"))
+    if plain.classes != 10 and wanted.normalise is None:
+        raise ValueError(mistake("normalise", f"given for {plain.classes} classes", "None"))
+    return replace(plain, same_padding=True, mean=CIFAR10_MEAN, std=CIFAR10_STD)
+
+
+def _cifar_config(tensors: Tensors, wanted: Wanted) -> CifarResNetConfig:
+    if wanted.normalise is None:
+        remedy = "'none' feeds images in [0, 1]; the training code says which"
+        raise ValueError(mistake("normalise", "given for CIFAR ResNets", "None", remedy))
+    bottleneck, preact = "layer1.0.conv3.weight" in tensors, "bn1.weight" not in tensors
+    if preact and wanted.architecture is None:
+        remedy = "It says what the projection of a block sees; RobustBench's use 'preact-resnet-18'"
+        known = [name for name in CIFAR_RESNETS if "preact" in name]
+        raise ValueError(
+            mistake("architecture", f"given for pre-activation: {' or '.join(known)}", "None", remedy)
+        )
+    return _sized(
+        CifarResNetConfig,
+        block="bottleneck" if bottleneck else "preact" if preact else "basic",
+        blocks=tuple(max(_blocks(tensors, f"layer{stage}"), 1) for stage in (1, 2, 3, 4)),
+        width=tensors["conv1.weight"].shape[0],
+        classes=tensors["linear.weight"].shape[0],
+        image_shape=(tensors["conv1.weight"].shape[1], 32, 32),
+        final_norm="bn.weight" in tensors,
+    )
+
+
+#: Name -> layout, recognised by the presence of its mark.
+LAYOUTS: dict[str, Layout] = {
+    "wide_resnet": Layout(
+        "RobustBench's and DiffPure's wide ResNets",
+        "block1.layer.0.conv1.weight",
+        {name: config for name, config in WIDE_RESNETS.items() if not config.same_padding},
+        _trades,
+        _wide_config,
+    ),
+    "deepmind": Layout(
+        "DeepMind's wide ResNets",
+        "layer.0.block.0.conv_0.weight",
+        {name: config for name, config in WIDE_RESNETS.items() if config.same_padding},
+        _deepmind,
+        _deepmind_config,
+    ),
+    "cifar_resnet": Layout(
+        "CIFAR ResNets of RobustBench and DiffPure", "linear.weight", CIFAR_RESNETS, dict, _cifar_config
+    ),
+}

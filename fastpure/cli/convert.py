@@ -1,0 +1,66 @@
+"""`fastpure convert`: somebody's checkpoint to fastpure's own format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CheckpointFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="native, score_sde, guided_diffusion, edm or diffusers. (default: recognised)"
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(help="JSON file with the original project's configuration, for files that cannot say it."),
+]
+ClassLabel = Annotated[
+    int | None, typer.Option(help="The class that a class-conditional network is told, from 0.")
+]
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint file, or folder of diffusers.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
+    format: CheckpointFormat = None,
+    config: ConfigFile = None,
+    class_label: ClassLabel = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Stored precision: float16 halves the file. (default: that of the checkpoint)"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")] = False,
+) -> None:
+    """Write a checkpoint of another project as a fastpure file, which describes itself and holds no code.
+
+    The weights keep every bit unless --dtype asks for another precision. Training checkpoints shrink to the
+    averaged weights. Such a file needs no --config any more: fastpure.load_denoiser("OUT.safetensors").
+
+    Example: fastpure convert checkpoint_8.pth ddpmpp.safetensors
+    """
+    import torch
+
+    from ..checkpoints import load_denoiser, save_denoiser
+    from ..errors import mistake, one_of
+
+    if target.suffix != ".safetensors":
+        raise ValueError(mistake("OUT", "a file name that ends in .safetensors", str(target)))
+    if target.exists() and not force:
+        raise ValueError(mistake("OUT", "a new file", f"{target}, which exists", "Overwrite it with --force"))
+    stored = getattr(torch, one_of("--dtype", dtype, DTYPES)) if dtype else None
+    denoiser = load_denoiser(source, format, config, class_label=class_label)
+    report = denoiser.checkpoint
+    notes = {
+        "converted_from": report.path.name,
+        "source_format": report.format,
+        "source_sha256": report.sha256,
+        "source_weights": report.ema,
+    }
+    earlier = dict(note.split(": ", 1) for note in report.notes) if report.format == "native" else {}
+    save_denoiser(denoiser, target, notes={**notes, **earlier}, dtype=stored)
+    typer.echo(str(report))
+    typer.echo(f"\nwritten: {target} ({target.stat().st_size:,} bytes)")

@@ -1,0 +1,207 @@
+"""`fastpure train addt|adbm|trades`: training against attacks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import train_options as given
+
+if TYPE_CHECKING:
+    from ..train import FineTuneRecipe
+
+Eps = Annotated[float | None, typer.Option(help="Linf radius of the perturbations, pixels in [0, 1].")]
+
+
+def addt(
+    data: given.Data = "digits",
+    out: given.Out = None,
+    data_path: given.DataPath = None,
+    start: given.Start = None,
+    classifier: given.Guide = None,
+    variant: Annotated[
+        str, typer.Option(help="gaussian: rank-based Gaussian mapping, as published. linf: its ablation.")
+    ] = "gaussian",
+    unit: Annotated[
+        float | None,
+        typer.Option(help="Size of the Gaussian perturbation, as deviation of images in [-1, 1]."),
+    ] = None,
+    eps: Eps = None,
+    t_max: Annotated[float | None, typer.Option(help="Latest diffusion time trained on (0 to 1).")] = None,
+    steps: given.Steps = None,
+    batch_size: given.BatchSize = None,
+    lr: given.Rate = None,
+    seed: given.Seed = None,
+    ema: given.Ema = None,
+    accumulate: given.Accumulate = None,
+    precision: given.Precision = None,
+    clip: given.Clip = None,
+    device: given.Device = None,
+    save_every: given.SaveEvery = 500,
+    tensorboard: given.TensorBoard = False,
+) -> None:
+    """Fine-tune a denoiser by ADDT: noise that hides a perturbation against a classifier.
+
+    Starts from a trained denoiser and writes what `fastpure train denoiser` writes. --unit belongs to the
+    gaussian variant, --eps to linf. One step costs five gradients with respect to the images and one ordinary
+    training step.
+
+    Example: fastpure train addt --data digits --out runs/digits-addt
+    """
+    from ..errors import one_of
+    from ..train import FINE_TUNE_RECIPES
+
+    recipe = FINE_TUNE_RECIPES["addt"][one_of("data", data, FINE_TUNE_RECIPES["addt"])]
+    if one_of("variant", variant, ("gaussian", "linf")) == "linf":
+        _refuse("unit", unit, "--variant gaussian")
+        kept = {name: value for name, value in recipe.settings.items() if name == "augment"}
+        recipe = replace(recipe, loss="addt-linf", settings=kept)
+        recipe = _with(recipe, **_ball(eps, steps=2))
+    else:
+        _refuse("eps", eps, "--variant linf")
+        recipe = _with(recipe, unit=unit)
+    recipe = replace(recipe, **given.given(t_max=t_max))
+    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
+    train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
+    session = {"device": device, "save_every": save_every, "tensorboard": tensorboard}
+    _fine_tune(replace(recipe, train=train), "addt", data, data_path, start, classifier, out, session)
+
+
+def adbm(
+    data: given.Data = "digits",
+    out: given.Out = None,
+    data_path: given.DataPath = None,
+    start: given.Start = None,
+    classifier: given.Guide = None,
+    eps: Eps = None,
+    t_end_min: Annotated[
+        float | None, typer.Option(help="Earliest end of the bridge. (default: 0.1)")
+    ] = None,
+    t_end_max: Annotated[float | None, typer.Option(help="Latest end of the bridge. (default: 0.2)")] = None,
+    steps: given.Steps = None,
+    batch_size: given.BatchSize = None,
+    lr: given.Rate = None,
+    seed: given.Seed = None,
+    ema: given.Ema = None,
+    accumulate: given.Accumulate = None,
+    precision: given.Precision = None,
+    clip: given.Clip = None,
+    device: given.Device = None,
+    save_every: given.SaveEvery = 500,
+    tensorboard: given.TensorBoard = False,
+) -> None:
+    """Fine-tune a denoiser by ADBM: from the diffused adversarial image back to the clean one.
+
+    Starts from a trained denoiser with continuous times and writes what `fastpure train denoiser` writes. One
+    step costs three gradients with respect to the images and one ordinary training step.
+
+    Example: fastpure train adbm --data digits --out runs/digits-adbm
+    """
+    from ..errors import one_of
+    from ..train import FINE_TUNE_RECIPES
+
+    recipe = FINE_TUNE_RECIPES["adbm"][one_of("data", data, FINE_TUNE_RECIPES["adbm"])]
+    recipe = _with(recipe, t_end_min=t_end_min, t_end_max=t_end_max, **_ball(eps, steps=1))
+    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
+    train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
+    session = {"device": device, "save_every": save_every, "tensorboard": tensorboard}
+    _fine_tune(replace(recipe, train=train), "adbm", data, data_path, start, classifier, out, session)
+
+
+def trades(
+    data: given.Data = "digits",
+    out: given.Out = None,
+    data_path: given.DataPath = None,
+    beta: Annotated[
+        float | None, typer.Option(help="Weight of the divergence under attack. (default: 6)")
+    ] = None,
+    eps: Eps = None,
+    n_iter: Annotated[int | None, typer.Option(help="Steps of the inner attack. (default: 10)")] = None,
+    inner_mode: Annotated[
+        str | None,
+        typer.Option(help="Batch normalisation during the inner attack: eval (default) or train."),
+    ] = None,
+    steps: given.Steps = None,
+    batch_size: given.BatchSize = None,
+    lr: given.Rate = None,
+    seed: given.Seed = None,
+    ema: given.Ema = None,
+    network: given.Network = None,
+    accumulate: given.Accumulate = None,
+    precision: given.Precision = None,
+    clip: given.Clip = None,
+    device: given.Device = None,
+    save_every: given.SaveEvery = 500,
+    tensorboard: given.TensorBoard = False,
+) -> None:
+    """Train a robust classifier with TRADES, as AGDM-style guidance wants for its auxiliary network.
+
+    Writes what `fastpure train classifier` writes, and says the accuracy under PGD-20. The inner attack's step
+    is a quarter of --eps.
+
+    Example: fastpure train trades --data digits --out runs/digits-trades
+    """
+    from ..data import load_dataset
+    from ..errors import one_of
+    from ..train import TRADES_RECIPES, train_classifier
+
+    recipe = TRADES_RECIPES[one_of("data", data, TRADES_RECIPES)]
+    changed = given.given(beta=beta, n_iter=n_iter, inner_mode=inner_mode, **_ball(eps, steps=4))
+    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
+    train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
+    loss: Any = replace(recipe.loss, **changed)
+    recipe = replace(recipe, loss=loss, train=train, **given.given(network=network))
+    folder = out or Path("runs") / f"{data}-trades"
+    images = (load_dataset(data, "train", path=data_path), load_dataset(data, "test", path=data_path))
+    where = given.checked_device(device)
+    given.announce(recipe.network, images[0].describe(), train.steps, folder)
+    outcome = train_classifier(
+        recipe, *images, folder, device=where, save_every=save_every, tensorboard=tensorboard
+    )
+    given.report(outcome, train.steps, folder)
+
+
+def _fine_tune(
+    recipe: FineTuneRecipe,
+    command: str,
+    data: str,
+    data_path: Path | None,
+    start: str | None,
+    classifier: str | None,
+    out: Path | None,
+    session: dict[str, Any],
+) -> None:
+    from ..checkpoints import load_denoiser
+    from ..classifiers import load_classifier
+    from ..data import load_dataset
+    from ..train import fine_tune
+
+    begin, guide = start or recipe.start, classifier or recipe.classifier
+    if begin is None or guide is None:
+        raise ValueError(f"for data set {data!r} nothing is bundled: give --start and --classifier")
+    session["device"] = given.checked_device(session["device"])
+    folder = out or Path("runs") / f"{data}-{command}"
+    images = (load_dataset(data, "train", path=data_path), load_dataset(data, "test", path=data_path))
+    networks = (load_denoiser(begin), load_classifier(guide))
+    given.announce(
+        f"denoiser {begin} against classifier {guide}", images[0].describe(), recipe.train.steps, folder
+    )
+    outcome = fine_tune(recipe, *networks, *images, folder, **session)
+    given.report(outcome, recipe.train.steps, folder)
+
+
+def _with(recipe: FineTuneRecipe, **settings: Any) -> FineTuneRecipe:
+    return replace(recipe, settings={**recipe.settings, **given.given(**settings)})
+
+
+def _ball(eps: float | None, steps: int) -> dict[str, float | None]:
+    """Radius and step size, which keeps its proportion to the radius."""
+    return {"eps": eps, "step_size": None if eps is None else eps / steps}
+
+
+def _refuse(name: str, value: object, instead: str) -> None:
+    if value is not None:
+        raise ValueError(f"`--{name}` belongs to {instead}, got {value}")

@@ -1,0 +1,142 @@
+"""Networks that are told the noise level instead of a time: EDM's preconditioning, as a noise prediction.
+
+Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), table 1: the denoiser is
+D(y; s) = c_skip y + c_out F(c_in y, c_noise) for y = x0 + s noise. Our state is x = alpha x0 + sigma noise, so
+y = x / alpha and s = sigma / alpha (`Denoiser` with time input "sigma"), and the noise is (y - D) / s. That
+quotient is formed here on paper, because it cancels where s is small:
+
+* "vp": noise = F(y / sqrt(1 + s^2), 999 t(s)), t(s) being the time at which the continuous VP schedule has
+  that noise level. For VP states the network just sees x.
+* "edm": noise = s / (s^2 + sd^2) y - sd / sqrt(s^2 + sd^2) F(y / sqrt(s^2 + sd^2), ln(s) / 4), sd = sigma_data.
+* "cosine": as "vp", for networks trained on the cosine schedule of Nichol and Dhariwal (2021) in ``cosine_steps``
+  steps and told 1000 i / cosine_steps: i is where that schedule has the noise level s, not rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import mistake, one_of, positive, whole
+from .adm import ADM
+from .adm_config import ADMConfig
+from .base import HoistedNetwork
+from .ddpmpp import DDPMpp
+from .ddpmpp_config import DDPMppConfig
+
+PRECONDITIONINGS = ("vp", "edm", "cosine")
+BODIES: dict[str, tuple[type[Any], type[Any]]] = {
+    "ddpmpp": (DDPMppConfig, DDPMpp),
+    "adm": (ADMConfig, ADM),
+}
+_BETA_MIN, _BETA_SLOPE = 0.1, 19.9
+_OFFSET = 0.008
+
+
+@dataclass(frozen=True)
+class EDMConfig:
+    """A network and its preconditioning.
+
+    ``network`` is the configuration of F, or a dict of its fields with "architecture"; ``preconditioning`` one of
+    `PRECONDITIONINGS`; ``sigma_data`` belongs to "edm", ``cosine_steps`` to "cosine".
+    """
+
+    network: DDPMppConfig | ADMConfig
+    preconditioning: str = "edm"
+    sigma_data: float = 0.5
+    cosine_steps: int = 4000
+
+    def __post_init__(self) -> None:
+        one_of("preconditioning", self.preconditioning, PRECONDITIONINGS)
+        positive("sigma_data", self.sigma_data)
+        whole("cosine_steps", self.cosine_steps, minimum=2)
+        if isinstance(self.network, Mapping):
+            fields = dict(self.network)
+            kind = BODIES[one_of("architecture", fields.pop("architecture", None), BODIES)][0]
+            object.__setattr__(self, "network", kind(**fields))
+        if not isinstance(self.network, tuple(kind for kind, _ in BODIES.values())):
+            expected = "a configuration of F, or a dict of its fields"
+            raise TypeError(mistake("network", expected, type(self.network).__name__))
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images."""
+        return self.network.image_size
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.network.channels
+
+    @property
+    def time_input(self) -> str:
+        """The label is the noise level."""
+        return "sigma"
+
+    @property
+    def learned_sigma(self) -> bool:
+        """A learned variance is dropped inside, so never seen."""
+        return False
+
+
+class EDM(HoistedNetwork):
+    """Predicts the noise in y [B, C, H, W] = x0 + s noise, given s [B]; see the head of this file.
+
+    ``network`` is F, one of our own networks, whose fast paths therefore apply.
+    """
+
+    def __init__(self, config: EDMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = next(
+            kind(config.network) for c, kind in BODIES.values() if isinstance(config.network, c)
+        )
+
+    def initialise(self, seed: int, init_scale: float = 1.0) -> None:
+        """Fill the weights of F."""
+        self.network.initialise(seed, init_scale)
+
+    def coefficients(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(c_in, c_noise, factor of y, factor of F) in float64 for noise levels s [N]."""
+        s = s.double()
+        if self.config.preconditioning == "edm":
+            width = (s * s + self.config.sigma_data**2).sqrt()
+            return 1 / width, s.log() / 4, s / width**2, -self.config.sigma_data / width
+        c_in = torch.rsqrt(1 + s * s)
+        integral = torch.log1p(s * s)
+        if self.config.preconditioning == "vp":
+            # The positive root of the quadratic, written so that nothing cancels.
+            root = (_BETA_MIN**2 + 2 * _BETA_SLOPE * integral).sqrt()
+            c_noise = 999 * 2 * integral / (_BETA_MIN + root)
+        else:
+            start = math.cos(_OFFSET / (1 + _OFFSET) * math.pi / 2)
+            t = torch.acos(c_in * start) * (2 / math.pi) * (1 + _OFFSET) - _OFFSET
+            steps = self.config.cosine_steps
+            c_noise = (steps * t - 1).clamp(0, steps - 1) * (1000 / steps)
+        return c_in, c_noise, torch.zeros_like(s), torch.ones_like(s)
+
+    def embedding(self, labels: Tensor) -> Tensor:
+        """Rows [N, S + 3] for noise levels [N]: F's rows, then c_in and the factors of y and F.
+
+        The factors are too few to save anything by rounding them to half precision, so rows are float32 at least.
+        """
+        c_in, c_noise, of_y, of_f = self.coefficients(labels)
+        rows = self.network.embedding(c_noise)
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        return torch.cat([rows.to(wide), torch.stack([c_in, of_y, of_f], 1).to(wide)], 1)
+
+    def body(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Predicted noise [B, C, H, W] for y [B, C, H, W] and rows [1 or B, S + 3]."""
+        c_in, of_y, of_f = (column[:, None, None, None] for column in rows[:, -3:].unbind(1))
+        output = self.network.body((x * c_in).to(x.dtype), rows[:, :-3].to(x.dtype))
+        output = output[:, : self.config.channels] * of_f
+        return output if self.config.preconditioning != "edm" else output + of_y * x
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Predicted noise [B, C, H, W] for y [B, C, H, W] and noise levels [B]."""
+        return self.body(x, self.embedding(labels))

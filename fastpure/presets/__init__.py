@@ -1,0 +1,22 @@
+"""Published configurations as data: ``fastpure.presets["coup-cifar10-linf"]``. Printing one shows all of it."""
+
+from . import coup, diffpure, guided, retrained
+from .parts import TAGS, AttackSpec, ClassifierSpec, DataSpec, DenoiserSpec, MethodSpec, Published
+from .preset import Preset, Presets, UnknownPreset
+
+PRESETS = Presets((*coup.PRESETS, *diffpure.PRESETS, *guided.PRESETS, *retrained.PRESETS))
+"""Every preset by name."""
+
+__all__ = [
+    "PRESETS",
+    "TAGS",
+    "AttackSpec",
+    "ClassifierSpec",
+    "DataSpec",
+    "DenoiserSpec",
+    "MethodSpec",
+    "Preset",
+    "Presets",
+    "Published",
+    "UnknownPreset",
+]

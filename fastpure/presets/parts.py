@@ -1,0 +1,265 @@
+"""The parts of a published configuration: method, networks, data, attacks and numbers, all plain values.
+
+Methods and attacks are referred to by name and settings and resolved when they are used.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from torch import nn
+
+from ..attacks import ATTACKS, Attack
+from ..classifiers import Resized, load_classifier
+from ..data import Dataset, load_dataset
+from ..errors import mistake, one_of
+from ..purify.methods import METHODS, Method
+
+__all__ = ["TAGS", "AttackSpec", "ClassifierSpec", "DataSpec", "DenoiserSpec", "MethodSpec", "Published"]
+
+#: Evidence behind a number or constant.
+TAGS = {
+    "C": "read in the official code",
+    "P": "read in the paper",
+    "V": "stated by a public review of the paper",
+    "S": "quoted by another paper",
+    "D": "derived",
+    "R": "recommended here, in no primary source",
+}
+Settings = tuple[tuple[str, Any], ...]
+#: Images in an official test set, for choosing from a part of it what would be chosen from the whole.
+_POPULATION = {"cifar10": 10_000, "cifar100": 10_000}
+
+
+def _arguments(settings: Settings) -> str:
+    return ", ".join(f"{name}={_shown(value)}" for name, value in settings)
+
+
+def _shown(value: Any) -> str:
+    """Attack radii as papers write them."""
+    if isinstance(value, float) and 0 < value < 0.2 and abs(value * 255 - round(value * 255)) < 1e-9:
+        return f"{round(value * 255)}/255"
+    return repr(value)
+
+
+@final
+@dataclass(frozen=True)
+class MethodSpec:
+    """A purification method by name, with its published constants.
+
+    Fields:
+        name, settings: of ``fastpure.purify.methods.METHODS``.
+        takes: the argument that is a network ("classifier", "auxiliary"), None if there is none.
+        tag: evidence for the constants, a key of `TAGS`.
+    """
+
+    name: str
+    settings: Settings = ()
+    takes: str | None = None
+    tag: str = "C"
+
+    def __post_init__(self) -> None:
+        one_of("tag", self.tag, TAGS)
+
+    def build(self, network: nn.Module | None, **changes: Any) -> Method:
+        """The method, guided by ``network`` where it takes one; ``changes`` override the published settings.
+
+        Raises:
+            TypeError: the method needs a network and there is none.
+            ValueError: this fastpure has no such method or setting.
+        """
+        if self.name not in METHODS:
+            raise ValueError(
+                mistake("method", f"among those of this fastpure, {', '.join(METHODS)}", self.name)
+            )
+        settings = {**dict(self.settings), **changes}
+        make: Any = METHODS[self.name]
+        known = inspect.signature(make).parameters
+        for setting in settings:
+            one_of(f"settings of {self.name}", setting, known)
+        if self.takes is not None:
+            if network is None:
+                raise TypeError(mistake(self.takes, f"given: {self.name} is guided by it", "None"))
+            settings[self.takes] = network
+        return make(**settings)
+
+    def __str__(self) -> str:
+        parts = [part for part in (self.takes, _arguments(self.settings)) if part]
+        return f"{self.name}({', '.join(parts)})  [{self.tag}]"
+
+
+@final
+@dataclass(frozen=True)
+class DenoiserSpec:
+    """The diffusion model of a paper: what to download, and how it is told the time.
+
+    Fields:
+        name: the published file.
+        time_input: convention that the paper uses with it, if it is not the one the file is recognised with.
+    """
+
+    name: str
+    time_input: str | None = None
+
+    def __str__(self) -> str:
+        return self.name + (f", told the time as {self.time_input!r}" if self.time_input else "")
+
+
+@final
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """The classifier of a paper.
+
+    Fields:
+        name: the published network.
+        options: for ``load_classifier``, what its file cannot say.
+        source: ``load_classifier``'s name for it if it is another library's, "" if it is a plain file.
+        size: side of its images, if the diffusion model's are of another size.
+    """
+
+    name: str
+    options: Settings = ()
+    source: str = ""
+    size: int | None = None
+
+    def load(self, path: str | Path) -> nn.Module:
+        """The classifier from its file; errors as for ``load_classifier``."""
+        if self.source:
+            return load_classifier(self.source, weights=path, **dict(self.options))
+        try:
+            return load_classifier(path, **dict(self.options))
+        except ValueError as error:
+            # A fastpure file, a bundled name and RobustBench's names settle everything themselves.
+            if "must be left out for" not in str(error):
+                raise
+            return load_classifier(path)
+
+    def guide(self, classifier: nn.Module, size: int) -> nn.Module:
+        """``classifier`` for images of the diffusion model's size."""
+        return classifier if self.size in (None, size) else Resized(classifier, self.size or size)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@final
+@dataclass(frozen=True)
+class DataSpec:
+    """Which images a paper evaluates.
+
+    Fields:
+        dataset: a key of ``fastpure.data.DATASETS``.
+        n: how many, None for all.
+        choice: "random" (the literature's, from ``data_seed``) or "first".
+        note: what cannot be reproduced about the choice.
+    """
+
+    dataset: str
+    n: int | None = 512
+    data_seed: int = 0
+    choice: str = "random"
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        one_of("choice", self.choice, ("random", "first"))
+
+    def load(self, path: str | Path | None, data_seed: int | None = None) -> Dataset:
+        """These images of the test set at ``path``; errors as for ``load_dataset``.
+
+        Of a part of CIFAR (a JPEG pack), those images are taken that the paper takes and that are there, with
+        a warning that says how many.
+        """
+        seed = self.data_seed if data_seed is None else data_seed
+        population = _POPULATION.get(self.dataset)
+        if self.n is None or self.choice == "first" or population is None:
+            n = self.n if self.choice == "random" else None
+            dataset = load_dataset(self.dataset, "test", path=path, n=n, data_seed=seed)
+            return dataset.select(range(self.n)) if self.n and self.choice == "first" else dataset
+        whole = load_dataset(self.dataset, "test", path=path)
+        chosen = whole.subset(self.n, seed, population=population)
+        if len(chosen) < self.n:
+            warnings.warn(
+                f"{path} has {len(whole)} of the {population} test images: {len(chosen)} of the {self.n} that "
+                "the paper evaluates",
+                stacklevel=3,
+            )
+        return chosen
+
+    def __str__(self) -> str:
+        if self.n is None:
+            which = "all test images"
+        elif self.choice == "first":
+            which = f"first {self.n} test images"
+        else:
+            which = f"{self.n} test images, data_seed {self.data_seed}"
+        return f"{self.dataset}: {which}" + (f" ({self.note})" if self.note else "")
+
+
+@final
+@dataclass(frozen=True)
+class AttackSpec:
+    """An attack by name and settings.
+
+    Fields:
+        role: "published", the paper's own, or "adaptive", with exact gradients.
+    """
+
+    name: str
+    settings: Settings = ()
+    role: str = "published"
+
+    def __post_init__(self) -> None:
+        one_of("role", self.role, ("published", "adaptive"))
+
+    def build(self, **changes: Any) -> Attack:
+        """The attack; ``changes`` override its settings (``batch_size``, ``seed``, ...).
+
+        Raises:
+            ValueError: this fastpure has no such attack or setting, or a value is out of range.
+        """
+        if self.name not in ATTACKS:
+            raise ValueError(
+                mistake("attack", f"among those of this fastpure, {', '.join(ATTACKS)}", self.name)
+            )
+        try:
+            return ATTACKS[self.name](**{**dict(self.settings), **changes})
+        except TypeError as error:
+            raise ValueError(f"attack {self.name} does not take these settings: {error}") from error
+
+    def __str__(self) -> str:
+        return f"{self.name}({_arguments(self.settings)})"
+
+
+@final
+@dataclass(frozen=True)
+class Published:
+    """A published number. Accuracies in percent, None where not given.
+
+    Fields:
+        protocol: attack and rule it was measured with.
+        source: where the digits were read.
+        tag: evidence, a key of `TAGS`.
+    """
+
+    protocol: str
+    clean: float | None
+    robust: float | None
+    source: str
+    tag: str = "S"
+    note: str = field(default="")
+
+    def __post_init__(self) -> None:
+        one_of("tag", self.tag, TAGS)
+        for name in ("clean", "robust"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 100:
+                raise ValueError(mistake(name, "a percentage", value))
+
+    def __str__(self) -> str:
+        clean, robust = ("-" if value is None else f"{value:.2f}" for value in (self.clean, self.robust))
+        text = f"clean {clean:>5}  robust {robust:>5}  {self.protocol}; {self.source} [{self.tag}]"
+        return text + (f" ({self.note})" if self.note else "")

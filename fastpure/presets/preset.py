@@ -1,0 +1,156 @@
+"""`Preset`: a published experiment as a value, with everything a user with the weights needs to run it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from torch import nn
+
+from ..attacks import Attack
+from ..checkpoints import load_denoiser
+from ..data import Dataset
+from ..errors import mistake, one_of
+from ..nets import Denoiser
+from ..purify import Defense, Method, Purifier, ResizedPurifier
+from .parts import AttackSpec, ClassifierSpec, DataSpec, DenoiserSpec, MethodSpec, Published
+
+__all__ = ["Preset", "Presets", "UnknownPreset"]
+
+
+@final
+@dataclass(frozen=True)
+class Preset:
+    """A published configuration.
+
+    ``recipe`` is the method with its constants, ``weights`` the diffusion model, ``target`` the classifier,
+    ``images`` the evaluated subset, ``attack_specs`` the attacks, ``numbers`` what was published. Printing gives
+    all of it. Names of `fastpure` that a paper's experiment needs and this version lacks are errors when they
+    are used, not before.
+    """
+
+    name: str
+    title: str
+    recipe: MethodSpec
+    weights: DenoiserSpec
+    target: ClassifierSpec
+    images: DataSpec
+    attack_specs: tuple[AttackSpec, ...]
+    numbers: tuple[Published, ...]
+    notes: tuple[str, ...] = ()
+
+    def method(self, classifier: nn.Module | None = None, **changes: Any) -> Method:
+        """The method; ``classifier`` guides it where it is guided (for AGDM: the auxiliary network).
+
+        Args:
+            changes: settings other than the published ones, such as ``guidance_grad="detached"``.
+
+        Raises:
+            TypeError: the method is guided and no network was given.
+            ValueError: this fastpure has no such method or setting.
+        """
+        return self.recipe.build(classifier, **changes)
+
+    def attacks(self, role: str = "published", **changes: Any) -> list[Attack]:
+        """The attacks of the paper ("published") or those with exact gradients ("adaptive").
+
+        Raises:
+            ValueError: an unknown role, or an attack or setting that this fastpure has not.
+        """
+        one_of("role", role, ("published", "adaptive"))
+        return [spec.build(**changes) for spec in self.attack_specs if spec.role == role]
+
+    def load_denoiser(self, path: str | Path, **options: Any) -> Denoiser:
+        """The diffusion model from its published file, told the time as the paper tells it.
+
+        Options and errors as for ``fastpure.load_denoiser``.
+        """
+        denoiser = load_denoiser(path, **options)
+        if self.weights.time_input is not None:
+            denoiser.time_input = self.weights.time_input
+        return denoiser
+
+    def load_classifier(self, path: str | Path) -> nn.Module:
+        """The classifier from its published file; errors as for ``fastpure.load_classifier``."""
+        return self.target.load(path)
+
+    def load_dataset(self, path: str | Path | None = None, data_seed: int | None = None) -> Dataset:
+        """The evaluated images of the test set at ``path``; errors as for ``fastpure.data.load_dataset``."""
+        return self.images.load(path, data_seed)
+
+    def defense(
+        self,
+        denoiser: Denoiser,
+        classifier: nn.Module,
+        *,
+        guide: nn.Module | None = None,
+        changes: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Defense:
+        """The defended classifier of the paper.
+
+        Args:
+            guide: the network that guides, where it is not the classifier itself.
+            changes: settings of the method other than the published ones.
+            options: of ``Purifier``: seed, precision, memory.
+        """
+        size = denoiser.image_shape[1]
+        network = self.target.guide(guide if guide is not None else classifier, size)
+        method = self.method(network, **(changes or {}))
+        own = self.target.size
+        if own is None or own == size:
+            return Defense(Purifier(denoiser, method, **options), classifier)
+        return Defense(ResizedPurifier(denoiser, method, own, **options), classifier)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name}: {self.title}",
+            f"  method      {self.recipe}",
+            f"  denoiser    {self.weights}",
+            f"  classifier  {self.target}",
+            f"  data        {self.images}",
+        ]
+        for spec in self.attack_specs:
+            lines.append(f"  {spec.role:<11} {spec}")
+        lines += [f"  number      {number}" for number in self.numbers]
+        lines += [f"  note        {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+class UnknownPreset(KeyError, ValueError):
+    """No preset of that name; the message lists close ones."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@final
+class Presets(Mapping[str, Preset]):
+    """All presets by name; a wrong name is told the close ones."""
+
+    def __init__(self, presets: tuple[Preset, ...]) -> None:
+        self._presets = {preset.name: preset for preset in presets}
+        if len(self._presets) != len(presets):
+            raise ValueError("two presets have the same name")
+
+    def __getitem__(self, name: str) -> Preset:
+        if name in self._presets:
+            return self._presets[name]
+        import difflib
+
+        close = difflib.get_close_matches(str(name), self._presets, 3, 0.3)
+        expected = f"one of {', '.join(self._presets)}"
+        raise UnknownPreset(
+            mistake("preset", expected, repr(name), f"Close: {', '.join(close)}" if close else "")
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._presets)
+
+    def __len__(self) -> int:
+        return len(self._presets)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{preset.name:<32} {preset.title}" for preset in self._presets.values())

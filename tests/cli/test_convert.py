@@ -1,0 +1,85 @@
+"""`fastpure convert` and `fastpure doctor --checkpoint`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from typer.testing import CliRunner
+
+from fastpure import load_denoiser
+from fastpure.cli.main import app
+from tests.golden import FOLDER
+
+CHECKPOINT, CONFIG = (str(FOLDER / f"score_sde_checkpoint_tiny.{end}") for end in ("pth", "json"))
+
+
+def run(*words: str):
+    return CliRunner().invoke(app, list(words))
+
+
+def test_doctor_describes_a_checkpoint():
+    result = run("doctor", "--checkpoint", CHECKPOINT, "--config", CONFIG)
+    assert result.exit_code == 0, result.output
+    digest = hashlib.sha256(Path(CHECKPOINT).read_bytes()).hexdigest()
+    for words in ("score_sde", "20,411", "3x16x16", "continuous", "averaged (ema", "optimizer", digest):
+        assert words in result.output
+    report = json.loads(run("doctor", "--checkpoint", CHECKPOINT, "--config", CONFIG, "--json").output)
+    assert (report["format"], report["parameters"], report["sha256"]) == ("score_sde", 20_411, digest)
+
+
+def test_convert_is_bitwise(tmp_path):
+    target = tmp_path / "out.safetensors"
+    result = run("convert", CHECKPOINT, str(target), "--config", CONFIG)
+    assert result.exit_code == 0, result.output
+    direct, converted = load_denoiser(CHECKPOINT, config=CONFIG), load_denoiser(target)
+    theirs = converted.network.state_dict()
+    for name, value in direct.network.state_dict().items():
+        assert torch.equal(value, theirs[name])
+    assert converted.describe() == direct.describe()
+    assert "converted_from: score_sde_checkpoint_tiny.pth" in str(converted.checkpoint)
+    again = tmp_path / "again.safetensors"
+    assert run("convert", str(target), str(again)).exit_code == 0
+    assert f"source_sha256: {direct.checkpoint.sha256}" in load_denoiser(again).checkpoint.notes
+
+
+def test_convert_to_half_precision(tmp_path):
+    full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
+    run("convert", CHECKPOINT, str(full), "--config", CONFIG)
+    run("convert", CHECKPOINT, str(half), "--config", CONFIG, "--dtype", "float16")
+    assert half.stat().st_size < 0.6 * full.stat().st_size
+    exact, rounded = (load_denoiser(path).network.state_dict() for path in (full, half))
+    for name, value in exact.items():
+        assert rounded[name].dtype == torch.float32
+        assert torch.equal(rounded[name], value.half().float())
+
+
+def fastpure(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "fastpure.cli.main", *words], capture_output=True, text=True, check=False
+    )
+
+
+def test_convert_refuses(tmp_path):
+    target = tmp_path / "out.safetensors"
+    target.write_bytes(b"mine")
+    result = fastpure("convert", CHECKPOINT, str(target), "--config", CONFIG)
+    assert result.returncode == 2
+    assert "which exists. Overwrite it with --force" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert target.read_bytes() == b"mine"
+    assert run("convert", CHECKPOINT, str(target), "--config", CONFIG, "--force").exit_code == 0
+    assert load_denoiser(target).checkpoint.format == "native"
+    for words, message in (
+        (["out.pt"], "ends in .safetensors"),
+        ([str(tmp_path / "x.safetensors"), "--dtype", "int8"], "`--dtype` must be one of"),
+        ([str(tmp_path / "x.safetensors"), "--format", "keras"], "`format` must be one of"),
+    ):
+        result = run("convert", CHECKPOINT, *words, "--config", CONFIG)
+        assert isinstance(result.exception, ValueError)
+        assert message in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
