@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -64,8 +65,11 @@ def build(wanted: Request) -> Experiment:
     return Experiment(Defense(purifier, classifier), dataset, attack, f"{dataset.name}-{name}-{attack_name}")
 
 
-def method_settings(name: str, wanted: Request) -> dict[str, Any]:
-    """Settings of the method: those given, then those that suit the data set where the method has them."""
+def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Settings of the method: those given, then those that suit the data set where the method has them.
+
+    ``published`` are a preset's, which the result is to change.
+    """
     from ..errors import one_of
     from ..purify.methods import METHODS
 
@@ -77,7 +81,7 @@ def method_settings(name: str, wanted: Request) -> dict[str, Any]:
     if "steps" in chosen and "n_steps" in known:
         settings["n_steps"] = chosen["steps"]
     elif "steps" in chosen and "dt" in known:
-        t = settings.get("t", known["t"].default)
+        t = settings.get("t", (published or {}).get("t", known["t"].default))
         settings["dt"] = t / _positive_steps(chosen["steps"])
     for key, value in wanted.extra["method"].items():
         if key not in known:
@@ -156,6 +160,7 @@ def _positive_steps(steps: int) -> int:
 
 
 def _from_preset(wanted: Request) -> Experiment:
+    from ..classifiers import load_classifier
     from ..presets import PRESETS
 
     preset = PRESETS[str(wanted.preset)]
@@ -167,10 +172,11 @@ def _from_preset(wanted: Request) -> Experiment:
         dataset = dataset.select(range(min(wanted.n, len(dataset))))
     denoiser = preset.load_denoiser(_needed(wanted, "denoiser")).to(device)
     classifier = preset.load_classifier(_needed(wanted, "classifier")).to(device)
-    changes = {**method_settings(preset.recipe.name, wanted)}
-    defense = preset.defense(
-        denoiser, classifier, changes=changes, seed=wanted.seed, precision=wanted.precision
-    )
+    changes = method_settings(preset.recipe.name, wanted, dict(preset.recipe.settings))
+    files = [changes.pop(key) for key in NETWORKS if key in changes]
+    guide = load_classifier(files[0]).to(device) if files else None
+    options = {"seed": wanted.seed, "precision": wanted.precision}
+    defense = preset.defense(denoiser, classifier, guide=guide, changes=changes, **options)
     attack, name = _preset_attack(preset, wanted)
     return Experiment(defense, dataset, attack, f"{preset.name}-{name}")
 

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 import fastpure as fp
+from fastpure.cli.experiment import method_settings
 from fastpure.cli.main import app
-from fastpure.cli.options import literal
+from fastpure.cli.options import literal, request
 from fastpure.cli.sweep import grid
 from fastpure.data import load_dataset
 from fastpure.evaluate.work import Worker
@@ -257,3 +258,17 @@ def test_an_interrupt_says_how_to_go_on(here, monkeypatch):
     said = "stopped with 2 of 4 images finished, all of them in r.sqlite; the same command continues"
     assert said in result.output
     assert "4 images" in run(*words)
+
+
+def test_a_presets_step_length_follows_its_own_time():
+    published = {"t": 0.075, "dt": 1e-3}
+    wanted = request(preset="coup-cifar10-l2", steps=3)
+    assert method_settings("coup", wanted, published) == {"dt": pytest.approx(0.025)}
+    assert method_settings("coup", request(preset="coup-cifar10-l2"), published) == {}
+    assert method_settings("gdmp", request()) == {}, "what suits other methods on digits is not for this one"
+
+
+def test_an_unknown_preset_is_told_close_ones(here):
+    result = CliRunner().invoke(app, ["evaluate", "--preset", "coup-cifar10"])
+    assert isinstance(result.exception, ValueError)
+    assert "coup-cifar10-linf" in str(result.exception)
