@@ -82,6 +82,13 @@ $(INSTALLED_DEV): $(SETUP) | $(BIN)/python
 $(INSTALLED_BENCH): $(SETUP) | $(BIN)/python
 	$(call install,bench)
 
-$(BUILD)/%_check: csrc/tests/%_check.cpp $(HOST_SOURCES) $(filter %.h %.inl,$(SETUP))
-	@mkdir -p $(BUILD)
-	$(CXX) $(SANITIZE) $< $(HOST_SOURCES) -o $@ -Wl,--no-as-needed -lgomp -ldl
+# The kernels are compiled once for both programs, and kept.
+.SECONDARY:
+SANITIZED := $(patsubst csrc/host/%.cpp,$(BUILD)/sanitize/%.o,$(HOST_SOURCES))
+
+$(BUILD)/sanitize/%.o: csrc/host/%.cpp $(filter %.h %.inl,$(SETUP))
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE) -c $< -o $@
+
+$(BUILD)/%_check: csrc/tests/%_check.cpp $(SANITIZED) $(filter %.h %.inl,$(SETUP))
+	$(CXX) $(SANITIZE) $< $(SANITIZED) -o $@ -Wl,--no-as-needed -lgomp -ldl

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 
 import fastpure as fp
-from bench.interleave import interleave, ratio, table
 from fastpure.attacks.base import Problem
 from fastpure.attacks.gradient import score
+from fastpure.bench.timing import interleave, ratio, table
 from fastpure.data import load_dataset
 
 EPS, N_ITER, DRAWS = 0.3, 2, 20
@@ -59,7 +59,7 @@ def evaluations(n: int) -> dict[str, Callable[[], object]]:
     return {BATCHED: lambda: score(defense, x, y, ids, DRAWS, 256), LOOP: loop}
 
 
-def main(n: int = 4, eot: int = 20, repeats: int = 3) -> None:
+def main(n: int = 2, eot: int = 20, repeats: int = 3) -> None:
     timings = interleave(attacks(n, eot), repeats)
     print(table(timings, OURS, f"APGD, {n} images, EOT {eot}, {N_ITER} iterations"))
     print(f"\n{THEIRS} / {OURS}  {ratio(timings, THEIRS, OURS):.2f}   (goal: at least 3)\n")

@@ -2,7 +2,8 @@
 
     python -m bench.bench_loading            # writes random weights into a temporary folder, and removes them
 
-Seconds are medians of turns that alternate in fresh processes, the file being in the page cache; memory is the
+Medians of turns that alternate in fresh processes, the file being in the page cache. Elapsed time and, because that
+means little on a busy machine, processor time of the process, kernel included. Memory is the
 largest resident set of a process above what it had before loading, memory-mapped pages of the file included.
 """
 
@@ -31,11 +32,11 @@ path, way = sys.argv[1:]
 load = fastpure.load_denoiser if way == "fastpure" else lambda p: torch.load(p, map_location="cpu", weights_only=True)
 before = resident("VmRSS:")
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
-begin = time.perf_counter()
+begin, worked = time.perf_counter(), time.process_time()
 loaded = load(path)
-seconds = time.perf_counter() - begin
+seconds, worked = time.perf_counter() - begin, time.process_time() - worked
 peak, after = (resident(kind) - before for kind in ("VmHWM:", "VmRSS:"))
-print('{"seconds": %f, "peak": %f, "after": %f}' % (seconds, peak, after))
+print('{"seconds": %f, "cpu": %f, "peak": %f, "after": %f}' % (seconds, worked, peak, after))
 """
 
 
@@ -81,12 +82,16 @@ def main() -> None:
                 for way, found in results.items():
                     found.append(measure(path, way))
             print(f"{kind}, {size:.0f} MiB")
-            seconds = {way: statistics.median(r["seconds"] for r in found) for way, found in results.items()}
-            for way, found in results.items():
-                peak, after = (statistics.median(r[key] for r in found) for key in ("peak", "after"))
+            median = {
+                way: {key: statistics.median(result[key] for result in found) for key in found[0]}
+                for way, found in results.items()
+            }
+            for way, values in median.items():
                 print(
-                    f"  {way:<12}{seconds[way]:8.3f} s ({seconds[way] / seconds['torch.load']:.2f} of torch.load)   "
-                    f"peak {peak:6.0f} MiB ({peak / size:.2f} of the file)   after {after:6.0f} MiB"
+                    f"  {way:<12}{values['seconds']:7.3f} s, {values['cpu']:6.3f} s of CPU "
+                    f"({values['cpu'] / median['torch.load']['cpu']:.2f} of torch.load's)   "
+                    f"peak {values['peak']:6.0f} MiB ({values['peak'] / size:.2f} of the file), "
+                    f"after {values['after']:6.0f} MiB"
                 )
 
 

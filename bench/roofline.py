@@ -33,7 +33,7 @@ from torch.utils.flop_counter import flop_registry
 
 from bench.devices import DEVICES, DTYPES, Device, measured_here
 from bench.workloads import Workload, workload
-from fastpure.nets import frozen
+from fastpure.nets import frozen, fused
 
 #: Operations that move nothing: they only make another view, or allocate.
 # fmt: off
@@ -101,12 +101,18 @@ def trace(run: Callable[[], object]) -> Program:
     return counting.program
 
 
+PATHS = ("gpu", "host", "plain")
+"""Which of our kernels the traced program uses: Triton's fused blocks, the host's fused normalisation, or none."""
+
+
 @contextmanager
-def fake_tensors() -> Iterator[None]:
-    """Inside, tensors have shapes but no memory, and convolutions run on torch's operator (no packed CPU weights)."""
+def fake_tensors(path: str = "gpu") -> Iterator[None]:
+    """Inside, tensors have shapes but no memory, convolutions are torch's, and the kernels are those of ``path``."""
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(frozen, "can_pack", return_value=False),
+        mock.patch.object(fused, "serves", return_value=path == "gpu"),
+        mock.patch.object(frozen, "fused_on_host", return_value=path == "host"),
     ):
         yield
 
@@ -198,7 +204,9 @@ def rand_autoattack_hours(rate: float, images: int = 512, steps: int = 100) -> f
     return images * 2 * 100 * 20 * steps / rate / 3600
 
 
-def table(device: Device, network: str, guidance: str | None, batches: list[int]) -> list[Prediction]:
+def table(
+    device: Device, network: str, guidance: str | None, batches: list[int], path: str
+) -> list[Prediction]:
     """Print the table for a device and return its rows."""
     print(
         f"{network}{' with ' + guidance if guidance else ''} on {device.name}: one step of the exact gradient"
@@ -208,7 +216,7 @@ def table(device: Device, network: str, guidance: str | None, batches: list[int]
     for precision in device.matrix:
         for batch in batches:
             for plan in PLANS:
-                with fake_tensors():
+                with fake_tensors(path):
                     load = workload(network, guidance, batch, DTYPES[precision], precision)
                     row, spent = predict(load, plan, device)
                 rows.append(row)
@@ -230,7 +238,7 @@ def table(device: Device, network: str, guidance: str | None, batches: list[int]
 
 def compare_here(network: str, guidance: str | None, batch: int, device: Device, repeats: int = 3) -> None:
     """Prediction against measurement on this machine's CPU, float32, the store plan."""
-    with fake_tensors():
+    with fake_tensors("host"):
         row, _ = predict(workload(network, guidance, batch, torch.float32, "fp32"), PLANS[0], device)
     load = workload(network, guidance, batch, torch.float32, "fp32")
     load.adjoint()
@@ -255,13 +263,18 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 20, 64, 256])
     parser.add_argument(
+        "--path", choices=PATHS, help="kernels to model (default: gpu; host with --device here)"
+    )
+    parser.add_argument(
         "--measure", action="store_true", help="with --device here: also run one step and compare"
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     here = options.device == "here"
     device = measured_here() if here else DEVICES[options.device]
-    rows = table(device, options.network, options.guidance, options.batch)
+    rows = table(
+        device, options.network, options.guidance, options.batch, options.path or ("host" if here else "gpu")
+    )
     if options.measure:
         if not here:
             parser.error("--measure needs --device here")

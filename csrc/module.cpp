@@ -47,7 +47,7 @@ void check(Status status, int64_t step, int64_t rows) {
     case kNoState:
       throw py::value_error("`x` must be the state of the row, because the row clips, got None");
     default:
-      throw std::runtime_error("unknown dtype, layout or noise kind, code " + std::to_string(status));
+      throw std::runtime_error("unknown dtype, layout or kind, code " + std::to_string(status));
   }
 }
 
@@ -117,6 +117,61 @@ void affine_row_vjp(Address v, Address v_register, Address x, Address noise_pred
     status = host::affine_row_vjp(args, static_cast<DType>(dtype), threads, kernels);
   }
   check(status, *args.step, rows);
+}
+
+host::GroupNormShape group_norm_shape(int64_t batch, int64_t first, int64_t second, int64_t height, int64_t width,
+                                      int64_t groups, int resample, bool activate, int vectors) {
+  return {batch,  first, second, height, width, groups, static_cast<host::Resample>(resample), activate,
+          static_cast<DType>(vectors)};
+}
+
+void group_norm(Address x, Address skip, Address row, int64_t row_stride, Address weight, int64_t weight_stride,
+                Address bias, int64_t bias_stride, double eps, Address y, Address stats, int64_t batch, int64_t first,
+                int64_t second, int64_t height, int64_t width, int64_t groups, int resample, bool activate,
+                int vectors, int dtype, int threads, const char* isa) {
+  const host::GroupNormArgs args{
+      group_norm_shape(batch, first, second, height, width, groups, resample, activate, vectors),
+      input<void>(x),
+      input<void>(skip),
+      {input<void>(row), row_stride},
+      {input<void>(weight), weight_stride},
+      {input<void>(bias), bias_stride},
+      eps,
+      output(y),
+      static_cast<float*>(output(stats))};
+  const host::Kernels& kernels = kernels_called(isa);
+  Status status;
+  {
+    py::gil_scoped_release unlocked;
+    status = host::group_norm(args, static_cast<DType>(dtype), threads, kernels);
+  }
+  check(status, 0, 0);
+}
+
+void group_norm_vjp(Address v, Address x, Address skip, Address row, int64_t row_stride, Address weight,
+                    int64_t weight_stride, Address bias, int64_t bias_stride, Address stats, Address add, Address v_x,
+                    Address v_skip, int64_t batch, int64_t first, int64_t second, int64_t height, int64_t width,
+                    int64_t groups, int resample, bool activate, int vectors, int dtype, int threads,
+                    const char* isa) {
+  const host::GroupNormVjpArgs args{
+      group_norm_shape(batch, first, second, height, width, groups, resample, activate, vectors),
+      input<void>(v),
+      input<void>(x),
+      input<void>(skip),
+      {input<void>(row), row_stride},
+      {input<void>(weight), weight_stride},
+      {input<void>(bias), bias_stride},
+      input<float>(stats),
+      input<void>(add),
+      output(v_x),
+      output(v_skip)};
+  const host::Kernels& kernels = kernels_called(isa);
+  Status status;
+  {
+    py::gil_scoped_release unlocked;
+    status = host::group_norm_vjp(args, static_cast<DType>(dtype), threads, kernels);
+  }
+  check(status, 0, 0);
 }
 
 #if defined(FASTPURE_WITH_CUDA)
@@ -276,5 +331,15 @@ PYBIND11_MODULE(_C, m) {
         py::arg("noise_pred"), py::arg("table"), py::arg("rows"), py::arg("step"), py::arg("v_x"),
         py::arg("v_noise_pred"), py::arg("v_guidance"), py::arg("v_register_out"), py::arg("elements"),
         py::arg("dtype"), py::arg("threads"), py::arg("isa") = py::none());
+  m.def("group_norm", &group_norm, py::arg("x"), py::arg("skip"), py::arg("row"), py::arg("row_stride"),
+        py::arg("weight"), py::arg("weight_stride"), py::arg("bias"), py::arg("bias_stride"), py::arg("eps"),
+        py::arg("y"), py::arg("stats"), py::arg("batch"), py::arg("first"), py::arg("second"), py::arg("height"),
+        py::arg("width"), py::arg("groups"), py::arg("resample"), py::arg("activate"), py::arg("vectors"),
+        py::arg("dtype"), py::arg("threads"), py::arg("isa") = py::none());
+  m.def("group_norm_vjp", &group_norm_vjp, py::arg("v"), py::arg("x"), py::arg("skip"), py::arg("row"),
+        py::arg("row_stride"), py::arg("weight"), py::arg("weight_stride"), py::arg("bias"), py::arg("bias_stride"),
+        py::arg("stats"), py::arg("add"), py::arg("v_x"), py::arg("v_skip"), py::arg("batch"), py::arg("first"),
+        py::arg("second"), py::arg("height"), py::arg("width"), py::arg("groups"), py::arg("resample"),
+        py::arg("activate"), py::arg("vectors"), py::arg("dtype"), py::arg("threads"), py::arg("isa") = py::none());
   bind_cuda(m);
 }

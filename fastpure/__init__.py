@@ -13,7 +13,9 @@ from .classifiers import load_classifier as load_classifier
 from .evaluate import Report as Report
 from .evaluate import Run as Run
 from .evaluate import compare_runs as compare
+from .evaluate import controls as controls
 from .evaluate import evaluate as evaluate
+from .evaluate import merge as merge
 from .evaluate import plan as plan
 from .evaluate import protocol as protocols
 from .nets import Denoiser as Denoiser
@@ -35,9 +37,11 @@ __all__ = [
     "Run",
     "attacks",
     "compare",
+    "controls",
     "evaluate",
     "load_classifier",
     "load_denoiser",
+    "merge",
     "methods",
     "plan",
     "presets",

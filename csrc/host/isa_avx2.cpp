@@ -12,6 +12,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 #define FASTPURE_ISA avx2
+#define FASTPURE_LANES 8
 #define FASTPURE_ISA_TABLE kAvx2
 #include "loops.inl"
 #if defined(__clang__)

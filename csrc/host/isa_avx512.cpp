@@ -13,6 +13,7 @@
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")
 #endif
 #define FASTPURE_ISA avx512
+#define FASTPURE_LANES 16
 #define FASTPURE_ISA_TABLE kAvx512
 #include "loops.inl"
 #if defined(__clang__)

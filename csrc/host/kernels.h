@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "fastpure/args.h"
+#include "group_norm.h"
 
 namespace fastpure::host {
 
@@ -15,7 +16,7 @@ inline int64_t tiles_per_sample(const BatchShape& shape) {
   return (shape.channels * shape.pixels + kTile - 1) / kTile;
 }
 
-// Each function handles the tiles (or elements) [begin, end). Ranges may run in any order and on any thread.
+// Each function handles the tiles (or elements, or units) [begin, end). Ranges may run in any order and on any thread.
 struct Kernels {
   const char* name;
   void (*noise_f32)(const NoiseArgs&, int64_t begin, int64_t end);
@@ -24,6 +25,10 @@ struct Kernels {
   void (*row_f64)(const RowArgs&, int64_t begin, int64_t end);
   void (*vjp_f32)(const RowVjpArgs&, int64_t begin, int64_t end);
   void (*vjp_f64)(const RowVjpArgs&, int64_t begin, int64_t end);
+  void (*group_norm_f32)(const GroupNormArgs&, int64_t begin, int64_t end);
+  void (*group_norm_bf16)(const GroupNormArgs&, int64_t begin, int64_t end);
+  void (*group_norm_vjp_f32)(const GroupNormVjpArgs&, int64_t begin, int64_t end);
+  void (*group_norm_vjp_bf16)(const GroupNormVjpArgs&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kBaseline;

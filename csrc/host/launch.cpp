@@ -10,6 +10,7 @@ namespace {
 // Elements a thread should get at least: below that, handing the work over costs more than doing it.
 constexpr int64_t kNoiseGrain = 16 * 1024;
 constexpr int64_t kPlainGrain = 32 * 1024;
+constexpr int64_t kNormGrain = 8 * 1024;
 
 template <typename Args>
 struct Call {
@@ -44,6 +45,26 @@ bool row_clips(const RowVjpArgs& args, DType dtype) {
                            : static_cast<const double*>(args.table)[at] != 0.0;
 }
 
+// Everything the loops divide by or index with; what the pointers hold is the caller's business.
+Status check(const GroupNormShape& s, DType dtype) {
+  if ((dtype != kFloat32 && dtype != kBFloat16) || (s.vectors != kFloat32 && s.vectors != kBFloat16)) return kBadDType;
+  const bool sized = s.batch >= 0 && s.first >= 0 && s.second >= 0 && s.height >= 0 && s.width >= 0;
+  if (!sized || s.groups < 1 || s.channels() % s.groups != 0) return kBadLayout;
+  const bool even = s.height % 2 == 0 && s.width % 2 == 0;
+  return s.resample == kKeep || s.resample == kUp || (s.resample == kDown && even) ? kOk : kBadKind;
+}
+
+template <typename Args>
+Status run_group_norm(void (*function)(const Args&, int64_t, int64_t), const Args& args, DType dtype, int threads) {
+  const Status status = check(args.shape, dtype);
+  if (status != kOk) return status;
+  const int64_t unit_size = groups_per_unit(args.shape) * args.shape.channels() / args.shape.groups * args.shape.pixels();
+  if (unit_size > 0) {
+    run(function, args, args.shape.batch * units_per_sample(args.shape), unit_size, kNormGrain, threads);
+  }
+  return kOk;
+}
+
 }  // namespace
 
 Status noise(const NoiseArgs& args, DType dtype, int threads, const Kernels& kernels) {
@@ -75,6 +96,15 @@ Status affine_row_vjp(const RowVjpArgs& args, DType dtype, int threads, const Ke
   run(dtype == kFloat32 ? kernels.vjp_f32 : kernels.vjp_f64, args, (args.elements + kTile - 1) / kTile, kTile,
       kPlainGrain, threads);
   return kOk;
+}
+
+Status group_norm(const GroupNormArgs& args, DType dtype, int threads, const Kernels& kernels) {
+  return run_group_norm(dtype == kFloat32 ? kernels.group_norm_f32 : kernels.group_norm_bf16, args, dtype, threads);
+}
+
+Status group_norm_vjp(const GroupNormVjpArgs& args, DType dtype, int threads, const Kernels& kernels) {
+  return run_group_norm(dtype == kFloat32 ? kernels.group_norm_vjp_f32 : kernels.group_norm_vjp_bf16, args, dtype,
+                        threads);
 }
 
 }  // namespace fastpure::host

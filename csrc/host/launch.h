@@ -10,5 +10,7 @@ namespace fastpure::host {
 Status noise(const NoiseArgs& args, DType dtype, int threads, const Kernels& kernels);
 Status affine_row(const RowArgs& args, DType dtype, int threads, const Kernels& kernels);
 Status affine_row_vjp(const RowVjpArgs& args, DType dtype, int threads, const Kernels& kernels);
+Status group_norm(const GroupNormArgs& args, DType dtype, int threads, const Kernels& kernels);
+Status group_norm_vjp(const GroupNormVjpArgs& args, DType dtype, int threads, const Kernels& kernels);
 
 }  // namespace fastpure::host

@@ -273,6 +273,16 @@ static void vjp_tiles(const RowVjpArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+#include "lanes.inl"
+#include "group_norm.inl"
+#include "group_norm_vjp.inl"
+
+template <typename T, typename Args>
+static void group_norm_any(const Args& args, int64_t begin, int64_t end) {
+  const bool common = args.shape.activate && args.shape.resample == kKeep;
+  return common ? group_norm_units<T, true>(args, begin, end) : group_norm_units<T, false>(args, begin, end);
+}
+
 }  // namespace FASTPURE_ISA
 }  // namespace
 
@@ -281,6 +291,10 @@ const Kernels FASTPURE_ISA_TABLE = {
     FASTPURE_ISA::noise_tiles<float>, FASTPURE_ISA::noise_tiles<double>,
     FASTPURE_ISA::row_tiles<float>,   FASTPURE_ISA::row_tiles<double>,
     FASTPURE_ISA::vjp_tiles<float>,   FASTPURE_ISA::vjp_tiles<double>,
+    FASTPURE_ISA::group_norm_any<float, GroupNormArgs>,
+    FASTPURE_ISA::group_norm_any<FASTPURE_ISA::BFloat16, GroupNormArgs>,
+    FASTPURE_ISA::group_norm_any<float, GroupNormVjpArgs>,
+    FASTPURE_ISA::group_norm_any<FASTPURE_ISA::BFloat16, GroupNormVjpArgs>,
 };
 
 }  // namespace fastpure::host

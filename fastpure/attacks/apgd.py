@@ -1,21 +1,27 @@
-"""Auto-PGD with cross entropy, DLR and targeted DLR: no step size to choose, gradients and losses averaged."""
+"""Auto-PGD with cross entropy, DLR and targeted DLR: no step size to choose, gradients and losses averaged.
+
+Croce and Hein 2020 for Linf and L2, Croce and Hein 2021 for L1.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..errors import mistake, whole
+from ..errors import whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
-from .apgd_loop import ROOM, Found, Loop, l2
+from .apgd_loop import ROOM, Ask, DenseLoop, Found, l2
+from .apgd_sparse import STAGES, SparseLoop
 from .base import Problem, Proposal, Report
 from .gradient import Logits, Loss, Query, is_random, mean_logits, objective, query
 from .gradient_attack import GradientAttack
 from .losses import cross_entropy, dlr, dlr_targeted, require_classes
 from .pgd import is_flat
+from .projection import onto_l1_ball_in_box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +42,6 @@ class AutoPGD(GradientAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("n_restarts", self.n_restarts, minimum=1)
-        if self.norm == "L1":
-            raise ValueError(mistake("norm", "'Linf' or 'L2' for APGD", "'L1'", "Use PGD for L1"))
 
     @property
     @abstractmethod
@@ -71,27 +75,59 @@ class AutoPGD(GradientAttack):
         return Proposal(best.x, torch.cat(histories), is_flat(best.first))
 
     def start(self, problem: Problem, number: int) -> Tensor:
-        """Random point on the surface of the cube (largest entry eps) or of the ball, clamped to [0, 1]."""
+        """Random point on the surface of the cube (largest entry eps) or of the ball, clamped to [0, 1].
+
+        For L1 the image plus standard normal noise, projected onto the first and largest of the balls.
+        """
         if self.norm == "Linf":
             noise = 2.0 * self.uniform(problem, number) - 1.0
             length = noise.flatten(1).abs().amax(1).view(-1, 1, 1, 1)
-        else:
-            keys = NoiseKeys.make(self.seed, problem.ids, number, Domain.ATTACK, problem.x.device)
-            noise = philox_normal(keys, 0, Stream.ATTACK_START, tuple(problem.x.shape[1:]))
-            length = l2(noise)
-        return (problem.x + self.eps * noise / (length + ROOM)).clamp(0.0, 1.0)
+            return (problem.x + self.eps * noise / (length + ROOM)).clamp(0.0, 1.0)
+        keys = NoiseKeys.make(self.seed, problem.ids, number, Domain.ATTACK, problem.x.device)
+        noise = philox_normal(keys, 0, Stream.ATTACK_START, tuple(problem.x.shape[1:]))
+        if self.norm == "L1":
+            return _into(problem.x + noise, problem.x, STAGES[0][0] * self.eps)
+        return (problem.x + self.eps * noise / (l2(noise) + ROOM)).clamp(0.0, 1.0)
 
     def _run(self, problem: Problem, labels: Tensor, logits: Logits, number: int, report: Report) -> Found:
         goal, n = objective(logits, self.loss), self.n_draws(problem)
-        base = number * (self.n_iter + 1)
+        queries = number * (self.n_iter + len(STAGES))
 
         def ask(points: Tensor, which: Tensor, i: int) -> Query:
-            draws = range((base + i) * n, (base + i + 1) * n)
+            draws = range((queries + i) * n, (queries + i + 1) * n)
             return query(goal, points, labels[which], problem.ids[which], draws, self.batch_size)
 
-        loop = Loop(ask, problem.x, self.start(problem, number), self.norm, self.eps, self.n_iter)
-        offset = number * self.n_iter
-        return loop.run(stop=not is_random(problem.defense), report=lambda i, loss: report(offset + i, loss))
+        def tell(i: int, loss: float) -> None:
+            report(number * self.n_iter + i, loss)
+
+        stop, start = not is_random(problem.defense), self.start(problem, number)
+        if self.norm != "L1":
+            return DenseLoop(ask, problem.x, start, self.norm, self.eps, self.n_iter).run(stop, tell)
+        return self._run_stages(ask, tell, problem.x, start, stop)
+
+    def _run_stages(self, ask: Ask, tell: Report, x: Tensor, start: Tensor, stop: bool) -> Found:
+        lengths = [math.ceil(share * self.n_iter) for _, share in STAGES[:-1]]
+        lengths.append(self.n_iter - sum(lengths))
+        losses, done = [], 0
+        found: Found | None = None
+        for stage, ((radius, _), length) in enumerate(zip(STAGES, lengths, strict=True)):
+            if length < 1:
+                continue
+            first = done + stage
+            loop = SparseLoop(
+                lambda points, which, i, first=first: ask(points, which, first + i),  # type: ignore[misc]
+                x,
+                _into(start, x, radius * self.eps),
+                radius * self.eps,
+                length,
+            )
+            # Success in a larger ball is none: only the last stage may leave an image alone.
+            last = stage == len(STAGES) - 1
+            found = loop.run(stop and last, lambda i, loss, done=done: tell(done + i, loss))  # type: ignore[misc]
+            start, done = found.best, done + length
+            losses.append(found.losses)
+        assert found is not None
+        return replace(found, losses=torch.cat(losses))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +180,10 @@ class APGDT(AutoPGD):
         )
         n = min(self.n_target_classes, outputs.shape[1] - 1)
         return [torch.stack([problem.y, others[:, k]], 1) for k in range(n)]
+
+
+def _into(candidate: Tensor, x: Tensor, radius: float) -> Tensor:
+    return onto_l1_ball_in_box(candidate.flatten(1), x.flatten(1), radius).view_as(x)
 
 
 def _merge(best: Found, found: Found, chosen: Tensor) -> Found:

@@ -9,6 +9,7 @@ last.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,8 +48,21 @@ class Found:
     best: Tensor
 
 
-class Loop:
+class Loop(ABC):
     """State of a run: every tensor has one entry per image of the batch, whether it is still moved or not."""
+
+    @property
+    @abstractmethod
+    def first_window(self) -> int:
+        """Steps until the first check."""
+
+    @abstractmethod
+    def step(self, moving: Tensor, i: int) -> None:
+        """Move the points of these images."""
+
+    @abstractmethod
+    def check(self, moving: Tensor, window: int) -> int:
+        """Adapt the step sizes after ``window`` steps; the number of steps until the next check."""
 
     def __init__(self, ask: Ask, x: Tensor, start: Tensor, norm: str, eps: float, n_iter: int) -> None:
         self.ask, self.x, self.norm, self.eps, self.n_iter = ask, x, norm, eps, n_iter
@@ -74,37 +88,23 @@ class Loop:
 
     def run(self, stop: bool, report: Callable[[int, float], None]) -> Found:
         """All iterations; ``stop`` leaves an image alone once no draw is classified correctly."""
-        window, waited = max(int(0.22 * self.n_iter), 1), 0
+        window, waited = self.first_window, 0
         for i in range(self.n_iter):
             moving = (self.found_correct > 0).nonzero()[:, 0] if stop else torch.arange(len(self.x))
             moving = moving.to(self.x.device)
             if not len(moving):
                 break
-            self._step(moving, 1.0 if i == 0 else MOMENTUM)
+            self.step(moving, i)
             self._look(moving, i)
             report(i, float(self.losses[i, moving].mean()))
             waited += 1
             if waited == window:
-                self._check(moving, window)
-                window = max(window - max(int(0.03 * self.n_iter), 1), max(int(0.06 * self.n_iter), 1))
-                waited = 0
+                window, waited = self.check(moving, window), 0
         return Found(self.found, self.found_correct, self.found_loss, self.losses, self.first, self.best)
 
-    def _step(self, moving: Tensor, share: float) -> None:
-        x, point, before = self.x[moving], self.point[moving], self.before[moving]
-        length = self.step_size[moving].view(-1, 1, 1, 1)
-        gradient = self.gradient[moving]
-        direction = gradient.sign() if self.norm == "Linf" else gradient / (l2(gradient) + ROOM)
-        ahead = self._into(point + length * direction, x)
-        moved = self._into(point + (ahead - point) * share + (point - before) * (1.0 - share), x)
-        self.before[moving], self.point[moving] = point, moved
-
-    def _into(self, candidate: Tensor, x: Tensor) -> Tensor:
-        if self.norm == "Linf":
-            return candidate.clamp(x - self.eps, x + self.eps).clamp(0.0, 1.0)
-        offset = candidate - x
-        length = l2(offset)
-        return (x + offset / (length + ROOM) * length.clamp_max(self.eps)).clamp(0.0, 1.0)
+    def go_back(self, where: Tensor) -> None:
+        """Continue from the best point."""
+        _put(where, (self.point, self.best[where]), (self.gradient, self.best_gradient[where]))
 
     def _look(self, moving: Tensor, i: int) -> None:
         point = self.point[moving]
@@ -122,7 +122,35 @@ class Loop:
         _put(moving[better], (self.found, point[better]), (self.found_loss, answer.loss[better]))
         self.found_correct[moving[better]] = answer.correct[better]
 
-    def _check(self, moving: Tensor, window: int) -> None:
+
+class DenseLoop(Loop):
+    """The loop for "Linf" and "L2"."""
+
+    @property
+    def first_window(self) -> int:
+        """22 % of the iterations; each later window is 3 % shorter, down to 6 %."""
+        return max(int(0.22 * self.n_iter), 1)
+
+    def step(self, moving: Tensor, i: int) -> None:
+        """A step along the sign of the gradient or its direction, with momentum from the second on."""
+        share = 1.0 if i == 0 else MOMENTUM
+        x, point, before = self.x[moving], self.point[moving], self.before[moving]
+        length = self.step_size[moving].view(-1, 1, 1, 1)
+        gradient = self.gradient[moving]
+        direction = gradient.sign() if self.norm == "Linf" else gradient / (l2(gradient) + ROOM)
+        ahead = self._into(point + length * direction, x)
+        moved = self._into(point + (ahead - point) * share + (point - before) * (1.0 - share), x)
+        self.before[moving], self.point[moving] = point, moved
+
+    def _into(self, candidate: Tensor, x: Tensor) -> Tensor:
+        if self.norm == "Linf":
+            return candidate.clamp(x - self.eps, x + self.eps).clamp(0.0, 1.0)
+        offset = candidate - x
+        length = l2(offset)
+        return (x + offset / (length + ROOM) * length.clamp_max(self.eps)).clamp(0.0, 1.0)
+
+    def check(self, moving: Tensor, window: int) -> int:
+        """Halve the step and go back to the best point where the loss rose too seldom or nothing came of it."""
         stuck = ~self.was_reduced[moving] & (self.loss_at_check[moving] >= self.best_loss[moving])
         reduce = (self.rises[moving] <= RHO * window) | stuck
         self.was_reduced[moving] = reduce
@@ -130,7 +158,8 @@ class Loop:
         self.rises[moving] = 0.0
         back = moving[reduce]
         self.step_size[back] /= 2.0
-        _put(back, (self.point, self.best[back]), (self.gradient, self.best_gradient[back]))
+        self.go_back(back)
+        return max(window - max(int(0.03 * self.n_iter), 1), max(int(0.06 * self.n_iter), 1))
 
 
 def l2(offset: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 The package's attacks choose the images that go on by themselves and share random numbers between them. Here each
 image has a loop and a seed of its own: its result depends neither on the other images nor on the caller's
-generator, which is left as it was. Square's loops advance in lockstep and share the network calls; FAB, which
-differentiates inside its loop, goes image by image.
+generator, which is left as it was. Square's loops advance in lockstep and share the network calls. FAB without
+restarts draws nothing and treats the rows of its batch one by one, so it is given whole batches.
 """
 
 from __future__ import annotations
@@ -43,37 +43,41 @@ class ForeignAttack(NormAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class FAB(ForeignAttack):
-    """Fast Adaptive Boundary attack (Croce and Hein, ICML 2020), targeted as in AutoAttack.
+    """Fast Adaptive Boundary attack (Croce and Hein, ICML 2020), targeted as in AutoAttack, without restarts.
+
+    It looks for the nearest misclassified point and believes the one draw on which it found it, so that against
+    random defences it ends near the original with nothing but luck: it is meant for deterministic ones.
 
     Attributes:
         n_iter: iterations for each target.
-        n_restarts: restarts for each target.
         n_target_classes: how many of the other classes, most probable first.
     """
 
     n_iter: int = 100
-    n_restarts: int = 1
     n_target_classes: int = 9
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("n_iter", "n_restarts", "n_target_classes"):
-            whole(name, getattr(self, name), minimum=1)
+        whole("n_iter", self.n_iter, minimum=1)
+        whole("n_target_classes", self.n_target_classes, minimum=1)
 
     def propose(self, problem: Problem, report: Report) -> Proposal:
         """For each image the nearest misclassified point within ``eps``, the image itself where there is none."""
         kind = _published("fab_pt", "FABAttack_PT", "FAB")
-        proposals, device = problem.x.clone(), problem.x.device
-        settings = {name: getattr(self, name) for name in ("norm", "n_restarts", "n_iter", "eps")}
-        settings["n_target_classes"] = min(self.n_target_classes, problem.n_classes - 1)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for i in range(len(problem.x)):
-                oracle = Oracle(problem, i, self.draws(problem), self.batch_size)
-                seed = _seed(self.seed, int(problem.ids[i]))
-                attack = kind(oracle, targeted=True, seed=seed, **settings)
-                x, y = problem.x[i : i + 1].clone(), problem.y[i : i + 1]
-                proposals[i] = attack.perturb(x, y)[0].detach()
-                report(i, float("nan"))
+        proposals, nearest = problem.x.clone(), torch.full_like(problem.x[:, 0, 0, 0], torch.inf).double()
+        group, certain = max(1, self.batch_size // self.draws(problem)), not is_random(problem.defense)
+        for target in range(2, 2 + min(self.n_target_classes, problem.n_classes - 1)):
+            playing = ~(torch.isfinite(nearest) & certain)
+            for chosen in playing.nonzero()[:, 0].split(group):
+                part = problem.part(chosen)
+                oracle = Oracle(part, self.draws(problem), self.batch_size, target - 2)
+                attack = kind(oracle, norm=self.norm, n_iter=self.n_iter, eps=self.eps, targeted=True)
+                attack.target_class = target
+                found = attack.attack_single_run(part.x.clone(), part.y, is_targeted=True).detach()
+                distance = self.budget.distance(found, part.x)
+                better = (distance > 0) & (distance <= self.eps) & (distance < nearest[chosen])
+                proposals[chosen[better]], nearest[chosen[better]] = found[better], distance[better]
+            report(target - 2, float("nan"))
         return Proposal(proposals, problem.x.new_empty((0, len(problem.x))))
 
 
@@ -138,17 +142,23 @@ class Square(ForeignAttack):
 
 
 class Oracle:
-    """What FAB sees of the defence: mean logits of one image's variants over fresh attack draws."""
+    """What FAB sees of the defence: mean logits of every image's variant over fresh attack draws.
 
-    def __init__(self, problem: Problem, image: int, n_draws: int, batch_size: int) -> None:
-        self.problem, self.image = problem, image
-        self.n_draws, self.batch_size, self.asked = n_draws, batch_size, 0
+    FAB begins by asking which images are classified correctly and leaves the others out. It is told that all are,
+    so that from then on every question is about all images in their order: then their names are known.
+    """
+
+    def __init__(self, problem: Problem, n_draws: int, batch_size: int, stretch: int) -> None:
+        self.problem, self.n_draws, self.batch_size = problem, n_draws, batch_size
+        self.asked, self.first = 0, stretch << 16
 
     def __call__(self, points: Tensor) -> Tensor:
-        """Logits [n, classes] of ``points`` [n, C, H, W], differentiable."""
-        image = torch.full((len(points),), self.image, device=points.device)
-        first = torch.full_like(image, self.asked * self.n_draws)
+        """Logits [B, classes] of ``points`` [B, C, H, W], differentiable."""
         self.asked += 1
+        if self.asked == 1:
+            return torch.nn.functional.one_hot(self.problem.y, self.problem.n_classes).to(points.dtype)
+        image = torch.arange(len(points), device=points.device)
+        first = torch.full_like(image, self.first + self.asked * self.n_draws)
         return mean_logits_at(self.problem, points, image, first, self.n_draws, self.batch_size)
 
 

@@ -52,8 +52,8 @@ class GradientAttack(NormAttack):
         return self.mode().logits(problem.defense)
 
     def n_draws(self, problem: Problem) -> int:
-        """Draws per iteration."""
-        return self.eot_iter if is_random(problem.defense) else 1
+        """Draws per iteration; the classifier alone, which "blind" differentiates, has no noise to average."""
+        return self.eot_iter if is_random(problem.defense) and self.gradient != "blind" else 1
 
     def uniform(self, problem: Problem, draw: int = 0) -> Tensor:
         """Noise in (0, 1) for a random start, [B, C, H, W]: a function of the seed, the sample ids and ``draw``."""

@@ -68,5 +68,5 @@ class RenderedAttack(Attack):
 
     def draws(self, problem: Problem, i: int) -> range:
         """The draws of iteration ``i``."""
-        n = self.eot_iter if is_random(problem.defense) else 1
+        n = self.eot_iter if is_random(problem.defense) and self.gradient != "blind" else 1
         return range(i * n, (i + 1) * n)

@@ -136,6 +136,7 @@ def _loaded(source: Source, name: str, plan: Plan) -> Denoiser:
         plan.time_input or config.time_input,
         plan.image_shape or (config.channels, config.image_size, config.image_size),
         learned_sigma=config.learned_sigma if plan.learned_sigma is None else plan.learned_sigma,
+        schedule=plan.schedule,
     ).eval()
     denoiser.checkpoint = CheckpointReport(
         path=source.path,
@@ -148,6 +149,7 @@ def _loaded(source: Source, name: str, plan: Plan) -> Denoiser:
         notes=plan.notes,
         prediction=denoiser.prediction,
         time_input=denoiser.time_input,
+        schedule=denoiser.schedule,
         image_shape=denoiser.image_shape,
         learned_sigma=denoiser.learned_sigma,
         bytes=status.st_size,

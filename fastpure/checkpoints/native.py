@@ -91,6 +91,7 @@ def plan_native(source: Source, config: Any = None) -> Plan:
             image_shape=(channels, height, width),
             prediction=conventions.pop("prediction"),
             time_input=conventions.pop("time_input"),
+            schedule=conventions.pop("schedule", "linear"),
             learned_sigma=conventions.pop("learned_sigma"),
             notes=tuple(f"{name}: {metadata[name]}" for name in sorted(set(metadata) - set(_RESERVED))),
         )

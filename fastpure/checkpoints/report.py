@@ -32,6 +32,7 @@ class Plan:
     time_input: str | None = None
     learned_sigma: bool | None = None
     image_shape: tuple[int, int, int] | None = None
+    schedule: str = "linear"
     dropped: tuple[str, ...] = ()
     ema: str = "as in the file"
     notes: tuple[str, ...] = ()
@@ -51,7 +52,7 @@ class CheckpointReport:
         ema: which weights were taken where the file has averaged and raw ones.
         dropped: what the file holds and the denoiser does not use, with the reason.
         notes: what was assumed because the file does not say it.
-        prediction, time_input, image_shape, learned_sigma: as for `Denoiser`.
+        prediction, time_input, schedule, image_shape, learned_sigma: as for `Denoiser`.
         bytes: size of the file.
     """
 
@@ -65,6 +66,7 @@ class CheckpointReport:
     notes: tuple[str, ...]
     prediction: str
     time_input: str
+    schedule: str
     image_shape: tuple[int, int, int]
     learned_sigma: bool
     bytes: int
@@ -99,6 +101,7 @@ class CheckpointReport:
             "image_shape": list(self.image_shape),
             "prediction": self.prediction,
             "time_input": self.time_input,
+            "schedule": self.schedule if self.time_input != "sigma" else "any",
             "learned_sigma": self.learned_sigma,
             "weights": self.ema,
             "dropped": list(self.dropped),

@@ -94,9 +94,10 @@ def require_features(network: nn.Module, argument: str) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise TypeError(mistake(argument, "a torch.nn.Module", type(network).__name__))
     if not isinstance(network, FeatureClassifier):
+        linear = [name for name, part in network.named_modules() if name and isinstance(part, nn.Linear)]
         remedy = (
-            "Wrap it with fastpure.classifiers.FeatureHead(network, head='fc'), naming the layer whose input are "
-            "the features"
+            f"Wrap it with fastpure.classifiers.FeatureHead(network, head={linear[-1] if linear else 'fc'!r}), naming "
+            "the layer whose input are the features"
         )
         expected = "a network with features_and_logits(x)"
         raise ValueError(mistake(argument, expected, type(network).__name__, remedy))

@@ -64,7 +64,7 @@ def evaluate(
     from ..evaluate.protocol import make
     from ..evaluate.shards import parse_shard
 
-    rules = make(protocol, draws)
+    rules = make(protocol, draws, **wanted.extra["protocol"])
     part = None if shard is None else parse_shard(shard)
     experiment = build(wanted)
     if dry_run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"t": 0.15, "steps": 12, "scale": 2.0, "eps": 0.2, "n_iter": 20, "eot_iter": 4},
 }
 """Settings that suit a bundled data set, used where none is given: those of `fastpure demo`."""
+
+TIMED = ("diffpure", "diffpure_ode", "coup", "coup_unguided", "ddpm", "ddim", "dpm_solver")
+"""Methods whose t and steps mean what `DEFAULTS` means."""
+
+NETWORKS = ("classifier", "auxiliary")
+"""Arguments of methods that are networks: the defended classifier, unless a file is set."""
 
 
 @dataclass(frozen=True)
@@ -58,37 +65,44 @@ def build(wanted: Request) -> Experiment:
     return Experiment(Defense(purifier, classifier), dataset, attack, f"{dataset.name}-{name}-{attack_name}")
 
 
-def method_settings(name: str, wanted: Request) -> dict[str, Any]:
-    """Settings of the method: those given, then those that suit the data set where the method has them."""
+def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Settings of the method: those given, then those that suit the data set where the method has them.
+
+    ``published`` are a preset's, which the result is to change.
+    """
     from ..errors import one_of
     from ..purify.methods import METHODS
 
     function: Any = METHODS[one_of("method", name, METHODS)]
     known = inspect.signature(function).parameters
-    chosen = (
-        {**DEFAULTS.get(wanted.data, {}), **wanted.given} if wanted.preset is None else dict(wanted.given)
-    )
+    suits = wanted.preset is None and name in TIMED
+    chosen = {**(DEFAULTS.get(wanted.data, {}) if suits else {}), **wanted.given}
     settings: dict[str, Any] = {key: chosen[key] for key in ("t", "scale") if key in chosen and key in known}
     if "steps" in chosen and "n_steps" in known:
         settings["n_steps"] = chosen["steps"]
     elif "steps" in chosen and "dt" in known:
-        t = settings.get("t", known["t"].default)
+        t = settings.get("t", (published or {}).get("t", known["t"].default))
         settings["dt"] = t / _positive_steps(chosen["steps"])
     for key, value in wanted.extra["method"].items():
-        if key not in known or key == "classifier":
-            listed = ", ".join(k for k in known if k != "classifier")
-            raise ValueError(f"`--set method.{key}`: {name} has no such setting; it has {listed}")
+        if key not in known:
+            raise ValueError(f"`--set method.{key}`: {name} has no such setting; it has {', '.join(known)}")
         settings[key] = value
     return settings
 
 
 def make_method(name: str, classifier: nn.Module, settings: dict[str, Any]) -> Any:
-    """The method, guided by the defended classifier where it takes one."""
+    """The method; a network it cannot do without is the defended classifier, or one loaded from a file that was set."""
+    from ..classifiers import load_classifier
     from ..purify.methods import METHODS
 
     function: Any = METHODS[name]
-    takes = "classifier" in inspect.signature(function).parameters
-    return function(classifier, **settings) if takes else function(**settings)
+    for key, parameter in inspect.signature(function).parameters.items():
+        if key in NETWORKS and key in settings:
+            device = next((p.device for p in classifier.parameters()), None)
+            settings = {**settings, key: load_classifier(settings[key]).to(device)}
+        elif key in NETWORKS and parameter.default is inspect.Parameter.empty:
+            settings = {**settings, key: classifier}
+    return function(**settings)
 
 
 def _attack(wanted: Request) -> tuple[Attack | None, str]:
@@ -105,8 +119,8 @@ def _attack(wanted: Request) -> tuple[Attack | None, str]:
     settings: dict[str, Any] = {
         key: chosen[key] for key in ("norm", "eps", "n_iter", "eot_iter") if key in chosen and key in known
     }
-    if wanted.given.get("norm", "Linf") != "Linf" and "eps" not in wanted.given:
-        settings.pop("eps", None)  # what suits the data set was chosen for Linf
+    if settings.get("norm", "Linf") != "Linf" and "eps" not in wanted.given:
+        raise ValueError(f"`--eps` must be given with --norm {settings['norm']}: the default is one for Linf")
     for key, value in wanted.extra["attack"].items():
         if key not in known:
             raise ValueError(f"`--set attack.{key}`: {name} has no such setting; it has {', '.join(known)}")
@@ -146,6 +160,7 @@ def _positive_steps(steps: int) -> int:
 
 
 def _from_preset(wanted: Request) -> Experiment:
+    from ..classifiers import load_classifier
     from ..presets import PRESETS
 
     preset = PRESETS[str(wanted.preset)]
@@ -157,10 +172,11 @@ def _from_preset(wanted: Request) -> Experiment:
         dataset = dataset.select(range(min(wanted.n, len(dataset))))
     denoiser = preset.load_denoiser(_needed(wanted, "denoiser")).to(device)
     classifier = preset.load_classifier(_needed(wanted, "classifier")).to(device)
-    changes = {**method_settings(preset.recipe.name, wanted)}
-    defense = preset.defense(
-        denoiser, classifier, changes=changes, seed=wanted.seed, precision=wanted.precision
-    )
+    changes = method_settings(preset.recipe.name, wanted, dict(preset.recipe.settings))
+    files = [changes.pop(key) for key in NETWORKS if key in changes]
+    guide = load_classifier(files[0]).to(device) if files else None
+    options = {"seed": wanted.seed, "precision": wanted.precision}
+    defense = preset.defense(denoiser, classifier, guide=guide, changes=changes, **options)
     attack, name = _preset_attack(preset, wanted)
     return Experiment(defense, dataset, attack, f"{preset.name}-{name}")
 

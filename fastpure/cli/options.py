@@ -15,7 +15,7 @@ import typer
 
 from ..errors import RunInterrupted
 
-KINDS = ("method", "attack")
+KINDS = ("method", "attack", "protocol")
 
 Data = Annotated[str, typer.Option(help="Data set: digits needs no file, others need --data-path.")]
 DataPath = Annotated[Path | None, typer.Option(help="File or folder with the images.")]
@@ -57,7 +57,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Any other setting of method or attack, as method.NAME=VALUE or attack.NAME=VALUE; may be repeated. "
+        help="Any other setting, as method.NAME=VALUE, attack.NAME=VALUE or protocol.NAME=VALUE; may be repeated. "
         "Example: --set attack.gradient=bpda --set method.label=input",
     ),
 ]
@@ -182,7 +182,9 @@ def _assigned(settings: list[str]) -> dict[str, dict[str, Any]]:
         path, equals, value = text.partition("=")
         kind, dot, name = path.strip().partition(".")
         if not equals or not dot or kind not in KINDS or not name:
-            raise ValueError(f"`--set` must be method.NAME=VALUE or attack.NAME=VALUE, got {text!r}")
+            raise ValueError(
+                f"`--set` must be method.NAME=VALUE, attack.NAME=VALUE or protocol.NAME=VALUE, got {text!r}"
+            )
         extra[kind][name.replace("-", "_")] = literal(value.strip())
     return extra
 

@@ -16,6 +16,7 @@ from .devices import checked_device
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..presets import Preset
     from ..purify import Method, Purifier
     from .purify_inputs import Source
 
@@ -32,7 +33,9 @@ ClassifierName = Annotated[
     str | None,
     typer.Option(help="Network that guides methods such as coup: a bundled name or a file of weights."),
 ]
-MethodName = Annotated[str, typer.Option(help="Name of the method, such as diffpure, coup, ddpm.")]
+MethodName = Annotated[
+    str | None, typer.Option(help="Name of the method, such as diffpure (the default), coup, ddpm.")
+]
 PresetName = Annotated[
     str | None,
     typer.Option(help="Published configuration, such as coup-cifar10-linf, instead of --method."),
@@ -71,7 +74,7 @@ def purify(
     out: Out,
     denoiser: DenoiserName,
     classifier: ClassifierName = None,
-    method: MethodName = "diffpure",
+    method: MethodName = None,
     preset: PresetName = None,
     t: Time = None,
     dt: Step = None,
@@ -178,7 +181,7 @@ def _say_png(sources: tuple[Source, ...]) -> None:
 def _purifier(
     denoiser: str,
     classifier: str | None,
-    method: str,
+    method: str | None,
     preset: str | None,
     given: dict[str, Any],
     size: int | None,
@@ -188,32 +191,41 @@ def _purifier(
 ) -> tuple[Purifier, dict[str, str]]:
     """The purifier on its device, and what its networks are."""
     from ..checkpoints import load_denoiser
-    from ..classifiers import load_classifier
+    from ..errors import mistake
     from ..presets import PRESETS
     from ..purify import Purifier, ResizedPurifier
 
     checked_device(device)
+    if preset is not None and method is not None:
+        raise ValueError(mistake("--method", "left out with --preset, which has its own", repr(method)))
     published = PRESETS[preset] if preset is not None else None
-    model = published.load_denoiser(denoiser) if published is not None else load_denoiser(denoiser)
+    model = load_denoiser(denoiser) if published is None else published.load_denoiser(denoiser)
     networks = {"denoiser": _fingerprint(model)}
     guide = None
     if classifier is not None:
-        guide = (
-            published.load_classifier(classifier)
-            if published is not None and Path(classifier).is_file()
-            else load_classifier(classifier)
-        )
-        networks["classifier"] = _fingerprint(guide)
-        if published is not None:
-            guide = published.target.guide(guide, model.image_shape[1])
-    recipe = published.method(guide, **given) if published is not None else _method(method, guide, given)
+        guide, networks["classifier"] = _guide(classifier, published, size, model.image_shape[1])
+    if published is None:
+        recipe = _method(method or "diffpure", guide, given)
+    elif guide is not None and published.recipe.takes is None:
+        raise ValueError(mistake("--classifier", f"left out: {preset} is not guided", repr(classifier)))
+    else:
+        recipe = published.method(guide, **given)
     options: dict[str, Any] = {"seed": seed, "precision": precision}
-    purifier = (
-        Purifier(model, recipe, **options)
-        if size is None
-        else ResizedPurifier(model, recipe, size, **options)
-    )
-    return purifier.to(device), networks
+    if size is None:
+        return Purifier(model, recipe, **options).to(device), networks
+    return ResizedPurifier(model, recipe, size, **options).to(device), networks
+
+
+def _guide(name: str, published: Preset | None, size: int | None, inner: int) -> tuple[nn.Module, str]:
+    """The guiding network for images of side ``inner``, and its fingerprint."""
+    from ..classifiers import Resized, load_classifier
+
+    file = published is not None and Path(name).is_file()
+    network = published.load_classifier(name) if published is not None and file else load_classifier(name)
+    if published is not None:
+        return published.target.guide(network, inner), _fingerprint(network)
+    # A classifier of the images that come in sees the diffusion model's resized to its own size.
+    return network if size in (None, inner) else Resized(network, size or inner), _fingerprint(network)
 
 
 def _method(name: str, guide: nn.Module | None, given: dict[str, Any]) -> Method:

@@ -129,7 +129,7 @@ class ArrayFile(Source):
 
     @cached_property
     def _archive(self) -> dict[str, np.ndarray]:
-        if self.path.suffix == ".npy":
+        if self.path.suffix.lower() == ".npy":
             return {"": read_npy(self.path)}
         try:
             with np.load(self.path, allow_pickle=False) as archive:

@@ -149,7 +149,8 @@ class PurifyRun:
                     self._store(draw, batch, results)
                     purified += size
                 for piece in batch:
-                    self._assemble(draw, piece.source)
+                    if piece.rows[-1] == self.sources[piece.source].count - 1:  # its last one
+                        self._assemble(draw, piece.source)
                 done(size)
         return purified
 

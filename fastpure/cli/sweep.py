@@ -41,8 +41,10 @@ def sweep(
 
     points = grid(over)
     with o.interruptible():
-        reports = run_points(wanted, points, make(protocol, draws), out, batch_size, progress)
+        rules = make(protocol, draws, **wanted.extra["protocol"])
+        reports = run_points(wanted, points, rules, out, batch_size, progress)
     print_table(points, reports)
+    print_findings(reports)
 
 
 def grid(over: list[str]) -> list[dict[str, Any]]:
@@ -52,7 +54,11 @@ def grid(over: list[str]) -> list[dict[str, Any]]:
         name, equals, values = text.partition("=")
         name = name.strip().replace("-", "_")
         kind, dot, rest = name.partition(".")
-        if not equals or not values.strip() or not (name in SHORT or (dot and rest and kind in o.KINDS)):
+        if (
+            not equals
+            or not values.strip()
+            or not (name in SHORT or (dot and rest and kind in ("method", "attack")))
+        ):
             raise ValueError(
                 f"`--over` must be NAME=VALUE,... with NAME among {', '.join(SHORT)}, method.NAME, attack.NAME, "
                 f"got {text!r}"
@@ -116,7 +122,7 @@ def describe(point: dict[str, Any]) -> str:
 
 def file_name(point: dict[str, Any]) -> str:
     """The point as a file name."""
-    text = describe(point).replace(", ", "-")
+    text = "-".join(f"{name}={value}" for name, value in point.items())
     return "".join(c if c.isalnum() or c in "=-._" else "_" for c in text)
 
 
@@ -138,3 +144,15 @@ def print_table(points: list[dict[str, Any]], reports: list[Any]) -> None:
             names,
         )
     Console(width=120).print(table)
+
+
+def print_findings(reports: list[Any]) -> None:
+    """What several points together say about the attack: whether more iterations or draws still help, for one."""
+    from contextlib import ExitStack
+
+    from ..evaluate import Run, across
+
+    with ExitStack() as stack:
+        runs = [stack.enter_context(Run.open(report.path, verify=False)) for report in reports]
+        for finding in across(runs):
+            typer.echo(f"{'WARNING   ' if finding.alarm else ''}{finding}")

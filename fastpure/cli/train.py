@@ -41,7 +41,7 @@ def denoiser(
         str,
         typer.Option(
             help="vp: continuous times. discrete: the 1000 steps of DDPM, integer labels. "
-            "edm: log-normal noise levels, for a --network that is told them."
+            "edm: log-normal noise levels, the network inside EDM's preconditioning."
         ),
     ] = "vp",
     network: given.Network = None,
@@ -52,7 +52,7 @@ def denoiser(
     save_every: given.SaveEvery = 500,
     tensorboard: given.TensorBoard = False,
 ) -> None:
-    """Train a denoiser (noise prediction, continuous or discrete VP schedule).
+    """Train a denoiser (noise prediction; continuous or discrete VP schedule, or EDM).
 
     Writes OUT/denoiser.safetensors, which fastpure.load_denoiser reads, OUT/metrics.csv (the loss curve) and
     OUT/result.json (scores on held-out images). Given again, the same command continues an interrupted run.

@@ -93,6 +93,8 @@ def plain(value: Any) -> Any:
             "settings": {name: plain(setting) for name, setting in value.settings},
             "steps": value.steps.digest,
             "guidance": plain(value.guidance),
+            "procedure": plain(value.procedure),
+            "schedule": value.schedule,
             "clip_output": value.clip_output,
         }
     if isinstance(value, StepTable):

@@ -32,6 +32,15 @@ def frozen(defense: nn.Module, protocol: Protocol) -> AbstractContextManager[obj
     return nullcontext()
 
 
+def even(total: int, rows: int) -> int:
+    """The batch size up to ``rows`` that cuts ``total`` rows into equal parts.
+
+    A small remainder would be slow, and libraries compute very small batches with other kernels, whose rounding
+    differs in the last bits.
+    """
+    return max(-(-total // max(-(-total // rows), 1)), 1)
+
+
 @torch.no_grad()
 def judge(
     defense: nn.Module, x: Tensor, y: Tensor, ids: Tensor, n_draws: int, rows: int
@@ -45,6 +54,7 @@ def judge(
     """
     n = n_draws if is_random(defense) else 1
     total = len(x) * n
+    rows = even(total, rows)
     predicted = torch.empty(total, dtype=torch.int64, device=x.device)
     loss = torch.empty(total, dtype=torch.float32, device=x.device)
     for begin in range(0, total, rows):

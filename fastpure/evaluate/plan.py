@@ -38,7 +38,8 @@ class Plan:
         n_images: images.
         gradients, judgements: purifications with and without gradient per image; where an attack stops early on
             images it has broken, the most it can need.
-        calls: network calls in one purification (1 for a bare classifier).
+        calls: network calls in one purification (1 for a bare classifier), as its table lists them; a procedure
+            that differentiates the network on the way costs more, which the measured times include.
         network_calls: of the whole run, in images: a gradient counts twice, for its forward and backward pass.
         seconds_gradient, seconds_judgement: measured, per image and draw in a batch of ``rows``.
         hours: of the whole run on this device, one process.
@@ -175,6 +176,8 @@ def _truncated(defense: nn.Module, calls: int) -> nn.Module:
     """The same defence, stopped after ``calls`` network calls; its result means nothing, its speed does."""
     if not isinstance(defense, Defense) or _network_calls(defense) <= calls:
         return defense
+    if defense.purifier.method.procedure is not None:
+        return defense  # only the procedure knows what part of its table makes sense alone
     purifier, kept, left = defense.purifier, [], calls
     for row in purifier.method.steps.rows:
         if row.calls_network and left == 0:

@@ -8,6 +8,7 @@ mean; here every result carries its protocol. All rules read the same records: p
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -166,20 +167,23 @@ PROTOCOLS: dict[str, Callable[..., Protocol]] = {
 """Every protocol by name."""
 
 
-def make(name: str, draws: int | None = None) -> Protocol:
+def make(name: str, draws: int | None = None, **settings: Any) -> Protocol:
     """The protocol called ``name``. ``draws`` is its number of fresh draws, where it has one.
 
     Raises:
-        ValueError: an unknown name, or draws for a protocol that fixes their number.
+        ValueError: an unknown name or setting, or draws for a protocol that fixes their number.
     """
-    one_of("protocol", name, PROTOCOLS)
+    function = PROTOCOLS[one_of("protocol", name, PROTOCOLS)]
+    for setting in settings:
+        one_of(f"settings of {name}", setting, inspect.signature(function).parameters)
     if draws is None:
-        return PROTOCOLS[name]()
+        return function(**settings)
     if name == "legacy_autoattack":
         raise ValueError(
             mistake("draws", "left out for legacy_autoattack, which has one per decision", draws)
         )
-    return dw_box(transfer_draws=draws) if name == "dw_box" else PROTOCOLS[name](draws)
+    count = "transfer_draws" if name == "dw_box" and "draws" not in settings else "draws"
+    return function(**{count: draws, **settings})
 
 
 def _decide(rule: str, predicted: np.ndarray, y: np.ndarray) -> np.ndarray:

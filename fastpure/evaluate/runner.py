@@ -49,7 +49,7 @@ def evaluate(
     Args:
         defense: a ``Defense``, or a deterministic module from [0, 1] images to logits, in evaluation mode.
         dataset: images with labels and ids.
-        attack: from ``fp.attacks`` or ``fp.evaluate.controls``; None measures clean accuracy only.
+        attack: from ``fp.attacks`` or ``fp.controls``; None measures clean accuracy only.
         protocol: who decides; ``fresh()``, ten fresh draws, if None.
         out: the run file (SQLite), made or continued; None keeps the run in memory.
         batch_size: images attacked together and written in one transaction. Halved when memory runs out. Noise
@@ -122,12 +122,14 @@ def _run(store: RunStore, worker: Worker, todo: list[list[int]], run_blocks: Blo
 
 
 def iterations(attack: Attack | None) -> int:
-    """How many iterations an attack will report, 0 if it does not say."""
+    """How many iterations an attack will report, restarts and targets included; 0 if it does not say."""
     members = getattr(attack, "members", None)
     if members is not None:
         return sum(iterations(member) for member in members())
-    number = getattr(attack, "n_iter", None) or getattr(attack, "n_queries", None)
-    return int(number or 0)
+    number = int(getattr(attack, "n_iter", None) or getattr(attack, "n_queries", None) or 0)
+    for factor in ("n_restarts", "n_target_classes"):
+        number *= int(getattr(attack, factor, None) or 1)
+    return number
 
 
 def local_blocks(worker: Worker, todo: list[list[int]], tick: Callable[[int, int], None]) -> Iterator[Block]:

@@ -37,6 +37,9 @@ class Seconds:
 class RunStore:
     """The only writer of a run file.
 
+    While it is written, the file has a write-ahead log beside it, which must be on the same machine as its readers;
+    once closed it is a single file that can be read from anywhere, network drives included.
+
     Args:
         path: the file; None keeps the run in memory.
         identity: of the run. An existing file must have the same.

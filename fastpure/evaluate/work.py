@@ -16,7 +16,7 @@ from ..attacks.base import Attack, Problem
 from ..data import Dataset
 from ..errors import NonFiniteError, OutOfMemory
 from ..purify import Defense
-from .judging import count_classes, frozen, judge, judged
+from .judging import count_classes, even, frozen, judge, judged
 from .protocol import Protocol
 from .record import ImageRecord
 from .store import Seconds
@@ -116,7 +116,8 @@ class Worker:
         assert self.attack is not None
         attack = self.attack
         if hasattr(attack, "batch_size"):
-            attack = replace(attack, batch_size=self.rows)  # type: ignore[type-var]
+            total = len(problem.x) * max(int(getattr(attack, "eot_iter", 1) or 1), 1)
+            attack = replace(attack, batch_size=even(total, self.rows))  # type: ignore[type-var]
         with attack.conditions(problem.defense):
             proposal = attack.propose(problem, tick)
         candidate = proposal.x.detach()

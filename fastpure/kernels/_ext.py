@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ABI = 2
+ABI = 3
 """Must equal FASTPURE_ABI in csrc/include/fastpure/args.h; a mismatch disables the extension."""
 
 DTYPE_CODES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastpure.errors import mistake
 
@@ -32,6 +33,11 @@ def refuse_autograd(op: str, *inputs: Tensor | None) -> None:
             mistake("inputs", f"free of gradient recording in `{op}`", "a tensor that requires a gradient")
             + ". Call it inside an autograd function or under torch.no_grad()"
         )
+
+
+def carries_derivatives() -> bool:
+    """Whether a transformation of ``torch.func`` or forward-mode differentiation is going on."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def check_activations(name: str, x: Tensor) -> None:

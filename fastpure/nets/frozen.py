@@ -3,8 +3,8 @@
 An attack differentiates with respect to the image, never the weights. Then
 
 * a convolution is linear in its input: its backward pass needs the weight and nothing else;
-* GroupNorm followed by SiLU needs its input (statistics and normalised tensor are cheap to recompute); that
-  of a concatenation is kept as its parts, one of which another block keeps anyway;
+* GroupNorm followed by SiLU needs its input (and two numbers per group; the normalised tensor is cheap to
+  recompute); that of a concatenation is kept as its parts, one of which another block keeps anyway;
 * attention needs q, k and v (the attention matrix is recomputed);
 * matrix products, resampling, residual additions and concatenations need nothing.
 
@@ -13,6 +13,9 @@ Plain autograd also keeps every convolution's input and SiLU's input: three time
 Every function here takes the same arguments in all situations. Where a weight requires a gradient, or the
 input does not, it is the plain torch operation. A backward pass under ``create_graph=True`` is rebuilt from
 differentiable operations, so second derivatives are right (only not cheap).
+
+GroupNorm and SiLU run as one kernel of the host extension where that serves the tensors (float32 and bfloat16,
+channels_last), and as torch's operations elsewhere.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from ..kernels.group_norm_silu import fused_on_host, group_norm_silu, group_norm_silu_vjp
 from .packed import PackedWeight, can_pack
 
 _ATEN = torch.ops.aten
@@ -36,6 +40,11 @@ def saves_nothing_for(x: Tensor, *weights: Tensor | None) -> bool:
         and x.requires_grad
         and not any(weight is not None and weight.requires_grad for weight in weights)
     )
+
+
+def records(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with these."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 # ---------------------------------------------------------------------------------------- convolution
@@ -56,13 +65,9 @@ def conv2d(
         packed = None
     if saves_nothing_for(x, weight, bias):
         return _FrozenConv.apply(x, weight, bias, stride, padding, packed)
-    if packed is not None and not (torch.is_grad_enabled() and (x.requires_grad or _trainable(bias))):
+    if packed is not None and not records(x, bias):
         return packed.convolve(x, weight, bias)
     return F.conv2d(x, weight, bias, stride, padding)
-
-
-def _trainable(bias: Tensor | None) -> bool:
-    return bias is not None and bias.requires_grad
 
 
 class _FrozenConv(Function):
@@ -105,37 +110,72 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> t
     return torch.native_group_norm(x, weight, bias, batch, channels, pixels, groups, eps)
 
 
+def norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """GroupNorm(x); x [B, C, H, W], weight and bias [C]. Keeps x."""
+    if fused_on_host(x):
+        if saves_nothing_for(x, weight, bias):
+            return _FrozenNorm.apply(x, weight, bias, groups, eps, False)
+        if not records(x, weight, bias):
+            return group_norm_silu(x, weight, bias, groups, eps, activate=False)[0]
+    return F.group_norm(x, groups, weight, bias, eps)
+
+
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
     """SiLU(GroupNorm(x)); x [B, C, H, W], weight and bias [C]. Keeps x."""
     if saves_nothing_for(x, weight, bias):
-        return _FrozenNormSilu.apply(x, weight, bias, groups, eps)
-    return F.silu(_norm(x, weight, bias, groups, eps)[0], inplace=not torch.is_grad_enabled())
+        return _FrozenNorm.apply(x, weight, bias, groups, eps, True)
+    if records(x, weight, bias):
+        return F.silu(_norm(x, weight, bias, groups, eps)[0])
+    return _activated(x, weight, bias, groups, eps)[0]
 
 
-def _norm_silu_vjp(x: Tensor, v: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+def _activated(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor | None]:
+    """SiLU(GroupNorm(x)) without recording, and its statistics if a kernel computed it that wants them again."""
+    if fused_on_host(x):
+        return group_norm_silu(x, weight, bias, groups, eps)
+    return F.silu(_norm(x, weight, bias, groups, eps)[0], inplace=True), None
+
+
+def _norm_silu_vjp(
+    x: Tensor, v: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, activate: bool = True
+) -> Tensor:
     """v^T d SiLU(GroupNorm(x)) / dx; itself differentiable if a graph of the backward pass is being made."""
     # Normalising again costs about what rebuilding scale and shift from kept statistics does.
     normed, mean, rstd = _norm(x, weight, bias, groups, eps)
     if torch.is_grad_enabled():
-        return torch.autograd.grad(F.silu(normed), x, v, create_graph=True)[0]
-    v_normed = _ATEN.silu_backward.grad_input(v, normed, grad_input=normed)
+        output = F.silu(normed) if activate else normed
+        return torch.autograd.grad(output, x, v, create_graph=True)[0]
+    v_normed = _ATEN.silu_backward.grad_input(v, normed, grad_input=normed) if activate else v
     batch, channels, height, width = x.shape
     return _ATEN.native_group_norm_backward(
         v_normed, x, mean, rstd, weight, batch, channels, height * width, groups, [True, False, False]
     )[0]
 
 
-class _FrozenNormSilu(Function):
+class _FrozenNorm(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        ctx.settings = (groups, eps)
-        return F.silu(_norm(x, weight, bias, groups, eps)[0], inplace=True)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, activate: bool
+    ) -> Tensor:
+        if activate:
+            y, stats = _activated(x, weight, bias, groups, eps)
+        else:
+            y, stats = group_norm_silu(x, weight, bias, groups, eps, activate=False)
+        ctx.save_for_backward(x, weight, bias, stats)
+        ctx.settings = (groups, eps, activate)
+        return y
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
-        return _norm_silu_vjp(x, v, weight, bias, *ctx.settings), None, None, None, None
+        x, weight, bias, stats = ctx.saved_tensors
+        groups, eps, activate = ctx.settings
+        if stats is None or torch.is_grad_enabled():
+            v_x = _norm_silu_vjp(x, v, weight, bias, groups, eps, activate)
+        else:
+            v_x = group_norm_silu_vjp(v, x, stats, weight, bias, groups, activate=activate)[0]
+        return v_x, None, None, None, None, None
 
 
 def concat_norm_silu(
@@ -148,7 +188,9 @@ def concat_norm_silu(
     if saves_nothing_for(x, weight, bias) or saves_nothing_for(skip, weight, bias):
         return _FrozenConcatNormSilu.apply(x, skip, weight, bias, groups, eps)
     both = torch.cat([x, skip], 1)
-    return both, F.silu(_norm(both, weight, bias, groups, eps)[0], inplace=not torch.is_grad_enabled())
+    if records(both, weight, bias):
+        return both, F.silu(_norm(both, weight, bias, groups, eps)[0])
+    return both, _activated(both, weight, bias, groups, eps)[0]
 
 
 class _FrozenConcatNormSilu(Function):
@@ -156,17 +198,22 @@ class _FrozenConcatNormSilu(Function):
     def forward(
         ctx: Any, x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, skip, weight, bias)
-        ctx.settings = (groups, eps)
         both = torch.cat([x, skip], 1)
-        return both, F.silu(_norm(both, weight, bias, groups, eps)[0], inplace=True)
+        y, stats = _activated(both, weight, bias, groups, eps)
+        ctx.save_for_backward(x, skip, weight, bias, stats)
+        ctx.settings = (groups, eps)
+        return both, y
 
     @staticmethod
     def backward(ctx: Any, v_both: Tensor, v_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, skip, weight, bias = ctx.saved_tensors
-        both = torch.cat([x, skip], 1)
-        v = _norm_silu_vjp(both, v_y, weight, bias, *ctx.settings) + v_both
-        v_x, v_skip = v.split([x.shape[1], skip.shape[1]], 1)
+        x, skip, weight, bias, stats = ctx.saved_tensors
+        groups, eps = ctx.settings
+        if stats is None or torch.is_grad_enabled():
+            both = torch.cat([x, skip], 1)
+            v = _norm_silu_vjp(both, v_y, weight, bias, groups, eps) + v_both
+            v_x, v_skip = v.split([x.shape[1], skip.shape[1]], 1)
+        else:
+            v_x, v_skip = group_norm_silu_vjp(v_y, x, stats, weight, bias, groups, skip=skip, add=v_both)
         return v_x, v_skip, None, None, None, None, None
 
 

@@ -15,6 +15,8 @@ from torch import nn
 
 from ..attacks import ATTACKS, Attack
 from ..classifiers import Resized, load_classifier
+from ..classifiers.external import PRETRAINED
+from ..classifiers.native import is_native_classifier
 from ..data import Dataset, load_dataset
 from ..errors import mistake, one_of
 from ..purify.methods import METHODS, Method
@@ -127,16 +129,18 @@ class ClassifierSpec:
     size: int | None = None
 
     def load(self, path: str | Path) -> nn.Module:
-        """The classifier from its file; errors as for ``load_classifier``."""
+        """The classifier from its published file; errors as for ``load_classifier``.
+
+        A fastpure file, a bundled name and other libraries' names ("robustbench:Standard") settle everything
+        themselves and are loaded as they are. "pretrained" lets torchvision or timm download its own.
+        """
+        if self.source and path == PRETRAINED:
+            return load_classifier(self.source, weights=PRETRAINED, **dict(self.options))
+        if not Path(path).is_file() or is_native_classifier(Path(path)):
+            return load_classifier(path)
         if self.source:
             return load_classifier(self.source, weights=path, **dict(self.options))
-        try:
-            return load_classifier(path, **dict(self.options))
-        except ValueError as error:
-            # A fastpure file, a bundled name and RobustBench's names settle everything themselves.
-            if "must be left out for" not in str(error):
-                raise
-            return load_classifier(path)
+        return load_classifier(path, **dict(self.options))
 
     def guide(self, classifier: nn.Module, size: int) -> nn.Module:
         """``classifier`` for images of the diffusion model's size."""

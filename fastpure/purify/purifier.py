@@ -29,6 +29,7 @@ from ..reverse import (
     states,
 )
 from .checks import check_range, check_seed
+from .inference import outside_inference_mode
 from .methods import Method
 from .precision import Precision
 from .precision import precision as precision_named
@@ -135,6 +136,7 @@ class Purifier(nn.Module):
         tensors = chain(self.denoiser.parameters(), self.denoiser.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
+    @outside_inference_mode
     def forward(
         self,
         x: Tensor,
@@ -166,6 +168,7 @@ class Purifier(nn.Module):
         u = (reverse(*prepared) + 1.0) * 0.5
         return (u.clamp(0.0, 1.0) if self.method.clip_output else u).to(x.dtype)
 
+    @outside_inference_mode
     def trajectory(
         self,
         x: Tensor,
@@ -190,9 +193,8 @@ class Purifier(nn.Module):
         names = (self.precision, self.gradient_precision)
         # The wider copy of the weights holds what the narrower one has lost.
         widest = max(names, key=lambda name: self._engines[name].precision.network.itemsize)
-        denoiser = self._engines[widest].denoiser
         return Purifier(
-            denoiser,
+            self._engines[widest].denoiser,
             method,
             self.seed,
             self.precision,
@@ -208,11 +210,10 @@ class Purifier(nn.Module):
     def extra_repr(self) -> str:
         """Method, seed, precision and memory plan, for printing."""
         gradient = f", gradient_precision={self.gradient_precision!r}"
-        backend = f", backend={self.backend!r}"
         return (
             f"{self.method}, seed={self.seed}, precision={self.precision!r}"
             f"{gradient if self.gradient_precision != self.precision else ''}, memory={self.memory.choice!r}"
-            f"{backend if self.backend != 'auto' else ''}"
+            f"{f', backend={self.backend!r}' if self.backend != 'auto' else ''}"
         )
 
     def _prepare(
@@ -270,7 +271,8 @@ class Purifier(nn.Module):
 
     def _graphs(self) -> Graphs:
         if self._recordings is None:
-            self._recordings = Graphs(planned(self.backend, self.device), insist=self.backend == "graph")
+            plan = planned(self.backend, self.device, rows=self.method.procedure is None)
+            self._recordings = Graphs(plan, insist=self.backend == "graph")
         return self._recordings
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]

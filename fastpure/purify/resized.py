@@ -59,6 +59,7 @@ class ResizedPurifier(Purifier):
             self.precision,
             self.memory.choice,
             self.gradient_precision,
+            self.backend,
         )
 
     def extra_repr(self) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from ..errors import one_of, whole
+from dataclasses import replace
+
+from torch import nn
+
+from ..errors import mistake, one_of, whole
+from ..guidance import ClassifierConfidence
 from ..schedule import (
     DiscreteVP,
     IndexedSchedule,
@@ -16,7 +21,7 @@ from ..schedule import (
 from ..schedule import edm as edm_table
 from ..schedule.edm import alpha_of
 from ..schedule.solvers import check_time
-from .base import Method, discrete_index, spaced_indices, start_index
+from .base import Method, discrete_index, number, spaced_indices, start_index
 from .procedures import PredictorCorrector
 
 
@@ -28,13 +33,18 @@ def adbm(
     sampler: str = "ddim",
     clip_x0: bool = True,
     clip_output: bool = True,
+    classifier: nn.Module | None = None,
+    scale: float = 1.0,
+    label: str = "step",
+    guidance_grad: str = "exact",
 ) -> Method:
     """ADBM (Li et al.): diffuse, then DDIM in ``n_steps`` steps, for a denoiser trained on its bridge.
 
     ``schedule`` "released" is the published sampler's: betas from 1e-6 (not 1e-4) to 2e-2, diffusion at index
     1000 t, denoising from one below, the index as label, though the training used the continuous schedule with
     labels 999 t. "training" samples on that schedule instead, diffusion and first step at time t. ``sampler`` "ddpm"
-    is ancestral with small variance. ``rounds`` repeats the whole.
+    is ancestral with small variance. ``rounds`` repeats the whole. A ``classifier`` adds COUP's guidance to the score
+    with ``scale``, ``label`` and ``guidance_grad`` as in ``coup``: a combination nobody has published.
     """
     one_of("schedule", schedule, ("released", "training"))
     one_of("sampler", sampler, ("ddim", "ddpm"))
@@ -57,33 +67,60 @@ def adbm(
         ("clip_x0", clip_x0),
         ("clip_output", clip_output),
     )
-    return Method("adbm", settings, table, None, clip_output)
+    method = Method("adbm", settings, table, None, clip_output)
+    return method if classifier is None else _confident(method, classifier, scale, label, guidance_grad)
+
+
+def _confident(method: Method, classifier: nn.Module, scale: float, label: str, grad: str) -> Method:
+    """``method`` with COUP's gradient added to the score."""
+    return replace(
+        method,
+        settings=(*method.settings, ("scale", scale), ("label", label), ("guidance_grad", grad)),
+        steps=method.steps.guided(number("scale", scale)),
+        guidance=ClassifierConfidence(classifier, label, grad),
+        note="with COUP's guidance",
+    )
 
 
 def addt(
-    sampler: str = "ddpm", n_steps: int | None = None, strength: float = 0.1, clip_output: bool | None = None
+    sampler: str = "ddpm",
+    n_steps: int | None = None,
+    strength: float = 0.1,
+    clip_output: bool | None = None,
+    classifier: nn.Module | None = None,
+    scale: float = 1.0,
+    label: str = "step",
+    guidance_grad: str = "exact",
 ) -> Method:
     """ADDT (Liu et al.): the samplers under which denoisers trained with it are published.
 
     "ddpm" (variance beta) and "ddim" walk the last part of ``n_steps`` leading timesteps, from position
     round((1 - strength) n_steps) - 1: with 1000 steps indices 100..0, with 100 indices 100, 90, ..., 0. "vp" is
     ``predictor_corrector``, "edm" is ``edm`` (whose ``strength`` is not used). ``n_steps`` None: 1000, for edm 50.
-    ``clip_output`` None: as published, which is unclamped for "vp" and clamped otherwise.
+    ``clip_output`` None: as published, which is unclamped for "vp" and clamped otherwise. A ``classifier`` adds COUP's
+    guidance, as in ``adbm``, to any but "vp".
     """
     one_of("sampler", sampler, ("ddpm", "ddim", "vp", "edm"))
+    if classifier is not None and sampler == "vp":
+        remedy = "COUP itself, fastpure.methods.coup, takes an ADDT-trained denoiser too"
+        raise ValueError(mistake("sampler", "'ddpm', 'ddim' or 'edm' with a classifier", "'vp'", remedy))
     n = n_steps if n_steps is not None else 50 if sampler == "edm" else 1000
-    clip = clip_output if clip_output is not None else sampler != "vp"
+    method = _addt(sampler, n, strength, clip_output if clip_output is not None else sampler != "vp")
+    return method if classifier is None else _confident(method, classifier, scale, label, guidance_grad)
+
+
+def _addt(sampler: str, n: int, strength: float, clip: bool) -> Method:
     settings: tuple[tuple[str, object], ...] = (("sampler", sampler), ("n_steps", n))
     if sampler == "edm":
-        base = edm(n_steps=n, clip_output=clip)
-        return Method("addt", (*settings, ("clip_output", clip)), base.steps, None, clip)
+        steps = edm(n_steps=n).steps
+        return Method("addt", (*settings, ("clip_output", clip)), steps, None, clip)
     settings = (*settings, ("strength", strength), ("clip_output", clip))
     if sampler == "vp":
-        steps = predictor_corrector(strength, n)
-        return Method("addt", settings, steps, None, clip, PredictorCorrector())
+        return Method("addt", settings, predictor_corrector(strength, n), None, clip, PredictorCorrector())
     indices = leading_indices(strength, n)
     table: StepTable = ancestral(indices, "large") if sampler == "ddpm" else strided(indices)
-    return Method("addt", settings, forward_diffusion(DiscreteVP().alpha_bar(indices[0])) + table, None, clip)
+    table = forward_diffusion(DiscreteVP().alpha_bar(indices[0])) + table
+    return Method("addt", settings, table, None, clip)
 
 
 def leading_indices(strength: float, n_steps: int, n: int = 1000) -> list[int]:

@@ -127,7 +127,7 @@ class Family:
         self.pulls: dict[RowKind, Recorded] = {}
         self.slots: dict[int, Slot] = {}
         self.slot_bytes = 0
-        self.gradients = 0
+        self.passes = self.gradients = 0
         # Kept alive: a recording reads the addresses these weights have now, whatever becomes of their modules.
         networks = (process.denoiser, *(process.guidance.networks() if process.guidance else ()))
         self._weights = [t.detach() for net in networks for t in (*net.parameters(), *net.buffers())]

@@ -7,7 +7,8 @@ sentinel id and its result cut off; larger ones are recorded for themselves.
 
 What the memory plan keeps for the backward pass is recorded too, each row in memory of its own, but only from the
 third gradient of a shape on: it takes two recordings per row, which a single gradient does not earn back. Until
-then kept rows are launched as they are. If such memory is filled again before it is read (two purifications of
+then kept rows are launched as they are, and so are, in the first passes, rows that differ in numbers a recording
+fixes (`capture.RowKind`). If such memory is filled again before it is read (two purifications of
 one shape whose backward passes come later), the older one recomputes.
 """
 
@@ -31,8 +32,11 @@ from .step import Context, Process
 FIRST_KEEPING = 3
 """The gradient of a family from which on kept rows are recorded."""
 
+FIRST_APART = 5
+"""The pass (purification, or backward pass) of a family from which on rows that differ in numbers are recorded."""
+
 ROWS_APART = 256
-"""Most recordings of one family: tables with more rows that need one each are launched, not recorded."""
+"""Most recordings of one family; rows of further kinds are launched, not recorded."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,9 @@ class Graphs:
         """The rows of ``eager`` on recordings for a batch like ``x``."""
         if self.execution.backend == "eager" or x.device.type not in RECORDERS:
             return eager
-        return CapturedRows(self, self._family(eager.process, x, eager.context), eager, len(x))
+        family = self._family(eager.process, x, eager.context)
+        family.passes += 1
+        return CapturedRows(self, family, eager, len(x))
 
     def _family(self, process: Process, x: Tensor, context: Context) -> Family:
         batch = len(x)
@@ -212,8 +218,11 @@ class CapturedRows(Rows):
         if self._graphs.execution.backend == "eager":
             return None
         kind = kind_of(self._eager.process, k, self._eager.noise)
-        known = self._family.forwards
-        return kind if kind in known or len(known) < ROWS_APART else None
+        known, passes = self._family.forwards, self._family.passes
+        if kind is None or kind in known:
+            return kind
+        early = bool(kind.numbers) and passes < FIRST_APART
+        return None if early or len(known) >= ROWS_APART else kind
 
     def _load(self, k: int, x: Tensor, register: Tensor | None) -> None:
         """Write what row ``k`` reads into the buffers."""

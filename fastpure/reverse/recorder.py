@@ -173,8 +173,8 @@ class Execution:
         return f"{self.backend} ({self.reason})"
 
 
-def planned(backend: str, device: torch.device) -> Execution:
-    """What ``backend`` ("auto", "graph" or "eager") means on ``device``.
+def planned(backend: str, device: torch.device, rows: bool = True) -> Execution:
+    """What ``backend`` ("auto", "graph" or "eager") means on ``device``; ``rows``: the method is a table's rows.
 
     Raises:
         ValueError: another word.
@@ -183,8 +183,10 @@ def planned(backend: str, device: torch.device) -> Execution:
     if one_of("backend", backend, BACKENDS) == "eager":
         return Execution("eager", "asked for")
     recorder = RECORDERS.get(device.type)
-    if recorder is None:
-        reason: str | None = f"graphs need a CUDA device, the networks are on {device}"
+    if not rows:
+        reason: str | None = "the method walks its table by a rule of its own, which is not recorded"
+    elif recorder is None:
+        reason = f"graphs need a CUDA device, the networks are on {device}"
     else:
         reason = recorder.reason_against()
     if reason is None:

@@ -3,7 +3,6 @@
 from .edm import edm, karras_grid
 from .langevin import langevin, predictor_corrector
 from .solvers import (
-    SOLVERS,
     ancestral,
     dpm_solver_pp,
     forward_diffusion,
@@ -14,6 +13,18 @@ from .solvers import (
 )
 from .table import KERNEL_COLUMNS, KERNEL_WIDTH, Row, StepTable
 from .vp import VP, CosineVP, DiscreteVP, IndexedSchedule, SampledVP
+
+SOLVERS = {
+    "reverse_sde": reverse_sde,
+    "probability_flow": probability_flow,
+    "ancestral": ancestral,
+    "strided": strided,
+    "dpm_solver_pp": dpm_solver_pp,
+    "edm": edm,
+    "langevin": langevin,
+    "predictor_corrector": predictor_corrector,
+}
+"""Every solver by name."""
 
 __all__ = [
     "KERNEL_COLUMNS",

@@ -222,13 +222,3 @@ def dpm_solver_pp(
             )
         )
     return StepTable(tuple(rows))
-
-
-SOLVERS = {
-    "reverse_sde": reverse_sde,
-    "probability_flow": probability_flow,
-    "ancestral": ancestral,
-    "strided": strided,
-    "dpm_solver_pp": dpm_solver_pp,
-}
-"""Every solver by name."""

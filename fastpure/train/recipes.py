@@ -57,7 +57,7 @@ class ClassifierRecipe:
 @final
 @dataclass(frozen=True)
 class DenoiserRecipe:
-    """``network`` is a name that ``Denoiser.from_config`` knows."""
+    """``network`` is a name that ``Denoiser.from_config`` knows; EDM's loss puts it inside a preconditioning."""
 
     network: str
     loss: DenoiserLoss | DiscreteDenoiserLoss | EdmDenoiserLoss
@@ -152,7 +152,7 @@ DENOISER_RECIPES: dict[str, DenoiserRecipe] = {
     "cifar10": DenoiserRecipe(
         network="ddpmpp-cifar10-small",
         loss=DenoiserLoss(t_max=0.3, augment=Augment(flip=True)),
-        train=TrainConfig(steps=2500, batch_size=64, lr=1e-3, warmup=200, ema=0.999, precision="bf16"),
+        train=TrainConfig(steps=1600, batch_size=64, lr=1e-3, warmup=200, ema=0.999, precision="bf16"),
     ),
 }
 

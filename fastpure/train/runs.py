@@ -97,9 +97,7 @@ def train_denoiser(
         ValueError: the network does not fit the images.
         ResumeError: ``out`` holds another run; nothing is overwritten.
     """
-    model = Denoiser.from_config(recipe.network, seed=recipe.train.seed, init_scale=0.0)
-    if isinstance(recipe.loss, DiscreteDenoiserLoss):
-        model = Denoiser.from_module(model.network, "eps", "index", model.image_shape)
+    model = _new_denoiser(recipe)
     _check_shape(recipe.network, model.image_shape, train)
     _check_conventions("network", model, *_conventions(recipe.loss))
     held, times = _held_out(test), _times(recipe.loss.t_max)
@@ -250,6 +248,18 @@ def _check_shape(network: str, image_shape: tuple[int, ...], dataset: Dataset) -
                 "network", f"one for images {dataset.image_shape}", f"{network!r} for {tuple(image_shape)}"
             )
         )
+
+
+def _new_denoiser(recipe: DenoiserRecipe) -> Denoiser:
+    """The recipe's network as the loss wants it: told times, indices, or noise levels (EDM's preconditioning)."""
+    seed = recipe.train.seed
+    model = Denoiser.from_config(recipe.network, seed=seed, init_scale=0.0)
+    if isinstance(recipe.loss, DiscreteDenoiserLoss):
+        return Denoiser.from_module(model.network, "eps", "index", model.image_shape)
+    if isinstance(recipe.loss, EdmDenoiserLoss) and model.time_input != "sigma":
+        wrapped = {"architecture": "edm", "network": config_dict(model.network)}
+        return Denoiser.from_config(wrapped, seed=seed, init_scale=0.0)
+    return model
 
 
 def _conventions(loss: Loss) -> tuple[str, str]:

@@ -8,8 +8,15 @@ from ..errors import one_of
 
 __all__ = ["CLASSIFIERS", "DENOISERS", "weights_path"]
 
-DENOISERS: dict[str, str] = {"digits": "digits_denoiser.safetensors"}
-CLASSIFIERS: dict[str, str] = {"digits": "digits_classifier.safetensors"}
+DENOISERS: dict[str, str] = {
+    "digits": "digits_denoiser.safetensors",
+    "digits-addt": "digits_addt_denoiser.safetensors",
+    "digits-adbm": "digits_adbm_denoiser.safetensors",
+}
+CLASSIFIERS: dict[str, str] = {
+    "digits": "digits_classifier.safetensors",
+    "digits-aux": "digits_aux_classifier.safetensors",
+}
 _KINDS = {"denoiser": DENOISERS, "classifier": CLASSIFIERS}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import fastpure as fp
-from fastpure.attacks.apgd_loop import Loop
+from fastpure.attacks.apgd_loop import DenseLoop
 from fastpure.attacks.base import Problem
 from fastpure.attacks.gradient import Query
 from tests.attacks.toys import Pixels, images, mixture_defense
@@ -18,7 +18,11 @@ def test_linear_optimum_is_reached():
             return torch.stack([score, -score], 1)
 
     net, x = Line(), torch.full((1, 1, 5, 5), 0.5)
-    for norm, best in (("Linf", 0.1 * net.weight[0].abs().sum()), ("L2", 0.1 * net.weight[0].norm())):
+    for norm, best in (
+        ("Linf", 0.1 * net.weight[0].abs().sum()),
+        ("L2", 0.1 * net.weight[0].norm()),
+        ("L1", 0.1 * net.weight[0].abs().max()),
+    ):
         run = fp.attacks.APGDCE(norm=norm, eps=0.1)
         loop_free = run(net, x + 0.3 * net.weight[0].sign().view_as(x), torch.tensor([0]))
         assert float(loop_free.distance) <= 0.1
@@ -88,7 +92,7 @@ def test_the_candidate_has_the_fewest_correct_draws_and_then_the_highest_loss():
         return Query(gradient, torch.tensor([loss[i]]), torch.tensor([correct[i]]))
 
     x = torch.full((1, 1, 2, 2), 0.5)
-    found = Loop(ask, x, x - 0.3, "Linf", 0.3, 4).run(stop=False, report=lambda i, value: None)
+    found = DenseLoop(ask, x, x - 0.3, "Linf", 0.3, 4).run(stop=False, report=lambda i, value: None)
     assert torch.equal(found.x, points[3])
     assert (float(found.correct), float(found.loss)) == (0.25, 2.0)
     assert torch.equal(found.best, points[4])

@@ -7,11 +7,14 @@ import io
 
 import pytest
 import torch
+from pyautoattack import autopgd_base as autopgd
 from torch import nn
 
-from fastpure.attacks.apgd_loop import Loop
+from fastpure.attacks.apgd_loop import DenseLoop
+from fastpure.attacks.apgd_sparse import SparseLoop
 from fastpure.attacks.gradient import attack_logits, objective, query
 from fastpure.attacks.losses import cross_entropy, dlr, dlr_targeted
+from fastpure.attacks.projection import onto_l1_ball_in_box
 
 SHAPE, N_ITER = (1, 6, 6), 100
 
@@ -33,7 +36,6 @@ def model() -> nn.Module:
 
 
 def visited_by_published_code(net, x, y, start, norm, eps, loss, target):
-    autopgd = pytest.importorskip("pyautoattack.autopgd_base")
     points: list[torch.Tensor] = []
 
     def spy(u):
@@ -71,7 +73,7 @@ def test_same_iterates_as_the_published_code(double, norm, loss):
         ours.append(points.clone())
         return query(goal, points, labels[which], which, range(1), 64)
 
-    loop = Loop(ask, x, start, norm, eps, N_ITER)
+    loop = DenseLoop(ask, x, start, norm, eps, N_ITER)
     found = loop.run(stop=False, report=lambda i, value: None)
     assert len(ours) == len(theirs) == N_ITER + 1
     assert float(loop.step_size.min()) < 2 * eps, "the schedule must have been used"
@@ -79,3 +81,42 @@ def test_same_iterates_as_the_published_code(double, norm, loss):
         assert torch.allclose(a, b, rtol=0, atol=1e-11), f"iterate {i}: {float((a - b).abs().max())}"
     assert torch.allclose(found.best, best, rtol=0, atol=1e-11)
     assert torch.allclose(loop.best_loss, best_loss, rtol=0, atol=1e-11)
+
+
+def test_same_iterates_as_the_published_code_in_l1(double, monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    net, eps, x = model(), 3.0, torch.rand(7, *SHAPE, generator=generator)
+    y = net(x).argmax(1)
+    start = onto_l1_ball_in_box(
+        x.flatten(1) + torch.randn(7, 36, generator=generator), x.flatten(1), eps
+    ).view_as(x)
+
+    # The published projection computes in float32, and x + d - d need not be x: unchanged pixels are counted.
+    def project(centre, offset, radius):
+        flat = centre.flatten(1)
+        moved = onto_l1_ball_in_box(flat + offset.flatten(1), flat, radius)
+        return moved.view_as(centre) - centre - offset
+
+    monkeypatch.setattr(autopgd, "L1_projection", project)
+    monkeypatch.setattr(autopgd, "L0_norm", lambda u: (u.abs() > 1e-12).flatten(1).sum(-1))
+    theirs, best, _ = visited_by_published_code(net, x, y, start, "L1", eps, cross_entropy, None)
+
+    ours: list[torch.Tensor] = []
+    goal = objective(attack_logits(net), cross_entropy)
+
+    def ask(points, which, i):
+        ours.append(points.clone())
+        return query(goal, points, y[which], which, range(1), 64)
+
+    found = SparseLoop(ask, x, start, eps, N_ITER).run(stop=False, report=lambda i, value: None)
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert torch.allclose(a, b, rtol=0, atol=1e-10), f"iterate {i}: {float((a - b).abs().max())}"
+    assert torch.allclose(found.best, best, rtol=0, atol=1e-10)
+
+
+def test_same_l1_projection_as_the_published_code():
+    generator = torch.Generator().manual_seed(6)
+    x, wish = torch.rand(20, *SHAPE, generator=generator), torch.randn(20, *SHAPE, generator=generator)
+    theirs = x + wish + autopgd.L1_projection(x, wish, 3.0)
+    ours = onto_l1_ball_in_box((x + wish).flatten(1), x.flatten(1), 3.0).view_as(x)
+    assert torch.allclose(ours, theirs, atol=2e-6)

@@ -84,7 +84,6 @@ def test_the_value_under_bpda_is_the_deployed_one_bitwise(coup):
 
 @pytest.mark.parametrize("name", ["diffpure", "coup", "coup_unguided"])
 def test_the_continuous_adjoint_runs_the_same_forward_and_approaches_the_exact_gradient(coup, name):
-    pytest.importorskip("torchsde")
     defense, x, y = coup
     make = {
         "diffpure": fp.methods.diffpure,
@@ -136,12 +135,23 @@ def test_fixed_noise_reaches_every_mode():
         assert not torch.equal(first, gradient(defense, GradientMode(name), x, y, draws=1))
 
 
-def test_a_surrogate_keeps_the_networks_seed_and_precision(coup):
-    defense, x, _ = coup
-    purifier = fp.Purifier(toys.toy_denoiser(torch.float32), defense.purifier.method, seed=9)
-    method = fp.methods.coup(defense.classifier, t=0.1, dt=0.05, scale=20.0)
-    expected = fp.Purifier(toys.toy_denoiser(torch.float32), method, seed=9)(x)
-    assert torch.equal(purifier.with_method(method)(x), expected)
+@pytest.mark.parametrize(
+    ("precision", "gradient_precision"), [("fp32", None), ("bf16", "fp32"), ("fp32", "bf16")]
+)
+def test_a_surrogate_keeps_the_networks_seed_and_precisions(precision, gradient_precision):
+    denoiser, x = (
+        fp.load_denoiser("digits"),
+        torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+    )
+    settings = {"seed": 9, "precision": precision, "gradient_precision": gradient_precision}
+    purifier = fp.Purifier(denoiser, fp.methods.coup_unguided(t=0.04, dt=0.01), **settings)
+    coarse = fp.methods.coup_unguided(t=0.04, dt=0.04)
+    direct, other = fp.Purifier(denoiser, coarse, **settings), purifier.with_method(coarse)
+    assert torch.equal(other(x), direct(x))
+    grads = [
+        torch.autograd.grad(p(leaf := x.clone().requires_grad_()).sum(), leaf)[0] for p in (other, direct)
+    ]
+    assert torch.equal(*grads)
 
 
 def test_every_mode_is_named_and_mistakes_are_clear():

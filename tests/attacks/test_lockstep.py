@@ -72,7 +72,6 @@ def test_a_failure_stops_all_and_the_generator_is_restored():
 
 
 def test_square_shares_its_network_calls():
-    pytest.importorskip("pyautoattack")
     sizes = []
 
     class Counting(Pixels):

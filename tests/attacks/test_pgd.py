@@ -36,7 +36,7 @@ def images(n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(n, *SHAPE, generator=generator), torch.arange(n) % 4
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_reaches_the_optimum_on_a_linear_classifier(norm):
     weight = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(1))
     x = torch.full((1, *SHAPE), 0.5)
@@ -44,7 +44,7 @@ def test_reaches_the_optimum_on_a_linear_classifier(norm):
     result = fp.attacks.PGD(norm=norm, eps=eps, n_iter=50, eot_iter=1, step_size=eps)(
         Linear(weight).eval(), x, torch.tensor([0])
     )
-    best = eps * weight.abs().sum() if norm == "Linf" else eps * weight.norm()
+    best = eps * {"Linf": weight.abs().sum(), "L2": weight.norm(), "L1": weight.abs().max()}[norm]
     reached = -Linear(weight)(result.x_adv)[0, 0]
     assert float(reached) == pytest.approx(float(best), rel=2e-3)
     assert float(result.distance) <= eps

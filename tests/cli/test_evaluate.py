@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 import fastpure as fp
+from fastpure.cli.experiment import method_settings
 from fastpure.cli.main import app
-from fastpure.cli.options import literal
+from fastpure.cli.options import literal, request
 from fastpure.cli.sweep import grid
 from fastpure.data import load_dataset
 from fastpure.evaluate.work import Worker
@@ -146,6 +147,24 @@ def test_sweep_runs_every_combination_once(here):
     assert run(*words) == output
 
 
+def test_a_sweep_over_iterations_says_whether_they_still_help(here):
+    words = ["sweep", "--over", "n-iter=1,8", "--method", "none", "--n", "30", "--no-progress", "--out", "s"]
+    assert "more n_iter: robust accuracy goes from" in run(*words)
+
+
+def test_protocol_settings(here):
+    run("evaluate", *TINY, "--method", "diffpure", "--no-progress", "--protocol", "dw_box", "--out", "r.sqlite",
+        "--set", "protocol.variant=xi", "--set", "protocol.draw=3", "--draws", "2")  # fmt: skip
+    with fp.Run.open("r.sqlite") as opened:
+        assert (opened.protocol.part, opened.protocol.fixed_draw, opened.protocol.transfer_draws) == (
+            "forward",
+            3,
+            2,
+        )
+        assert opened.predicted("clean").shape == (3, 10)
+        assert opened.predicted("transfer").shape == (3, 2)
+
+
 def test_grid():
     assert grid(["t=0.1,1/4", "attack.loss=ce,margin"]) == [
         {"t": 0.1, "attack.loss": "ce"},
@@ -180,9 +199,11 @@ def test_values_are_read_as_written(text, value):
         (["evaluate", "--attack", "fgsm"], "`attack` must be one of 'pgd'"),
         (["evaluate", "--method", "magic"], "`method` must be one of 'diffpure'"),
         (["evaluate", "--eps", "eight"], "`--eps` must be a number or a fraction such as 8/255, got 'eight'"),
+        (["evaluate", "--norm", "L2"], "`--eps` must be given with --norm L2"),
         (["evaluate", "--method", "none", "--t", "0.1"], "`--t` has no effect"),
         (["evaluate", "--set", "attack.strength=3"], "`--set attack.strength`: pgd has no such setting"),
         (["evaluate", "--set", "method.magic=3"], "`--set method.magic`: coup has no such setting"),
+        (["evaluate", "--set", "protocol.magic=3"], "`settings of fresh` must be one of 'draws'"),
         (["evaluate", "--set", "eps=3"], "`--set` must be method.NAME=VALUE"),
         (["evaluate", "--protocol", "best"], "`protocol` must be one of 'fresh'"),
         (["evaluate", "--shard", "3/2"], "`shard` must be an integer in [1, 2], got 3"),
@@ -237,3 +258,17 @@ def test_an_interrupt_says_how_to_go_on(here, monkeypatch):
     said = "stopped with 2 of 4 images finished, all of them in r.sqlite; the same command continues"
     assert said in result.output
     assert "4 images" in run(*words)
+
+
+def test_a_presets_step_length_follows_its_own_time():
+    published = {"t": 0.075, "dt": 1e-3}
+    wanted = request(preset="coup-cifar10-l2", steps=3)
+    assert method_settings("coup", wanted, published) == {"dt": pytest.approx(0.025)}
+    assert method_settings("coup", request(preset="coup-cifar10-l2"), published) == {}
+    assert method_settings("gdmp", request()) == {}, "what suits other methods on digits is not for this one"
+
+
+def test_an_unknown_preset_is_told_close_ones(here):
+    result = CliRunner().invoke(app, ["evaluate", "--preset", "coup-cifar10"])
+    assert isinstance(result.exception, ValueError)
+    assert "coup-cifar10-linf" in str(result.exception)

@@ -17,10 +17,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import fastpure as fp
+from fastpure.classifiers import Resized
 from fastpure.cli.main import app
 from fastpure.cli.purify_inputs import find_sources
 from fastpure.cli.purify_run import PIECES, RUN_FILE, PurifyRun
 from fastpure.errors import DataError, FastpureError, ResumeError
+from fastpure.purify import ResizedPurifier
 
 SHORT = ["--denoiser", "digits", "--t", "0.1", "--dt", "0.05"]
 PIXELS = np.random.RandomState(0).randint(0, 256, (5, 8, 8), dtype=np.uint8)
@@ -196,6 +198,29 @@ def test_presets_and_another_size(tmp_path: Path) -> None:
     assert "diffpure(t=0.002, dt=0.001" in result.output
 
 
+def test_a_guide_sees_the_size_of_the_images_that_came_in(tmp_path: Path) -> None:
+    """The bundled classifier ends in a mean over all pixels, so 7x7 images go in, and must."""
+    np.save(tmp_path / "in.npy", PIXELS[:1, :7, :7])
+    words = [
+        "--denoiser",
+        "digits",
+        "--classifier",
+        "digits",
+        "--method",
+        "coup",
+        "--t",
+        "0.1",
+        "--dt",
+        "0.05",
+    ]
+    assert run(tmp_path / "in.npy", "--out", tmp_path / "out", *words, "--size", "7").exit_code == 0
+    guide = Resized(fp.load_classifier("digits"), 7)
+    method = fp.methods.coup(guide, t=0.1, dt=0.05)
+    x = torch.from_numpy(PIXELS[:1, :7, :7].astype(np.float32)[:, None] / 255)
+    wanted = ResizedPurifier(fp.load_denoiser("digits"), method, 7)(x)
+    assert np.array_equal(np.load(tmp_path / "out" / "in.npy"), (wanted * 255).round().byte()[:, 0].numpy())
+
+
 def test_nothing_is_overwritten_unless_forced(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", ["0.png", "1.png"])
     out = tmp_path / "out"
@@ -250,6 +275,9 @@ def test_another_configuration_is_refused_and_the_same_has_nothing_to_do(tmp_pat
         (["--precision", "fp8"], "`precision` must be"),
         (["--device", "tpu!"], "`device` must be"),
         (["--preset", "coup"], "`preset` must be one of"),
+        (["--preset", "coup-cifar10-linf"], "`classifier` must be given: coup is guided by it"),
+        (["--preset", "diffpure-cifar10-linf", "--classifier", "digits"], "`--classifier` must be left out"),
+        (["--preset", "diffpure-cifar10-linf", "--method", "ddpm"], "`--method` must be left out"),
         (["--t", "2"], "`t` must be"),
     ],
 )
@@ -342,7 +370,8 @@ def small_run(folder: Path, out: Path) -> PurifyRun:
 def mixed(folder: Path) -> Path:
     """Pictures and arrays whose borders are not those of the batches."""
     pictures(folder, ["a.png", "d.png"])
-    np.save(folder / "b.npy", (PIXELS / 255).astype(np.float32))
+    with (folder / "b.NPY").open("wb") as file:
+        np.save(file, (PIXELS / 255).astype(np.float32))
     np.savez(folder / "c.npz", x=PIXELS[:4], y=np.arange(4))
     return folder
 
@@ -427,11 +456,11 @@ def test_ids_must_be_distinct(tmp_path: Path) -> None:
 def test_the_command_killed_and_given_again(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
-    images = np.random.RandomState(2).randint(0, 256, (64, 8, 8), dtype=np.uint8)
+    images = np.random.RandomState(2).randint(0, 256, (12, 8, 8), dtype=np.uint8)
     for i, pixels in enumerate(images):
         Image.fromarray(pixels).save(source / f"{i:02}.png")
     np.save(source / "rest.npy", (images / 255).astype(np.float32))
-    words = ["--denoiser", "digits", "--t", "0.1", "--dt", "0.004", "--batch-size", "4"]
+    words = ["--denoiser", "digits", "--t", "0.1", "--dt", "0.01", "--batch-size", "2"]
     assert run(source, "--out", tmp_path / "whole", *words).exit_code == 0
     out = tmp_path / "out"
     command = [sys.executable, "-m", "fastpure.cli.main", "purify", str(source), "--out", str(out), *words]
@@ -440,7 +469,7 @@ def test_the_command_killed_and_given_again(tmp_path: Path) -> None:
             time.sleep(0.01)
         child.kill()
     assert child.returncode == -signal.SIGKILL, "killed in the middle"
-    assert 0 < len(list(out.glob("*.png"))) < 64
+    assert 0 < len(list(out.glob("*.png"))) <= 12
     result = run(source, "--out", out, *words)
     assert result.exit_code == 0
     assert "continued: " in result.output

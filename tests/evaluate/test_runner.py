@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import torch
 from torch import nn
 
 import fastpure as fp
-from fastpure.errors import OutOfMemory, RunInterrupted, RunMismatch, StoreUnavailable
+from fastpure.errors import MissingExtra, OutOfMemory, RunInterrupted, RunMismatch, StoreUnavailable
 from fastpure.evaluate import merge
+from fastpure.evaluate.judging import even
 from fastpure.evaluate.progress import Progress
 from fastpure.evaluate.protocol import FIRST_DRAW
+from fastpure.evaluate.runner import iterations
 from fastpure.evaluate.shards import blocks, parse_shard, share
 from fastpure.evaluate.store import RunStore
 from fastpure.evaluate.work import Worker
@@ -233,6 +236,31 @@ def test_shards_are_written_as_one_of_n():
     for text in ("0/4", "5/4", "1", "a/b", "1/2/3", "-1/2"):
         with pytest.raises(ValueError, match="`shard` must be"):
             parse_shard(text)
+
+
+def test_iterations_for_the_progress_bar():
+    assert iterations(None) == 0
+    assert iterations(attack(n_iter=7)) == 7
+    assert iterations(fp.attacks.APGDCE(n_iter=5, n_restarts=3)) == 15
+    both = fp.attacks.AutoAttack(
+        version="custom", attacks=("apgd-ce", "apgd-t"), n_iter=5, n_target_classes=4
+    )
+    assert iterations(both) == 5 + 20
+
+
+def test_a_missing_ray_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(
+        MissingExtra, match=r"engine='ray' needs the package ray: pip install 'fastpure\[ray\]'"
+    ):
+        evaluate(engine="ray")
+
+
+@pytest.mark.parametrize(
+    ("total", "rows", "expected"), [(260, 256, 130), (256, 256, 256), (5, 64, 5), (1, 1, 1), (7, 3, 3)]
+)
+def test_rows_are_cut_evenly(total, rows, expected):
+    assert even(total, rows) == expected
 
 
 class Restless(nn.Module):

@@ -15,7 +15,7 @@ from tests.kernels.helpers import EXTENSION, needs_ext
 
 HALF_BUILT = bool(EXTENSION.build.get("cuda"))
 needs_cuda_half = pytest.mark.skipif(not HALF_BUILT, reason="the extension was built without its CUDA half")
-EXT_OPS = [name for name, spec in OPS.items() if "ext" in spec.impls]
+EXT_OPS = [name for name, spec in OPS.items() if "ext" in spec.order["cuda"]]
 
 
 def pretend(monkeypatch, capabilities, cuda=True, architectures="80 90"):

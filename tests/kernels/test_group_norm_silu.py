@@ -13,6 +13,7 @@ from fastpure.kernels.group_norm_silu import group_norm_silu, group_norm_silu_vj
 from fastpure.kernels.resample import resample, resample_vjp
 from fastpure.kernels.residual import residual_add
 from tests.kernels.closeness import largest_error
+from tests.kernels.helpers import EXTENSION
 
 EPS = 1e-6
 
@@ -158,8 +159,12 @@ def test_tracing_needs_no_data_and_finds_mistakes():
             group_norm_silu(x, vector[:4], vector, 2, EPS)
 
 
-def test_the_choice_prefers_triton_on_a_device_and_the_reference_on_the_cpu():
+def test_the_choice_prefers_triton_on_a_device_and_the_extension_on_the_cpu():
     for name in ("group_norm_silu", "group_norm_silu_vjp", "resample", "residual_add"):
         spec = OPS[name]
         assert spec.order["cuda"] == ("triton", "reference")
-        assert registry.choose(spec, "cpu", torch.float32) == "reference"
+        assert registry.choose(spec, "cpu", torch.float64) == "reference"
+    for spec in (OPS["group_norm_silu"], OPS["group_norm_silu_vjp"]):
+        wanted = "reference" if EXTENSION.module is None else "ext"
+        assert registry.choose(spec, "cpu", torch.float32) == wanted
+        assert registry.choose(spec, "cpu", torch.float16) == "reference"

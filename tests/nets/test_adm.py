@@ -168,7 +168,7 @@ def test_from_config_knows_the_conventions():
     again = Denoiser.from_config(denoiser.describe()["config"], seed=3)
     x, labels = normal(1, 3, 8, 8, dtype=torch.float32), torch.tensor([3])
     assert torch.equal(denoiser(x, labels), again(x, labels))
-    assert 0.1 < float(denoiser(x, labels).std()) < 10
+    assert 0.1 < denoiser(x, labels).std().item() < 10
 
 
 @pytest.mark.parametrize(

@@ -6,24 +6,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastpure.kernels import use_backend
 from fastpure.nets import frozen
 from fastpure.reverse.memory import count_saved_bytes
 from tests.golden import relative_error
+from tests.kernels.helpers import needs_ext
 from tests.nets.helpers import normal, output_and_vjp, plain_autograd, random_network
 
 
-def _norm_weights(channels: int):
-    return normal(channels, seed=1), normal(channels, seed=2), 2, 1e-6
+def _norm_weights(channels: int, dtype: torch.dtype = torch.float64):
+    return normal(channels, seed=1).to(dtype), normal(channels, seed=2).to(dtype), 2, 1e-6
 
 
 FUNCTIONS = {
     "conv": (lambda x: frozen.conv2d(x, normal(3, 4, 3, 3, seed=1), normal(3, seed=2), 1, 1), (2, 4, 3, 2)),
     "conv, no bias": (lambda x: frozen.conv2d(x, normal(3, 4, 1, 1, seed=1), None), (2, 4, 2, 2)),
     "conv, stride 2": (lambda x: frozen.conv2d(x, normal(3, 4, 3, 3, seed=1), normal(3), 2, 0), (1, 4, 5, 3)),
-    "norm": (lambda x: frozen.norm_silu(x, *_norm_weights(4)), (2, 4, 2, 2)),
+    "norm": (lambda x: frozen.norm_silu(x, *_norm_weights(4, x.dtype)), (2, 4, 2, 2)),
     "concat": (lambda x: frozen.concat_norm_silu(x[:, :3], x[:, 3:], *_norm_weights(4))[1], (2, 4, 2, 2)),
     "concat, both": (
-        lambda x: torch.cat(frozen.concat_norm_silu(x[:, :3], x[:, 3:], *_norm_weights(4)), 1),
+        lambda x: torch.cat(frozen.concat_norm_silu(x[:, :3], x[:, 3:], *_norm_weights(4, x.dtype)), 1),
         (2, 4, 2, 1),
     ),
     "attention": (lambda x: frozen.attention(x[0], x[1], x[2]), (3, 2, 3, 2)),
@@ -50,6 +52,57 @@ def test_second_derivatives(name):
     x = normal(*shape).requires_grad_(True)
     assert torch.autograd.gradcheck(function, x)
     assert torch.autograd.gradgradcheck(function, x)
+
+
+NORMS = {name: FUNCTIONS[name] for name in ("norm", "concat, both")} | {
+    "norm, no SiLU": (lambda x: frozen.norm(x, *_norm_weights(4, x.dtype)), (2, 4, 2, 2))
+}
+"""What the host extension computes where it can; the FUNCTIONS above are float64, where it cannot."""
+
+
+@needs_ext
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_norms_in_network_precision(name, dtype, tolerance, monkeypatch):
+    """Value, gradient and second derivative; the first two really come from the extension."""
+    function, shape = NORMS[name]
+    x = normal(*shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    v = normal(*function(x).shape, seed=5).to(dtype)
+    wanted = output_and_vjp(lambda leaf, _: function(leaf), x.double(), None, v.double())
+    calls = []
+    for kernel in ("group_norm_silu", "group_norm_silu_vjp"):
+        original = getattr(frozen, kernel)
+        monkeypatch.setattr(
+            frozen, kernel, lambda *a, o=original, k=kernel, **b: (calls.append(k), o(*a, **b))[1]
+        )
+    found = output_and_vjp(lambda leaf, _: function(leaf), x, None, v)
+    assert calls == ["group_norm_silu", "group_norm_silu_vjp"]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == dtype
+        assert relative_error(one.double(), other) < tolerance
+    with torch.no_grad():
+        assert torch.equal(function(x), found[0])
+
+    def curvature(x: torch.Tensor) -> torch.Tensor:
+        leaf = x.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(function(leaf), leaf, v.to(x.dtype), create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), leaf)[0]
+
+    if dtype == torch.float32:
+        assert relative_error(curvature(x).double(), curvature(x.double())) < 1e-4
+
+
+@needs_ext
+def test_the_network_runs_on_the_extension_and_on_torch_alike():
+    network = random_network(nf=16, n_blocks=2)
+    x, v = (normal(2, 2, 8, 8, seed=seed, dtype=torch.float32) for seed in (0, 1))
+    labels = torch.tensor([99.9, 20.0])
+    ours = output_and_vjp(network, x, labels, v)
+    with use_backend("reference"):
+        torchs = output_and_vjp(network, x, labels, v)
+    for one, other in zip(ours, torchs, strict=True):
+        assert not torch.equal(one, other)  # that would be the same kernel twice
+        assert relative_error(one, other) < 2e-5
 
 
 def test_attention_is_softmax_attention():

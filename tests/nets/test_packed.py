@@ -46,6 +46,21 @@ def test_convolution_and_its_pullback(inputs, outputs, size, layout, eager):
         assert relative_error(cache.pull_back(v, weight), pulled) < 1e-6
 
 
+@pytest.mark.skipif(not packed._has_bfloat16(), reason="this processor does not compute in bfloat16")
+@pytest.mark.parametrize(("inputs", "outputs", "size"), [(16, 32, 3), (32, 48, 1)])
+def test_bfloat16_is_packed_too(inputs, outputs, size, eager):
+    weight, bias = random(outputs, inputs, size, size, seed=1), random(outputs, seed=2)
+    x, v = random(2, inputs, 8, 6), random(2, outputs, 8, 6, seed=3)
+    weight, bias, x, v = (t.bfloat16() for t in (weight, bias, x, v))
+    assert can_pack(x, weight, 1, size // 2)
+    assert not can_pack(x.float(), weight, 1, size // 2)
+    cache = PackedWeight()
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=size // 2)
+    pulled = F.conv_transpose2d(v.double(), weight.double(), padding=size // 2)
+    assert relative_error(cache.convolve(x, weight, bias).double(), exact) < 1e-2
+    assert relative_error(cache.pull_back(v, weight).double(), pulled) < 1e-2
+
+
 def _replace(weight: torch.Tensor) -> None:
     with torch.no_grad():
         weight.mul_(-1)

@@ -228,3 +228,21 @@ def test_networks_are_loaded_as_the_paper_uses_them(tmp_path: Path) -> None:
     (tmp_path / "other.pt").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="damaged"):
         preset.load_classifier(tmp_path / "other.pt")
+
+
+def test_files_are_loaded_with_what_they_cannot_say_themselves(tmp_path: Path, monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(parts, "load_classifier", lambda source, **options: calls.append((source, options)))
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"a state dict")
+    for name in ("diffpure-cifar10-linf-wrn70", "diffpure-imagenet-linf"):
+        for path in (file, "robustbench:Standard", "pretrained"):
+            fp.presets[name].load_classifier(path)
+    assert calls == [
+        (file, {"architecture": "wrn-70-16-dropout"}),
+        ("robustbench:Standard", {}),
+        ("pretrained", {}),
+        ("torchvision:resnet50", {"weights": file}),
+        ("robustbench:Standard", {}),
+        ("torchvision:resnet50", {"weights": "pretrained"}),
+    ]

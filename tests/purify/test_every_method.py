@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -67,6 +70,19 @@ def test_draws_are_repeatable_and_different(name):
     ours, u = purifier(SMALL[name]()), images(2)
     assert torch.equal(ours(u, draw=1), ours(u, draw=1))
     assert not torch.equal(ours(u, draw=1), ours(u, draw=2))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_inference_mode_gives_the_same_and_spoils_nothing(name):
+    u = images(2)
+    expected = purifier(SMALL[name]())(u)
+    ours = purifier(SMALL[name]())
+    with torch.inference_mode():
+        assert torch.equal(ours(u + 0.0), expected)
+        assert torch.equal(ours.trajectory(u + 0.0)[0], ours.trajectory(u)[0])
+    leaf = u.clone().requires_grad_(True)
+    (grad,) = torch.autograd.grad(ours(leaf).square().sum(), leaf)
+    assert bool(grad.isfinite().all())
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -141,6 +157,18 @@ def test_adbm_schedules():
     assert [row.tau for row in training.rows[1:]] == pytest.approx([99.9, 79.92, 59.94, 39.96, 19.98])
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "edm"])
+def test_coup_is_added_to_the_score(sampler):
+    plain, guided = (
+        fp.methods.addt(sampler, 10, classifier=network, scale=2.0) for network in (None, toy_classifier())
+    )
+    assert "with COUP's guidance" in str(guided)
+    for before, after in zip(plain.table().rows, guided.table().rows, strict=True):
+        assert (after.a, after.b, after.d) == (before.a, before.b, before.d)
+        assert after.c == pytest.approx(-2.0 * before.sigma * before.b)
+        assert after.u == pytest.approx(-2.0 * before.sigma * before.r)
+
+
 def test_agdm_coefficients():
     network = auxiliary()
     ddpm = fp.methods.agdm(network, scale=3.0).table()
@@ -200,7 +228,7 @@ def aux(classes=4, size=128):
         (
             lambda: fp.methods.agdm(Small().eval()),
             ValueError,
-            r"`auxiliary` must be .*features_and_logits.*FeatureHead",
+            r"`auxiliary` must be .*features_and_logits.*FeatureHead.*'fc'",
         ),
         (lambda: fp.methods.agdm(lambda x: x), TypeError, "`auxiliary` must be a torch.nn.Module"),
         (lambda: fp.methods.agdm(aux().train()), ValueError, "`auxiliary` must be in evaluation mode"),
@@ -229,6 +257,11 @@ def aux(classes=4, size=128):
             lambda: fp.methods.adbm(schedule="vp"),
             ValueError,
             "`schedule` must be one of 'released', 'training'",
+        ),
+        (
+            lambda: fp.methods.addt("vp", classifier=toy_classifier()),
+            ValueError,
+            "`sampler` must be 'ddpm', 'ddim' or 'edm' with a classifier, got 'vp'",
         ),
         (lambda: fp.methods.adbm(n_steps=0), ValueError, "`n_steps`"),
         (
@@ -328,3 +361,12 @@ def test_attacks_take_every_method(name):
     result = fp.attacks.PGD(norm="Linf", eps=0.1, n_iter=4, eot_iter=2)(defense, u, y)
     assert float((result.x_adv - u).abs().max()) <= 0.1 + 1e-6
     assert float(result.losses[-1].mean()) > float(result.losses[0].mean())
+
+
+def test_every_method_is_documented_with_its_source():
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(fp.methods.METHODS)
+    for make in fp.methods.METHODS.values():
+        assert len(make.__doc__.split()) > 10

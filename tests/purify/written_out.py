@@ -85,13 +85,18 @@ def agdm(
     return (x + 1) / 2
 
 
-def adbm(eps, u, noise, first: int, n: int) -> Tensor:
+def adbm(eps, u, noise, first: int, n: int, classifier=None, scale: float = 0.0) -> Tensor:
     power = np.cumprod(1 - np.linspace(1e-6, 2e-2, 1000))
     x = diffuse(2 * u - 1, power[first + 1], noise["forward"])
     stride = (first + 1) // n
     for i in range(first, -1, -stride):
         after = power[i - stride] if i >= stride else 1.0
-        x = eta_step(eps, x, power[i], after, i, 0.0, True, None)
+        x, before = eta_step(eps, x, power[i], after, i, 0.0, True, None), x
+        if classifier is not None:
+            # The step's own coefficient of the predicted noise, which is -sigma times the score.
+            share = math.sqrt(1 - after) - math.sqrt(after / power[i]) * math.sqrt(1 - power[i])
+            logp = classifier((before + 1) / 2).log_softmax(1).amax(1).sum()
+            x = x - share * math.sqrt(1 - power[i]) * scale * slope_of(logp, before)
     return (x + 1) / 2
 
 
@@ -137,21 +142,24 @@ def denoised(eps, x: Tensor, sigma: float) -> Tensor:
     return x - sigma * eps(x / math.sqrt(1 + sigma**2), 999 * vp_time(sigma))
 
 
-def edm(eps, u, noise, top: float, bottom: float, n: int, churn: float, spread: float, heun: bool) -> Tensor:
+def edm(
+    eps, u, noise, top: float, bottom: float, n: int, churn: float, spread: float, heun: bool, denoise=None
+) -> Tensor:
     """Algorithm 2 of Karras et al. 2022 in its own coordinates."""
     grid = [(top ** (1 / 7) + i / (n - 1) * (bottom ** (1 / 7) - top ** (1 / 7))) ** 7 for i in range(n)]
     x, draws = 2 * u - 1 + top * noise["forward"], iter(noise["steps"])
+    denoise = denoise or (lambda x, sigma: denoised(eps, x, sigma))
     gamma = min(churn / n, math.sqrt(2) - 1)
     for i in range(n):
         now, after = grid[i], grid[i + 1] if i + 1 < n else 0.0
         raised = now * (1 + gamma)
         if gamma:
             x = x + math.sqrt(raised**2 - now**2) * spread * next(draws)
-        d = (x - denoised(eps, x, raised)) / raised
+        d = (x - denoise(x, raised)) / raised
         euler = x + (after - raised) * d
         next(draws)
         if heun and after:
-            d = (d + (euler - denoised(eps, euler, after)) / after) / 2
+            d = (d + (euler - denoise(euler, after)) / after) / 2
             euler = x + (after - raised) * d
             next(draws)
         x = euler

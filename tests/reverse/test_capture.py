@@ -23,7 +23,8 @@ from fastpure.kernels import Domain, use_backend
 from fastpure.nets import Denoiser
 from fastpure.purify.methods import Method
 from fastpure.reverse import GraphLimits, recorder
-from fastpure.reverse.graphs import FIRST_KEEPING
+from fastpure.reverse.graphs import FIRST_APART, FIRST_KEEPING
+from tests.purify.test_exact_gradients import auxiliary
 from tests.reverse import test_adjoint
 from tests.reverse.toys import SHAPE, ToyNet, toy_classifier, toy_denoiser
 from tests.reverse.tracing import TracingRecorder
@@ -36,8 +37,9 @@ def mixed(classifier):
 
 
 METHODS = test_adjoint.METHODS | {"mixed_ddim": mixed}
-CASES = [(name, memory) for name in METHODS for memory in ("store", "recompute")]
-CASES += [("coup_step", "auto"), ("dpm_ode", 40_000)]
+TWICE = ("coup_step", "coup_input", "dpm_sde_clip", "mixed_ddim")
+CASES = [(name, "recompute") for name in METHODS] + [(name, "store") for name in TWICE]
+CASES += [("coup_step", "auto"), ("dpm_ode", 40_000), ("coup_detached", "store")]
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
@@ -105,9 +107,13 @@ def test_networks_told_the_noise_level_are_recorded_per_level(device, name):
     denoiser = Denoiser.from_module(ToyNet().eval(), image_shape=SHAPE, **NETWORKS[name])
     graphed, eager = pair(fp.methods.ddpm(t=0.2, n_steps=5), device, denoiser, memory="recompute")
     x = images(2, device)
-    assert torch.equal(graphed(x), eager(x))
-    assert same(both(graphed, x), both(eager, x))
-    assert len(families(graphed)[0].forwards) == (2 if name == "index" else 5)
+    for passes in range(1, FIRST_APART + 1):
+        assert torch.equal(graphed(x, draw=passes), eager(x, draw=passes))
+        apart = 5 if passes >= FIRST_APART else 0
+        assert len(families(graphed)[0].forwards) == (2 if name == "index" else apart)
+    for draw in range(2):
+        assert same(both(graphed, x, draw=draw), both(eager, x, draw=draw))
+    assert len(families(graphed)[0].pulls) == (2 if name == "index" else 5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])
@@ -266,10 +272,35 @@ def looking(looks, device):
 
 def test_a_guidance_that_reads_the_step_is_recorded_per_step_with_its_noise(device):
     graphed, eager = pair(looking(False, device), device, memory="recompute")
-    for draw in range(3):
+    for draw in range(4):  # two passes each
         x = images(2, device, draw)
         assert same(both(graphed, x, draw=draw), both(eager, x, draw=draw))
-    assert len(families(graphed)[0].forwards) == 4
+    assert len(families(graphed)[0].forwards) == len(families(graphed)[0].pulls) == 4
+
+
+READING = {
+    "mse": lambda device: fp.methods.gdmp(t=0.003, rounds=1),
+    "ssim": lambda device: fp.methods.gdmp(t=0.003, rounds=1, metric="ssim"),
+    "agdm": lambda device: fp.methods.agdm(auxiliary().to(device), t=0.003, scale=100.0, features="noised"),
+    "attraction": lambda device: fp.methods.langevin(n_steps=3),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [("mse", "store"), ("ssim", "recompute"), ("agdm", "store"), ("attraction", "recompute")],
+)
+def test_gradients_through_what_the_guidance_reads_from_the_input(device, name, memory):
+    graphed, eager = pair(READING[name](device), device, toy_denoiser(), precision="fp64", memory=memory)
+    for draw in range(FIRST_APART):
+        x = images(3, device, draw).double()
+        assert same(both(graphed, x, draw=draw), both(eager, x, draw=draw))
+    (family,) = families(graphed)
+    assert len(family.slots if memory == "store" else family.pulls) > 0
+    out, grad = both(graphed, x[:2], draw=4)
+    assert torch.allclose(out, both(eager, x[:2], draw=4)[0], atol=1e-12)
+    assert torch.allclose(grad, both(eager, x[:2], draw=4)[1], atol=1e-10)
+    assert families(graphed) == [family]
 
 
 def test_a_guidance_that_waits_for_the_device_runs_eagerly_and_says_so_once(device):
@@ -278,6 +309,8 @@ def test_a_guidance_that_waits_for_the_device_runs_eagerly_and_says_so_once(devi
     eager = fp.Purifier(denoiser, method, seed=7, backend="eager")
     assert auto.execution.backend == "graph"
     x = images(2, device)
+    for _ in range(FIRST_APART - 1):
+        auto(x)
     with pytest.warns(RuntimeWarning, match="without CUDA graphs"):
         found = both(auto, x)
     assert same(found, both(eager, x))
@@ -292,6 +325,8 @@ def test_a_guidance_that_waits_for_the_device_runs_eagerly_and_says_so_once(devi
 
 def test_insisting_on_graphs_raises_with_the_reason(device):
     purifier = fp.Purifier(toy_denoiser(torch.float32).to(device), looking(True, device), backend="graph")
+    for _ in range(FIRST_APART - 1):
+        purifier(images(2, device))
     with pytest.raises(CaptureError, match=r"captur|permitted"):
         purifier(images(2, device))
 

@@ -30,6 +30,7 @@ def test_what_is_planned(monkeypatch):
         planned("graph", cpu)
     monkeypatch.setattr(CudaRecorder, "reason_against", staticmethod(lambda: None))
     assert planned("auto", torch.device("cuda", 0)) == Execution("graph", "steps are replayed on cuda:0")
+    assert "rule of its own" in planned("auto", torch.device("cuda", 0), rows=False).reason
     assert check_backend("graph") == "graph"
     monkeypatch.setattr(CudaRecorder, "reason_against", staticmethod(lambda: "the driver is missing"))
     assert planned("auto", torch.device("cuda", 0)) == Execution("eager", "the driver is missing")

@@ -149,7 +149,6 @@ def test_options_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
         (["addt", "--variant", "l2"], "`variant` must be one of"),
         (["adbm", "--data", "cifar10", "--data-path", "x"], "give --start and --classifier"),
         (["denoiser", "--schedule", "cosine"], "`schedule` must be one of"),
-        (["denoiser", "--schedule", "edm"], "`network` must be a denoiser that predicts 'eps' with time"),
     ):
         with pytest.raises(ValueError, match=message):
             _run(*words, "--out", str(tmp_path / "out"))
@@ -162,6 +161,22 @@ def test_discrete_denoiser_is_exported_with_integer_labels(tmp_path: Path) -> No
     assert loaded.time_input == "index"
     purified = fp.Purifier(loaded, fp.methods.ddim(t=0.1, n_steps=2))(torch.rand(2, 1, 8, 8))
     assert purified.isfinite().all()
+
+
+def test_edm_denoiser_is_told_noise_levels_and_can_be_fine_tuned(tmp_path: Path, small: list[str]) -> None:
+    _run("denoiser", "--schedule", "edm", *SMALL, "--out", str(tmp_path / "edm"), "--t-max", "0.2")
+    loaded = fp.load_denoiser(tmp_path / "edm" / "denoiser.safetensors")
+    assert (loaded.time_input, loaded.prediction) == ("sigma", "eps")
+    purified = fp.Purifier(loaded, fp.methods.ddim(t=0.1, n_steps=2))(torch.rand(2, 1, 8, 8))
+    assert purified.isfinite().all()
+    start = ["--start", str(tmp_path / "edm" / "denoiser.safetensors"), *small[2:]]
+    _run("addt", *start, *SMALL, "--out", str(tmp_path / "addt"))
+    assert fp.load_denoiser(tmp_path / "addt" / "denoiser.safetensors").time_input == "sigma"
+    with pytest.raises(
+        ValueError, match="`start` must be a denoiser that predicts 'eps' with time input 'cont"
+    ):
+        _run("adbm", *start, *SMALL, "--out", str(tmp_path / "adbm"))
+    assert not (tmp_path / "adbm").exists()
 
 
 def test_tensorboard_is_written_or_its_absence_named(tmp_path: Path) -> None:
@@ -192,3 +207,30 @@ def test_a_short_training_lowers_its_own_loss(make: type | None) -> None:
     for _ in range(60):
         trainer.advance()
     assert score_loss(trainer.average, loss, data, torch.device("cpu")) < 0.8 * before
+
+
+@pytest.mark.parametrize(("method", "gain"), [("addt", 0.015), ("adbm", 0.005)])
+def test_bundled_denoisers_are_better_at_their_own_loss_than_the_one_they_started_from(
+    method: str, gain: float
+) -> None:
+    """On the 500 test images 0.289 and 0.319, 0.421 and 0.437, as the zoo's README says."""
+    loss = FINE_TUNE_RECIPES[method]["digits"].make_loss(
+        fp.load_denoiser("digits"), fp.load_classifier("digits")
+    )
+    data = load_dataset("digits", "test").subset(128)
+    start, tuned = (
+        score_loss(fp.load_denoiser(name), loss, data, torch.device("cpu"))
+        for name in ("digits", f"digits-{method}")
+    )
+    assert tuned < start - gain
+
+
+def test_bundled_auxiliary_network_withstands_what_the_ordinary_classifier_does_not() -> None:
+    """96.4 % clean and 64.8 % under PGD-20, as the zoo's README says."""
+    data = load_dataset("digits", "test").subset(128)
+    attack = fp.attacks.PGD(norm="Linf", eps=0.2, n_iter=10, eot_iter=1)
+    plain, robust = (
+        attack(fp.load_classifier(name), data.images, data.labels) for name in ("digits", "digits-aux")
+    )
+    assert robust.clean_accuracy.estimate > 0.92
+    assert robust.robust_accuracy.estimate > 0.5 > plain.robust_accuracy.estimate + 0.2

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#define FASTPURE_ABI 2  // raise with every change of the binding; fastpure/kernels/_ext.py holds the same number
+#define FASTPURE_ABI 3  // raise with every change of the binding; fastpure/kernels/_ext.py holds the same number
 
 #if defined(__CUDACC__)
 #define FASTPURE_HD static __host__ __device__ __forceinline__

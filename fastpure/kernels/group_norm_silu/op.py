@@ -7,10 +7,10 @@ from torch import Tensor
 
 from fastpure.errors import one_of
 from fastpure.kernels import registry, triton_support
-from fastpure.kernels.activations import always, dense, refuse_autograd
-from fastpure.kernels.group_norm_silu import checks, impl_triton, reference
+from fastpure.kernels.activations import always, carries_derivatives, dense, refuse_autograd
+from fastpure.kernels.group_norm_silu import checks, impl_ext, impl_triton, reference
 
-ORDER = {"cuda": ("triton", "reference")}
+ORDER = {"cuda": ("triton", "reference"), "cpu": ("ext", "reference")}
 
 
 def _forward_by_reference(
@@ -66,6 +66,7 @@ FORWARD = registry.OpSpec(
     ),
     reference=reference.group_norm_silu,
     impls={
+        "ext": registry.Implementation(impl_ext.group_norm_silu, impl_ext.unavailable),
         "triton": registry.Implementation(impl_triton.group_norm_silu, triton_support.unavailable),
         "reference": registry.Implementation(_forward_by_reference, always),
     },
@@ -79,6 +80,7 @@ BACKWARD = registry.OpSpec(
     ),
     reference=reference.group_norm_silu_vjp,
     impls={
+        "ext": registry.Implementation(impl_ext.group_norm_silu_vjp, impl_ext.unavailable),
         "triton": registry.Implementation(impl_triton.group_norm_silu_vjp, triton_support.unavailable),
         "reference": registry.Implementation(_backward_by_reference, always),
     },
@@ -86,6 +88,22 @@ BACKWARD = registry.OpSpec(
 )
 _run_forward = registry.define(FORWARD, checks.check_forward)
 _run_backward = registry.define(BACKWARD, checks.check_backward)
+
+
+def fused_on_host(x: Tensor) -> bool:
+    """Whether the extension's kernels serve ``x`` as it lies in host memory: [B, C, H, W] dense in channels_last.
+
+    Not while a compiler traces (it fuses torch's operations itself) or derivatives are carried along with the
+    values (``torch.func``, forward mode), which no kernel does.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype in impl_ext.CODES
+        and not carries_derivatives()
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and registry.choose(FORWARD, "cpu", x.dtype) == "ext"
+        and not torch.compiler.is_compiling()
+    )
 
 
 def group_norm_silu(

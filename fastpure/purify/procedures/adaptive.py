@@ -41,6 +41,8 @@ class AdaptiveScore(Procedure):
         (u, g, moving), row = state, process.table.rows[k]
         if row.forward:
             return (u + 0.5 * row.d * normal(noise, k, u, Stream.FORWARD)).clamp(0.0, 1.0), g, moving
+        if not bool(moving.any()):
+            return state
         if k % 2 == 1:
             return u, self._score(process, k, u), moving
         probed = self._score(process, k, u + self.probe * g)
