@@ -32,6 +32,9 @@ BUNDLED = ("digits",)
 """Names under which both a denoiser and a classifier are bundled."""
 
 
+NETWORKS = ("classifier", "auxiliary")
+"""Parameters of methods that are networks."""
+
 SMALL = 8
 """Height and width of the images on which the queries of an attack are counted, at most."""
 
@@ -45,6 +48,10 @@ class _Head(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         return u.flatten(1)[:, :2]
+
+    def features_and_logits(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """For methods that want features too."""
+        return u.flatten(1), self(u)
 
 
 def rebuild_attack(described: Mapping[str, Any]) -> Attack:
@@ -80,11 +87,9 @@ def rebuild_method(described: Mapping[str, Any], classifier: nn.Module) -> Metho
     function: Any = methods.METHODS.get(described["name"])
     if function is None:
         raise CannotRebuild(f"this fastpure has no method {described['name']}")
-    takes = "classifier" in inspect.signature(function).parameters
+    settings = {**described["settings"], **_networks(function, described, classifier)}
     try:
-        method: Method = (
-            function(classifier, **described["settings"]) if takes else function(**described["settings"])
-        )
+        method: Method = function(**settings)
     except (TypeError, ValueError) as error:
         raise CannotRebuild(
             f"{described['name']} cannot be made from its stored settings: {error}"
@@ -195,6 +200,16 @@ def network_calls(identity: Mapping[str, Any], protocol: Protocol, judged: int, 
 @cache
 def _bundled() -> tuple[tuple[Denoiser, nn.Module], ...]:
     return tuple((load_denoiser(name), load_classifier(name)) for name in BUNDLED)
+
+
+def _networks(function: Any, described: Mapping[str, Any], classifier: nn.Module) -> dict[str, nn.Module]:
+    """The classifier under the name a method takes it by, if the described one had it."""
+    guided = described["guidance"] is not None or "sha256" in canonical(described.get("procedure"))
+    return {
+        name: classifier
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name in NETWORKS and (guided or parameter.default is inspect.Parameter.empty)
+    }
 
 
 def _same(stored: Mapping[str, Any], made: Any, what: str) -> None:

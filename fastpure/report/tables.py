@@ -32,6 +32,11 @@ def explain(protocol: Protocol) -> str:
     return known.format(**protocol.to_dict())
 
 
+def finding(name: str) -> str:
+    """What a check is called on the page: "unfinished" would be taken for a run that is."""
+    return {"unfinished": "loss still rising", "draws": "uneven draws"}.get(name, name)
+
+
 def duration(seconds: float) -> str:
     """ "3.2 s", "12 min", "5 h 20 min", "2 d 3 h"."""
     if seconds < 99.5:

@@ -18,12 +18,25 @@ from fastpure.report.data import holm, open_entries, value_text
 from fastpure.report.figures import _listed, sweep_chart
 from fastpure.report.page import Options, collect
 from fastpure.report.pictures import choose
-from fastpure.report.rebuild import CannotRebuild, find_defense, rebuild_attack, rebuild_defense
+from fastpure.report.rebuild import (
+    CannotRebuild,
+    find_defense,
+    network_calls,
+    rebuild_attack,
+    rebuild_defense,
+)
 from fastpure.report.svg import Series, interval_bar, line_chart, ticks
 from fastpure.report.sweeps import sweeps
 from fastpure.report.tables import count, duration, explain
 from tests.evaluate.toys import SHAPE, Brightness, attack, dataset, defense
 from tests.report.made import run
+
+
+class Featured(Brightness):
+    """With the features that some guidance wants."""
+
+    def features_and_logits(self, u):
+        return u.flatten(1), self(u)
 
 
 def toy(t, steps, seed=0):
@@ -113,6 +126,29 @@ def test_what_is_rebuilt_is_what_was_stored():
     with pytest.raises(CannotRebuild, match="another step table"):
         rebuild_defense(changed, inner, defense().classifier)
     assert tuple(described["purifier"]["image_shape"]) == SHAPE
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda c: fp.methods.addt("ddim", n_steps=6, strength=0.02),
+        lambda c: fp.methods.addt("ddim", n_steps=6, strength=0.02, classifier=c, scale=0.5),
+        lambda c: fp.methods.adbm(t=0.02, n_steps=2),
+        lambda c: fp.methods.agdm(c, t=0.02, dt=0.01, sampler="sde"),
+        lambda c: fp.methods.coup(c, t=0.02, dt=0.01, label="input"),
+        lambda c: fp.methods.ddim(t=0.02, n_steps=2),
+        lambda c: fp.methods.gdmp(t=0.02, rounds=1),
+    ],
+)
+def test_methods_come_back_from_their_settings(make):
+    classifier, purifier = Featured().eval(), defense().purifier
+    method = make(classifier)
+    described = describe_defense(fp.Defense(purifier.with_method(method), classifier))
+    again = rebuild_defense(described, purifier.denoiser, classifier)
+    assert again.purifier.method.steps.digest == method.steps.digest
+    assert describe_defense(again) == described
+    identity = {"defense": described, "attack": None, "data": {}}
+    assert network_calls(identity, fp.protocols.fresh(2), 10, 5) == 10 * method.steps.n_network_calls
 
 
 def test_bundled_networks_are_found_by_themselves(tmp_path):
