@@ -39,7 +39,7 @@ def evaluate(
         typer.Option(help="Only part i of n, as i/n; put the files together with `fastpure merge`."),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="local, or ray: all workers of a Ray cluster (needs fastpure[ray]).")
+        str, typer.Option(help="local, or ray: all workers of a Ray cluster (needs the extra 'ray').")
     ] = "local",
     workers: Annotated[
         int | None, typer.Option(help="Ray workers. (default: one per GPU or CPU slot)")
