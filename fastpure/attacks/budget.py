@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import one_of, positive
+from ..errors import mistake, one_of, positive
 from .projection import onto_l1_ball_in_box
 
 NORMS = ("Linf", "L2", "L1")
@@ -60,7 +60,9 @@ class Budget(Admissible):
 
     def __post_init__(self) -> None:
         one_of("norm", self.norm, NORMS)
-        positive("eps", self.eps)
+        if positive("eps", self.eps) > 1.0 and self.norm == "Linf":
+            remedy = f"Images are in [0, 1]: write {self.eps:g}/255 for {self.eps:g} grey levels"
+            raise ValueError(mistake("eps", "at most 1 for norm 'Linf'", self.eps, remedy))
 
     def project(self, candidate: Tensor, x: Tensor) -> Tensor:
         """The nearest admissible float32 image: inside the ball in exact arithmetic, and in [0, 1]."""

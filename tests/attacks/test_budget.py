@@ -25,6 +25,7 @@ def images(values: list[float]) -> torch.Tensor:
 )
 def test_projection_stays_inside(norm, eps, pixels):
     x, candidate = images([p[0] for p in pixels]), images([p[1] for p in pixels])
+    eps = min(eps, 1.0) if norm == "Linf" else eps
     budget = Budget(norm, eps)
     projected = budget.project(candidate, x)
     assert float(budget.distance(projected, x)) <= eps
@@ -67,7 +68,7 @@ def test_random_start_fills_the_ball(norm):
 def test_mistakes():
     with pytest.raises(ValueError, match="`norm` must be one of 'Linf', 'L2', 'L1', got 'linf'"):
         Budget("linf", 0.1)
-    with pytest.raises(ValueError, match="`eps` must be a finite number above 0"):
+    with pytest.raises(ValueError, match=r"`eps` must be a finite number above 0"):
         Budget("Linf", 0.0)
 
 
@@ -114,3 +115,9 @@ def test_l1_projection_of_many_images_is_that_of_each():
         assert torch.equal(onto_l1_ball_in_box(candidate[i : i + 1], x[i : i + 1], 2.0)[0], together[i])
     one_after_the_other = onto_l1_ball_in_box(candidate.clamp(0, 1), x, 2.0)
     assert not torch.allclose(together, one_after_the_other), "clamping first is another point"
+
+
+def test_grey_levels_are_not_taken_for_a_budget():
+    with pytest.raises(ValueError, match=r"`eps` must be at most 1 for norm 'Linf', got 8.* write 8/255"):
+        Budget("Linf", 8)
+    assert Budget("L2", 3.0).eps == 3.0

@@ -30,9 +30,9 @@ def test_demo_prints_the_table_and_draws_the_picture(tmp_path):
     picture = tmp_path / "picture.png"
     result = run("demo", "--out", str(picture), *TINY)
     assert result.exit_code == 0, result.output
-    for name in ("no defence", "DiffPure", "COUP without guidance", "COUP"):
+    for name in ("no defence", "DiffPure", "COUP without guidance", "COUP", "COUP, guidance detached"):
         assert name in result.output
-    assert "exact gradients; 3 digits" in result.output
+    assert "Linf 0.2; 3 digits" in result.output
     image = matplotlib.image.imread(picture)
     assert image.shape[0] > 500
     assert image[..., :3].std() > 0.05, "not a blank page"
