@@ -20,7 +20,7 @@ from torch import nn
 import fastpure as fp
 from fastpure.attacks.base import Attack
 from fastpure.data import load_dataset
-from fastpure.evaluate import Protocol, Run
+from fastpure.evaluate import Protocol, Run, across
 
 T, STEPS, EPS, IMAGES = 0.15, 12, 0.2, 100
 DT = T / STEPS
@@ -91,7 +91,10 @@ ROWS: tuple[Row, ...] = (
     Row("none", "PGD"),
     *(Row(name, "PGD") for name in DEFENCES if name != "none"),
     *(Row(name, "PGD, BPDA") for name in DEFENCES if name != "none"),
-    Row(COUP, "PGD, detached"),
+    *(
+        Row(name, "PGD, detached")
+        for name in (COUP, "COUP scale 1", "ADDT + COUP", "ADBM + COUP", "AGDM-style")
+    ),
     Row(COUP, "PGD, surrogate"),
     Row("DiffPure", "PGD, surrogate"),
     *(Row(name, "DW-box", DETERMINISTIC) for name in ("DiffPure", "COUP unguided", COUP)),
@@ -165,6 +168,32 @@ def comparisons(folder: Path) -> Iterator[str]:
             )
 
 
+def lowest(folder: Path) -> Iterator[str]:
+    """Per defence the attack that found most, judged on fresh draws: what the defence can be said to withstand."""
+    yield "| defence | clean % | lowest robust % | found by |"
+    yield "|---|---|---|---|"
+    for name in DEFENCES:
+        rows = [row for row in ROWS if row.defence == name and row.protocol is FRESH and row.n == IMAGES]
+        rows = [row for row in rows if "pepper" not in row.attack and (folder / row.file).exists()]
+        reports = [(row, fp.Report.of(Run.open(folder / row.file))) for row in rows]
+        done = [
+            (report.robust, row, report)
+            for row, report in reports
+            if report.robust and report.n_images == row.n
+        ]
+        if not done:
+            continue
+        robust, row, report = min(done, key=lambda entry: entry[0].estimate)
+        yield f"| {name} | {report.clean} | **{robust}** | {row.attack} |".replace(" %", "")
+
+
+def alarms(folder: Path) -> Iterator[str]:
+    """What the runs of one defence say about each other's attacks."""
+    runs = [Run.open(folder / row.file) for row in ROWS if (folder / row.file).exists()]
+    found = dict.fromkeys(finding.explanation for finding in across(runs) if finding.alarm)
+    yield from (f"- {text}" for text in found) if found else ["None."]
+
+
 def write(folder: Path) -> None:
     text = f"""# Robustness on digits
 
@@ -176,6 +205,18 @@ judged on ten fresh ones. Accuracy is the mean over ten fresh draws unless said 
 over images. These budgets compare rows; larger ones would lower every number. Seconds: shared cores, not comparable.
 
 {chr(10).join(lines(folder))}
+
+## What each defence withstands
+
+The lowest number over the attacks tried, which is an upper bound of the robustness.
+
+{chr(10).join(lowest(folder))}
+
+## Where an attack was weak
+
+Checks that compare runs of one defence (`fastpure.evaluate.across`):
+
+{chr(10).join(alarms(folder))}
 
 ## Does guidance help? Paired on the same images
 
