@@ -230,7 +230,7 @@ def test_refusals_are_one_sentence(here, words, message, monkeypatch, capsys):
     assert not list(here.iterdir())
 
 
-def test_an_interrupt_says_how_to_go_on(here, monkeypatch):
+def test_an_interrupt_says_how_to_go_on(here, monkeypatch, ctrl_c):
     block, count = Worker.block, []
 
     def interrupted(self, positions, tick):

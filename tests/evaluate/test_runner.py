@@ -168,7 +168,7 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_keeps_the_finished_blocks_and_says_how_to_go_on(tmp_path, monkeypatch, number):
+def test_an_interrupt_keeps_the_finished_blocks_and_says_how_to_go_on(tmp_path, monkeypatch, number, ctrl_c):
     path, block, count = tmp_path / "r.sqlite", Worker.block, [0]
 
     def interrupted(self, positions, tick):
