@@ -131,7 +131,7 @@ CLASSIFIER_RECIPES: dict[str, ClassifierRecipe] = {
         network="resnet-cifar10-small",
         loss=ClassifierLoss(Augment(shift=4, flip=True)),
         train=TrainConfig(
-            steps=4500,
+            steps=9000,
             batch_size=128,
             optimizer="sgd",
             lr=0.1,
@@ -152,7 +152,7 @@ DENOISER_RECIPES: dict[str, DenoiserRecipe] = {
     "cifar10": DenoiserRecipe(
         network="ddpmpp-cifar10-small",
         loss=DenoiserLoss(t_max=0.3, augment=Augment(flip=True)),
-        train=TrainConfig(steps=1600, batch_size=64, lr=1e-3, warmup=200, ema=0.999, precision="bf16"),
+        train=TrainConfig(steps=4000, batch_size=64, lr=1e-3, warmup=200, ema=0.999, precision="bf16"),
     ),
 }
 
