@@ -189,9 +189,11 @@ def lowest(folder: Path) -> Iterator[str]:
 
 def alarms(folder: Path) -> Iterator[str]:
     """What the runs of one defence say about each other's attacks."""
-    runs = [Run.open(folder / row.file) for row in ROWS if (folder / row.file).exists()]
-    found = dict.fromkeys(finding.explanation for finding in across(runs) if finding.alarm)
-    yield from (f"- {text}" for text in found) if found else ["None."]
+    for name in DEFENCES:
+        files = [folder / row.file for row in ROWS if row.defence == name and (folder / row.file).exists()]
+        for finding in across([Run.open(file) for file in files]):
+            if finding.alarm:
+                yield f"- {name}, {finding.explanation}"
 
 
 def write(folder: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from ..errors import ResumeError
+from ..files import replace_file
 
 __all__ = ["Record", "append_record", "open_records", "read_records"]
 
@@ -73,12 +74,8 @@ def open_records(path: Path, config: Mapping[str, Any]) -> list[Record]:
             raise ResumeError(f"{path} belongs to another certification; choose another --out. {listed}")
         os.truncate(path, length)
         return records
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(
-        MARK + json.dumps(wanted, sort_keys=True) + "\n" + ",".join(NAMES) + "\n", encoding="utf-8"
-    )
-    os.replace(partial, path)
+    head = MARK + json.dumps(wanted, sort_keys=True) + "\n" + ",".join(NAMES) + "\n"
+    replace_file(path, head.encode())
     return []
 
 

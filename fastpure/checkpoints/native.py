@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import CheckpointError, mistake
+from ..files import replace_file
 from ..nets import Denoiser, config_dict, named_config
 from .report import Plan
 from .sources import Source
@@ -60,7 +59,7 @@ def save_denoiser(
         "denoiser": json.dumps({**conventions, "image_shape": denoiser.image_shape}, sort_keys=True),
     }
     weights = {name: _stored(name, value, dtype) for name, value in denoiser.network.state_dict().items()}
-    return _replace_file(Path(path), save(weights, metadata))
+    return replace_file(path, save(weights, metadata))
 
 
 def plan_native(source: Source, config: Any = None) -> Plan:
@@ -106,19 +105,3 @@ def _stored(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
     if not stored.isfinite().all():
         raise ValueError(mistake("denoiser", f"finite in {stored.dtype}", f"NaN or Inf in {name}"))
     return stored
-
-
-def _replace_file(target: Path, content: Any) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)  # temporary files are private to the user
-        os.replace(partial, target)
-    except BaseException:
-        os.unlink(partial)
-        raise
-    return target

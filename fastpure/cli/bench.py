@@ -93,12 +93,9 @@ def show(title: str, rows: tuple[Row, ...]) -> None:
 
 
 def _write(out: Path, network: str, tables: dict[str, tuple[Row, ...]]) -> None:
-    import os
-
+    from ..files import replace_file
     from .doctor import environment
 
     figures = {title: [asdict(row) for row in rows] for title, rows in tables.items()}
     text = json.dumps({"network": network, "environment": environment(), "figures": figures}, indent=1)
-    partial = out.with_name(out.name + ".part")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, out)
+    replace_file(out, (text + "\n").encode())

@@ -15,6 +15,7 @@ from typing import Any, final
 
 import numpy as np
 
+from ..attacks import MODES
 from .identity import canonical, differences
 from .run import Run
 from .statistics import cochran_q, compare_values, mcnemar
@@ -186,10 +187,14 @@ def _gradient_findings(a: Run, b: Run) -> list[Finding]:
         return []
     exact, other = (a, b) if modes[0] == "exact" else (b, a)
     mode = modes[1] if modes[0] == "exact" else modes[0]
+    # The gradient alone must differ; attacks without gradients are held against every exact one.
+    if mode in MODES and exact.identity["attack"]["name"] != other.identity["attack"]["name"]:
+        return []
     result = compare_values(exact.values("adversarial"), other.values("adversarial"))
     alarm = result.difference < 0 and result.p_value < 0.05
     text = (
-        f"{mode} reaches {100 * result.accuracies[1]:.1f} %, the exact gradient {100 * result.accuracies[0]:.1f} % "
+        f"{exact.identity['attack']['name']}: {mode} reaches {100 * result.accuracies[1]:.1f} %, "
+        f"the exact gradient {100 * result.accuracies[0]:.1f} % "
         f"(p = {result.p_value:.2g})"
     )
     if alarm:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, final
 from torch import nn
 
 from ..data import Dataset
+from ..files import replace_file
 from .config import TrainConfig
 from .loop import Fit
 
@@ -58,9 +58,7 @@ def export(
         "parameters": _parameters(done.model),
         "held_out": scores,
     }
-    partial = Path(out) / f".{RESULT_FILE}.partial"
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, Path(out) / RESULT_FILE)
+    replace_file(Path(out) / RESULT_FILE, (json.dumps(result, indent=1) + "\n").encode())
     return Outcome(done, path, table)
 
 

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 
 from ..errors import ResumeError
+from ..files import replacing
 from .config import differences
 
 __all__ = ["METRICS", "STATE", "Metrics", "RunFolder"]
@@ -97,13 +98,8 @@ class RunFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write ``state.pt`` atomically: after a crash there is the old one or the new one."""
-        target = self.path / STATE
-        partial = target.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with replacing(self.path / STATE) as file:
             torch.save({**state, "identity": json.dumps(self.identity, sort_keys=True)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:

@@ -235,3 +235,10 @@ def test_other_defences_budgets_and_protocols_are_left_alone():
     stronger = attack(gradient="bpda", eps=0.1)
     others = [runs(STRONG, attack=stronger)[0], runs(STRONG, attack=attack(gradient="bpda"), seed=1)[0]]
     assert across([exact, *others]) == ()
+
+
+def test_a_stronger_attack_with_a_worse_gradient_says_nothing_about_the_gradient():
+    exact = runs(WEAK, attack=attack())[0]
+    other = runs(STRONG, attack=fp.attacks.APGDCE(eps=attack().eps, gradient="detached"))[0]
+    assert exact.identity["attack"]["name"] != other.identity["attack"]["name"]
+    assert not [finding for finding in across([exact, other]) if "against exact" in finding.name]
