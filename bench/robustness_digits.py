@@ -11,16 +11,17 @@ beforehand; nothing is tuned on the images reported on. COUP's scale 2 is the de
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
 import fastpure as fp
 from fastpure.attacks.base import Attack
-from fastpure.data import load_dataset
-from fastpure.evaluate import Protocol, Run, across
+from fastpure.data import Dataset, load_dataset
+from fastpure.evaluate import Protocol
+
+from .robustness import Row, Study, alarms, comparisons, finished, lines, lowest, run_rows
 
 T, STEPS, EPS, IMAGES = 0.15, 12, 0.2, 100
 DT = T / STEPS
@@ -30,21 +31,6 @@ DETERMINISTIC = fp.protocols.dw_box()
 
 PGD = {"norm": "Linf", "eps": EPS, "n_iter": 20, "eot_iter": 4}
 APGD = {"norm": "Linf", "eps": EPS, "n_iter": 40, "eot_iter": 8}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    defence: str
-    attack: str
-    protocol: Protocol = FRESH
-    n: int = IMAGES
-
-    @property
-    def file(self) -> str:
-        words = f"{self.defence} {self.attack} {self.protocol.name}"
-        return "-".join("".join(c if c.isalnum() else " " for c in words).split()) + f"-{self.n}.sqlite"
 
 
 ATTACKS: dict[str, Callable[[], Attack | None]] = {
@@ -72,7 +58,7 @@ DEFENCES: dict[str, Callable[[], nn.Module]] = {
     "COUP scale 1": lambda: defended(fp.methods.coup(fp.load_classifier("digits"), T, DT, scale=1.0)),
     "COUP scale 2": lambda: defended(fp.methods.coup(fp.load_classifier("digits"), T, DT, scale=2.0)),
     # 6e4 for 3072 pixels and steps of one index: the same pull for 64 pixels and steps of 12.
-    "GDMP": lambda: defended(fp.methods.gdmp(t=T, rounds=1, chain=80, guide_scale=100.0)),
+    "GDMP": lambda: defended(fp.methods.gdmp(t=T, rounds=1, chain=80, begin="level", guide_scale=100.0)),
     "AGDM-style": lambda: defended(
         fp.methods.agdm(fp.load_classifier("digits-aux"), t=T, dt=DT, sampler="sde", scale=1.0)
     ),
@@ -87,22 +73,28 @@ DEFENCES: dict[str, Callable[[], nn.Module]] = {
 }
 
 COUP = "COUP scale 2"
+
+
+def _row(defence: str, attack: str, protocol: Protocol = FRESH, n: int = IMAGES) -> Row:
+    return Row(defence, attack, protocol, n)
+
+
 ROWS: tuple[Row, ...] = (
-    Row("none", "PGD"),
-    *(Row(name, "PGD") for name in DEFENCES if name != "none"),
-    *(Row(name, "PGD, BPDA") for name in DEFENCES if name != "none"),
+    _row("none", "PGD"),
+    *(_row(name, "PGD") for name in DEFENCES if name != "none"),
+    *(_row(name, "PGD, BPDA") for name in DEFENCES if name != "none"),
     *(
-        Row(name, "PGD, detached")
+        _row(name, "PGD, detached")
         for name in (COUP, "COUP scale 1", "ADDT + COUP", "ADBM + COUP", "AGDM-style")
     ),
-    Row(COUP, "PGD, surrogate"),
-    Row("DiffPure", "PGD, surrogate"),
-    *(Row(name, "DW-box", DETERMINISTIC) for name in ("DiffPure", "COUP unguided", COUP)),
-    *(Row(name, "salt and pepper") for name in ("none", "DiffPure", "COUP unguided", COUP)),
-    *(Row(name, "APGD-CE") for name in ("DiffPure", "COUP unguided", COUP)),
-    Row(COUP, "APGD-CE, detached"),
-    *(Row(name, "AutoAttack rand") for name in ("DiffPure", "COUP unguided", COUP)),
-    *(Row(name, "AutoAttack standard", n=40) for name in ("DiffPure", COUP)),
+    _row(COUP, "PGD, surrogate"),
+    _row("DiffPure", "PGD, surrogate"),
+    *(_row(name, "DW-box", DETERMINISTIC) for name in ("DiffPure", "COUP unguided", COUP)),
+    *(_row(name, "salt and pepper") for name in ("none", "DiffPure", "COUP unguided", COUP)),
+    *(_row(name, "APGD-CE") for name in ("DiffPure", "COUP unguided", COUP)),
+    _row(COUP, "APGD-CE, detached"),
+    *(_row(name, "AutoAttack rand") for name in ("DiffPure", "COUP unguided", COUP)),
+    *(_row(name, "AutoAttack standard", n=40) for name in ("DiffPure", COUP)),
 )
 
 PAIRS = (("DiffPure", COUP), ("COUP unguided", COUP))
@@ -116,87 +108,20 @@ def defended(method: fp.methods.Method, denoiser: str = "digits") -> fp.Defense:
     return fp.Defense(fp.Purifier(fp.load_denoiser(denoiser), method, seed=0), fp.load_classifier("digits"))
 
 
-def run(row: Row, folder: Path) -> None:
-    data = load_dataset("digits", "test").subset(row.n, data_seed=0)
-    defence, attack = DEFENCES[row.defence](), ATTACKS[row.attack]()
-    report = fp.evaluate(
-        defence, data, attack, row.protocol, folder / row.file, batch_size=50, progress=False
-    )
-    print(f"{row.defence:<16} {row.attack:<20} clean {report.clean}  robust {report.robust}", flush=True)
+def data(row: Row) -> Dataset:
+    return load_dataset("digits", "test").subset(row.n, data_seed=0)
 
 
-def lines(folder: Path) -> Iterator[str]:
-    """The table, one line per finished run."""
-    yield "| defence | attack | decided on | images | clean % | robust % | on fresh noise % | seconds | warnings |"
-    yield "|---|---|---|---|---|---|---|---|---|"
-    for row in ROWS:
-        if not (folder / row.file).exists():
-            continue
-        report = fp.Report.of(Run.open(folder / row.file))
-        if report.n_images < report.n_total or report.robust is None:
-            continue
-        numbers = [
-            str(value).replace(" %", "") if value else ""
-            for value in (report.clean, report.robust, report.transfer)
-        ]
-        warnings = "; ".join(finding.name for finding in report.warnings)
-        seconds = sum(report.seconds.values())
-        yield (
-            f"| {row.defence} | {row.attack} | {row.protocol} | {row.n} | "
-            + " | ".join(numbers)
-            + f" | {seconds:.0f} | {warnings} |"
-        )
+STUDY = Study(DEFENCES, ATTACKS, data, batch_size=50)
 
 
-def comparisons(folder: Path) -> Iterator[str]:
-    """Paired comparisons of COUP with its ablations, per attack."""
-    yield "| attack | a | b | b - a, points | better / worse images | exact McNemar p |"
-    yield "|---|---|---|---|---|---|"
-    for attack in dict.fromkeys(row.attack for row in ROWS):
-        for a, b in PAIRS:
-            found = {
-                row.defence: folder / row.file
-                for row in ROWS
-                if row.attack == attack and row.defence in (a, b)
-            }
-            if len(found) < 2 or not all(path.exists() for path in found.values()):
-                continue
-            result = fp.compare(found[a], found[b])
-            yield (
-                f"| {attack} | {a} | {b} | {100 * result.difference:+.1f} [{100 * result.low:+.1f}, "
-                f"{100 * result.high:+.1f}] | {result.wins} / {result.losses} | {result.p_value:.2g} |"
-            )
-
-
-def lowest(folder: Path) -> Iterator[str]:
-    """Per defence the attack that found most, judged on fresh draws: what the defence can be said to withstand."""
-    yield "| defence | clean % | lowest robust % | found by |"
-    yield "|---|---|---|---|"
-    for name in DEFENCES:
-        rows = [row for row in ROWS if row.defence == name and row.protocol is FRESH and row.n == IMAGES]
-        rows = [row for row in rows if "pepper" not in row.attack and (folder / row.file).exists()]
-        reports = [(row, fp.Report.of(Run.open(folder / row.file))) for row in rows]
-        done = [
-            (report.robust, row, report)
-            for row, report in reports
-            if report.robust and report.n_images == row.n
-        ]
-        if not done:
-            continue
-        robust, row, report = min(done, key=lambda entry: entry[0].estimate)
-        yield f"| {name} | {report.clean} | **{robust}** | {row.attack} |".replace(" %", "")
-
-
-def alarms(folder: Path) -> Iterator[str]:
-    """What the runs of one defence say about each other's attacks."""
-    for name in DEFENCES:
-        files = [folder / row.file for row in ROWS if row.defence == name and (folder / row.file).exists()]
-        for finding in across([Run.open(file) for file in files]):
-            if finding.alarm:
-                yield f"- {name}, {finding.explanation}"
+def counts(row: Row) -> bool:
+    """Whether a row says what its defence withstands: an attack, judged on fresh draws of all images."""
+    return row.protocol is FRESH and row.n == IMAGES and "pepper" not in row.attack
 
 
 def write(folder: Path) -> None:
+    found = finished(ROWS, folder)
     text = f"""# Robustness on digits
 
 Written by `python -m bench.robustness_digits`: bundled networks, {IMAGES} or 40 images of
@@ -204,25 +129,26 @@ Written by `python -m bench.robustness_digits`: bundled networks, {IMAGES} or 40
 PGD: 20 iterations, 4 draws; APGD: 40 iterations, 8 draws; AutoAttack rand: 25 iterations of each member, 8 draws;
 AutoAttack standard: 25 iterations, 3 target classes, 300 queries of Square; DW-box: PGD-40 on one known draw, also
 judged on ten fresh ones. Accuracy is the mean over ten fresh draws unless said otherwise, with 95 % Wilson intervals
-over images. These budgets compare rows; larger ones would lower every number. Seconds: shared cores, not comparable.
+over images. These budgets compare rows; larger ones would lower every number. Network calls: images through the
+network, a gradient counts twice, at most. Hours: shared cores, not comparable.
 
-{chr(10).join(lines(folder))}
+{chr(10).join(lines(found))}
 
 ## What each defence withstands
 
 The lowest number over the attacks tried, which is an upper bound of the robustness.
 
-{chr(10).join(lowest(folder))}
+{chr(10).join(lowest(found, DEFENCES, counts))}
 
 ## Where an attack was weak
 
 Checks that compare runs of one defence (`fastpure.evaluate.across`):
 
-{chr(10).join(alarms(folder))}
+{chr(10).join(alarms(found))}
 
 ## Does guidance help? Paired on the same images
 
-{chr(10).join(comparisons(folder))}
+{chr(10).join(comparisons(found, PAIRS))}
 """
     TABLE.write_text(text, encoding="utf-8")
 
@@ -234,8 +160,7 @@ def main() -> None:
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     if not options.table_only:
-        for row in ROWS:
-            run(row, options.runs)
+        run_rows(STUDY, ROWS, options.runs)
     write(options.runs)
     print(f"wrote {TABLE}")
 

@@ -26,12 +26,14 @@ def gdmp(
     variance: str = "large",
     guide: str = "noised",
     chain: int = 1000,
+    begin: str = "below",
     guidance_grad: str = "exact",
     clip_output: bool = True,
 ) -> Method:
     """GDMP (Wang et al. 2022): ``rounds`` times diffuse and come back with DDPM, pulled towards the attacked image.
 
-    Each round diffuses at index 1000 t and begins to denoise one below, as published. At index i the mean moves by
+    Each round diffuses at index 1000 t and begins to denoise one below, as published; ``begin`` "level" denoises at
+    the diffused index too, which matters in short chains, where one below is far below. At index i the mean moves by
     variance_i sqrt(1 - abar_i) / (m sqrt(abar_i)) times the gradient of minus the mean squared error ("mse") or of
     SSIM ("ssim") between the state and the ORIGINAL input, ``guide`` "noised" to the same level with fresh noise or
     "clean"; m = 2 ptb / (765 guide_scale). ``guide_scale`` None is 6e4 for mse, 7e4 for ssim.
@@ -49,7 +51,8 @@ def gdmp(
     whole("rounds", rounds, minimum=1)
     start, schedule = start_index(t, whole("chain", chain, minimum=2, maximum=1000)), DiscreteVP()
     spaced = spaced_indices(schedule.n - 1, chain, "linspace")[::-1]
-    indices = spaced[start - 1 :: -1]
+    first = start - 1 if one_of("begin", begin, ("below", "level")) == "below" else start
+    indices = spaced[first::-1]
     guidance: Guidance
     if metric == "mse":
         guidance = SquaredError(reference_batch, guide, guidance_grad)
@@ -73,6 +76,7 @@ def gdmp(
         ("variance", variance),
         ("guide", guide),
         ("chain", chain),
+        ("begin", begin),
         ("guidance_grad", guidance_grad),
         ("clip_output", clip_output),
     )

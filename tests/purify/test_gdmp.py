@@ -85,6 +85,19 @@ def test_published_strength():
     assert math.isclose(method.table().rows[0].a ** 2, 0.983172, abs_tol=5e-7)
 
 
+def test_a_short_chain_can_begin_at_the_level_it_diffused_to():
+    """On 40 of 1000 steps "one below" the diffused index is 26 below, and the noise between the two would stay."""
+    below, level = (
+        fp.methods.gdmp(t=0.1, rounds=1, chain=40, begin=begin).table() for begin in ("below", "level")
+    )
+    assert [row.index for row in below.rows[1:]] == [77, 51, 26, 0]
+    assert [row.index for row in level.rows[1:]] == [102, 77, 51, 26, 0]
+    for table in (below, level):
+        assert table.rows[0].a ** 2 == pytest.approx(
+            float(np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))[102])
+        )
+
+
 def images(n):
     return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
@@ -177,6 +190,7 @@ def test_imagenet_walks_45_of_250_spaced_steps():
         ({"t": 1.0}, "`t` must be at most 0.999"),
         ({"chain": 1001}, r"`chain` must be an integer in \[2, 1000\]"),
         ({"variance": "learned"}, "`variance` must be one of 'small', 'large'"),
+        ({"begin": "above"}, "`begin` must be one of 'below', 'level'"),
     ],
 )
 def test_mistakes_name_the_argument(arguments, words):

@@ -1,0 +1,152 @@
+"""Tables of robustness: rows of (defence, attack), each a run file, and what several of them say together.
+
+`bench.robustness_digits` and `bench.robustness_cifar10` say which rows; here they are run and written down. Several
+processes may work on one folder: whoever comes to a row that another is busy with takes the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+import fastpure as fp
+from fastpure.attacks.base import Attack
+from fastpure.data import Dataset
+from fastpure.errors import RunLocked
+from fastpure.evaluate import Protocol, Run, across
+from fastpure.report.rebuild import network_calls
+
+Makers = Mapping[str, Callable[[], nn.Module]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a defence and an attack by name, the protocol that decides, ``n`` images of a ``split``."""
+
+    defence: str
+    attack: str
+    protocol: Protocol
+    n: int
+    split: str = "test"
+
+    @property
+    def file(self) -> str:
+        words = f"{self.defence} {self.attack} {self.protocol.name}"
+        plain = "-".join("".join(c if c.isalnum() or c == "." else " " for c in words).split())
+        return f"{plain}-{'' if self.split == 'test' else f'{self.split}-'}{self.n}.sqlite"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows, and how to make what they name.
+
+    Fields:
+        defences, attacks: name -> maker; an attack may be None (nothing but clean accuracy).
+        data: row -> its images.
+        batch_size: images per block.
+    """
+
+    defences: Makers
+    attacks: Mapping[str, Callable[[], Attack | None]]
+    data: Callable[[Row], Dataset]
+    batch_size: int
+
+
+def run_rows(study: Study, rows: Iterable[Row], folder: Path) -> None:
+    """Run what is not finished, one file per row; rows that another process is writing are left to it."""
+    for row in rows:
+        try:
+            report = fp.evaluate(
+                study.defences[row.defence](),
+                study.data(row),
+                study.attacks[row.attack](),
+                row.protocol,
+                folder / row.file,
+                batch_size=study.batch_size,
+                progress=False,
+            )
+        except RunLocked:
+            print(f"{row.defence:<16} {row.attack:<20} is being run by another process", flush=True)
+            continue
+        spent = sum(report.seconds.values())
+        print(
+            f"{row.defence:<16} {row.attack:<20} clean {report.clean}  robust {report.robust}  {spent:.0f} s",
+            flush=True,
+        )
+
+
+def finished(rows: Iterable[Row], folder: Path) -> dict[Row, Run]:
+    """The rows whose run file is complete, with their runs."""
+    found = {}
+    for row in rows:
+        if (folder / row.file).exists():
+            run = Run.open(folder / row.file)
+            if run.complete:
+                found[row] = run
+    return found
+
+
+def lines(found: Mapping[Row, Run]) -> Iterator[str]:
+    """The table, one line per finished run."""
+    yield (
+        "| defence | attack | decided on | images | clean % | robust % | on fresh noise % | "
+        "network calls | hours | warnings |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for row, run in found.items():
+        report = fp.Report.of(run)
+        numbers = [
+            str(value).replace(" %", "") if value else ""
+            for value in (report.clean, report.robust, report.transfer)
+        ]
+        judged = sum(run.predicted(which).size for which in ("clean", "adversarial", "transfer"))
+        calls = network_calls(run.identity, run.protocol, judged, len(run.positions))
+        warnings = "; ".join(finding.name for finding in report.warnings)
+        yield (
+            f"| {row.defence} | {row.attack} | {row.protocol} | {row.n} | "
+            + " | ".join(numbers)
+            + f" | {'' if calls is None else f'{calls / 1e3:,.0f}k'} | {sum(report.seconds.values()) / 3600:.2f} "
+            f"| {warnings} |"
+        )
+
+
+def comparisons(found: Mapping[Row, Run], pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Paired comparisons of two defences under the same attack."""
+    yield "| attack | a | b | b - a, points | better / worse images | exact McNemar p |"
+    yield "|---|---|---|---|---|---|"
+    pairs = tuple(pairs)
+    for attack in dict.fromkeys(row.attack for row in found):
+        for a, b in pairs:
+            runs = {row.defence: run for row, run in found.items() if row.attack == attack}
+            if a not in runs or b not in runs:
+                continue
+            result = fp.compare(runs[a], runs[b])
+            yield (
+                f"| {attack} | {a} | {b} | {100 * result.difference:+.1f} [{100 * result.low:+.1f}, "
+                f"{100 * result.high:+.1f}] | {result.wins} / {result.losses} | {result.p_value:.2g} |"
+            )
+
+
+def lowest(found: Mapping[Row, Run], defences: Iterable[str], counts: Callable[[Row], bool]) -> Iterator[str]:
+    """Per defence the attack that found most among the rows that count: what it can be said to withstand at most."""
+    yield "| defence | clean % | lowest robust % | found by |"
+    yield "|---|---|---|---|"
+    for name in defences:
+        reports = [
+            (row, fp.Report.of(run)) for row, run in found.items() if row.defence == name and counts(row)
+        ]
+        done = [(report.robust, row, report) for row, report in reports if report.robust]
+        if done:
+            robust, row, report = min(done, key=lambda entry: entry[0].estimate)
+            yield f"| {name} | {report.clean} | **{robust}** | {row.attack} |".replace(" %", "")
+
+
+def alarms(found: Mapping[Row, Run]) -> Iterator[str]:
+    """What the runs of one defence say about each other's attacks."""
+    for name in dict.fromkeys(row.defence for row in found):
+        for finding in across([run for row, run in found.items() if row.defence == name]):
+            if finding.alarm:
+                yield f"- {name}, {finding.explanation}"
