@@ -115,6 +115,13 @@ def trades(
     data: given.Data = "digits",
     out: given.Out = None,
     data_path: given.DataPath = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="Classifier to start from: a bundled name, a file, or none for random weights. (default for "
+            "cifar10: the bundled one; for digits: none)"
+        ),
+    ] = None,
     beta: Annotated[
         float | None, typer.Option(help="Weight of the divergence under attack. (default: 6)")
     ] = None,
@@ -144,6 +151,7 @@ def trades(
 
     Example: fastpure train trades --data digits --out runs/digits-trades
     """
+    from ..classifiers import load_classifier
     from ..data import load_dataset
     from ..errors import one_of
     from ..train import TRADES_RECIPES, train_classifier
@@ -157,9 +165,12 @@ def trades(
     folder = out or Path("runs") / f"{data}-trades"
     images = (load_dataset(data, "train", path=data_path), load_dataset(data, "test", path=data_path))
     where = given.checked_device(device)
+    # Another network than the recipe's cannot begin with the recipe's weights.
+    begin = start or (recipe.start if network is None else None)
+    first = None if begin in (None, "none") else load_classifier(begin)
     given.announce(recipe.network, images[0].describe(), train.steps, folder)
     outcome = train_classifier(
-        recipe, *images, folder, device=where, save_every=save_every, tensorboard=tensorboard
+        recipe, *images, folder, start=first, device=where, save_every=save_every, tensorboard=tensorboard
     )
     given.report(outcome, train.steps, folder)
 

@@ -14,15 +14,23 @@ from torch import nn
 from ..attacks import PGD
 from ..checkpoints import save_denoiser
 from ..classifiers import CONFIGS as CLASSIFIER_CONFIGS
-from ..classifiers import ResNet, call_frozen, require_eval, save_classifier
+from ..classifiers import ResNet, require_eval, save_classifier
 from ..data import Dataset
 from ..errors import mistake
 from ..nets import Denoiser, config_dict
 from .config import TrainConfig
 from .group import Group
 from .loop import Fit, fit
-from .losses import ContinuousTimes, DiscreteDenoiserLoss, EdmDenoiserLoss, Loss, TradesLoss, weights_digest
+from .losses import Loss, TradesLoss, weights_digest
 from .measure import DenoiserScore, score_classifier, score_denoiser, score_loss
+from .networks import (
+    check_classes,
+    check_conventions,
+    check_shape,
+    conventions,
+    new_classifier,
+    new_denoiser,
+)
 from .outcome import RESULT_FILE, Outcome, export, notes
 from .recipes import ClassifierRecipe, DenoiserRecipe, FineTuneRecipe
 
@@ -35,32 +43,39 @@ SCORED_TIMES = (0.05, 0.1, 0.15, 0.2)
 
 
 def train_classifier(
-    recipe: ClassifierRecipe, train: Dataset, test: Dataset, out: str | Path, **session: Any
+    recipe: ClassifierRecipe,
+    train: Dataset,
+    test: Dataset,
+    out: str | Path,
+    *,
+    start: nn.Module | None = None,
+    **session: Any,
 ) -> Outcome:
     """Train a classifier, export ``classifier.safetensors`` and score it on ``test``.
 
     Args:
+        start: weights to begin with, a `ResNet` of the recipe's network, which stays as it is; random ones if None.
         session: ``device``, ``save_every``, ``progress``, ``tensorboard``; see `fit`. Under ``accelerate launch``
             the batch is divided over the processes, and the device is theirs.
 
     Raises:
-        ValueError: the network does not fit the images or the number of classes.
-        ResumeError: ``out`` holds another run; nothing is overwritten.
+        ValueError: the network does not fit the images or the number of classes, or ``start`` not the network.
+        ResumeError: ``out`` holds another run (another start counts); nothing is overwritten.
     """
     config = CLASSIFIER_CONFIGS[recipe.network]
-    _check_shape(recipe.network, config.image_shape, train)
+    check_shape(recipe.network, config.image_shape, train)
     if config.classes != len(train.classes):
         raise ValueError(mistake("network", f"one for {len(train.classes)} classes", f"{config.classes}"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.train.seed)
-        model = ResNet(config)
+    network = {"name": recipe.network, **config.to_dict()}
+    if start is not None:
+        network["start"] = weights_digest(start)
     done = _run(
-        model,
+        new_classifier(recipe, start),
         recipe.loss,
         train,
         recipe.train,
         out=out,
-        network={"name": recipe.network, **config.to_dict()},
+        network=network,
         held_out=lambda network: score_classifier(network, test).cross_entropy,
         products=(CLASSIFIER_FILE, RESULT_FILE),
         **session,
@@ -97,9 +112,9 @@ def train_denoiser(
         ValueError: the network does not fit the images.
         ResumeError: ``out`` holds another run; nothing is overwritten.
     """
-    model = _new_denoiser(recipe)
-    _check_shape(recipe.network, model.image_shape, train)
-    _check_conventions("network", model, *_conventions(recipe.loss))
+    model = new_denoiser(recipe)
+    check_shape(recipe.network, model.image_shape, train)
+    check_conventions("network", model, *conventions(recipe.loss))
     held, times = _held_out(test), _times(recipe.loss.t_max)
     done = _run(
         model,
@@ -139,13 +154,13 @@ def fine_tune(
         ResumeError: ``out`` holds another run (another start or classifier counts); nothing is overwritten.
     """
     network = {"start": weights_digest(start.network), **config_dict(start.network)}
-    _check_shape("start", start.image_shape, train)
+    check_shape("start", start.image_shape, train)
     device = _device(session.get("device"), Group.current())
     guide = copy.deepcopy(require_eval(classifier, "classifier")).requires_grad_(False).to(device)
-    _check_classes(guide, train, device)
+    check_classes(guide, train, device)
     loss = recipe.make_loss(start, guide)
     levels = loss.levels
-    _check_conventions("start", start, levels.prediction, levels.time_input)
+    check_conventions("start", start, levels.prediction, levels.time_input)
     held, times = _held_out(test), _times(getattr(loss, "t_end_max", recipe.t_max))
     done = _run(
         copy.deepcopy(start).requires_grad_(True),
@@ -239,54 +254,3 @@ def _times(t_max: float) -> tuple[float, ...]:
 
 def _mean_error(scores: tuple[DenoiserScore, ...]) -> float:
     return sum(score.noise_mse for score in scores) / len(scores)
-
-
-def _check_shape(network: str, image_shape: tuple[int, ...], dataset: Dataset) -> None:
-    if tuple(image_shape) != dataset.image_shape:
-        raise ValueError(
-            mistake(
-                "network", f"one for images {dataset.image_shape}", f"{network!r} for {tuple(image_shape)}"
-            )
-        )
-
-
-def _new_denoiser(recipe: DenoiserRecipe) -> Denoiser:
-    """The recipe's network as the loss wants it: told times, indices, or noise levels (EDM's preconditioning)."""
-    seed = recipe.train.seed
-    model = Denoiser.from_config(recipe.network, seed=seed, init_scale=0.0)
-    if isinstance(recipe.loss, DiscreteDenoiserLoss):
-        return Denoiser.from_module(model.network, "eps", "index", model.image_shape)
-    if isinstance(recipe.loss, EdmDenoiserLoss) and model.time_input != "sigma":
-        wrapped = {"architecture": "edm", "network": config_dict(model.network)}
-        return Denoiser.from_config(wrapped, seed=seed, init_scale=0.0)
-    return model
-
-
-def _conventions(loss: Loss) -> tuple[str, str]:
-    levels = loss.levels if isinstance(loss, DiscreteDenoiserLoss | EdmDenoiserLoss) else ContinuousTimes()
-    return levels.prediction, levels.time_input
-
-
-def _check_conventions(argument: str, denoiser: Denoiser, prediction: str, time_input: str) -> None:
-    """Raise ValueError unless the loss trains denoisers of this kind."""
-    found = (denoiser.prediction, denoiser.time_input, getattr(denoiser, "schedule", "linear"))
-    if found != (prediction, time_input, "linear") or denoiser.learned_sigma:
-        expected = f"a denoiser that predicts {prediction!r} with time input {time_input!r}, linear schedule"
-        learned = " and a learned variance" if denoiser.learned_sigma else ""
-        raise ValueError(mistake(argument, expected, f"{found[0]!r} with {found[1]!r}, {found[2]}{learned}"))
-
-
-def _check_classes(classifier: nn.Module, dataset: Dataset, device: torch.device) -> None:
-    image = dataset.batch(torch.arange(1)).to(device)
-    expected = f"one for images {dataset.image_shape} and {len(dataset.classes)} classes"
-    # Pooling networks take images of any size, and grey ones broadcast to colour: ask those that know their own.
-    made_for = getattr(getattr(classifier, "config", None), "image_shape", dataset.image_shape)
-    if tuple(made_for) != dataset.image_shape:
-        raise ValueError(mistake("classifier", expected, f"one for images {tuple(made_for)}"))
-    try:
-        with torch.no_grad():
-            logits = call_frozen(classifier, image)
-    except RuntimeError as error:
-        raise ValueError(mistake("classifier", expected, f"one that cannot take them: {error}")) from error
-    if tuple(logits.shape) != (1, len(dataset.classes)):
-        raise ValueError(mistake("classifier", expected, f"logits of shape {list(logits.shape)}"))

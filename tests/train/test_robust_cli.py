@@ -100,6 +100,21 @@ def test_trades_writes_a_classifier_and_its_accuracy_under_attack(tmp_path: Path
     assert fp.load_classifier(tmp_path / "classifier.safetensors")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
+def test_trades_can_begin_with_a_trained_classifier(tmp_path: Path) -> None:
+    """A rate that moves nothing gives the start again; another start is another run; another network is refused."""
+    words = ["trades", *SMALL, "--n-iter", "1", "--lr", "1e-12"]
+    _run(*words, "--start", "digits", "--out", str(tmp_path))
+    start, tuned = fp.load_classifier("digits"), fp.load_classifier(tmp_path / "classifier.safetensors")
+    for (name, a), (_, b) in zip(start.named_parameters(), tuned.named_parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6), name
+    with pytest.raises(ResumeError, match=r"network\.start"):
+        _run(*words, "--start", "digits-aux", "--out", str(tmp_path))
+    other = ResNet(ResNetConfig(image_shape=(1, 8, 8), classes=10, widths=(4,)))
+    save_classifier(other, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="`start` must be a ResNet of the network 'resnet-digits'"):
+        _run(*words, "--start", str(tmp_path / "other.safetensors"), "--out", str(tmp_path / "other"))
+
+
 def test_another_configuration_is_refused_and_nothing_overwritten(tmp_path: Path, small: list[str]) -> None:
     _run("adbm", *small, *SMALL, "--out", str(tmp_path))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -1,0 +1,92 @@
+"""The networks that training starts from, and whether they fit the data and the loss."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from ..classifiers import CONFIGS as CLASSIFIER_CONFIGS
+from ..classifiers import ResNet, call_frozen
+from ..data import Dataset
+from ..errors import mistake
+from ..nets import Denoiser, config_dict
+from .losses import ContinuousTimes, DiscreteDenoiserLoss, EdmDenoiserLoss, Loss
+from .recipes import ClassifierRecipe, DenoiserRecipe
+
+__all__ = [
+    "check_classes",
+    "check_conventions",
+    "check_shape",
+    "conventions",
+    "new_classifier",
+    "new_denoiser",
+]
+
+
+def check_shape(network: str, image_shape: tuple[int, ...], dataset: Dataset) -> None:
+    """Raise ValueError unless the network takes images of this size."""
+    if tuple(image_shape) != dataset.image_shape:
+        raise ValueError(
+            mistake(
+                "network", f"one for images {dataset.image_shape}", f"{network!r} for {tuple(image_shape)}"
+            )
+        )
+
+
+def new_classifier(recipe: ClassifierRecipe, start: nn.Module | None) -> ResNet:
+    """A network with random weights, or a copy of ``start``, which must be one of the recipe's configuration."""
+    config = CLASSIFIER_CONFIGS[recipe.network]
+    if start is not None:
+        if not isinstance(start, ResNet) or start.config != config:
+            found = f"{type(start).__name__} {getattr(start, 'config', '')}".strip()
+            raise ValueError(mistake("start", f"a ResNet of the network {recipe.network!r}", found))
+        return copy.deepcopy(start).requires_grad_(True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        return ResNet(config)
+
+
+def new_denoiser(recipe: DenoiserRecipe) -> Denoiser:
+    """The recipe's network as the loss wants it: told times, indices, or noise levels (EDM's preconditioning)."""
+    seed = recipe.train.seed
+    model = Denoiser.from_config(recipe.network, seed=seed, init_scale=0.0)
+    if isinstance(recipe.loss, DiscreteDenoiserLoss):
+        return Denoiser.from_module(model.network, "eps", "index", model.image_shape)
+    if isinstance(recipe.loss, EdmDenoiserLoss) and model.time_input != "sigma":
+        wrapped = {"architecture": "edm", "network": config_dict(model.network)}
+        return Denoiser.from_config(wrapped, seed=seed, init_scale=0.0)
+    return model
+
+
+def conventions(loss: Loss) -> tuple[str, str]:
+    """Prediction and time input of the denoisers that a loss trains."""
+    levels = loss.levels if isinstance(loss, DiscreteDenoiserLoss | EdmDenoiserLoss) else ContinuousTimes()
+    return levels.prediction, levels.time_input
+
+
+def check_conventions(argument: str, denoiser: Denoiser, prediction: str, time_input: str) -> None:
+    """Raise ValueError unless the loss trains denoisers of this kind."""
+    found = (denoiser.prediction, denoiser.time_input, getattr(denoiser, "schedule", "linear"))
+    if found != (prediction, time_input, "linear") or denoiser.learned_sigma:
+        expected = f"a denoiser that predicts {prediction!r} with time input {time_input!r}, linear schedule"
+        learned = " and a learned variance" if denoiser.learned_sigma else ""
+        raise ValueError(mistake(argument, expected, f"{found[0]!r} with {found[1]!r}, {found[2]}{learned}"))
+
+
+def check_classes(classifier: nn.Module, dataset: Dataset, device: torch.device) -> None:
+    """Raise ValueError unless the classifier takes the images and knows as many classes."""
+    image = dataset.batch(torch.arange(1)).to(device)
+    expected = f"one for images {dataset.image_shape} and {len(dataset.classes)} classes"
+    # Pooling networks take images of any size, and grey ones broadcast to colour: ask those that know their own.
+    made_for = getattr(getattr(classifier, "config", None), "image_shape", dataset.image_shape)
+    if tuple(made_for) != dataset.image_shape:
+        raise ValueError(mistake("classifier", expected, f"one for images {tuple(made_for)}"))
+    try:
+        with torch.no_grad():
+            logits = call_frozen(classifier, image)
+    except RuntimeError as error:
+        raise ValueError(mistake("classifier", expected, f"one that cannot take them: {error}")) from error
+    if tuple(logits.shape) != (1, len(dataset.classes)):
+        raise ValueError(mistake("classifier", expected, f"logits of shape {list(logits.shape)}"))
