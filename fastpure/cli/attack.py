@@ -95,13 +95,13 @@ def save(path: Path, experiment: Experiment, result: AttackResult) -> None:
     import numpy as np
 
     from ..evaluate.identity import describe_defense
+    from ..files import replacing
 
     data = experiment.dataset
     text = json.dumps({"defense": describe_defense(experiment.defense), "attack": result.attack})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
+    with replacing(path) as file:
         np.savez_compressed(
-            temporary,
+            file,
             x=data.images.numpy(),
             x_adv=result.x_adv.numpy(),
             labels=data.labels.numpy(),
@@ -112,6 +112,3 @@ def save(path: Path, experiment: Experiment, result: AttackResult) -> None:
             losses=result.losses.numpy(),
             about=np.array(text),
         )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
