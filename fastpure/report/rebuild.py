@@ -7,7 +7,8 @@ by SHA-256. Anything that differs is a reason not to use it, which the page then
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -22,15 +23,12 @@ from ..classifiers import load_classifier
 from ..data import Dataset
 from ..errors import FastpureError
 from ..evaluate.controls import CONTROLS
-from ..evaluate.identity import canonical, describe_defense, differences, plain
+from ..evaluate.identity import canonical, describe_defense, differences, plain, weights_sha256
 from ..evaluate.protocol import Protocol
 from ..evaluate.queries import count_queries
 from ..nets import Denoiser
 from ..purify import Defense, Method, Purifier, methods
-
-BUNDLED = ("digits",)
-"""Names under which both a denoiser and a classifier are bundled."""
-
+from ..zoo import CLASSIFIERS, DENOISERS
 
 NETWORKS = ("classifier", "auxiliary")
 """Parameters of methods that are networks."""
@@ -99,13 +97,15 @@ def rebuild_method(described: Mapping[str, Any], classifier: nn.Module) -> Metho
     return method
 
 
-def rebuild_defense(described: Mapping[str, Any], denoiser: Denoiser, classifier: nn.Module) -> Defense:
-    """The defence of an identity from its networks.
+def rebuild_defense(
+    described: Mapping[str, Any], denoiser: Denoiser, classifier: nn.Module, guide: nn.Module | None = None
+) -> Defense:
+    """The defence of an identity from its networks; ``guide`` is the method's own, the classifier if None.
 
     Raises:
         CannotRebuild: the networks or the settings are not those of the run; the message has what differs.
     """
-    method = rebuild_method(described["method"], classifier)
+    method = rebuild_method(described["method"], classifier if guide is None else guide)
     try:
         purifier = Purifier(
             denoiser,
@@ -135,21 +135,31 @@ def find_defense(described: Mapping[str, Any], given: tuple[nn.Module, ...], net
     for defense in given:
         if not differences(dict(described), describe_defense(defense)):
             return defense
-    pairs = [*([] if networks is None else [networks]), *_bundled()]
     reasons = [f"none of the {len(given)} given defences is the one of the run"] if given else []
-    for denoiser, classifier in pairs:
+    if networks is not None:
         try:
-            if described["kind"] == "module":
-                _same(described, describe_defense(classifier), "classifier")
-                return classifier
-            if denoiser is None:
-                raise CannotRebuild("no denoiser was given")
-            return rebuild_defense(described, denoiser, classifier)
+            return _put_together(described, *networks)
         except CannotRebuild as error:
             reasons.append(str(error))
+    for denoiser, classifier, guide in _bundled(described):
+        with suppress(CannotRebuild):
+            return _put_together(described, denoiser, classifier, guide)
     # That bundled networks are not those of the run is of interest only to one who offered no others.
-    offered = len(given) > 0 or networks is not None
-    raise CannotRebuild("; ".join(reasons[: -len(BUNDLED)] if offered else reasons))
+    raise CannotRebuild("; ".join(reasons) or "its networks are not the bundled ones")
+
+
+def _put_together(
+    described: Mapping[str, Any],
+    denoiser: Denoiser | None,
+    classifier: nn.Module,
+    guide: nn.Module | None = None,
+) -> nn.Module:
+    if described["kind"] == "module":
+        _same(described, describe_defense(classifier), "classifier")
+        return classifier
+    if denoiser is None:
+        raise CannotRebuild("no denoiser was given")
+    return rebuild_defense(described, denoiser, classifier, guide)
 
 
 @cache
@@ -197,9 +207,33 @@ def network_calls(identity: Mapping[str, Any], protocol: Protocol, judged: int, 
     return None if found is None else round(per * (judged + images * (2 * found[0] + found[1])))
 
 
+def _bundled(
+    described: Mapping[str, Any],
+) -> Iterator[tuple[Denoiser | None, nn.Module, nn.Module | None]]:
+    """(denoiser, classifier, guide) among the bundled networks that may be those of a described defence."""
+    wanted = described["classifier"]["sha256"]
+    classifiers = {name: _bundled_classifier(name) for name in CLASSIFIERS}
+    found = [c for c in classifiers.values() if weights_sha256(c) == wanted]
+    if described["kind"] == "module":
+        yield from ((None, classifier, None) for classifier in found)
+        return
+    text = canonical(described["method"])
+    guides: list[nn.Module | None] = [c for c in classifiers.values() if weights_sha256(c) in text]
+    size = described["denoiser"].get("parameters")
+    for name in DENOISERS if found else ():
+        denoiser = _bundled_denoiser(name)
+        if denoiser.describe()["parameters"] == size:
+            yield from ((denoiser, classifier, guide) for classifier in found for guide in guides or [None])
+
+
 @cache
-def _bundled() -> tuple[tuple[Denoiser, nn.Module], ...]:
-    return tuple((load_denoiser(name), load_classifier(name)) for name in BUNDLED)
+def _bundled_denoiser(name: str) -> Denoiser:
+    return load_denoiser(name)
+
+
+@cache
+def _bundled_classifier(name: str) -> nn.Module:
+    return load_classifier(name)
 
 
 def _networks(function: Any, described: Mapping[str, Any], classifier: nn.Module) -> dict[str, nn.Module]:

@@ -171,6 +171,22 @@ def test_bundled_networks_are_found_by_themselves(tmp_path):
         find_defense({**entries[0].identity["defense"], "denoiser": {}}, (), None)
 
 
+def test_a_bundled_guide_and_fine_tuned_denoiser_are_found_by_their_weights():
+    classifier = fp.load_classifier("digits")
+    for method in (
+        fp.methods.agdm(fp.load_classifier("digits-aux"), t=0.1, dt=0.05, sampler="sde"),
+        fp.methods.adbm(t=0.1, n_steps=2, classifier=classifier, scale=2.0),
+    ):
+        made = fp.Defense(fp.Purifier(fp.load_denoiser("digits-adbm"), method, precision="bf16"), classifier)
+        described = describe_defense(made)
+        assert describe_defense(find_defense(described, (), None)) == described
+    assert find_defense(describe_defense(fp.load_classifier("digits-aux")), (), None)
+    unknown = fp.Denoiser.from_config("ddpmpp-digits")
+    described = describe_defense(fp.Defense(fp.Purifier(unknown, method), classifier))
+    with pytest.raises(CannotRebuild, match="not the bundled ones"):
+        find_defense(described, (), None)
+
+
 def test_confidence_ends_where_the_decision_is_taken(tmp_path):
     from fastpure.report.figures import walk
     from fastpure.report.pictures import states_of
