@@ -130,12 +130,17 @@ def _executions() -> dict[str, dict[str, str]]:
 def _bundled() -> dict[str, str]:
     from ..checkpoints import load_denoiser
     from ..classifiers import load_classifier
+    from ..zoo import CLASSIFIERS, DENOISERS
 
     states = {}
-    for kind, load in (("denoiser", load_denoiser), ("classifier", load_classifier)):
-        try:
-            model = load("digits")
-            states[f"{kind} digits"] = f"{sum(p.numel() for p in model.parameters()):,} parameters"
-        except (ValueError, OSError) as error:
-            states[f"{kind} digits"] = f"CANNOT BE LOADED: {error}"
+    for kind, load, names in (
+        ("denoiser", load_denoiser, DENOISERS),
+        ("classifier", load_classifier, CLASSIFIERS),
+    ):
+        for name in names:
+            try:
+                model = load(name)
+                states[f"{kind} {name}"] = f"{sum(p.numel() for p in model.parameters()):,} parameters"
+            except (ValueError, OSError) as error:
+                states[f"{kind} {name}"] = f"CANNOT BE LOADED: {error}"
     return states
