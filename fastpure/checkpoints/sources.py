@@ -96,10 +96,10 @@ def open_source(path: Path) -> Source:
         return Source(path, "safetensors", tensors, metadata)
     with path.open("rb") as file:
         head = file.read(32)
-    if zipfile.is_zipfile(path):
-        return Source(path, "torch", _load_torch(path, mmap=True))
-    if head[:1] == b"\x80" and head[2 : 2 + len(_LEGACY_MAGIC)] == _LEGACY_MAGIC:
-        return Source(path, "torch", _load_torch(path, mmap=False))
+    if zipfile.is_zipfile(path) or (
+        head[:1] == b"\x80" and head[2 : 2 + len(_LEGACY_MAGIC)] == _LEGACY_MAGIC
+    ):
+        return Source(path, "torch", load_torch(path))
     if head[:1] == b"\x80":
         try:
             return Source(path, "pickle", load_pickle(path))
@@ -121,11 +121,15 @@ def _described(head: bytes) -> str:
     return f"bytes that begin with {head[:8]!r}" if head else "an empty file"
 
 
-def _load_torch(path: Path, mmap: bool) -> Any:
-    """``torch.load`` restricted to tensors and plain containers; memory-mapped, so that only what is used is read."""
+def load_torch(path: Path) -> Any:
+    """``torch.load`` restricted to tensors and plain containers; memory-mapped, so that only what is used is read.
+
+    Raises:
+        CheckpointError: damaged, or holding objects whose code would have to run, which is never done.
+    """
     try:
         with torch.serialization.safe_globals(list(_IGNORED)):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # damaged pickles raise about every type there is
         raise _unreadable(path, error) from error
 
@@ -134,8 +138,10 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     # Only the first sentence: torch goes on to advise loading it without the restriction.
     words = str(error).split("WeightsUnpickler error: ")[-1].strip()
     reason = words.splitlines()[0].split(". ")[0] if words else type(error).__name__
-    expected = "weights, neither truncated nor damaged nor with code in it"
-    return CheckpointError(f"{path}: not readable as {expected}: {reason}")
+    return CheckpointError(
+        f"{path}: not readable as weights; it is damaged, or holds objects whose code would have to run "
+        f"(a pickled module), which is never done: {reason}"
+    )
 
 
 def _open_folder(path: Path) -> Source:

@@ -1,6 +1,6 @@
 """Reading other people's weight files: tensors by plain names, whatever they were wrapped in.
 
-No code in a file is ever run: ``torch.load`` is called with ``weights_only=True`` only.
+No code in a file is ever run, see `fastpure.checkpoints.sources.load_torch`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..checkpoints.sources import load_torch
 from ..checkpoints.weights import read_safetensors
 from ..errors import CheckpointError
 from .fitting import listed
@@ -45,19 +45,7 @@ def read_weights(path: Path) -> StateDict:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     stored = path.suffix == ".safetensors"
-    return _plain(read_safetensors(path)[1] if stored else _unwrapped(_unpickled(path), path), path)
-
-
-def _unpickled(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles raise about every type there is
-        # Only the first sentence: torch goes on to advise loading it without the restriction.
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: not readable as weights; it is damaged, or holds objects whose code would have to run "
-            f"(a pickled module), which is never done: {reason}"
-        ) from error
+    return _plain(read_safetensors(path)[1] if stored else _unwrapped(load_torch(path), path), path)
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
