@@ -61,7 +61,7 @@ def _grid(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tens
         ),
         ("purified\n(COUP)", purified, coup.classifier(purified)),
     ]
-    size = 9 if max(map(len, data.classes)) <= LONG_NAME else 7.5
+    size = 9 if max(map(len, data.classes)) <= LONG_NAME else 8
     axes = panel.subplots(len(rows), len(x), squeeze=False)
     panel.suptitle("attack on the bare classifier; its verdict above each image (red: wrong)", fontsize=9)
     for axis_row, (name, images, logits) in zip(axes, rows, strict=True):
@@ -81,9 +81,9 @@ def _show(axis: Any, image: Tensor, signed: bool) -> None:
     ``signed`` images have zero at 0.5, for which there is one grey level, so that the sign can be seen.
     """
     if len(image) == 3:
-        axis.imshow(image.permute(1, 2, 0))
+        axis.imshow(image.permute(1, 2, 0).numpy())
     else:
-        axis.imshow(image[0], cmap="RdBu_r" if signed else "gray", vmin=0, vmax=1)
+        axis.imshow(image[0].numpy(), cmap="RdBu_r" if signed else "gray", vmin=0, vmax=1)
 
 
 def _confidence(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tensor) -> None:
