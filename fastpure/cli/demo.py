@@ -191,7 +191,8 @@ def print_table(setting: Setting, results: dict[str, AttackResult]) -> None:
         "A defence is as robust as its lowest row."
     )
     if setting.precision != "fp32" or setting.images != "digits":
-        print(f"The purifiers' networks compute in {setting.precision}, the classifier that decides in fp32.")
+        also = "too" if setting.precision == "fp32" else "in fp32"
+        print(f"The purifiers' networks compute in {setting.precision}, the classifier that decides {also}.")
 
 
 def confidence_along(defense: Defense, x: Tensor, ids: Tensor) -> Tensor:
