@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..data import Dataset
 
 N_SHOWN = 8
+LONG_NAME = 6  # characters that fit above an image at the usual size
 
 
 def _pyplot() -> Any:
@@ -25,7 +26,7 @@ def _pyplot() -> Any:
 
 
 def demo(path: Path, data: Dataset, defenses: dict[str, nn.Module], attacked: dict[str, Tensor]) -> None:
-    """Digits clean, adversarial, perturbation, purified; and the classifier's confidence along the way.
+    """Images clean, adversarial, perturbation, purified; and the classifier's confidence along the way.
 
     Shown are images that fool the bare classifier, purified by guided COUP. Written atomically to ``path``.
     """
@@ -48,24 +49,41 @@ def _grid(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tens
     x, y, ids = data.images[:N_SHOWN], data.labels[:N_SHOWN], data.sample_ids[:N_SHOWN]
     x_adv = x_adv[:N_SHOWN]
     purified = coup.purifier(x_adv, ids)
+    gain = 0.5 / max(float((x_adv - x).abs().max()), 1e-9)
+    in_colour = data.image_shape[0] == 3
     rows = [
         ("clean", x, coup.classifier(x)),
         ("adversarial", x_adv, coup.classifier(x_adv)),
-        ("perturbation", (x_adv - x) * 0.5 / max(float((x_adv - x).abs().max()), 1e-9) + 0.5, None),
+        (
+            f"perturbation\n{gain:.0f} times,\n0 is grey" if in_colour else "perturbation",
+            (x_adv - x) * gain + 0.5,
+            None,
+        ),
         ("purified\n(COUP)", purified, coup.classifier(purified)),
     ]
+    size = 9 if max(map(len, data.classes)) <= LONG_NAME else 8
     axes = panel.subplots(len(rows), len(x), squeeze=False)
     panel.suptitle("attack on the bare classifier; its verdict above each image (red: wrong)", fontsize=9)
     for axis_row, (name, images, logits) in zip(axes, rows, strict=True):
         axis_row[0].set_ylabel(name, fontsize=9)
         for i, axis in enumerate(axis_row):
-            # One grey level for zero in the perturbation row, so that its sign can be seen.
-            axis.imshow(images[i].clamp(0, 1)[0], cmap="RdBu_r" if logits is None else "gray", vmin=0, vmax=1)
+            _show(axis, images[i].clamp(0, 1), signed=logits is None)
             axis.set(xticks=[], yticks=[])
             if logits is not None:
                 guess = int(logits[i].argmax())
                 colour = "black" if guess == int(y[i]) else "tab:red"
-                axis.set_title(data.classes[guess], fontsize=9, color=colour, pad=2)
+                axis.set_title(data.classes[guess], fontsize=size, color=colour, pad=2)
+
+
+def _show(axis: Any, image: Tensor, signed: bool) -> None:
+    """Draw ``image`` [C, H, W] in [0, 1], in colour if it has three channels, else its first one.
+
+    ``signed`` images have zero at 0.5, for which there is one grey level, so that the sign can be seen.
+    """
+    if len(image) == 3:
+        axis.imshow(image.permute(1, 2, 0).numpy())
+    else:
+        axis.imshow(image[0].numpy(), cmap="RdBu_r" if signed else "gray", vmin=0, vmax=1)
 
 
 def _confidence(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tensor) -> None:
