@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from .demo_settings import SETTINGS
 from .devices import checked_device
 from .options import Request
 
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from ..attacks import Attack
     from ..data import Dataset
 
+NAMES = ("t", "steps", "scale", "eps", "n_iter", "eot_iter")
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"t": 0.15, "steps": 12, "scale": 2.0, "eps": 0.2, "n_iter": 20, "eot_iter": 4},
+    data: {name: getattr(setting, name) for name in NAMES} for data, setting in SETTINGS.items()
 }
-"""Settings that suit a bundled data set, used where none is given: those of `fastpure demo`."""
+"""Settings that suit a data set and its bundled networks, used where none is given: those of `fastpure demo`."""
 
 TIMED = ("diffpure", "diffpure_ode", "coup", "coup_unguided", "ddpm", "ddim", "dpm_solver")
 """Methods whose t and steps mean what `DEFAULTS` means."""
@@ -76,7 +78,7 @@ def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | N
     function: Any = METHODS[one_of("method", name, METHODS)]
     known = inspect.signature(function).parameters
     suits = wanted.preset is None and name in TIMED
-    chosen = {**(DEFAULTS.get(wanted.data, {}) if suits else {}), **wanted.given}
+    chosen = {**(_suiting(wanted) if suits else {}), **wanted.given}
     settings: dict[str, Any] = {key: chosen[key] for key in ("t", "scale") if key in chosen and key in known}
     if "steps" in chosen and "n_steps" in known:
         settings["n_steps"] = chosen["steps"]
@@ -105,6 +107,14 @@ def make_method(name: str, classifier: nn.Module, settings: dict[str, Any]) -> A
     return function(**settings)
 
 
+def _suiting(wanted: Request) -> dict[str, Any]:
+    """The data set's settings. Methods' own are those published for CIFAR-10: right for any large denoiser of it."""
+    from ..zoo import DENOISERS
+
+    large = wanted.data != "digits" and wanted.denoiser is not None and str(wanted.denoiser) not in DENOISERS
+    return {} if large else DEFAULTS.get(wanted.data, {})
+
+
 def _attack(wanted: Request) -> tuple[Attack | None, str]:
     from ..attacks import ATTACKS
     from ..errors import one_of
@@ -115,7 +125,7 @@ def _attack(wanted: Request) -> tuple[Attack | None, str]:
     if one_of("attack", name, (*kinds, "none")) == "none":
         return None, "clean"
     known = [f.name for f in fields(kinds[name])]
-    chosen = {**DEFAULTS.get(wanted.data, {}), **wanted.given}
+    chosen = {**_suiting(wanted), **wanted.given}
     settings: dict[str, Any] = {
         key: chosen[key] for key in ("norm", "eps", "n_iter", "eot_iter") if key in chosen and key in known
     }
@@ -148,8 +158,8 @@ def _needed(wanted: Request, what: str) -> str:
     source = getattr(wanted, what)
     if source is not None:
         return str(source)
-    if wanted.preset is None and wanted.data == "digits":
-        return "digits"
+    if wanted.preset is None and wanted.data in SETTINGS:
+        return str(getattr(SETTINGS[wanted.data], what))
     raise ValueError(f"`--{what}` must be given: the file of the {what}")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from ..files import replacing
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -35,12 +36,10 @@ def demo(path: Path, data: Dataset, defenses: dict[str, nn.Module], attacked: di
     left, right = figure.subfigures(1, 2, width_ratios=(1.45, 1))
     _grid(left, data, defenses, attacked["no defence"])
     _confidence(right, data, defenses, attacked["COUP"])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.png")
     try:
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=150)
     finally:
-        temporary.unlink(missing_ok=True)
         plt.close(figure)
 
 

@@ -25,10 +25,15 @@ N = Annotated[
 DataSeed = Annotated[int, typer.Option(help="Which N images: the seed of their choice.")]
 DenoiserFile = Annotated[
     str | None,
-    typer.Option("--denoiser", help="Diffusion model: a bundled name or a file. (default: digits)"),
+    typer.Option(
+        "--denoiser", help="Diffusion model: a bundled name or a file. (default: the data set's bundled one)"
+    ),
 ]
 ClassifierFile = Annotated[
-    str | None, typer.Option("--classifier", help="Classifier: a bundled name or a file. (default: digits)")
+    str | None,
+    typer.Option(
+        "--classifier", help="Classifier: a bundled name or a file. (default: the data set's bundled one)"
+    ),
 ]
 Method = Annotated[
     str | None,
