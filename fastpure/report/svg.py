@@ -22,7 +22,8 @@ N_STYLES = 8
 class Series:
     """A named line; ``y`` in [0, 1] where the chart is in per cent, ``low`` and ``high`` its interval or empty.
 
-    Equal ``style`` numbers give equal colours in all charts of a page; ``hollow`` draws it thinner with open marks.
+    Equal ``style`` numbers give equal colours in all charts of a page; ``hollow`` draws it thinner with open marks;
+    ``key`` is the number of its run on the page, where it is that of one run.
     """
 
     name: str
@@ -32,6 +33,12 @@ class Series:
     high: tuple[float, ...] = ()
     style: int = 0
     hollow: bool = False
+    key: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name for a page where runs have numbers."""
+        return f"{self.key}: {self.name}" if self.key else self.name
 
 
 @final
@@ -177,7 +184,7 @@ def _line(frame: Frame, one: Series, marks: bool, shift: float) -> list[str]:
         for piece in pieces
         if len(piece) > 1
     ]
-    return [f"<g><title>{escape(one.name)}</title>", *lines, *parts, "</g>"]
+    return [f"<g><title>{escape(one.label)}</title>", *lines, *parts, "</g>"]
 
 
 def _stroke(style: int, hollow: bool) -> str:

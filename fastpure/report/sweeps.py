@@ -23,7 +23,15 @@ TITLES = {
     "std": "standard deviation of the noise",
     "amount": "share of replaced pixels",
 }
-"""Setting -> what an axis is called; others are called by their name."""
+"""Setting -> what it is called; others are called by their name."""
+
+UNITS = {
+    "t": "0 is clean, 1 is noise",
+    "dt": "in diffusion time",
+    "eps": "pixels in [0, 1]",
+    "std": "pixels in [0, 1]",
+}
+"""Setting -> on which scale it is, for its axis; counts and shares need none."""
 
 DERIVED = ("defense.method.steps", "defense.method.guidance", "protocol.hash")
 """What follows from other values and would hide that only one setting differs."""
@@ -46,6 +54,11 @@ class Sweep:
     setting: str
     title: str
     curves: tuple[Curve, ...]
+
+    @property
+    def axis(self) -> str:
+        """What stands at the axis of the setting."""
+        return f"{self.title} ({UNITS[self.setting]})" if self.setting in UNITS else self.title
 
 
 def sweeps(entries: Sequence[Entry]) -> list[Sweep]:

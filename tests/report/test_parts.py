@@ -14,8 +14,9 @@ from fastpure.data import load_dataset
 from fastpure.evaluate.identity import describe_defense
 from fastpure.intervals import wilson
 from fastpure.report import svg
+from fastpure.report.chart import listed
 from fastpure.report.data import holm, open_entries, value_text
-from fastpure.report.figures import _listed, sweep_chart
+from fastpure.report.figures import sweep_chart
 from fastpure.report.page import Options, collect
 from fastpure.report.pictures import choose
 from fastpure.report.rebuild import (
@@ -166,13 +167,14 @@ def test_bundled_networks_are_found_by_themselves(tmp_path):
     assert [chart.title for chart in values["walks"]] == [
         "Confidence in the most probable class",
         "Confidence in the true class",
+        "Images classified right along the reverse process",
     ]
     with pytest.raises(CannotRebuild):
         find_defense({**entries[0].identity["defense"], "denoiser": {}}, (), None)
 
 
 def test_confidence_ends_where_the_decision_is_taken(tmp_path):
-    from fastpure.report.figures import walk
+    from fastpure.report.figures import walk, walk_charts
     from fastpure.report.pictures import states_of
 
     made = defense()
@@ -188,6 +190,14 @@ def test_confidence_ends_where_the_decision_is_taken(tmp_path):
         assert len(found.top["clean"]) == len(found.times) == 3, "the diffusion of the input is not drawn"
         last = made.classify(states[-1]).softmax(1)
         assert found.top["adversarial"][-1] == pytest.approx(float(last.amax(1).mean().detach()))
+        right = torch.from_numpy(entry.run.correct("adversarial")[:5, 0])
+        assert found.right["adversarial"][-1] == int(right.sum())
+        chart = walk_charts([found])[-1]
+        assert chart.series[0].y[-1] == pytest.approx(float(right.double().mean()))
+        assert (chart.series[0].low[-1], chart.series[0].high[-1]) == (
+            wilson(int(right.sum()), 5).low,
+            wilson(int(right.sum()), 5).high,
+        )
         assert "clean" not in walk(entry, made, 5, clean=False).top
 
 
@@ -245,9 +255,9 @@ def test_words():
         "3.4 million",
         "1.2 billion",
     ]
-    assert _listed([1, 2, 3, 5]) == "1 to 3 and 5"
-    assert _listed([4]) == "4"
-    assert _listed([1, 2]) == "1 and 2"
+    assert listed([1, 2, 3, 5]) == "1 to 3 and 5"
+    assert listed([4]) == "4"
+    assert listed([1, 2]) == "1 and 2"
     for made in fp.protocols.PROTOCOLS.values():
         assert explain(made()).endswith(".")
         assert "{" not in explain(made())
