@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -42,14 +42,20 @@ class Chart:
 
     @property
     def conditions(self) -> str:
-        """Data, number of images and protocol of the runs, each once."""
-        data = [entry.identity["data"] for entry in self.entries]
-        found = (
-            [f"{one['name']}/{one['split']}" for one in data],
-            [f"{len(entry.run.positions)} images" for entry in self.entries],
-            [f"protocol {entry.run.protocol}" for entry in self.entries],
-        )
-        return ", ".join(" or ".join(dict.fromkeys(words)) for words in found) + "."
+        """What the runs share of defence and attack, their images and protocols; sentences for who has no page."""
+        shown = self.entries
+        said = [
+            _shared("Defence", [(entry.defense_text, entry.defense_settings) for entry in shown]),
+            _shared("Attack", [(entry.attack_text, entry.attack_settings) for entry in shown]),
+        ]
+        data = [entry.identity["data"] for entry in shown]
+        images = _each(f"{len(entry.run.positions)}" for entry in shown)
+        where = _each(f"{one['name']}/{one['split']}" for one in data)
+        protocols = _each(str(entry.run.protocol) for entry in shown)
+        named = f"protocol{'' if len(protocols) == 1 else 's'} {' and '.join(protocols)}"
+        plural = "s" if len(shown) > 1 or images != ["1"] else ""
+        on = f"Run{'s' if len(shown) > 1 else ''} on {' or '.join(images)} image{plural} of {' and '.join(where)}"
+        return " ".join([*filter(None, said), f"{on}, {named}."])
 
     @property
     def description(self) -> str:
@@ -102,3 +108,16 @@ def listed(numbers: Sequence[int]) -> str:
     for span in spans:
         words += [f"{span[0]} to {span[-1]}"] if len(span) > 2 else [str(number) for number in span]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _each(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))
+
+
+def _shared(what: str, told: Sequence[tuple[str, str]]) -> str:
+    """A sentence with the name and those settings that all have; "" where names differ."""
+    if len({name for name, _ in told}) > 1:
+        return ""
+    settings = [setting.split(", ") for _, setting in told]
+    common = [word for word in settings[0] if word and all(word in other for other in settings)]
+    return f"{what}: {', '.join([told[0][0], *common])}."

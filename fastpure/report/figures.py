@@ -28,11 +28,15 @@ LOSSES = {
 """Loss of an attack -> what its axis is called; others are called mean loss."""
 
 WALKS = {
-    "top": ("Confidence in the most probable class", "confidence"),
+    "top": ("Confidence in the most probable class", "confidence-most-probable-class"),
     "true": ("Confidence in the true class", "confidence-true-class"),
-    "right": ("Images classified right along the reverse process", "right"),
+    "right": ("Images classified right along the reverse process", "classified-right"),
 }
 """What is followed along the reverse process -> its title and the name of its chart."""
+
+
+MOST_INTERVALS = 4
+"""Lines along the reverse process that have an interval at every state: those of more could not be told apart."""
 
 
 @final
@@ -151,12 +155,21 @@ def walk_charts(walks: Sequence[Walk]) -> list[Chart]:
     timed = all(one.times for one in walks)
     counts = listed(sorted({one.n for one in walks}))
     about = f"over the first {counts} images, first evaluation draw; originals are drawn once per defence."
+    n_lines = sum(len(one.top) for one in walks)
     charts = []
-    for kind, (title, name) in WALKS.items():
-        series = tuple(_walk_series(one, which, kind, timed) for one in walks for which in getattr(one, kind))
-        said = f"Shares {about} 95 % Wilson intervals." if kind == "right" else f"Mean {about}"
+    names = walk_names([one.entry for one in walks])
+    for (kind, (title, _)), name in zip(WALKS.items(), names, strict=True):
+        series = tuple(
+            _walk_series(one, which, kind, timed, n_lines > MOST_INTERVALS)
+            for one in walks
+            for which in getattr(one, kind)
+        )
+        said = f"Mean {about}"
+        if kind == "right":
+            where = " at both ends" if n_lines > MOST_INTERVALS else ""
+            said = f"Shares {about} 95 % Wilson intervals{where}."
         chart = Chart(
-            name if len(walks) > 1 else f"{name}-{walks[0].entry.name}",
+            name,
             title,
             f"{said}{cut(series)}",
             tuple(one.entry for one in walks),
@@ -167,14 +180,22 @@ def walk_charts(walks: Sequence[Walk]) -> list[Chart]:
             y_label="images classified right, %" if kind == "right" else "confidence, %",
             percent=True,
             backwards=timed,
-            marks=kind == "right",
+            marks=kind == "right" and n_lines <= MOST_INTERVALS,
         )
         charts.append(chart)
     return charts
 
 
-def _walk_series(one: Walk, which: str, kind: str, timed: bool) -> Series:
-    """A line for one input of one walk; the shares of right images with their intervals."""
+def walk_names(entries: Sequence[Entry]) -> list[str]:
+    """Names of the charts that `walk_charts` makes of these runs: with that of the run if there is one only."""
+    if not entries:
+        return []
+    own = f"-{entries[0].name}" if len(entries) == 1 else ""
+    return [name + own for _, name in WALKS.values()]
+
+
+def _walk_series(one: Walk, which: str, kind: str, timed: bool, ends: bool) -> Series:
+    """A line for one input of one walk; shares of right images with their intervals, ``ends``: at both ends only."""
     values = getattr(one, kind)[which]
     x = one.times if timed else tuple(100 * i / max(len(values) - 1, 1) for i in range(len(values)))
     low: tuple[float, ...] = ()
@@ -184,6 +205,8 @@ def _walk_series(one: Walk, which: str, kind: str, timed: bool) -> Series:
         values, low, high = (
             tuple(getattr(interval, part) for interval in found) for part in ("estimate", "low", "high")
         )
+        if ends:
+            low = tuple(y if i in (0, len(values) - 1) else math.nan for i, y in enumerate(low))
     seen = "corrupted" if which == "adversarial" and one.entry.corrupted else which
     return Series(
         f"{one.entry.name}, {seen} images",

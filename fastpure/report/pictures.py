@@ -27,13 +27,13 @@ ROWS = 64
 """Images per network call."""
 
 KINDS = {
-    "caught": "flip caught: the bare classifier errs, the defence does not",
-    "caused": "flip caused: the bare classifier is right, the defence errs",
+    "caught": "the bare classifier errs, the defence does not: a flip was caught",
+    "caused": "the bare classifier is right, the defence errs: a flip was caused",
     "both err": "the bare classifier and the defence err",
     "both right": "the bare classifier and the defence are right",
     "broken": "right before the attack, wrong after",
     "resisted": "right before and after",
-    "right": "right",
+    "right": "right on the original",
     "wrong": "wrong on the original",
 }
 """What can have happened to an image; the defence counts as right if at least half of its draws are."""
@@ -224,7 +224,8 @@ def _given(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: np.
     if bare is not None:
         said = "class by the bare classifier"
     else:
-        said = "most frequent class, draws that are right" if right.shape[1] > 1 else "class by the defence"
+        by = "class by the defence" if entry.purified else "class by the classifier"
+        said = "most frequent class, draws that are right" if right.shape[1] > 1 else by
     return _noun(entry, which), said, tuple(tiles)
 
 
