@@ -15,6 +15,9 @@ SIDE = 112
 
 HEAD, TEXT, SMALL = 21, 17, 14
 MARGIN, GAP = 22, 14
+LEAST = 560
+"""Width of the narrowest sheet, margins apart: one image must not break its title to pieces."""
+
 NAMES, WORDS = 170, 150
 """Room in pixels for the names of rows, and for words above and below a picture wider than it is."""
 
@@ -57,7 +60,7 @@ def sheet(gallery: Gallery) -> bytes:
     ]
     wide = max(row.size[0] for row in rows)
     columns = [max(cell, wide) for cell in cells]
-    full = left + sum(GAP + column for column in columns)
+    full = max(LEAST, left + sum(GAP + column for column in columns))
     above, below = _title(gallery, full), _notes(gallery, full)
     head_height = max(sum(words.height for words in head) for head in heads)
     heights = [_total(above), head_height, *(row.height for row in rows), _total(below)]

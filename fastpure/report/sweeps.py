@@ -75,7 +75,7 @@ def sweeps(entries: Sequence[Entry]) -> list[Sweep]:
         groups: dict[str, dict[float, Entry]] = {}
         for hidden in _hidden(name):
             for key, values in flat.items():
-                if name not in values:
+                if not _is_number(values.get(name)):  # a number in some runs may be None in others
                     continue
                 rest = canonical({k: v for k, v in values.items() if k != name and k not in hidden})
                 groups.setdefault(rest, {})[float(values[name])] = by_key[key]
@@ -115,7 +115,11 @@ def _is_axis(name: str, values: dict[str, Any]) -> bool:
     if not name.startswith((METHOD, ATTACK)) or name.rsplit(".", 1)[-1] in ("seed", "eval_draws"):
         return False
     told_twice = name == METHOD + "dt" and METHOD + "steps" in values
-    return isinstance(values[name], int | float) and not isinstance(values[name], bool) and not told_twice
+    return _is_number(values[name]) and not told_twice
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _hidden(name: str) -> tuple[tuple[str, ...], ...]:

@@ -81,6 +81,11 @@ def test_sweeps_of_attacks_and_two_settings_at_once(tmp_path):
     assert [label for label, _ in found["eot_iter"]] == ["attack iterations 2", "attack iterations 3"]
     other = run(tmp_path / "seed.sqlite", defense(), attack(n_iter=9, seed=1), data=dataset(4))
     assert find([paths[0], other]) == [], "another seed and another number of iterations"
+    sized = [
+        run(tmp_path / f"size-{size}.sqlite", defense(), attack(step_size=size), data=dataset(4))
+        for size in (0.01, 0.02, None)
+    ]
+    assert find(sized) == [("step_size", [("", [(0.01, "size-0.01"), (0.02, "size-0.02")])])]
     with ExitStack() as stack:
         chart = sweep_chart(sweeps(open_entries(paths, stack))[0])
     ElementTree.fromstring(chart.svg)
