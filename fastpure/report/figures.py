@@ -206,7 +206,10 @@ def _walk_series(one: Walk, which: str, kind: str, timed: bool, ends: bool) -> S
             tuple(getattr(interval, part) for interval in found) for part in ("estimate", "low", "high")
         )
         if ends:
-            low = tuple(y if i in (0, len(values) - 1) else math.nan for i, y in enumerate(low))
+            low, high = (
+                tuple(y if i in (0, len(values) - 1) else math.nan for i, y in enumerate(own))
+                for own in (low, high)
+            )
     seen = "corrupted" if which == "adversarial" and one.entry.corrupted else which
     return Series(
         f"{one.entry.name}, {seen} images",

@@ -6,12 +6,13 @@ a picture gets nothing from the page around it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from .chart import Chart
-from .svg import HEIGHT, WIDTH, key, printable
+from .svg import HEIGHT, N_STYLES, WIDTH, Series, key, printable
 from .theme import attributes, palette, width, wrapped
 
 MARGIN = 14
@@ -24,7 +25,11 @@ KEY = 32
 
 
 def standalone(chart: Chart) -> str:
-    """The chart as a complete SVG document on white; the same chart gives the same bytes."""
+    """The chart as a complete SVG document on white; the same chart gives the same bytes.
+
+    Lines have the colours they have on the page, unless these would need dashes that fewer lines do without.
+    """
+    chart = replace(chart, series=_recoloured(chart.series))
     root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "chart", "role": "img"})
     SubElement(root, "title").text = printable(chart.title)
     SubElement(root, "desc").text = printable(f"{chart.description}. {chart.caption} {chart.conditions}")
@@ -51,6 +56,13 @@ def names(chart: Chart) -> list[str]:
     plain = [one.name for one in chart.series]
     repeated = len(set(plain)) < len(plain)
     return [printable(one.label if repeated else one.name) for one in chart.series]
+
+
+def _recoloured(series: Sequence[Series]) -> tuple[Series, ...]:
+    styles = sorted({one.style for one in series})
+    if not styles or styles[-1] < N_STYLES:
+        return tuple(series)
+    return tuple(replace(one, style=styles.index(one.style)) for one in series)
 
 
 def _legend(root: Element, chart: Chart, top: float) -> float:
