@@ -1,4 +1,7 @@
-"""Makes a small report and its pictures and checks them in headless Chromium; see report_check. Arguments: a folder, the browser."""
+"""Makes a small report and its pictures and checks them in headless Chromium; see report_check.
+
+Arguments: a folder, the browser.
+"""
 
 from __future__ import annotations
 
