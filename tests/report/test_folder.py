@@ -201,7 +201,7 @@ def test_galleries_hold_the_images_pixel_by_pixel(written, swept):
             assert opened.size[0] >= MARGIN * 2 + 5 * (112 + GAP)
         assert len(gallery.rows) == 4
         for _, _, tiles in gallery.rows:
-            for tile in tiles:
+            for tile in tiles[:: 1 if gallery is found[0] else 4]:
                 small = np.asarray(picture(tile.image).convert("RGB"))
                 assert contains(pixels, small.repeat(28, 0).repeat(28, 1))
         assert (pixels[:MARGIN] == 255).all(), "nothing sticks out"
@@ -211,13 +211,14 @@ def test_galleries_hold_the_images_pixel_by_pixel(written, swept):
 
 
 def contains(pixels: np.ndarray, part: np.ndarray) -> bool:
-    """Whether an image [H, W, 3] lies somewhere in a larger one."""
-    windows = np.lib.stride_tricks.sliding_window_view(pixels, part.shape[:2], (0, 1))
-    corners = [(0, 0), (0, -1), (-1, 0), (-1, -1), (part.shape[0] // 2, part.shape[1] // 2)]
+    """Whether an image uint8 [H, W, 3] lies somewhere in a larger one."""
+    whole, part = (image.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32) for image in (pixels, part))
+    windows = np.lib.stride_tricks.sliding_window_view(whole, part.shape)
+    height, width = part.shape
     fits = np.ones(windows.shape[:2], bool)
-    for i, j in corners:
-        fits &= (windows[..., i, j] == part[i, j]).all(-1)
-    return any((windows[y, x].transpose(1, 2, 0) == part).all() for y, x in np.argwhere(fits))
+    for i, j in ((0, 0), (0, width - 1), (height - 1, 0), (height - 1, width - 1), (height // 2, width // 2)):
+        fits &= windows[..., i, j] == part[i, j]
+    return any(np.array_equal(windows[y, x], part) for y, x in np.argwhere(fits))
 
 
 def test_right_and_wrong_are_told_by_marks(swept):
