@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from .data import Entry
+from .data import Entry, doubts
 from .svg import Series, floor_percent, key, line_chart
+from .tables import finding as called
 
 
 @final
@@ -21,6 +23,7 @@ class Chart:
         caption: what the lines are, whole sentences.
         entries: the runs shown.
         percent, backwards, marks: as for `line_chart`.
+        warnings: what speaks against the numbers, see `warned`.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Chart:
     percent: bool = False
     backwards: bool = False
     marks: bool = True
+    warnings: str = ""
 
     @property
     def runs(self) -> str:
@@ -55,7 +59,7 @@ class Chart:
         named = f"protocol{'' if len(protocols) == 1 else 's'} {' and '.join(protocols)}"
         plural = "s" if len(shown) > 1 or images != ["1"] else ""
         on = f"Run{'s' if len(shown) > 1 else ''} on {' or '.join(images)} image{plural} of {' and '.join(where)}"
-        return " ".join([*filter(None, said), f"{on}, {named}."])
+        return " ".join(filter(None, [*said, f"{on}, {named}.", self.warnings]))
 
     @property
     def description(self) -> str:
@@ -79,6 +83,19 @@ class Chart:
     def legend(self) -> tuple[tuple[str, str], ...]:
         """(key as SVG, label) of every line."""
         return tuple((key(one.style, one.hollow), one.label) for one in self.series)
+
+
+def warned(entries: Sequence[Entry]) -> str:
+    """A sentence with the warnings of these runs and of what they show together; "" where there are none.
+
+    Warnings go with numbers wherever these go.
+    """
+    names = Counter(called(name) for entry in entries for name in {w.name for w in entry.summary.warnings})
+    of = f" of {len(entries)} runs" if len(entries) > 1 else ""
+    found = [f"{name} ({count}{of})" if of else name for name, count in sorted(names.items())]
+    for name in dict.fromkeys(doubt.name for doubt in doubts(entries) if doubt.alarm):
+        found += [f"{name} still helps" if name.startswith("more ") else name.replace(" against ", " beats ")]
+    return f"Warnings, see the report: {', '.join(found)}." if found else ""
 
 
 def told(title: str, series: Sequence[Series], percent: bool) -> str:

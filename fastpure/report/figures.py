@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..intervals import wilson
 from ..purify import Defense
-from .chart import Chart, cut, listed
+from .chart import Chart, cut, listed, warned
 from .data import Entry
 from .pictures import states_of
 from .svg import Series
@@ -79,15 +79,17 @@ def sweep_chart(sweep: Sweep) -> Chart:
                 )
                 series.append(Series(label, x, y, low, high, style, which == "clean" and attacked))
     shown = {int(entry.key): entry for curve in sweep.curves for _, entry in curve.points}
+    runs = tuple(shown[number] for number in sorted(shown))
     return Chart(
         f"accuracy-against-{sweep.setting}",
         f"Accuracy against {sweep.title}",
         f"95 % Wilson intervals over images.{cut(series)}",
-        tuple(shown[number] for number in sorted(shown)),
+        runs,
         tuple(series),
         x_label=sweep.axis,
         y_label="accuracy, %",
         percent=True,
+        warnings=warned(runs),
     )
 
 
@@ -122,6 +124,7 @@ def trace_charts(entries: Sequence[Entry]) -> list[Chart]:
             x_label="iteration",
             y_label=LOSSES.get(kind, "mean loss"),
             marks=max(len(one.x) for one in series) <= 12,
+            warnings=warned([entry for entry, _ in members]),
         )
         charts.append(chart)
     return charts
@@ -155,7 +158,7 @@ def walk_charts(walks: Sequence[Walk]) -> list[Chart]:
     timed = all(one.times for one in walks)
     counts = listed(sorted({one.n for one in walks}))
     about = f"over the first {counts} images, first evaluation draw; originals are drawn once per defence."
-    n_lines = sum(len(one.top) for one in walks)
+    n_lines, warnings = sum(len(one.top) for one in walks), warned([one.entry for one in walks])
     charts = []
     names = walk_names([one.entry for one in walks])
     for (kind, (title, _)), name in zip(WALKS.items(), names, strict=True):
@@ -181,6 +184,7 @@ def walk_charts(walks: Sequence[Walk]) -> list[Chart]:
             percent=True,
             backwards=timed,
             marks=kind == "right" and n_lines <= MOST_INTERVALS,
+            warnings=warnings,
         )
         charts.append(chart)
     return charts

@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass
 from typing import Any, final
 
+from .chart import warned
 from .pictures import Gallery, Tile, picture
 from .svg import printable
 from .theme import font, palette, width, wrapped
@@ -148,6 +149,7 @@ def _title(gallery: Gallery, room: int) -> list[Words]:
     attack = ", ".join(part for part in (entry.attack_text, entry.attack_settings) if part)
     data = entry.identity["data"]
     told = f"{defense}; attack: {attack}; {data['name']}/{data['split']}, protocol {entry.run.protocol}"
+    told += f" ({entry.part})" if entry.part else ""
     return [_words(entry.name, room, HEAD, bold=True), _words(told, room, SMALL, "soft")]
 
 
@@ -159,7 +161,7 @@ def _notes(gallery: Gallery, room: int) -> list[Words]:
     for which, shares in gallery.flips:
         parts = ", ".join(f"{name} {100 * share:.1f}" for name, share in zip(told, shares, strict=True))
         lines.append(f"Label flips on {which} images, % of all (image, draw) pairs: {parts}.")
-    lines += [gallery.remark] if gallery.remark else []
+    lines += filter(None, (gallery.remark, warned([gallery.entry])))
     return [_words(line, room, SMALL, "soft") for line in lines]
 
 

@@ -32,7 +32,8 @@ def standalone(chart: Chart) -> str:
     chart = replace(chart, series=_recoloured(chart.series))
     root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "chart", "role": "img"})
     SubElement(root, "title").text = printable(chart.title)
-    SubElement(root, "desc").text = printable(f"{chart.description}. {chart.caption} {chart.conditions}")
+    caption = f"{chart.caption} {chart.conditions}"
+    SubElement(root, "desc").text = printable(f"{chart.description}. {caption}")
     background = SubElement(root, "rect", {"fill": palette()["paper"]})
     y = MARGIN + _lines(root, chart.title, MARGIN, MARGIN, WIDTH, TITLE, "ink", bold=True) + 4
     drawn = ElementTree.fromstring(chart.svg)
@@ -40,7 +41,7 @@ def standalone(chart: Chart) -> str:
     group.extend(drawn)
     y += HEIGHT + 8
     y += _legend(root, chart, y) + 4
-    y += _lines(root, f"{chart.caption} {chart.conditions}", MARGIN, y, WIDTH, CAPTION, "soft")
+    y += _lines(root, caption, MARGIN, y, WIDTH, CAPTION, "soft")
     size = (WIDTH + 2 * MARGIN, round(y + MARGIN))
     root.set("viewBox", f"0 0 {size[0]} {size[1]}")
     for name, units in zip(("width", "height"), size, strict=True):

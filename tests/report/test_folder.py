@@ -15,7 +15,7 @@ from PIL import Image
 import fastpure as fp
 from fastpure.errors import RunDamaged
 from fastpure.report import Options, report, svg, write_figures
-from fastpure.report.chart import Chart
+from fastpure.report.chart import Chart, warned
 from fastpure.report.data import open_entries
 from fastpure.report.folder import file_names, slug
 from fastpure.report.page import collect
@@ -24,7 +24,7 @@ from fastpure.report.sheet import GAP, MARGIN, enlarged, sheet
 from fastpure.report.standalone import names, standalone
 from fastpure.report.svg import Series
 from fastpure.report.theme import attributes, palette, style_sheet, width, wrapped
-from tests.evaluate.toys import Brightness, attack, dataset, defense
+from tests.evaluate.toys import Brightness, attack, dataset, defense, run_file
 from tests.report.made import HOSTILE, run
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -315,6 +315,22 @@ def test_what_was_not_rebuilt_has_no_picture_of_it(files, tmp_path):
     none = write_figures(files[3:], tmp_path / "none", options=Options(images=0, traced=0))
     assert none == []
     assert not (tmp_path / "none").exists()
+
+
+def test_warnings_go_with_the_pictures(tmp_path):
+    paths = [tmp_path / f"{n}.sqlite" for n in (2, 3)]
+    for n, path in zip((2, 3), paths, strict=True):
+        zero, wrong = [True] * 24 if n == 2 else None, np.full((24, 2), n == 3)
+        trace = np.ones((24, n))
+        run_file(path, np.zeros((24, 2)), wrong, zero=zero, attack=attack(n_iter=n), trace=trace).close()
+    chart = values_of(paths, Options(images=0, traced=0))["sweeps"][0]
+    assert chart.conditions.endswith("zero gradients (1 of 2 runs), more n_iter still helps.")
+    root = ElementTree.fromstring(standalone(chart))
+    assert "zero gradients (1 of 2 runs)" in "".join(text.text for text in root.iter(f"{SVG}text"))
+    with ExitStack() as stack:
+        weak, other = open_entries(paths, stack)
+        assert "zero gradients" in warned([weak])
+        assert "zero gradients" not in warned([other])
 
 
 def test_names_never_collide(tmp_path):
