@@ -1,7 +1,11 @@
-"""Makes a small report and checks it in headless Chromium; see report_check. Arguments: a folder, the browser."""
+"""Makes a small report and its pictures and checks them in headless Chromium; see report_check.
+
+Arguments: a folder, the browser.
+"""
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 import sys
@@ -81,9 +85,21 @@ def frame(page: str, width: int, height: int, opened: bool) -> str:
     return FRAME.format(width=width, height=height, page=text, opened=str(opened).lower())
 
 
-def check(folder: Path, browser: str, html: str, name: str, dark: bool = False) -> str:
-    """Measure and photograph the page at one size; a sentence on what was found."""
-    width, height = SIZES[name]
+def album(paths: list[Path]) -> str:
+    """A page that shows pictures as any other page would: by ``<img>``, which lets them fetch and run nothing."""
+    kinds = {".svg": "svg+xml", ".png": "png"}
+    tags = [
+        f'<p><img src="data:image/{kinds[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"></p>'
+        for path in paths
+    ]
+    style = "body{margin:1em;background:#fff}img{max-width:100%}"
+    return f"<!DOCTYPE html><style>{style}</style>{''.join(tags)}"
+
+
+def check(folder: Path, browser: str, html: str, size_of: str, dark: bool = False, what: str = "") -> str:
+    """Measure and photograph a page at one size; a sentence on what was found."""
+    width, height = SIZES[size_of]
+    name = f"{what}{size_of}"
     profile = f"--user-data-dir={folder / ('profile-' + name + str(dark))}"
     theme = ["--blink-settings=preferredColorScheme=0"] if dark else []
     framed, shot = folder / f"{name}-{dark}.html", folder / f"{name}{'-dark' if dark else ''}.png"
@@ -115,10 +131,18 @@ def check(folder: Path, browser: str, html: str, name: str, dark: bool = False) 
 def main() -> None:
     """Make, look, say."""
     folder, browser = Path(sys.argv[1]), sys.argv[2]
-    html = report(make_runs(folder), folder / "report.html")
-    looks = [("desktop", False), ("phone", False), ("phone", True)]
+    paths: list[Path] = []
+    figures = folder / "figures"
+    html = report(make_runs(folder), folder / "report.html", figures=figures, wrote=paths.append)
+    pictures = album([path for path in paths if path.parent == figures])
+    looks = [
+        (html, "desktop", False),
+        (html, "phone", False),
+        (html, "phone", True),
+        (pictures, "phone", False, "pictures-"),
+    ]
     with ThreadPoolExecutor(2) as pool:
-        for line in pool.map(lambda look: check(folder, browser, html, *look), looks):
+        for line in pool.map(lambda look: check(folder, browser, *look), looks):
             print(f"report-check: {line}")
     print("report-check: passed")
 

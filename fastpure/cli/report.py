@@ -20,6 +20,12 @@ def report(
     parquet: Annotated[
         Path | None, typer.Option(help="The same as Parquet (needs the extra parquet: pyarrow).")
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for every chart (SVG) and the images of every run (PNG) as a file of its own."
+        ),
+    ] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Robustness report",
     images: Annotated[int, typer.Option(help="Images shown per run; 0 shows none.")] = 8,
     traced: Annotated[
@@ -48,25 +54,37 @@ def report(
       fastpure report runs/diffpure.sqlite runs/coup.sqlite --out report.html
 
       fastpure report runs/sweep/*.sqlite --out sweep.html --csv tables
+
+      fastpure report runs/*.sqlite --figures docs/figures
     """
     from ..report import Options, write_csv, write_parquet
     from ..report import report as make
-    from ..report.export import TABLES
+    from ..report.export import TABLES, require_pyarrow
     from ..report.page import refuse_existing
 
     options = Options(title, images, traced)
     folders = [(folder, kind) for folder, kind in ((csv, "csv"), (parquet, "parquet")) if folder is not None]
     wanted = [out, *(folder / f"{name}.{kind}" for folder, kind in folders for name in TABLES)]
     refuse_existing(wanted, force)  # before any work, and before the first of several files
+    if parquet is not None:
+        require_pyarrow()
     pair = _networks(denoiser, classifier, device)
+    make(  # which knows the names of its pictures, and refuses before it writes
+        runs,
+        out,
+        figures=figures,
+        networks=pair,
+        options=options,
+        force=force,
+        say=lambda text: typer.echo(text, err=True),
+        wrote=lambda path: typer.echo(f"wrote {path}"),
+    )
     if parquet is not None:
         for path in write_parquet(runs, parquet, force=force):
             typer.echo(f"wrote {path}")
     if csv is not None:
         for path in write_csv(runs, csv, force=force):
             typer.echo(f"wrote {path}")
-    make(runs, out, networks=pair, options=options, force=force, say=lambda text: typer.echo(text, err=True))
-    typer.echo(f"wrote {out}")
 
 
 def _networks(denoiser: str | None, classifier: str | None, device: str) -> tuple[Any, nn.Module] | None:

@@ -87,11 +87,7 @@ def write_parquet(runs: Sequence[Run | str | Path], folder: str | Path, *, force
     Raises:
         MissingExtra: pyarrow is not installed.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtra("pyarrow", "parquet", "Parquet export") from error
+    pyarrow = require_pyarrow()
 
     def encode(table: Table, columns: dict[str, str]) -> bytes:
         schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in columns.items()])
@@ -100,6 +96,20 @@ def write_parquet(runs: Sequence[Run | str | Path], folder: str | Path, *, force
         return bytes(sink.getvalue().to_pybytes())
 
     return _write(runs, Path(folder), ".parquet", encode, force)
+
+
+def require_pyarrow() -> Any:
+    """The package pyarrow with its module parquet.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "parquet", "Parquet export") from error
+    return pyarrow
 
 
 def _write(runs: Any, folder: Path, ending: str, encode: Any, force: bool) -> list[Path]:

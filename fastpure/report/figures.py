@@ -12,22 +12,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..intervals import wilson
 from ..purify import Defense
+from .chart import Chart, cut, listed, warned
 from .data import Entry
 from .pictures import states_of
-from .svg import Series, floor_percent, key, line_chart
+from .svg import Series
 from .sweeps import Sweep
 
+LOSSES = {
+    "ce": "mean loss, nats (cross-entropy)",
+    "margin": "mean loss (margin of the logits)",
+    "dlr": "mean loss (ratio of differences of logits)",
+}
+"""Loss of an attack -> what its axis is called; others are called mean loss."""
 
-@final
-@dataclass(frozen=True)
-class Chart:
-    """A chart with its title, caption and legend, (key as SVG, name) each."""
+WALKS = {
+    "top": ("Confidence in the most probable class", "confidence-most-probable-class"),
+    "true": ("Confidence in the true class", "confidence-true-class"),
+    "right": ("Images classified right along the reverse process", "classified-right"),
+}
+"""What is followed along the reverse process -> its title and the name of its chart."""
 
-    title: str
-    svg: str
-    caption: str
-    legend: tuple[tuple[str, str], ...]
+
+MOST_INTERVALS = 4
+"""Lines along the reverse process that have an interval at every state: those of more could not be told apart."""
 
 
 @final
@@ -36,7 +45,8 @@ class Walk:
     """Confidence of the classifier along one run's purification, means over ``n`` images.
 
     ``times`` are the diffusion times of the states, empty where they do not fall; ``top`` and ``true`` are the
-    probabilities of the most probable and of the true class, per input.
+    probabilities of the most probable and of the true class, per input, and ``right`` counts the images whose most
+    probable class is the true one.
     """
 
     entry: Entry
@@ -44,6 +54,7 @@ class Walk:
     times: tuple[float, ...]
     top: dict[str, tuple[float, ...]]
     true: dict[str, tuple[float, ...]]
+    right: dict[str, tuple[int, ...]]
 
 
 def sweep_chart(sweep: Sweep) -> Chart:
@@ -67,20 +78,18 @@ def sweep_chart(sweep: Sweep) -> Chart:
                     for part in ("estimate", "low", "high")
                 )
                 series.append(Series(label, x, y, low, high, style, which == "clean" and attacked))
-    numbers = sorted({int(entry.key) for curve in sweep.curves for _, entry in curve.points})
-    title = f"Accuracy against {sweep.title}"
-    svg = line_chart(
-        series,
-        description=_told(title, series, True),
-        x_label=sweep.title,
+    shown = {int(entry.key): entry for curve in sweep.curves for _, entry in curve.points}
+    runs = tuple(shown[number] for number in sorted(shown))
+    return Chart(
+        f"accuracy-against-{sweep.setting}",
+        f"Accuracy against {sweep.title}",
+        f"95 % Wilson intervals over images.{cut(series)}",
+        runs,
+        tuple(series),
+        x_label=sweep.axis,
         y_label="accuracy, %",
         percent=True,
-    )
-    return Chart(
-        title,
-        svg,
-        f"95 % Wilson intervals over images. Runs {_listed(numbers)}.{_cut(series)}",
-        _legend(series),
+        warnings=warned(runs),
     )
 
 
@@ -105,19 +114,19 @@ def trace_charts(entries: Sequence[Entry]) -> list[Chart]:
         for entry, traces in members:
             mean = _finite_mean(traces)
             x = tuple(float(i) for i in range(1, len(mean) + 1))
-            series.append(Series(f"{entry.key}: {entry.name}", x, tuple(mean), style=int(entry.key) - 1))
-        title = f"Loss of the attack ({kind})"
-        svg = line_chart(
-            series,
-            description=_told(title, series, False),
+            series.append(Series(entry.name, x, tuple(mean), style=int(entry.key) - 1, key=entry.key))
+        chart = Chart(
+            f"attack-loss-{kind}",
+            f"Loss of the attack ({kind})",
+            "Mean over images as the attack saw it. A loss that still rises at the end was cut off too early.",
+            tuple(entry for entry, _ in members),
+            tuple(series),
             x_label="iteration",
-            y_label="mean loss",
+            y_label=LOSSES.get(kind, "mean loss"),
             marks=max(len(one.x) for one in series) <= 12,
+            warnings=warned([entry for entry, _ in members]),
         )
-        caption = (
-            "Mean over images as the attack saw it. A loss that still rises at the end was cut off too early."
-        )
-        charts.append(Chart(title, svg, caption, _legend(series)))
+        charts.append(chart)
     return charts
 
 
@@ -131,6 +140,7 @@ def walk(entry: Entry, defense: Defense, n: int, clean: bool = True) -> Walk:
     rows = defense.purifier.method.table().rows
     top: dict[str, tuple[float, ...]] = {}
     true: dict[str, tuple[float, ...]] = {}
+    right: dict[str, tuple[int, ...]] = {}
     times: tuple[float, ...] = ()
     for which in ("adversarial", "clean")[not entry.attacked : 2 if clean or not entry.attacked else 1]:
         states = states_of(entry, defense, which, positions)
@@ -139,51 +149,82 @@ def walk(entry: Entry, defense: Defense, n: int, clean: bool = True) -> Walk:
             found = [defense.classify(state).softmax(1).cpu() for state in kept]
         top[which] = tuple(float(p.amax(1).mean()) for p in found)
         true[which] = tuple(float(p.gather(1, labels[:, None]).mean()) for p in found)
-    return Walk(entry, len(positions), times, top, true)
+        right[which] = tuple(int((p.argmax(1) == labels).sum()) for p in found)
+    return Walk(entry, len(positions), times, top, true, right)
 
 
 def walk_charts(walks: Sequence[Walk]) -> list[Chart]:
-    """Charts of confidence in the most probable and in the true class, attacked images solid, originals hollow."""
+    """Confidence in the most probable and in the true class, and how many images are right; originals hollow."""
     timed = all(one.times for one in walks)
-    label = "diffusion time t (purification runs to the right)" if timed else "share of the steps taken, %"
+    counts = listed(sorted({one.n for one in walks}))
+    about = f"over the first {counts} images, first evaluation draw; originals are drawn once per defence."
+    n_lines, warnings = sum(len(one.top) for one in walks), warned([one.entry for one in walks])
     charts = []
-    for kind, title in (
-        ("top", "Confidence in the most probable class"),
-        ("true", "Confidence in the true class"),
-    ):
-        series = []
-        for one in walks:
-            for which, values in getattr(one, kind).items():
-                x = (
-                    one.times
-                    if timed
-                    else tuple(100 * i / max(len(values) - 1, 1) for i in range(len(values)))
-                )
-                name = "corrupted" if which == "adversarial" and one.entry.corrupted else which
-                text = f"{one.entry.key}: {one.entry.name}, {name} images"
-                series.append(
-                    Series(
-                        text,
-                        x,
-                        values,
-                        style=int(one.entry.key) - 1,
-                        hollow=which == "clean" and one.entry.attacked,
-                    )
-                )
-        svg = line_chart(
+    names = walk_names([one.entry for one in walks])
+    for (kind, (title, _)), name in zip(WALKS.items(), names, strict=True):
+        series = tuple(
+            _walk_series(one, which, kind, timed, n_lines > MOST_INTERVALS)
+            for one in walks
+            for which in getattr(one, kind)
+        )
+        said = f"Mean {about}"
+        if kind == "right":
+            where = " at both ends" if n_lines > MOST_INTERVALS else ""
+            said = f"Shares {about} 95 % Wilson intervals{where}."
+        chart = Chart(
+            name,
+            title,
+            f"{said}{cut(series)}",
+            tuple(one.entry for one in walks),
             series,
-            description=_told(title, series, True),
-            x_label=label,
-            y_label="confidence, %",
+            x_label="diffusion time t (purification runs to the right)"
+            if timed
+            else "share of the steps taken, %",
+            y_label="images classified right, %" if kind == "right" else "confidence, %",
             percent=True,
             backwards=timed,
-            marks=False,
+            marks=kind == "right" and n_lines <= MOST_INTERVALS,
+            warnings=warnings,
         )
-        counts = _listed(sorted({one.n for one in walks}))
-        about = "first evaluation draw; originals are drawn once per defence"
-        caption = f"Mean over the first {counts} images, {about}.{_cut(series)}"
-        charts.append(Chart(title, svg, caption, _legend(series)))
+        charts.append(chart)
     return charts
+
+
+def walk_names(entries: Sequence[Entry]) -> list[str]:
+    """Names of the charts that `walk_charts` makes of these runs: with that of the run if there is one only."""
+    if not entries:
+        return []
+    own = f"-{entries[0].name}" if len(entries) == 1 else ""
+    return [name + own for _, name in WALKS.values()]
+
+
+def _walk_series(one: Walk, which: str, kind: str, timed: bool, ends: bool) -> Series:
+    """A line for one input of one walk; shares of right images with their intervals, ``ends``: at both ends only."""
+    values = getattr(one, kind)[which]
+    x = one.times if timed else tuple(100 * i / max(len(values) - 1, 1) for i in range(len(values)))
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    if kind == "right":
+        found = [wilson(k, one.n) for k in values]
+        values, low, high = (
+            tuple(getattr(interval, part) for interval in found) for part in ("estimate", "low", "high")
+        )
+        if ends:
+            low, high = (
+                tuple(y if i in (0, len(values) - 1) else math.nan for i, y in enumerate(own))
+                for own in (low, high)
+            )
+    seen = "corrupted" if which == "adversarial" and one.entry.corrupted else which
+    return Series(
+        f"{one.entry.name}, {seen} images",
+        x,
+        values,
+        low,
+        high,
+        style=int(one.entry.key) - 1,
+        hollow=which == "clean" and one.entry.attacked,
+        key=one.entry.key,
+    )
 
 
 def _reverse_part(states: Tensor, rows: Sequence[tuple[float, bool]]) -> tuple[Tensor, tuple[float, ...]]:
@@ -202,36 +243,3 @@ def _finite_mean(traces: np.ndarray) -> np.ndarray:
     counts = np.isfinite(traces).sum(0)
     sums = np.where(np.isfinite(traces), traces, 0.0).sum(0)
     return np.where(counts > 0, sums / np.maximum(counts, 1), math.nan)
-
-
-def _legend(series: Sequence[Series]) -> tuple[tuple[str, str], ...]:
-    return tuple((key(one.style, one.hollow), one.name) for one in series)
-
-
-def _told(title: str, series: Sequence[Series], percent: bool) -> str:
-    """The chart in words: where each line begins and ends."""
-    parts = []
-    for one in series:
-        known = [(x, y) for x, y in zip(one.x, one.y, strict=True) if math.isfinite(y)]
-        if known:
-            ends = [f"{100 * y:.1f} %" if percent else f"{y:.3g}" for _, y in (known[0], known[-1])]
-            parts.append(f"{one.name} from {ends[0]} at {known[0][0]:.4g} to {ends[1]} at {known[-1][0]:.4g}")
-    return f"{title}. " + "; ".join(parts)
-
-
-def _cut(series: Sequence[Series]) -> str:
-    return " The axis does not begin at 0." if floor_percent(series) > 0 else ""
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    """ "1, 3 and 4", "2 to 5 and 7"; ascending numbers."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1].append(number)
-        else:
-            spans.append([number])
-    words = []
-    for span in spans:
-        words += [f"{span[0]} to {span[-1]}"] if len(span) > 2 else [str(number) for number in span]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -18,8 +18,10 @@ from ..evaluate import Run
 from ..evaluate.identity import canonical
 from ..files import replace_file
 from ..purify import Defense
-from . import figures, svg, tables
+from . import svg, tables
 from .data import LEVEL, Entry, doubts, matrices, open_entries
+from .figures import Walk, sweep_chart, trace_charts, walk, walk_charts, walk_names
+from .folder import file_names, write_pictures
 from .pictures import KINDS, Gallery, gallery
 from .rebuild import CannotRebuild, find_defense
 from .sweeps import sweeps
@@ -57,41 +59,97 @@ def report(
     runs: Sequence[Run | str | Path],
     out: str | Path | None = None,
     *,
+    figures: str | Path | None = None,
     defense: nn.Module | Sequence[nn.Module] = (),
     networks: tuple[Any, nn.Module] | None = None,
     options: Options | None = None,
     force: bool = False,
     say: Say | None = None,
+    wrote: Callable[[Path], None] | None = None,
 ) -> str:
     """Make the page of these runs; returns its HTML and writes it to ``out`` if given.
 
     Args:
         runs: run files or open runs; their order is that of the page.
         out: where to write, atomically.
+        figures: folder for the page's charts and galleries as pictures of their own, see `write_figures`.
         defense: the defence or defences of the runs, for purified images and confidences. One whose settings and
             weights are not those of a run is not used for it.
         networks: (denoiser, classifier) to rebuild defences from; where neither this nor ``defense`` fits, the
             bundled networks are tried if this is None. What cannot be rebuilt is left out, and the page says why.
         options: title and numbers of images.
-        force: replace ``out`` if it exists.
+        force: replace files that exist.
         say: called with what is being done, for progress.
+        wrote: called with the path of every file that was written.
 
     Raises:
         ValueError: no runs, the same one twice, or an option out of range.
         FileNotFoundError, RunDamaged: a run file is missing or not what was written.
-        FileExistsError: ``out`` exists and ``force`` is not given.
+        FileExistsError: ``out`` or a picture exists and ``force`` is not given; nothing is written then.
+        NotADirectoryError: a file is where a folder should be; nothing is written then.
     """
-    options, say = options or Options(), say or (lambda text: None)
+    options, say, wrote = options or Options(), say or (lambda text: None), wrote or (lambda path: None)
     given = (defense,) if isinstance(defense, nn.Module) else tuple(defense)
+    folder = None if figures is None else Path(figures)
     if out is not None:
         refuse_existing([Path(out)], force)
+    if folder is not None:
+        refuse_file(folder)
+
+    def check(names: Sequence[str]) -> None:
+        if folder is not None:
+            refuse_existing([folder / name for name in names], force)
+
     with ExitStack() as stack:
         say("reading and verifying runs")
-        entries = open_entries(runs, stack)
-        html = render(collect(entries, options, given, networks, say))
+        values = collect(open_entries(runs, stack), options, given, networks, say, check)
+        html = render(values)
+        if folder is not None:
+            charts = [*values["sweeps"], *values["traces"], *values["walks"]]
+            for path in write_pictures(folder, values["files"], charts, values["galleries"]):
+                wrote(path)
     if out is not None:
-        replace_file(out, html.encode())
+        wrote(replace_file(out, html.encode()))
     return html
+
+
+def write_figures(
+    runs: Sequence[Run | str | Path],
+    folder: str | Path,
+    *,
+    defense: nn.Module | Sequence[nn.Module] = (),
+    networks: tuple[Any, nn.Module] | None = None,
+    options: Options | None = None,
+    force: bool = False,
+    say: Say | None = None,
+) -> list[Path]:
+    """Write every chart and gallery of the page of these runs as a picture of its own; returns their paths.
+
+    Charts are SVG with title, legend and caption inside, galleries PNG; on white, for a README, a paper or slides.
+    Names say what is shown, `accuracy-against-t.svg` or `images-diffpure-pgd.png` after the name of a run file, and
+    are the same whenever the same is shown. Each file is written whole or not at all.
+
+    Args:
+        folder: made if it does not exist.
+        Others: as for `report`.
+
+    Raises:
+        FileExistsError: one of the pictures exists and ``force`` is not given; nothing is written then.
+        NotADirectoryError: a file is where the folder should be.
+        Others: as for `report`.
+    """
+    paths: list[Path] = []
+    report(
+        runs,
+        figures=folder,
+        defense=defense,
+        networks=networks,
+        options=options,
+        force=force,
+        say=say,
+        wrote=paths.append,
+    )
+    return paths
 
 
 def collect(
@@ -100,13 +158,25 @@ def collect(
     given: tuple[nn.Module, ...] = (),
     networks: tuple[Any, nn.Module] | None = None,
     say: Say = lambda text: None,
+    check: Callable[[Sequence[str]], None] = lambda names: None,
 ) -> dict[str, Any]:
-    """All values the template names."""
+    """All values the template names, and "files", the names of files for the pictures.
+
+    ``check`` is called with these names before anything is purified, and may raise.
+    """
     found, left_out = matrices(entries)
     shown = [entry for entry in entries if len(entry.run.positions)]
     defenses, notes = _defenses(shown, given, networks) if options.images or options.traced else ({}, {})
+    charts = [sweep_chart(sweep) for sweep in sweeps(entries)]
+    traces = trace_charts(entries)
+    walked = [e for e in shown if options.traced and isinstance(defenses.get(e.key), Defense)]
+    names = [chart.name for chart in (*charts, *traces)]
+    files = file_names(names + walk_names(walked[:MOST_WALKS]), shown if options.images else [])
+    check(files)
+    if walked[MOST_WALKS:]:
+        say(f"confidence is drawn for the first {MOST_WALKS} of {len(walked)} runs")
     galleries: list[Gallery] = []
-    walks: list[figures.Walk] = []
+    walks: list[Walk] = []
     for entry in shown:
         if options.images:
             say(f"pictures of run {entry.key}")
@@ -114,12 +184,11 @@ def collect(
                 gallery(entry, defenses.get(entry.key), options.images, notes.get(entry.key, ""))
             )
         defended = defenses.get(entry.key)
-        if options.traced and isinstance(defended, Defense) and len(walks) < MOST_WALKS:
+        if entry in walked[:MOST_WALKS] and isinstance(defended, Defense):
             say(f"confidence along run {entry.key}")
             # Originals take the same way through the same defence: once is enough.
             clean = all(defenses.get(done.entry.key) is not defended for done in walks)
-            walks.append(figures.walk(entry, defended, options.traced, clean))
-    swept = sweeps(entries)
+            walks.append(walk(entry, defended, options.traced, clean))
     return {
         "title": options.title,
         "entries": entries,
@@ -127,11 +196,12 @@ def collect(
         "doubts": doubts(entries),
         "matrices": found,
         "left_out": left_out,
-        "sweeps": [figures.sweep_chart(sweep) for sweep in swept],
-        "traces": figures.trace_charts(entries),
+        "sweeps": charts,
+        "traces": traces,
         "galleries": galleries,
-        "walks": figures.walk_charts(walks) if walks else [],
-        "walks_left": max(0, sum(isinstance(d, Defense) for d in defenses.values()) - MOST_WALKS),
+        "walks": walk_charts(walks) if walks else [],
+        "walks_left": len(walked[MOST_WALKS:]),
+        "files": files,
         "not_rebuilt": notes,
         "protocols": _protocols(entries),
         "kinds": KINDS,
@@ -162,12 +232,25 @@ def render(values: dict[str, Any]) -> str:
 
 
 def refuse_existing(paths: Sequence[Path], force: bool) -> None:
-    """Raise FileExistsError for the first of ``paths`` that exists, unless ``force``."""
+    """Raise FileExistsError for the first of ``paths`` that exists, unless ``force``.
+
+    Whatever ``force``: a folder of that name raises IsADirectoryError, a file in its place NotADirectoryError.
+    """
     for path in paths:
+        refuse_file(path.parent)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder; name a file")
         if path.exists() and not force:
             raise FileExistsError(f"{path} exists; use --force (force=True) to replace it")
+
+
+def refuse_file(folder: Path) -> None:
+    """Raise NotADirectoryError if ``folder`` cannot be one because it, or a folder it is in, is a file."""
+    for path in (folder, *folder.parents):
+        if path.exists() or path.is_symlink():
+            if not path.is_dir():
+                raise NotADirectoryError(f"{path} is a file where a folder should be")
+            return
 
 
 def _defenses(

@@ -27,27 +27,37 @@ ROWS = 64
 """Images per network call."""
 
 KINDS = {
-    "caught": "flip caught: the bare classifier errs, the defence does not",
-    "caused": "flip caused: the bare classifier is right, the defence errs",
+    "caught": "the bare classifier errs, the defence does not: a flip was caught",
+    "caused": "the bare classifier is right, the defence errs: a flip was caused",
     "both err": "the bare classifier and the defence err",
     "both right": "the bare classifier and the defence are right",
     "broken": "right before the attack, wrong after",
     "resisted": "right before and after",
-    "right": "right",
+    "right": "right on the original",
     "wrong": "wrong on the original",
 }
 """What can have happened to an image; the defence counts as right if at least half of its draws are."""
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tile:
-    """One picture (PNG as a data URI), the class it was given, and whether that is right; None where none was."""
+    """One picture [C, H, W] in [0, 1], the class it was given, and whether that is right; None where none was."""
 
-    source: str
+    image: np.ndarray
     alt: str
     verdict: str = ""
     right: bool | None = None
+
+    @property
+    def source(self) -> str:
+        """The picture as a data URI."""
+        return data_uri(self.image)
+
+    @property
+    def mark(self) -> str:
+        """The verdict with a sign for right or wrong; "" where there is none."""
+        return "" if self.right is None else f"{'✓' if self.right else '✗'} {self.verdict}"
 
 
 @final
@@ -62,15 +72,29 @@ class Column:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gallery:
-    """Pictures of one run; ``rows`` are (name, explanation, tiles). ``note`` says what is missing and why."""
+    """Pictures of one run; ``rows`` are (name, explanation, tiles). ``note`` says why nothing could be purified."""
 
     entry: Entry
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, str, tuple[Tile, ...]], ...]
     flips: tuple[tuple[str, tuple[float, ...]], ...]
     note: str
+
+    @property
+    def remark(self) -> str:
+        """What is missing and why, a sentence; "" if nothing is."""
+        if self.note:
+            missing = "Purified images and the bare classifier's opinion are not shown"
+            return f"{missing}, because the defence could not be rebuilt: {self.note}."
+        return "" if self.entry.purified else "Nothing purifies in this run: there is no purified image."
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kinds of images that occur, explained."""
+        own = {column.kind for column in self.columns}
+        return {kind: meaning for kind, meaning in KINDS.items() if kind in own}
 
 
 def gallery(entry: Entry, defense: nn.Module | None, n_images: int, note: str = "") -> Gallery:
@@ -159,14 +183,18 @@ def states_of(entry: Entry, defense: Defense, which: str, positions: Sequence[in
 
 
 def data_uri(image: np.ndarray) -> str:
-    """A PNG of [C, H, W] in [0, 1] (clamped) as a data URI: grey for one channel, colour for three."""
+    """A PNG of [C, H, W] in [0, 1] as a data URI."""
+    buffer = io.BytesIO()
+    picture(image).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def picture(image: np.ndarray) -> Any:
+    """[C, H, W] in [0, 1] (clamped) as a `PIL.Image.Image`: grey for one channel, colour for three."""
     from PIL import Image
 
     pixels = np.rint(np.clip(image.astype(np.float64), 0.0, 1.0) * 255).astype(np.uint8)
-    picture = Image.fromarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0])
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Image.fromarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0])
 
 
 def _inputs(entry: Entry) -> tuple[str, ...]:
@@ -192,11 +220,12 @@ def _given(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: np.
         own = entry.run.predicted(which)[chosen[i]]
         guess = _most_frequent(own) if bare is None else int(bare[i])
         count = f" · {int(right[i].sum())}/{right.shape[1]}" if bare is None and right.shape[1] > 1 else ""
-        tiles.append(Tile(data_uri(x[i]), alt, _name(entry, guess) + count, guess == truth))
+        tiles.append(Tile(x[i], alt, _name(entry, guess) + count, guess == truth))
     if bare is not None:
         said = "class by the bare classifier"
     else:
-        said = "most frequent class, draws that are right" if right.shape[1] > 1 else "class by the defence"
+        by = "class by the defence" if entry.purified else "class by the classifier"
+        said = "most frequent class, draws that are right" if right.shape[1] > 1 else by
     return _noun(entry, which), said, tuple(tiles)
 
 
@@ -212,9 +241,7 @@ def _purified(entry: Entry, defense: Defense, which: str, x: np.ndarray, chosen:
         alt = f"purified image {int(entry.run.positions[chosen[i]])}"
         count = f" · {int(right[i].sum())}/{right.shape[1]}" if right.shape[1] > 1 else ""
         own = int(guesses[i])
-        tiles.append(
-            Tile(data_uri(image), alt, _name(entry, own) + count, own == int(entry.run.labels[chosen[i]]))
-        )
+        tiles.append(Tile(image, alt, _name(entry, own) + count, own == int(entry.run.labels[chosen[i]])))
     said = "class by the defence on its first draw" + (", draws that are right" if right.shape[1] > 1 else "")
     return f"{_noun(entry, which)}, purified", said, tuple(tiles)
 
@@ -226,7 +253,7 @@ def _noise(entry: Entry, positions: list[int]) -> Row:
     largest = float(np.abs(noise).max(initial=0.0))
     factor = 0.5 / largest if largest > 0 else 1.0
     tiles = tuple(
-        Tile(data_uri(0.5 + factor * image), f"noise on image {p}, {factor:.3g} times magnified")
+        Tile(0.5 + factor * image, f"noise on image {p}, {factor:.3g} times magnified")
         for image, p in zip(noise, positions, strict=True)
     )
     return "noise", f"{factor:.3g} times magnified, grey is none", tiles

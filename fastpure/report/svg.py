@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import final
 
 from ..intervals import Interval
@@ -22,7 +23,8 @@ N_STYLES = 8
 class Series:
     """A named line; ``y`` in [0, 1] where the chart is in per cent, ``low`` and ``high`` its interval or empty.
 
-    Equal ``style`` numbers give equal colours in all charts of a page; ``hollow`` draws it thinner with open marks.
+    Equal ``style`` numbers give equal colours in all charts of a page; ``hollow`` draws it thinner with open marks;
+    ``key`` is the number of its run on the page, where it is that of one run.
     """
 
     name: str
@@ -32,6 +34,12 @@ class Series:
     high: tuple[float, ...] = ()
     style: int = 0
     hollow: bool = False
+    key: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name for a page where runs have numbers."""
+        return f"{self.key}: {self.name}" if self.key else self.name
 
 
 @final
@@ -68,18 +76,17 @@ def line_chart(
 ) -> str:
     """An SVG element with all series; ``description`` is its text for those who do not see it.
 
-    NaN interrupts a line. ``percent`` lets y run to 100 %, from 0 or from `floor_percent`; ``backwards`` lets x run
-    from right to left.
+    NaN interrupts a line, and an interval from NaN is not drawn. ``percent`` lets y run to 100 %, from 0 or from
+    `floor_percent`; ``backwards`` lets x run from right to left.
     """
     frame = _frame(series, x_label, y_label, percent, backwards)
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description, quote=True)}">'
-    ]
+    told = escape(printable(description), quote=True)
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">']
     parts += _axes(frame)
     # Points at the same place stand side by side, so that their intervals can be told apart.
-    middle = (len(series) - 1) / 2
+    middle, step = (len(series) - 1) / 2, _step(frame, series)
     for i, one in enumerate(series):
-        parts += _line(frame, one, marks, shift=SHIFT * (i - middle) if one.low else 0.0)
+        parts += _line(frame, one, marks, shift=step * (i - middle) if one.low else 0.0)
     parts.append("</svg>")
     return "".join(parts)
 
@@ -98,6 +105,11 @@ def interval_bar(interval: Interval, style: str = "robust") -> str:
         f'<svg class="bar {style}" viewBox="-3 0 106 10" aria-hidden="true">{grid}'
         f'<rect x="{_n(low)}" y="3.4" width="{_n(high - low)}" height="3.2" rx="1.6"/>{dot}</svg>'
     )
+
+
+def printable(text: str) -> str:
+    """``text`` on one line and without control characters and halves of characters, which XML cannot hold."""
+    return "".join(" " if c.isspace() else c if c.isprintable() else "\ufffd" for c in text)
 
 
 def key(style: int, hollow: bool = False) -> str:
@@ -153,8 +165,14 @@ def _axes(frame: Frame) -> list[str]:
     x_place, y_place = f'x="{_n((left + right) / 2)}" y="{HEIGHT - 8}"', _n((TOP + bottom) / 2)
     turned = f'transform="translate(13 {y_place}) rotate(-90)"'
     for place, text in ((x_place, frame.x_label), (turned, frame.y_label)):
-        parts.append(f'<text class="label" {place} text-anchor="middle">{escape(text)}</text>')
+        parts.append(f'<text class="label" {place} text-anchor="middle">{escape(printable(text))}</text>')
     return parts
+
+
+def _step(frame: Frame, series: Sequence[Series]) -> float:
+    """How far lines stand apart: never so far that a point is nearer to its neighbours' place than to its own."""
+    places = sorted({frame.px(x) for one in series for x in one.x if math.isfinite(x)})
+    return min([SHIFT, *((b - a) / (2 * len(series)) for a, b in pairwise(places) if b - a > 0.1)])
 
 
 def _line(frame: Frame, one: Series, marks: bool, shift: float) -> list[str]:
@@ -167,7 +185,7 @@ def _line(frame: Frame, one: Series, marks: bool, shift: float) -> list[str]:
             continue
         px, py = _n(frame.px(x) + shift), _n(frame.py(y))
         pieces[-1].append(f"{px},{py}")
-        if one.low:
+        if one.low and math.isfinite(one.low[i]):
             top, bottom = _n(frame.py(one.high[i])), _n(frame.py(one.low[i]))
             parts.append(f'<line class="{style} whisker" x1="{px}" x2="{px}" y1="{top}" y2="{bottom}"/>')
         if marks:
@@ -177,7 +195,7 @@ def _line(frame: Frame, one: Series, marks: bool, shift: float) -> list[str]:
         for piece in pieces
         if len(piece) > 1
     ]
-    return [f"<g><title>{escape(one.name)}</title>", *lines, *parts, "</g>"]
+    return [f"<g><title>{escape(printable(one.label))}</title>", *lines, *parts, "</g>"]
 
 
 def _stroke(style: int, hollow: bool) -> str:

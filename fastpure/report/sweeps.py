@@ -23,7 +23,15 @@ TITLES = {
     "std": "standard deviation of the noise",
     "amount": "share of replaced pixels",
 }
-"""Setting -> what an axis is called; others are called by their name."""
+"""Setting -> what it is called; others are called by their name."""
+
+UNITS = {
+    "t": "0 is clean, 1 is noise",
+    "dt": "in diffusion time",
+    "eps": "pixels in [0, 1]",
+    "std": "pixels in [0, 1]",
+}
+"""Setting -> on which scale it is, for its axis; counts and shares need none."""
 
 DERIVED = ("defense.method.steps", "defense.method.guidance", "protocol.hash")
 """What follows from other values and would hide that only one setting differs."""
@@ -47,6 +55,11 @@ class Sweep:
     title: str
     curves: tuple[Curve, ...]
 
+    @property
+    def axis(self) -> str:
+        """What stands at the axis of the setting."""
+        return f"{self.title} ({UNITS[self.setting]})" if self.setting in UNITS else self.title
+
 
 def sweeps(entries: Sequence[Entry]) -> list[Sweep]:
     """Every setting in which two or more runs differ while they agree in all else, in a fixed order.
@@ -62,7 +75,7 @@ def sweeps(entries: Sequence[Entry]) -> list[Sweep]:
         groups: dict[str, dict[float, Entry]] = {}
         for hidden in _hidden(name):
             for key, values in flat.items():
-                if name not in values:
+                if not _is_number(values.get(name)):  # a number in some runs may be None in others
                     continue
                 rest = canonical({k: v for k, v in values.items() if k != name and k not in hidden})
                 groups.setdefault(rest, {})[float(values[name])] = by_key[key]
@@ -102,7 +115,11 @@ def _is_axis(name: str, values: dict[str, Any]) -> bool:
     if not name.startswith((METHOD, ATTACK)) or name.rsplit(".", 1)[-1] in ("seed", "eval_draws"):
         return False
     told_twice = name == METHOD + "dt" and METHOD + "steps" in values
-    return isinstance(values[name], int | float) and not isinstance(values[name], bool) and not told_twice
+    return _is_number(values[name]) and not told_twice
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _hidden(name: str) -> tuple[tuple[str, ...], ...]:

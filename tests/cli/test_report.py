@@ -46,6 +46,23 @@ def test_report_writes_page_and_tables(files, tmp_path, monkeypatch):
     assert (tmp_path / "report.html").read_text() == html
 
 
+def test_figures_are_written_beside_the_page(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["report", *files, "--figures", "docs/figures", "--images", "1", "--traced", "1"]
+    done = CliRunner().invoke(main.app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    names = ["attack-loss-ce.svg", "confidence-most-probable-class.svg", "confidence-true-class.svg"]
+    names += ["classified-right.svg", "images-coup-0.png", "images-coup-1.png"]
+    said = [line for line in done.stdout.splitlines() if line.startswith("wrote ")]
+    assert said == [*(f"wrote docs/figures/{name}" for name in names), "wrote report.html"]
+    assert sorted(path.name for path in (tmp_path / "docs" / "figures").iterdir()) == sorted(names)
+    (tmp_path / "report.html").unlink()
+    again = CliRunner().invoke(main.app, [*words, "--csv", "tables"])
+    assert isinstance(again.exception, FileExistsError)
+    assert "attack-loss-ce.svg exists; use --force" in str(again.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["docs"], "nothing is written if one name is taken"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -54,6 +71,9 @@ def test_report_writes_page_and_tables(files, tmp_path, monkeypatch):
         (["{0}", "--out", "there.html"], "there.html exists; use --force"),
         (["{0}", "--out", "."], ". is a folder"),
         (["{0}", "--csv", "."], "runs.csv exists; use --force"),
+        (["{0}", "--csv", "there.html"], "there.html is a file where a folder should be"),
+        (["{0}", "--figures", "there.html"], "there.html is a file where a folder should be"),
+        (["{0}", "--figures", "there.html/new", "--force"], "there.html is a file where a folder should be"),
         (["{0}", "--parquet", "new"], "pip install 'fastpure[parquet]'"),
         (["{0}", "--images", "-1"], "`images` must be an integer >= 0"),
         (["{0}", "--denoiser", "digits"], "`--classifier` must be given with --denoiser"),

@@ -14,8 +14,9 @@ from fastpure.data import load_dataset
 from fastpure.evaluate.identity import describe_defense
 from fastpure.intervals import wilson
 from fastpure.report import svg
+from fastpure.report.chart import listed
 from fastpure.report.data import holm, open_entries, value_text
-from fastpure.report.figures import _listed, sweep_chart
+from fastpure.report.figures import sweep_chart
 from fastpure.report.page import Options, collect
 from fastpure.report.pictures import choose
 from fastpure.report.rebuild import (
@@ -80,6 +81,11 @@ def test_sweeps_of_attacks_and_two_settings_at_once(tmp_path):
     assert [label for label, _ in found["eot_iter"]] == ["attack iterations 2", "attack iterations 3"]
     other = run(tmp_path / "seed.sqlite", defense(), attack(n_iter=9, seed=1), data=dataset(4))
     assert find([paths[0], other]) == [], "another seed and another number of iterations"
+    sized = [
+        run(tmp_path / f"size-{size}.sqlite", defense(), attack(step_size=size), data=dataset(4))
+        for size in (0.01, 0.02, None)
+    ]
+    assert find(sized) == [("step_size", [("", [(0.01, "size-0.01"), (0.02, "size-0.02")])])]
     with ExitStack() as stack:
         chart = sweep_chart(sweeps(open_entries(paths, stack))[0])
     ElementTree.fromstring(chart.svg)
@@ -166,6 +172,7 @@ def test_bundled_networks_are_found_by_themselves(tmp_path):
     assert [chart.title for chart in values["walks"]] == [
         "Confidence in the most probable class",
         "Confidence in the true class",
+        "Images classified right along the reverse process",
     ]
     with pytest.raises(CannotRebuild):
         find_defense({**entries[0].identity["defense"], "denoiser": {}}, (), None)
@@ -188,7 +195,7 @@ def test_a_bundled_guide_and_fine_tuned_denoiser_are_found_by_their_weights():
 
 
 def test_confidence_ends_where_the_decision_is_taken(tmp_path):
-    from fastpure.report.figures import walk
+    from fastpure.report.figures import walk, walk_charts
     from fastpure.report.pictures import states_of
 
     made = defense()
@@ -204,6 +211,14 @@ def test_confidence_ends_where_the_decision_is_taken(tmp_path):
         assert len(found.top["clean"]) == len(found.times) == 3, "the diffusion of the input is not drawn"
         last = made.classify(states[-1]).softmax(1)
         assert found.top["adversarial"][-1] == pytest.approx(float(last.amax(1).mean().detach()))
+        right = torch.from_numpy(entry.run.correct("adversarial")[:5, 0])
+        assert found.right["adversarial"][-1] == int(right.sum())
+        chart = walk_charts([found])[-1]
+        assert chart.series[0].y[-1] == pytest.approx(float(right.double().mean()))
+        assert (chart.series[0].low[-1], chart.series[0].high[-1]) == (
+            wilson(int(right.sum()), 5).low,
+            wilson(int(right.sum()), 5).high,
+        )
         assert "clean" not in walk(entry, made, 5, clean=False).top
 
 
@@ -261,9 +276,9 @@ def test_words():
         "3.4 million",
         "1.2 billion",
     ]
-    assert _listed([1, 2, 3, 5]) == "1 to 3 and 5"
-    assert _listed([4]) == "4"
-    assert _listed([1, 2]) == "1 and 2"
+    assert listed([1, 2, 3, 5]) == "1 to 3 and 5"
+    assert listed([4]) == "4"
+    assert listed([1, 2]) == "1 and 2"
     for made in fp.protocols.PROTOCOLS.values():
         assert explain(made()).endswith(".")
         assert "{" not in explain(made())
