@@ -28,6 +28,10 @@ ARCHITECTURES: dict[str, tuple[type[nn.Module], type[ClassifierConfig]]] = {
 }
 
 
+RESERVED = ("format", "kind", "version", "architecture", "config")
+"""Metadata that the format writes itself."""
+
+
 def save_classifier(
     classifier: nn.Module,
     path: str | Path,

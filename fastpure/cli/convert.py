@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 CheckpointFormat = Annotated[
     str | None,
@@ -38,13 +41,15 @@ def convert(
     """Write a checkpoint of another project as a fastpure file, which describes itself and holds no code.
 
     The weights keep every bit unless --dtype asks for another precision. Training checkpoints shrink to the
-    averaged weights. Such a file needs no --config any more: fastpure.load_denoiser("OUT.safetensors").
+    averaged weights. Such a file needs no --config any more: fastpure.load_denoiser("OUT.safetensors"). A
+    classifier trained by `fastpure train` can be stored in another precision in the same way.
 
     Example: fastpure convert checkpoint_8.pth ddpmpp.safetensors
     """
     import torch
 
     from ..checkpoints import load_denoiser, save_denoiser
+    from ..checkpoints.weights import read_metadata
     from ..errors import mistake, one_of
 
     if target.suffix != ".safetensors":
@@ -52,6 +57,12 @@ def convert(
     if target.exists() and not force:
         raise ValueError(mistake("OUT", "a new file", f"{target}, which exists", "Overwrite it with --force"))
     stored = getattr(torch, one_of("--dtype", dtype, DTYPES)) if dtype else None
+    if source.is_file() and read_metadata(source).get("kind") == "classifier":
+        for option, value in (("format", format), ("config", config), ("class-label", class_label)):
+            if value is not None:
+                raise ValueError(f"`--{option}` must not be given for a classifier, got {value}")
+        _convert_classifier(source, target, stored)
+        return
     denoiser = load_denoiser(source, format, config, class_label=class_label)
     report = denoiser.checkpoint
     notes = {
@@ -64,3 +75,12 @@ def convert(
     save_denoiser(denoiser, target, notes={**notes, **earlier}, dtype=stored)
     typer.echo(str(report))
     typer.echo(f"\nwritten: {target} ({target.stat().st_size:,} bytes)")
+
+
+def _convert_classifier(source: Path, target: Path, stored: torch.dtype | None) -> None:
+    from ..checkpoints.weights import read_metadata
+    from ..classifiers.native import RESERVED, read_classifier, save_classifier
+
+    earlier = {name: value for name, value in read_metadata(source).items() if name not in RESERVED}
+    save_classifier(read_classifier(source), target, notes=earlier, dtype=stored)
+    typer.echo(f"written: {target} ({target.stat().st_size:,} bytes)")

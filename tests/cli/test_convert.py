@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from typer.testing import CliRunner
 
+import fastpure as fp
 from fastpure import load_denoiser
 from fastpure.cli.main import app
+from fastpure.data import load_dataset
 from tests.golden import FOLDER
 
 CHECKPOINT, CONFIG = (str(FOLDER / f"score_sde_checkpoint_tiny.{end}") for end in ("pth", "json"))
@@ -56,6 +58,24 @@ def test_convert_to_half_precision(tmp_path):
     for name, value in exact.items():
         assert rounded[name].dtype == torch.float32
         assert torch.equal(rounded[name], value.half().float())
+
+
+def test_convert_stores_a_classifier_in_half_precision(tmp_path):
+    """Same decisions, half the size, the notes of its training kept; options of denoisers are refused."""
+    from fastpure.checkpoints.weights import read_metadata
+    from fastpure.zoo import weights_path
+
+    source, target = weights_path("classifier", "digits"), tmp_path / "half.safetensors"
+    assert "written" in run("convert", str(source), str(target), "--dtype", "float16").output
+    assert target.stat().st_size < 0.6 * source.stat().st_size
+    assert read_metadata(target) == read_metadata(source)
+    x = load_dataset("digits", "test").images
+    full, half = fp.load_classifier("digits")(x), fp.load_classifier(target)(x)
+    assert 0 < (full - half).abs().max() < 0.05
+    assert torch.equal(full.argmax(1), half.argmax(1))
+    refused = fastpure("convert", str(source), str(tmp_path / "b.safetensors"), "--class-label", "3")
+    assert refused.returncode == 2
+    assert "`--class-label` must not be given for a classifier" in refused.stderr
 
 
 def fastpure(*words: str) -> subprocess.CompletedProcess:
