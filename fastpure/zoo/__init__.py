@@ -12,10 +12,13 @@ DENOISERS: dict[str, str] = {
     "digits": "digits_denoiser.safetensors",
     "digits-addt": "digits_addt_denoiser.safetensors",
     "digits-adbm": "digits_adbm_denoiser.safetensors",
+    "cifar10-small": "cifar10_denoiser.safetensors",
 }
 CLASSIFIERS: dict[str, str] = {
     "digits": "digits_classifier.safetensors",
     "digits-aux": "digits_aux_classifier.safetensors",
+    "cifar10-small": "cifar10_classifier.safetensors",
+    "cifar10-aux": "cifar10_aux_classifier.safetensors",
 }
 _KINDS = {"denoiser": DENOISERS, "classifier": CLASSIFIERS}
 
