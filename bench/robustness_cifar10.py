@@ -145,19 +145,26 @@ class Choice:
 def table_rows(best: str) -> tuple[Row, ...]:
     """Rows of the table, the ones that say most first."""
     guided = tuple(dict.fromkeys((coup_name(1.0), best, "AGDM-style")))
-    purifying = ("DiffPure", "COUP unguided", *guided, "GDMP", "ADDT (DDIM)", "ADBM")
-    everything = ("none", *purifying)
+    purifying = ("DiffPure", "COUP unguided", *guided, "GDMP")
+    retrained = ("ADDT (DDIM)", "ADBM")
+    everything = ("none", *purifying, *retrained)
     return (
         _row("none", "PGD Linf"),
-        *(_row(name, "PGD Linf") for name in (*purifying, "DDIM")),
+        *(_row(name, "PGD Linf") for name in purifying),
         *(_row(name, "PGD Linf, detached") for name in guided),
+        *(_row(name, CORRUPTED) for name in ("none", *purifying)),
         *(_row(name, "PGD Linf, BPDA") for name in purifying),
-        *(_row(name, CORRUPTED) for name in everything),
-        *(_row(name, "APGD-CE Linf") for name in everything),
+        *(_row(name, "APGD-CE Linf") for name in ("none", *purifying)),
         *(_row(name, "APGD-CE Linf, detached") for name in guided),
+        *(_row(name, "PGD Linf") for name in ("DDIM", *retrained)),
+        *(
+            _row(name, attack)
+            for attack in ("PGD Linf, BPDA", CORRUPTED, "APGD-CE Linf")
+            for name in retrained
+        ),
         *(_row(name, "PGD L2") for name in everything),
         *(_row(name, "PGD L2, detached") for name in guided),
-        *(_row(name, "DW-box Linf", KNOWN) for name in purifying),
+        *(_row(name, "DW-box Linf", KNOWN) for name in (*purifying, *retrained)),
     )
 
 

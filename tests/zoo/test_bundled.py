@@ -8,7 +8,7 @@ import pytest
 
 import fastpure as fp
 from fastpure.data import load_dataset
-from fastpure.train import score_classifier, score_denoiser
+from fastpure.train import score_classifier
 from fastpure.zoo import CLASSIFIERS, DENOISERS, weights_path
 
 MEGABYTE = 2**20
