@@ -17,6 +17,7 @@ INSTALLED_BENCH := $(VENV)/.fastpure-installed-bench
 SANITIZE := -std=c++17 -O2 -g -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
 	-ffp-contract=off -fno-math-errno -fno-trapping-math -Icsrc -Icsrc/include -Icsrc/host
 HOST_SOURCES := $(wildcard csrc/host/*.cpp)
+CHECKS := $(patsubst csrc/tests/%.cpp,$(BUILD)/%,$(wildcard csrc/tests/*_check.cpp))
 
 .PHONY: help demo test lint sanitize cuda-check triton-check gpu bench wheel-check clean
 
@@ -34,9 +35,8 @@ lint: $(INSTALLED_DEV)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy fastpure
 
-sanitize: $(BUILD)/host_check $(BUILD)/device_check  ## all kernels, the GPU's too, on the CPU under sanitizers
-	$(BUILD)/host_check
-	$(BUILD)/device_check
+sanitize: $(CHECKS)  ## all kernels, the GPU's too, on the CPU under sanitizers
+	@for check in $(CHECKS); do $$check || exit 1; done
 
 cuda-check: $(INSTALLED)  ## compile the CUDA half for every architecture, inspect it, import it (needs nvcc)
 	PYTHON=$(BIN)/python bash .ci/cuda_check
@@ -82,7 +82,7 @@ $(INSTALLED_DEV): $(SETUP) | $(BIN)/python
 $(INSTALLED_BENCH): $(SETUP) | $(BIN)/python
 	$(call install,bench)
 
-# The kernels are compiled once for both programs, and kept.
+# The kernels are compiled once for all of these programs, and kept.
 .SECONDARY:
 SANITIZED := $(patsubst csrc/host/%.cpp,$(BUILD)/sanitize/%.o,$(HOST_SOURCES))
 

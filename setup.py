@@ -25,7 +25,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-SOURCES = ["csrc/module.cpp", *sorted(str(path) for path in Path("csrc/host").glob("*.cpp"))]
+SOURCES = sorted(str(path) for folder in ("csrc", "csrc/host") for path in Path(folder).glob("*.cpp"))
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.inl") for path in Path("csrc").rglob(pattern))
 INCLUDES = ["csrc", "csrc/include", "csrc/host"]

@@ -2,28 +2,20 @@
 // after the other, under sanitizers (`make sanitize`), and compared bit by bit with the host kernels. What is left to
 // a real device is the launch and the compiler's work.
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <string>
 #include <vector>
 
+#include "checking.h"
 #include "cuda/plan.h"
 #include "cuda/threads.h"
 #include "host/kernels.h"
 #include "host/launch.h"
 
 using namespace fastpure;
+using namespace checking;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool ok, const std::string& what) {
-  if (ok) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
 
 // Exactly `size` elements on the heap, `offset` elements after a multiple of 64 bytes: whatever touches memory beyond
 // them, or takes more from an address than its alignment allows, is stopped by the sanitizers.
@@ -263,6 +255,5 @@ int main() {
   check_shapes<double>();
   check_mistakes();
   for (const int seen : accesses_seen) expect(seen > 0, "every kind of access was tried");
-  std::printf(failures == 0 ? "device_check: all passed\n" : "device_check: %d failures\n", failures);
-  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return finish("device_check");
 }

@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from fastpure.checkpoints.edm import _flat
+from tests.golden import FOLDER, config
 
 SOURCE = "import pathlib; pathlib.Path({marker!r}).write_text('the code in the file ran')"
 
@@ -114,3 +118,14 @@ def write_edm_pickle(
 
 def _stub(meta: dict[str, Any]) -> None:
     raise AssertionError("only its name is pickled")
+
+
+def edm_pickle(tmp_path: Path, name: str = "edm_ddpmpp_tiny", **options: Any) -> tuple[Path, Path]:
+    """The golden weights as a published pickle, and the file that its code would write."""
+    settings = {**_flat(config(name), "test"), "precond": "EDMPrecond", "img_channels": 3}
+    for field in ("channels_per_head", "in_channels", "out_channels"):
+        if settings[field] is None or "channels" in field[:3]:
+            settings.pop(field)
+    weights = {key.removeprefix("model."): v for key, v in load_file(FOLDER / f"{name}.safetensors").items()}
+    write_edm_pickle(tmp_path / "network.pkl", weights, settings, tmp_path / "marker", **options)
+    return tmp_path / "network.pkl", tmp_path / "marker"

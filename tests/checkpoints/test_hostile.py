@@ -15,7 +15,7 @@ import torch
 from fastpure import load_denoiser
 from fastpure.checkpoints.unpickle import Record, state_dict
 from fastpure.errors import CheckpointError
-from tests.checkpoints.test_formats import edm_pickle
+from tests.checkpoints.pickles import edm_pickle
 from tests.golden import FOLDER, config
 
 CONFIGS = {

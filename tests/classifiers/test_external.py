@@ -19,8 +19,7 @@ from fastpure.classifiers import (
     load_classifier,
 )
 from fastpure.errors import CheckpointError
-
-from .test_layouts import used
+from tests.classifiers.helpers import used
 
 SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")  # operators live as long as their library object
 

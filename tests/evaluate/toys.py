@@ -18,6 +18,7 @@ from fastpure.evaluate.store import RunStore, Seconds
 from fastpure.nets.oracle import GaussianMixture
 
 SHAPE = (1, 4, 4)
+FRESH = fresh(3)
 
 
 class Brightness(nn.Module):
@@ -46,6 +47,12 @@ def defense(seed: int = 0) -> fp.Defense:
 
 def attack(**settings: Any) -> fp.attacks.PGD:
     return fp.attacks.PGD(**{"eps": 0.05, "n_iter": 2, "eot_iter": 2, "batch_size": 7, **settings})
+
+
+def evaluate(out: Path | None = None, protocol: Protocol = FRESH, n: int = 8, **settings: Any) -> fp.Report:
+    """`attack` on `defense` over the first ``n`` images, in blocks of four, without a progress bar."""
+    settings = {"batch_size": 4, "progress": False, **settings}
+    return fp.evaluate(defense(), dataset(n), attack(), protocol, out, **settings)
 
 
 def run_file(

@@ -16,7 +16,7 @@ from fastpure.guidance import (
     SquaredError,
     StructuralSimilarity,
 )
-from tests.purify.test_exact_gradients import auxiliary
+from tests.purify.cases import auxiliary
 from tests.reverse.toys import SHAPE, toy_classifier
 
 CASES = {

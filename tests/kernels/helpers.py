@@ -1,15 +1,16 @@
-"""What the kernel tests share: the back ends to run, and memory with guards around it."""
+"""What the kernel tests share: the back ends to run, keys of noise, and memory with guards around it."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastpure.kernels import _ext
+from fastpure.kernels import Domain, NoiseKeys, _ext
 from fastpure.schedule import KERNEL_COLUMNS, KERNEL_WIDTH
 
 EXTENSION = _ext.load()
@@ -18,8 +19,18 @@ needs_ext = pytest.mark.skipif(EXTENSION.module is None and not REQUIRED, reason
 BACKENDS = ["reference", pytest.param("ext", marks=needs_ext)]
 DTYPES = [torch.float32, torch.float64]
 FORMATS = [torch.contiguous_format, torch.channels_last]
+SHAPE = (3, 5, 7)
+"""An image with odd sides."""
+
 GUARD = 64
 POISON = 1.0e30
+
+
+def keys_for(
+    ids: Sequence[int], draw: int | Tensor = 0, domain: int = Domain.DEFENSE, seed: int = 2024
+) -> NoiseKeys:
+    """Keys of these samples."""
+    return NoiseKeys.make(seed, ids, draw, domain)
 
 
 def guarded(shape: tuple[int, ...], dtype: torch.dtype, fmt: torch.memory_format) -> tuple[Tensor, Tensor]:

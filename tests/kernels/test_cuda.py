@@ -20,7 +20,7 @@ from fastpure.kernels import (
 )
 from tests import golden
 from tests.kernels.helpers import DTYPES, FORMATS, GUARD, POISON, guards_intact, table_of
-from tests.kernels.test_row import ROWS, SHAPES, images
+from tests.kernels.rows import ROWS, SHAPES, images
 from tests.tolerances import NORMAL
 
 pytestmark = [

@@ -16,7 +16,7 @@ from fastpure.kernels import (
     philox_uniform,
     use_backend,
 )
-from tests.kernels.helpers import BACKENDS, needs_ext, step_of, table_of
+from tests.kernels.helpers import needs_ext, step_of, table_of
 
 SHAPE = (2, 3, 5, 7)
 
@@ -74,12 +74,6 @@ def sample_arguments(name: str) -> list[tuple]:
 def activations(channels: int, height: int, width: int) -> torch.Tensor:
     """Random activations of a network, channels_last."""
     return torch.randn(2, channels, height, width).contiguous(memory_format=torch.channels_last)
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    with use_backend(request.param):
-        yield request.param
 
 
 RUNNABLE = [

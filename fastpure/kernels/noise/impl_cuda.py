@@ -14,7 +14,7 @@ def _fill(
 ) -> None:
     batch, channels, height, width = out.shape
     index, cuda_stream = target(out)
-    module_for(index).cuda_noise(  # by position, in the order of csrc/module.cpp
+    module_for(index).cuda_noise(  # by position, in the order of csrc/module_cuda.cpp
         kind,
         seed.data_ptr(),
         ids.data_ptr(),

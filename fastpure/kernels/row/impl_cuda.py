@@ -33,7 +33,7 @@ def affine_row(
     batch, channels, height, width = x.shape
     index, cuda_stream = target(x)
     state = STATE_CODES[x.dtype]
-    module_for(index).cuda_affine_row(  # by position, in the order of csrc/module.cpp
+    module_for(index).cuda_affine_row(  # by position, in the order of csrc/module_cuda.cpp
         x.data_ptr(),
         address(noise_pred),
         address(guidance),
