@@ -124,9 +124,9 @@ def build(setting: Setting) -> dict[str, nn.Module]:
     denoiser, classifier = fp.load_denoiser(setting.denoiser), fp.load_classifier(setting.classifier)
     t, dt = setting.t, setting.t / setting.steps
     methods = {
-        "DiffPure": fp.methods.diffpure(t, dt),
-        "COUP without guidance": fp.methods.coup_unguided(t, dt),
-        "COUP": fp.methods.coup(classifier, t, dt, scale=setting.scale),
+        "DiffPure": fp.methods.diffpure(t, dt, solver=setting.solver),
+        "COUP without guidance": fp.methods.coup_unguided(t, dt, solver=setting.solver),
+        "COUP": fp.methods.coup(classifier, t, dt, scale=setting.scale, solver=setting.solver),
     }
     defenses: dict[str, nn.Module] = {"no defence": classifier}
     for name, method in methods.items():

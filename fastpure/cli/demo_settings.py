@@ -21,6 +21,7 @@ class Setting:
         denoiser, classifier: names of bundled networks.
         n: how many test images.
         t, steps, scale: of the purifiers.
+        solver: of the reverse SDE; "exponential" needs few steps, "euler" is the published one.
         norm, eps, n_iter, eot_iter, eval_draws: of the attack.
         precision: of the purifiers' networks; "auto" is bf16 where the processor has it, else fp32.
         seed: of the defences' noise.
@@ -40,6 +41,7 @@ class Setting:
     precision: str
     norm: str = "Linf"
     seed: int = 0
+    solver: str = "euler"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -80,6 +82,7 @@ SETTINGS: dict[str, Setting] = {
         eot_iter=2,
         eval_draws=5,
         precision="auto",
+        solver="exponential",
     ),
 }
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..attacks import Attack
     from ..data import Dataset
 
-NAMES = ("t", "steps", "scale", "eps", "n_iter", "eot_iter")
+NAMES = ("t", "steps", "scale", "solver", "eps", "n_iter", "eot_iter")
 DEFAULTS: dict[str, dict[str, Any]] = {
     data: {name: getattr(setting, name) for name in NAMES} for data, setting in SETTINGS.items()
 }
@@ -79,7 +79,9 @@ def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | N
     known = inspect.signature(function).parameters
     suits = wanted.preset is None and name in TIMED
     chosen = {**(_suiting(wanted) if suits else {}), **wanted.given}
-    settings: dict[str, Any] = {key: chosen[key] for key in ("t", "scale") if key in chosen and key in known}
+    settings: dict[str, Any] = {
+        key: chosen[key] for key in ("t", "scale", "solver") if key in chosen and key in known
+    }
     if "steps" in chosen and "n_steps" in known:
         settings["n_steps"] = chosen["steps"]
     elif "steps" in chosen and "dt" in known:

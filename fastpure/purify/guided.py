@@ -8,7 +8,14 @@ from torch import nn
 
 from ..errors import one_of, positive, whole
 from ..guidance import Attraction, AuxiliaryLatent, Guidance, SquaredError, StructuralSimilarity
-from ..schedule import DiscreteVP, ancestral, forward_diffusion, guidance_variances, reverse_sde
+from ..schedule import (
+    DiscreteVP,
+    ancestral,
+    exponential_sde,
+    forward_diffusion,
+    guidance_variances,
+    reverse_sde,
+)
 from ..schedule import langevin as langevin_table
 from .base import Method, discrete_index, number, spaced_indices, start_index
 
@@ -104,15 +111,15 @@ def agdm(
     distance between the features of the state and of the input. ``auxiliary`` takes [0, 1] images and offers
     ``features_and_logits`` (``fastpure.classifiers.FeatureHead`` adds it to any classifier); it should be
     adversarially trained. ``sampler`` "ddpm" adds scale variance_i g at each index, "sde" scale beta dt g at each
-    Euler step of ``dt``. ``label``, ``features``: see ``guidance.AuxiliaryLatent``. Tune ``scale`` on images that are
-    not evaluated.
+    Euler step of ``dt``, "exponential" as much in steps of ``schedule.exponential_sde``. ``label``, ``features``: see
+    ``guidance.AuxiliaryLatent``. Tune ``scale`` on images that are not evaluated.
     """
     guidance = AuxiliaryLatent(auxiliary, eta, label, features, guidance_grad)
     weight = number("scale", scale)
     start = discrete_index(t)
-    one_of("sampler", sampler, ("ddpm", "sde"))
-    if sampler == "sde":
-        table = reverse_sde(t, dt).guided(weight)
+    one_of("sampler", sampler, ("ddpm", "sde", "exponential"))
+    if sampler != "ddpm":
+        table = (reverse_sde if sampler == "sde" else exponential_sde)(t, dt).guided(weight)
     else:
         indices = range(start, -1, -1)
         table = ancestral(indices, variance, clip_x0).pulled(
@@ -123,7 +130,7 @@ def agdm(
         ("scale", scale),
         ("eta", eta),
         ("sampler", sampler),
-        *((("dt", dt),) if sampler == "sde" else (("variance", variance), ("clip_x0", clip_x0))),
+        *((("dt", dt),) if sampler != "ddpm" else (("variance", variance), ("clip_x0", clip_x0))),
         ("label", label),
         ("features", features),
         ("guidance_grad", guidance_grad),

@@ -5,6 +5,7 @@ from .langevin import langevin, predictor_corrector
 from .solvers import (
     ancestral,
     dpm_solver_pp,
+    exponential_sde,
     forward_diffusion,
     guidance_variances,
     probability_flow,
@@ -16,6 +17,7 @@ from .vp import VP, CosineVP, DiscreteVP, IndexedSchedule, SampledVP
 
 SOLVERS = {
     "reverse_sde": reverse_sde,
+    "exponential_sde": exponential_sde,
     "probability_flow": probability_flow,
     "ancestral": ancestral,
     "strided": strided,
@@ -40,6 +42,7 @@ __all__ = [
     "ancestral",
     "dpm_solver_pp",
     "edm",
+    "exponential_sde",
     "forward_diffusion",
     "guidance_variances",
     "karras_grid",

@@ -80,6 +80,21 @@ def reverse_sde(t: float, dt: float, schedule: VP | None = None) -> StepTable:
     return StepTable(tuple(rows))
 
 
+def exponential_sde(t: float, dt: float, schedule: VP | None = None) -> StepTable:
+    """Exponential integrator of the reverse VP-SDE from t to 1e-5: linear part and noise exact, score frozen per step.
+
+    The posterior step of DDPM in continuous time, which is SDE-DPM-Solver++ of first order (Lu et al. 2022b).
+    Order 1 as Euler-Maruyama, to the same law; but a step of any length ends on its noise level, where Euler's last
+    step leaves noise of variance beta dt in the image.
+    """
+    schedule = schedule or VP()
+    rows = []
+    for now, later in pairwise(euler_grid(t, dt).tolist()):
+        a, b, d = eta_coefficients(schedule.alpha_bar(now), schedule.alpha_bar(later), 1.0)
+        rows.append(replace(at_time(schedule, now), a=a, b=b, d=d))
+    return StepTable(tuple(rows))
+
+
 def probability_flow(t: float, dt: float, schedule: VP | None = None) -> StepTable:
     """Euler on the probability-flow ODE x' = x + h (beta x / 2 + beta score / 2); order 1, no noise."""
     schedule = schedule or VP()

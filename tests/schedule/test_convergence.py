@@ -5,7 +5,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fastpure.schedule import VP, DiscreteVP, ancestral, dpm_solver_pp, probability_flow, reverse_sde, strided
+from fastpure.schedule import (
+    VP,
+    DiscreteVP,
+    ancestral,
+    dpm_solver_pp,
+    exponential_sde,
+    probability_flow,
+    reverse_sde,
+    strided,
+)
 from fastpure.schedule.solvers import eta_coefficients
 from fastpure.schedule.table import Row, StepTable
 
@@ -55,6 +64,25 @@ def test_euler_maruyama_is_weak_order_one():
     assert order(errors) == pytest.approx(1.0, abs=0.15)
 
 
+def test_the_exponential_integrator_is_order_one_and_leaves_no_noise_in_few_steps():
+    """Four steps: the variance left beyond the data's is a hundredth of what Euler-Maruyama leaves."""
+    start, end = ends(VP())
+    errors = [moment_error(exponential_sde(T, T / n), start, end)[1] for n in (64, 128, 256, 512)]
+    assert order(errors) == pytest.approx(1.0, abs=0.2)
+    few, euler = (solver(0.1, 0.025).rows for solver in (exponential_sde, reverse_sde))
+    assert few[-1].d < 1.1e-3
+    assert euler[-1].d > 0.12
+    assert [row.tau for row in few] == [row.tau for row in euler]
+
+
+def test_the_exponential_integrator_is_euler_in_the_limit():
+    """Coefficients over h agree to first order, guidance included."""
+    exponential, euler = (solver(0.1, 1e-5).guided(2.0).rows[0] for solver in (exponential_sde, reverse_sde))
+    for name in ("a", "b", "c", "d"):
+        first = 1.0 if name == "a" else 0.0
+        assert getattr(exponential, name) - first == pytest.approx(getattr(euler, name) - first, rel=1e-3)
+
+
 def test_probability_flow_is_order_one():
     vp = VP()
     start, end = ends(vp)
@@ -96,6 +124,7 @@ def test_all_solvers_reach_the_same_law():
     start, end = ends(vp)
     for table, tolerance in (
         (reverse_sde(T, 1e-4), 2e-3),
+        (exponential_sde(T, 1e-4), 2e-3),
         (probability_flow(T, 1e-4), 2e-3),
         (dpm_solver_pp(T, 200), 1e-4),
         (dpm_solver_pp(T, 200, stochastic=True), 1e-4),
