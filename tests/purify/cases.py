@@ -39,6 +39,21 @@ def agdm_case(sampler, label="input", features="clean", network=None):
     return method, lambda eps, u, noise: plain.agdm(eps, network, u, noise, 6, *settings.values())
 
 
+def exponential_case(classifier, scale, diffused=False):
+    times = (0.1, 0.07, 0.04, 0.01, 1e-5)
+    settings = {"t": 0.1, "dt": 0.03, "clip_output": False, "solver": "exponential"}
+    forward = plain.ABAR[99] if diffused else None
+    if diffused:
+        method = fp.methods.diffpure(**settings)
+    elif classifier is None:
+        method = fp.methods.coup_unguided(**settings)
+    else:
+        method = fp.methods.coup(classifier, scale=scale, **settings)
+    return method, lambda eps, u, noise: plain.coup_exponential(
+        eps, classifier, u, noise, times, scale, forward
+    )
+
+
 def edm_case(**changes):
     settings = {
         "sigma_max": 0.5,
@@ -61,6 +76,10 @@ def likelihood_case(classifier=None):
 CASES = {
     "agdm_ddpm": lambda: agdm_case("ddpm"),
     "agdm_sde": lambda: agdm_case("sde"),
+    "agdm_exponential": lambda: agdm_case("exponential"),
+    "coup_exponential": lambda: exponential_case(toy_classifier(), 5.0),
+    "coup_unguided_exponential": lambda: exponential_case(None, 0.0),
+    "diffpure_exponential": lambda: exponential_case(None, 0.0, diffused=True),
     "agdm_step_label": lambda: agdm_case("ddpm", label="step"),
     "agdm_noised_features": lambda: agdm_case("sde", features="noised"),
     "agdm_resnet": lambda: agdm_case("ddpm", network=frozen_resnet()),

@@ -6,6 +6,7 @@ Each takes networks ``eps(x, label)``, images ``u`` in [0, 1] and the noise arra
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -78,10 +79,36 @@ def agdm(
         if sampler == "ddpm":
             variance = BETAS[i] if i else posterior(1)
             x = ddpm_mean(eps, x, i) + scale * variance * g + (math.sqrt(BETAS[i]) * z if i else 0.0)
+        elif sampler == "exponential":
+            s, sigma = ((i / 1000) if i else 1e-5), math.sqrt(1 - level)
+            e = eps(x, 999 * t) - scale * sigma * g
+            jump, left = 1 - level / abar(s), (1 - abar(s)) / sigma**2
+            x0 = (x - sigma * e) / math.sqrt(level)
+            x = math.sqrt(abar(s)) * jump / sigma**2 * x0 + math.sqrt(level / abar(s)) * left * x
+            x = x + math.sqrt(left * jump) * z
         else:
             h = 1e-3 if i else 9.9e-4
             score = -eps(x, 999 * t) / math.sqrt(1 - level)
             x = x + h * (0.5 * beta(t) * x + beta(t) * (score + scale * g)) + math.sqrt(beta(t) * h) * z
+    return (x + 1) / 2
+
+
+def coup_exponential(eps, classifier, u, noise, times, scale: float, forward: float | None = None) -> Tensor:
+    """The posterior of x_s given x_t and the guided prediction of the clean image, times[-1] = 1e-5."""
+    x = 2 * u - 1 if forward is None else diffuse(2 * u - 1, forward, noise["forward"])
+    for k, (t, s) in enumerate(pairwise(times)):
+        sigma = math.sqrt(1 - abar(t))
+        e = eps(x, 999 * t)
+        if classifier is not None:
+            logp = classifier((x + 1) / 2).log_softmax(1).amax(1).sum()
+            e = e - scale * sigma * slope_of(logp, x)
+        x0 = (x - sigma * e) / math.sqrt(abar(t))
+        jump = 1 - abar(t) / abar(s)
+        mean = (
+            math.sqrt(abar(s)) * jump / sigma**2 * x0
+            + math.sqrt(abar(t) / abar(s)) * (1 - abar(s)) / sigma**2 * x
+        )
+        x = mean + math.sqrt((1 - abar(s)) / sigma**2 * jump) * noise["steps"][k]
     return (x + 1) / 2
 
 
