@@ -8,7 +8,7 @@ import pytest
 
 import fastpure as fp
 from fastpure.data import load_dataset
-from fastpure.train import score_classifier
+from fastpure.train import score_classifier, score_denoiser
 from fastpure.zoo import CLASSIFIERS, DENOISERS, weights_path
 
 MEGABYTE = 2**20
@@ -49,3 +49,24 @@ def test_the_cifar10_classifier_classifies(images):
     """87 % of all test images; 59 of these 64. An accuracy of 86 % falls below 50 once in 90 such draws."""
     score = score_classifier(fp.load_classifier("cifar10-small"), images)
     assert score.accuracy >= 50 / 64
+
+
+def test_the_cifar10_denoiser_removes_noise(images):
+    """The README's PSNR over 512 images, with room for these 64 being another sample."""
+    scores = score_denoiser(fp.load_denoiser("cifar10-small"), images, (0.05, 0.1, 0.2))
+    for score, published in zip(scores, (30.0, 26.3, 22.7), strict=True):
+        assert score.psnr == pytest.approx(published, abs=0.7)
+        assert score.noise_mse < 0.2
+
+
+def test_purification_takes_a_simple_attack_away(images):
+    """Images that fool the bare classifier; a purifier that ruined images or did nothing would not mend them."""
+    classifier = fp.load_classifier("cifar10-small")
+    some = images.select(range(24))
+    attack = fp.attacks.PGD(norm="Linf", eps=8 / 255, n_iter=5, eot_iter=1, eval_draws=1)
+    result = attack(classifier, some.images, some.labels, sample_ids=some.sample_ids)
+    assert result.robust_accuracy.estimate < 0.2
+    method = fp.methods.diffpure(t=0.1, dt=0.025, solver="exponential")
+    purifier = fp.Purifier(fp.load_denoiser("cifar10-small"), method, seed=0)
+    right = classifier(purifier(result.x_adv, sample_ids=some.sample_ids)).argmax(1) == some.labels
+    assert right.float().mean() > 0.35
