@@ -31,7 +31,7 @@ DT = T / STEPS
 EPS, EPS_L2 = 8 / 255, 0.5
 PRECISION = "bf16"
 SOLVER = "exponential"
-SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)
+SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 TIMES = (0.05, 0.15, 0.2)
 RESULTS = Path(__file__).parent / "results"
 IDS = json.loads((RESULTS / "cifar10_images.json").read_text(encoding="utf-8"))
