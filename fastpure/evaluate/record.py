@@ -58,13 +58,18 @@ class ImageRecord:
         for array in (self.x, self.x_adv, self.trace):
             _feed(digest, array)
         for value in (self.distance, self.zero_gradient, self.verdict):
-            digest.update(b"-" if value is None else struct.pack("<d", value))
+            digest.update(b"-" if value is None else struct.pack("<d", value + 0.0))
         for name in INPUTS:
             if name in self.judged:
                 digest.update(name.encode())
                 _feed(digest, self.judged[name].predicted)
-                _feed(digest, self.judged[name].loss)
+                _feed(digest, _as_stored(self.judged[name].loss))
         return digest.digest()
+
+
+def _as_stored(numbers: np.ndarray) -> np.ndarray:
+    """Without the sign of zero and the payload of NaN, which SQLite does not keep; a saturated softmax has loss -0."""
+    return np.where(np.isnan(numbers), np.float32(np.nan), numbers + np.float32(0.0)).astype(numbers.dtype)
 
 
 def _feed(digest: hashlib._Hash, array: np.ndarray | None) -> None:

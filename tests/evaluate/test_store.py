@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import fastpure as fp
 from fastpure.errors import RunLocked, RunMismatch
-from fastpure.evaluate.record import ImageRecord, pack, unpack
+from fastpure.evaluate.record import ImageRecord, Judged, pack, unpack
 from fastpure.evaluate.store import RunStore, Seconds
 from fastpure.evaluate.work import Worker
 from tests.evaluate.stored import ONE, N, evaluate, record
@@ -37,6 +38,18 @@ def test_records_come_back_as_written(tmp_path):
         assert run.seconds()["attack"] == 2.0
         assert np.array_equal(run.images("adversarial", [3])[0], record(3).x_adv)
         assert np.array_equal(run.predicted("clean")[0], record(1).judged["clean"].predicted)
+
+
+def test_losses_that_a_database_rounds_are_not_taken_for_damage(tmp_path):
+    """Where softmax saturates, cross-entropy is -0, which SQLite stores as 0; and it keeps no payload of NaN."""
+    loss = np.array([-0.0, 0.0, -np.float32(np.nan), 2.5], dtype=np.float32)
+    judged = {"clean": Judged(np.arange(4), loss)}
+    store = RunStore(tmp_path / "r.sqlite", ONE)
+    store.write([replace(record(0), judged=judged, distance=-0.0)], Seconds())
+    store.close()
+    with fp.Run.open(tmp_path / "r.sqlite") as run:
+        (again,) = run.records()
+    assert np.array_equal(again.judged["clean"].loss, loss, equal_nan=True)
 
 
 def test_every_value_enters_the_checksum():
