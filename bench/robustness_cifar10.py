@@ -5,8 +5,8 @@
 
 Start the command several times to use several cores (OMP_NUM_THREADS=1): each takes rows that no other is busy with.
 Every row is a run of `fp.evaluate` in its own file under --runs; `fastpure report runs/cifar10/*.sqlite` draws them.
-COUP's scale is chosen on images that no row reports on: the largest of the worse of two accuracies, under the exact
-gradient and under the one that leaves out the guidance's derivative.
+COUP's scale is chosen on images that no row reports on, by the worst of three accuracies: under the exact gradient,
+under the one that leaves out the guidance's derivative, and under BPDA.
 """
 
 from __future__ import annotations
@@ -61,10 +61,12 @@ ATTACKS: dict[str, Callable[[], Attack | None]] = {
             *((10, eot, "exact") for eot in (1, 2, 4, 8)),
             *((n, 2, "exact") for n in (5, 20, 40)),
             (10, 2, "detached"),
+            (10, 2, "bpda"),
         )
     },
 }
-EXACT, DETACHED = "PGD-10, EOT 2", "PGD-10, EOT 2, detached"
+EXACT = "PGD-10, EOT 2"
+GRADIENTS = (EXACT, f"{EXACT}, detached", f"{EXACT}, bpda")
 CORRUPTED = "salt and pepper"
 
 
@@ -118,7 +120,7 @@ def _tuning(defence: str, attack: str = EXACT) -> Row:
     return Row(defence, attack, FRESH, TUNING_IMAGES, "tuning")
 
 
-TUNING = tuple(_tuning(coup_name(scale), attack) for attack in (EXACT, DETACHED) for scale in SCALES)
+TUNING = tuple(_tuning(coup_name(scale), attack) for attack in GRADIENTS for scale in SCALES)
 SWEEPS = (
     *(_tuning(name) for t in TIMES for name in (f"DiffPure t={t:g}", f"{coup_name(1.0)} t={t:g}")),
     _tuning("COUP unguided"),
