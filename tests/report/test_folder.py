@@ -1,71 +1,22 @@
-"""Pictures that stand alone: whole, self-contained, with the runs' numbers and names, and never over another file."""
+"""A folder of pictures: readable names that never collide, and never over another file."""
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image
 
-import fastpure as fp
 from fastpure.errors import RunDamaged
-from fastpure.report import Options, report, svg, write_figures
-from fastpure.report.chart import Chart, warned
+from fastpure.report import Options, report, write_figures
+from fastpure.report.chart import warned
 from fastpure.report.data import open_entries
 from fastpure.report.folder import file_names, slug
-from fastpure.report.page import collect
-from fastpure.report.pictures import picture
-from fastpure.report.sheet import GAP, MARGIN, enlarged, sheet
-from fastpure.report.standalone import names, standalone
-from fastpure.report.svg import Series
-from fastpure.report.theme import attributes, palette, style_sheet, width, wrapped
-from tests.evaluate.toys import Brightness, attack, dataset, defense, run_file
+from fastpure.report.standalone import standalone
+from tests.evaluate.toys import attack, dataset, defense, run_file
+from tests.report.drawn import SVG, values_of
 from tests.report.made import HOSTILE, run
-
-SVG = "{http://www.w3.org/2000/svg}"
-MOTLEY = "images-script-alert-x-y-script.png"
-DRAWN = {
-    "svg": {"viewBox", "width", "height", "role", "font-family"},
-    "g": {"transform"},
-    "rect": {"width", "height", "fill"},
-    "line": {"x1", "x2", "y1", "y2", "stroke", "stroke-width", "stroke-dasharray", "fill", "opacity"}
-    | {"stroke-linejoin", "stroke-linecap"},
-    "polyline": {"points", "fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin"}
-    | {"stroke-linecap"},
-    "circle": {"cx", "cy", "r", "fill", "stroke", "stroke-width"},
-    "text": {"x", "y", "fill", "font-size", "font-weight", "text-anchor", "transform"},
-    "title": set(),
-    "desc": set(),
-}
-"""All elements of a chart and what they may say: nothing that refers to anything."""
-
-
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory, files):
-    """Two runs over the attack's iterations, and one under the other attack of the page; all with one defence."""
-    folder = tmp_path_factory.mktemp("swept")
-    more = run(folder / "coup=longer.sqlite", defense(), attack(eps=0.1, n_iter=14))
-    return [files[1], files[2], more]
-
-
-@pytest.fixture(scope="module")
-def written(swept, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("figures") / "new" / "folder"
-    return write_figures(swept, folder, defense=defense(), options=Options(images=5, traced=6))
-
-
-def values_of(runs, options, given=()):
-    with ExitStack() as stack:
-        return collect(open_entries(runs, stack), options, given)
-
-
-def charts_of(values) -> list[Chart]:
-    return [*values["sweeps"], *values["traces"], *values["walks"]]
 
 
 def test_names_are_readable_and_what_is_written_is_all_the_page_has(written, swept):
@@ -83,185 +34,6 @@ def test_names_are_readable_and_what_is_written_is_all_the_page_has(written, swe
     html = report(swept, defense=defense(), options=Options(images=5, traced=6))
     assert html.count('<svg class="chart"') == 5
     assert html.count('<table class="gallery"') == 3
-
-
-def test_a_chart_alone_needs_nothing_and_says_what_the_page_says(written, swept):
-    charts = charts_of(values_of(swept, Options(images=0, traced=6), (defense(),)))
-    for path, chart in zip(written, charts, strict=False):
-        text = path.read_text(encoding="utf-8")
-        assert text == standalone(chart)
-        root = ElementTree.fromstring(text)
-        for element in root.iter():
-            tag = element.tag.removeprefix(SVG)
-            assert set(element.attrib) <= DRAWN[tag], tag
-            assert not [value for value in element.attrib.values() if re.search(r"url|var\(|nan|--", value)]
-        for element in (*root.iter(f"{SVG}line"), *root.iter(f"{SVG}polyline")):
-            assert element.get("stroke", "").startswith("#")
-        assert root[2].tag == f"{SVG}rect"
-        assert root[2].get("fill") == "#ffffff"
-        assert root[2].get("width") == root.get("viewBox").split()[2]
-        words = "".join(element.text for element in root.iter(f"{SVG}text"))
-        for said in (chart.title, *names(chart), chart.x_label, chart.y_label, chart.caption):
-            assert said in words
-        # The lines are those of the page, to the last digit.
-        page = [element.get("points") for element in ElementTree.fromstring(chart.svg).iter("polyline")]
-        assert page
-        assert [element.get("points") for element in root.iter(f"{SVG}polyline")] == page
-
-
-def test_intervals_are_drawn_and_named(written, swept):
-    text = written[0].read_text(encoding="utf-8")
-    assert "95 % Wilson intervals over images" in text
-    whiskers = [e for e in ElementTree.fromstring(text).iter(f"{SVG}line") if e.get("opacity")]
-    assert len(whiskers) == 2 * len(swept), "clean and robust"
-    for line in whiskers:
-        assert float(line.get("y2")) - float(line.get("y1")) > 5
-    shares = written[4].read_text(encoding="utf-8")
-    assert "95 % Wilson intervals" in shares
-
-
-def test_many_lines_have_intervals_at_both_ends_and_stay_at_their_places(swept, tmp_path):
-    paths = [run(tmp_path / f"{n}.sqlite", defense(), attack(eps=0.1, n_iter=n)) for n in range(1, 7)]
-    chart = values_of(paths, Options(images=0, traced=4), (defense(),))["walks"][-1]
-    assert len(chart.series) == 7
-    assert "intervals at both ends" in chart.caption
-    for one in chart.series:
-        assert np.isfinite(one.low).tolist() == np.isfinite(one.high).tolist() == [True, False, True]
-    root = ElementTree.fromstring(chart.svg)
-    places = sorted(
-        float(point.split(",")[0]) for line in root.iter("polyline") for point in line.get("points").split()
-    )
-    gap = (svg.WIDTH - svg.LEFT - svg.RIGHT) / 1.06 / 2
-    assert places[6] - places[0] < gap / 2, "lines nearer to their own place than to the next"
-
-
-def test_nothing_sticks_out_and_long_names_are_broken(swept):
-    chart = charts_of(values_of(swept, Options(images=0, traced=0)))[0]
-    long = "a-rather-long-name-of-a-run " * 6 + "w" * 200
-    series = tuple(Series(f"{long}{i}", (0.0, 1.0), (0.1, 0.2 * i), style=7 * i) for i in range(4))
-    many = replace(chart, series=series, title="An unusually long title " * 5)
-    root = ElementTree.fromstring(standalone(many))
-    _, _, wide, high = map(float, root.get("viewBox").split())
-    y = []
-    for text in root.findall(f"{SVG}text"):
-        bold = text.get("font-weight") == "600"
-        size = float(text.get("font-size").removesuffix("px"))
-        assert float(text.get("x")) + width(text.text.rstrip(), size, bold) <= wide
-        y.append(float(text.get("y")))
-    assert y == sorted(y)
-    assert len(set(y)) == len(y), "no line of text upon another"
-    assert y[-1] < high
-    words = "".join(element.text for element in root.iter(f"{SVG}text"))
-    assert all(one.name in words for one in series)
-    strokes = {line.get("stroke") for line in root.iter(f"{SVG}polyline")}
-    assert strokes == {palette()[f"s{i}"] for i in range(4)}, "few lines need no dashes"
-
-
-def test_names_that_xml_cannot_hold(swept):
-    chart = charts_of(values_of(swept, Options(images=0, traced=0)))[0]
-    odd = Series('a\x00b\ud800\n<&">', (0.0, 1.0), (0.1, 0.2))
-    root = ElementTree.fromstring(standalone(replace(chart, series=(odd,))))
-    assert 'a\ufffdb\ufffd <&">' in "".join(element.text for element in root.iter(f"{SVG}text"))
-
-
-def test_lines_with_one_name_are_told_apart_by_number(swept):
-    chart = charts_of(values_of(swept, Options(images=0, traced=0)))[0]
-    twins = tuple(Series("coup", (0.0, 1.0), (0.1, 0.2), key=key) for key in ("1", "2"))
-    assert names(replace(chart, series=twins)) == ["1: coup", "2: coup"]
-    assert names(replace(chart, series=twins[:1])) == ["coup"]
-
-
-def test_the_style_is_that_of_the_page():
-    sheet_ = style_sheet()
-    assert f"--s3: {palette()['s3']};" in sheet_.split("@media")[0]
-    assert attributes("polyline", ["s3", "line"])["stroke"] == palette()["s3"]
-    assert attributes("polyline", ["s3", "line"])["fill"] == "none"
-    assert attributes("polyline", ["s3", "hollow", "line"])["stroke-width"] == "1.3"
-    assert attributes("circle", ["s0", "hollow", "dot"])["fill"] == "#ffffff"
-    assert attributes("text", ["label"])["fill"] == palette()["ink"]
-    assert attributes("text", [])["fill"] == palette()["soft"]
-    assert attributes("g", []) == {}
-
-
-def test_wrapped_lines_fit_and_give_the_text_back():
-    text = "images of fast-pure  runs " + "x" * 50
-    lines = wrapped(text, 100, 12)
-    assert "".join(lines) == text
-    assert max(width(line.rstrip(), 12) for line in lines) <= 100
-    assert lines[0].endswith((" ", "-"))
-    assert wrapped("", 100, 12) == [""]
-
-
-def test_galleries_hold_the_images_pixel_by_pixel(written, swept):
-    found = values_of(swept, Options(images=5, traced=0), (defense(),))["galleries"]
-    for path, gallery in zip(written[5:], found, strict=True):
-        assert path.read_bytes() == sheet(gallery)
-        with Image.open(path) as opened:
-            pixels = np.asarray(opened.convert("RGB"))
-            assert opened.size[0] >= MARGIN * 2 + 5 * (112 + GAP)
-        assert len(gallery.rows) == 4
-        for _, _, tiles in gallery.rows:
-            for tile in tiles[:: 1 if gallery is found[0] else 4]:
-                small = np.asarray(picture(tile.image).convert("RGB"))
-                assert contains(pixels, small.repeat(28, 0).repeat(28, 1))
-        assert (pixels[:MARGIN] == 255).all(), "nothing sticks out"
-        assert (pixels[-MARGIN:] == 255).all()
-        assert (pixels[:, :MARGIN] == 255).all()
-        assert (pixels[:, 1 - MARGIN :] == 255).all(), "but for the frame around an image"
-
-
-def contains(pixels: np.ndarray, part: np.ndarray) -> bool:
-    """Whether an image uint8 [H, W, 3] lies somewhere in a larger one."""
-    whole, part = (image.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32) for image in (pixels, part))
-    windows = np.lib.stride_tricks.sliding_window_view(whole, part.shape)
-    height, width = part.shape
-    fits = np.ones(windows.shape[:2], bool)
-    for i, j in ((0, 0), (0, width - 1), (height - 1, 0), (height - 1, width - 1), (height // 2, width // 2)):
-        fits &= windows[..., i, j] == part[i, j]
-    return any(np.array_equal(windows[y, x], part) for y, x in np.argwhere(fits))
-
-
-def test_right_and_wrong_are_told_by_marks(swept):
-    found = values_of(swept, Options(images=5, traced=0), (defense(),))["galleries"][0]
-    marks = {tile.mark[:1]: tile.right for _, _, tiles in found.rows for tile in tiles}
-    assert marks[""] is None
-    assert {mark: right for mark, right in marks.items() if mark} in (
-        {"✓": True, "✗": False},
-        {"✓": True},
-        {"✗": False},
-    )
-    tile = found.rows[0][2][0]
-    for right, text in ((True, "✓"), (False, "✗")):
-        assert replace(tile, right=right).mark == f"{text} {tile.verdict}"
-    other = replace(
-        found, rows=((*found.rows[0][:2], tuple(replace(t, right=not t.right) for t in found.rows[0][2])),)
-    )
-    grey = [
-        np.asarray(Image.open(_file(sheet(one))).convert("1"))
-        for one in (replace(found, rows=found.rows[:1]), other)
-    ]
-    assert not np.array_equal(*grey), "without colour too"
-
-
-def _file(content: bytes):
-    import io
-
-    return io.BytesIO(content)
-
-
-@pytest.mark.parametrize(
-    ("shape", "factor"), [((1, 8, 8), 14), ((3, 32, 32), 4), ((3, 32, 20), 4), ((3, 300, 300), 1)]
-)
-def test_colour_and_size(shape, factor, swept):
-    found = values_of(swept, Options(images=2, traced=0), (defense(),))["galleries"][0]
-    image = np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)
-    rows = tuple(
-        (name, said, tuple(replace(t, image=image) for t in tiles)) for name, said, tiles in found.rows[:1]
-    )
-    made = Image.open(_file(sheet(replace(found, rows=rows))))
-    assert enlarged(shape[1:]) == factor
-    small = np.asarray(picture(image).convert("RGB"))
-    assert contains(np.asarray(made), small.repeat(factor, 0).repeat(factor, 1))
 
 
 def test_nothing_is_written_over_unless_forced(swept, tmp_path, monkeypatch):
@@ -371,12 +143,3 @@ def test_slugs():
     assert slug("images-../../etc/passwd") == "images-etc-passwd"
     assert slug("images-日本") == "images"
     assert len(slug("x" * 300)) == 100
-
-
-def test_the_picture_of_a_classifier_alone(files, tmp_path):
-    assert isinstance(defense().classifier, Brightness)
-    with fp.Run.open(files[0]) as opened:
-        (path,) = write_figures([opened], tmp_path, options=Options(images=1, traced=0))[1:]
-    with Image.open(path) as made:
-        assert made.size[0] >= 560
-    assert Path(path).name == "images-bare.png"
