@@ -61,7 +61,7 @@ def test_another_configuration_is_refused_and_the_same_has_nothing_to_do(tmp_pat
         (["--method", "alchemy"], "`--method` must be one of 'diffpure'"),
         (["--method", "coup"], "`--classifier` must be given: coup is guided by it"),
         (["--classifier", "digits"], "`--classifier` must be left out: diffpure is not guided"),
-        (["--scale", "1"], "`settings of diffpure` must be among t, dt, clip_output, got scale"),
+        (["--scale", "1"], "`settings of diffpure` must be among t, dt, clip_output, solver, got scale"),
         (["--set", "t"], "`--set` must be NAME=VALUE"),
         (["--draws", "0"], "`--draws` must be an integer"),
         (["--batch-size", "0"], "`--batch-size` must be an integer"),

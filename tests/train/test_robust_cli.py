@@ -157,7 +157,11 @@ def test_networks_that_do_not_fit_are_named(tmp_path: Path, small: list[str]) ->
     assert fp.load_denoiser(done.weights).time_input == "index"
 
 
-def test_options_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+def test_options_that_do_not_belong_together_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = replace(FINE_TUNE_RECIPES["adbm"]["cifar10"], start=None)
+    monkeypatch.setitem(FINE_TUNE_RECIPES["adbm"], "cifar10", alone)
     for words, message in (
         (["addt", "--eps", "0.1"], "`--eps` belongs to --variant linf"),
         (["addt", "--variant", "linf", "--unit", "0.1"], "`--unit` belongs to --variant gaussian"),
