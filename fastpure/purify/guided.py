@@ -83,7 +83,7 @@ def gdmp(
         ("variance", variance),
         ("guide", guide),
         ("chain", chain),
-        ("begin", begin),
+        *((("begin", begin),) if begin != "below" else ()),  # run files older than the choice stay valid
         ("guidance_grad", guidance_grad),
         ("clip_output", clip_output),
     )

@@ -177,8 +177,8 @@ TRADES_RECIPES: dict[str, ClassifierRecipe] = {
 }
 
 # Budgets on digits are those of the demo's attack (Linf 0.2 of [0, 1]); ADDT's unit strength grows with them. CIFAR-10
-# has the published constants of the losses, but steps for a small network on two CPU cores; as published:
-# addt --steps 19600 --batch-size 256 --lr 2e-4 --ema 0.9999, adbm --steps 30000 --batch-size 128 --lr 2e-4 --ema 0.999.
+# has the published constants of the losses, but steps for a small network on two CPU cores. Published, at a constant
+# rate of 2e-4: ADDT 19,600 steps of 256, EMA 0.9999; ADBM 30,000 steps of 128 after a warm-up of 5,000, EMA 0.999.
 FINE_TUNE_RECIPES: dict[str, dict[str, FineTuneRecipe]] = {
     "addt": {
         "digits": FineTuneRecipe(

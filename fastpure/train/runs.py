@@ -38,9 +38,8 @@ __all__ = ["fine_tune", "train_classifier", "train_denoiser"]
 
 CLASSIFIER_FILE = "classifier.safetensors"
 DENOISER_FILE = "denoiser.safetensors"
-SCORED_IMAGES = (
-    512  # held-out images denoised or attacked: enough for 0.05 dB, cheap enough for large networks
-)
+# Held-out images that are denoised or attacked: enough for 0.05 dB, cheap enough for large networks.
+SCORED_IMAGES = 512
 SCORED_TIMES = (0.05, 0.1, 0.15, 0.2)
 
 

@@ -1,0 +1,69 @@
+"""The tables of robustness: rows are run once, shared between processes, and say what the runs say."""
+
+from __future__ import annotations
+
+import fastpure as fp
+from bench import robustness_cifar10 as cifar10
+from bench import robustness_digits as digits
+from bench.robustness import Row, Study, alarms, comparisons, finished, lines, lowest, run_rows
+from fastpure.evaluate.lock import FileLock
+from tests.evaluate.toys import attack, dataset, defense
+
+FRESH = fp.protocols.fresh(2)
+ROWS = tuple(Row(name, kind, FRESH, 8) for name in ("bare", "purified") for kind in ("PGD", "PGD-4"))
+STUDY = Study(
+    {"bare": lambda: defense().classifier, "purified": defense},
+    {"PGD": lambda: attack(eps=0.1), "PGD-4": lambda: attack(eps=0.1, n_iter=4)},
+    lambda row: dataset(row.n),
+    batch_size=4,
+)
+
+
+def test_a_table_says_what_its_runs_say(tmp_path):
+    run_rows(STUDY, ROWS, tmp_path)
+    found = finished(ROWS, tmp_path)
+    assert tuple(found) == ROWS
+    table = list(lines(found))
+    assert len(table) == 2 + len(ROWS)
+    for row, line in zip(ROWS, table[2:], strict=True):
+        report = fp.Report.of(found[row])
+        assert f"| {row.defence} | {row.attack} |" in line
+        assert str(report.robust).replace(" %", "") in line
+    (worst,) = [line for line in lowest(found, ["purified"], lambda row: True) if "purified" in line]
+    reports = [fp.Report.of(run).robust for row, run in found.items() if row.defence == "purified"]
+    assert f"**{min(reports, key=lambda robust: robust.estimate)}".replace(" %", "") in worst
+    assert len(list(comparisons(found, [("bare", "purified")]))) == 2 + 2
+    assert all("purified" in line or "bare" in line for line in alarms(found))
+
+
+def test_rows_of_another_process_are_left_to_it_and_finished_ones_not_run_again(tmp_path, capsys):
+    held = FileLock(tmp_path / ROWS[0].file)
+    run_rows(STUDY, ROWS[:2], tmp_path)
+    held.release()
+    assert "is being run by another process" in capsys.readouterr().out
+    assert tuple(finished(ROWS, tmp_path)) == (ROWS[1],)
+    before = finished(ROWS, tmp_path)[ROWS[1]].content_digest()
+    run_rows(STUDY, ROWS[:2], tmp_path)
+    assert finished(ROWS, tmp_path)[ROWS[1]].content_digest() == before
+
+
+def test_every_row_names_what_exists_and_has_a_file_of_its_own():
+    tables = (
+        (digits, digits.ROWS),
+        *(
+            (cifar10, (*cifar10.table_rows(cifar10.coup_name(scale)), *cifar10.TUNING, *cifar10.SWEEPS))
+            for scale in cifar10.SCALES
+        ),
+    )
+    for module, rows in tables:
+        assert {row.defence for row in rows} <= set(module.DEFENCES)
+        assert {row.attack for row in rows} <= set(module.ATTACKS)
+        assert len({row.file for row in rows}) == len(set(rows))
+
+
+def test_nothing_is_tuned_on_the_images_reported_on():
+    reported, tuning = (set(cifar10.IDS[name]) for name in ("reported", "tuning"))
+    assert not reported & tuning
+    assert len(reported) >= cifar10.IMAGES
+    assert len(tuning) >= cifar10.TUNING_IMAGES
+    assert {row.split for row in (*cifar10.TUNING, *cifar10.SWEEPS)} == {"tuning"}
