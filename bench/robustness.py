@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 import fastpure as fp
@@ -17,6 +18,7 @@ from fastpure.attacks.base import Attack
 from fastpure.data import Dataset
 from fastpure.errors import RunLocked
 from fastpure.evaluate import Protocol, Run, across
+from fastpure.evaluate.summary import accuracy
 from fastpure.report.rebuild import network_calls
 
 Makers = Mapping[str, Callable[[], nn.Module]]
@@ -24,13 +26,17 @@ Makers = Mapping[str, Callable[[], nn.Module]]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a defence and an attack by name, the protocol that decides, ``n`` images of a ``split``."""
+    """One line of a table: a defence and an attack by name, the protocol that decides, ``n`` images of a ``split``.
+
+    With a ``source`` nothing is attacked: the images found in that row's run are judged on this defence.
+    """
 
     defence: str
     attack: str
     protocol: Protocol
     n: int
     split: str = "test"
+    source: Row | None = None
 
     @property
     def file(self) -> str:
@@ -58,11 +64,14 @@ class Study:
 def run_rows(study: Study, rows: Iterable[Row], folder: Path) -> None:
     """Run what is not finished, one file per row; rows that another process is writing are left to it."""
     for row in rows:
+        if row.source is not None and not finished([row.source], folder):
+            print(f"{row.defence:<16} {row.attack:<20} waits for {row.source.file}", flush=True)
+            continue
         try:
             report = fp.evaluate(
                 study.defences[row.defence](),
                 study.data(row),
-                study.attacks[row.attack](),
+                _attack(study, row, folder),
                 row.protocol,
                 folder / row.file,
                 batch_size=study.batch_size,
@@ -76,6 +85,13 @@ def run_rows(study: Study, rows: Iterable[Row], folder: Path) -> None:
             f"{row.defence:<16} {row.attack:<20} clean {report.clean}  robust {report.robust}  {spent:.0f} s",
             flush=True,
         )
+
+
+def _attack(study: Study, row: Row, folder: Path) -> Attack | None:
+    if row.source is None:
+        return study.attacks[row.attack]()
+    with Run.open(folder / row.source.file) as run:
+        return run.as_attack()
 
 
 def finished(rows: Iterable[Row], folder: Path) -> dict[Row, Run]:
@@ -131,17 +147,21 @@ def comparisons(found: Mapping[Row, Run], pairs: Iterable[tuple[str, str]]) -> I
 
 
 def lowest(found: Mapping[Row, Run], defences: Iterable[str], counts: Callable[[Row], bool]) -> Iterator[str]:
-    """Per defence the attack that found most among the rows that count: what it can be said to withstand at most."""
-    yield "| defence | clean % | lowest robust % | found by |"
-    yield "|---|---|---|---|"
+    """Per defence what the rows that count leave of it: under the attack that found most, and image by image.
+
+    The last column takes for each image the row with the fewest correct draws, as an attacker who tries all would.
+    """
+    yield "| defence | clean % | lowest robust % | found by | rows | worst of all, image by image % |"
+    yield "|---|---|---|---|---|---|"
     for name in defences:
-        reports = [
-            (row, fp.Report.of(run)) for row, run in found.items() if row.defence == name and counts(row)
-        ]
-        done = [(report.robust, row, report) for row, report in reports if report.robust]
-        if done:
-            robust, row, report = min(done, key=lambda entry: entry[0].estimate)
-            yield f"| {name} | {report.clean} | **{robust}** | {row.attack} |".replace(" %", "")
+        runs = {row: run for row, run in found.items() if row.defence == name and counts(row)}
+        values = {row: run.values("adversarial") for row, run in runs.items()}
+        if values:
+            row = min(values, key=lambda row: float(values[row].mean()))
+            worst = accuracy(np.minimum.reduce(list(values.values())))
+            report = fp.Report.of(runs[row])
+            cells = (name, report.clean, f"**{report.robust}**", row.attack, len(runs), worst)
+            yield f"| {' | '.join(map(str, cells))} |".replace(" %", "")
 
 
 def alarms(found: Mapping[Row, Run]) -> Iterator[str]:

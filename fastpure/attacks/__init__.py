@@ -17,6 +17,7 @@ from .low_frequency import LowFrequency
 from .pgd import PGD
 from .result import AttackResult
 from .stadv import StAdv
+from .transfer import Transfer
 from .white_box import DWPGD
 
 ATTACKS: dict[str, type[Attack]] = {
@@ -32,7 +33,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "stadv": StAdv,
     "low-frequency": LowFrequency,
 }
-"""Every attack by name."""
+"""Every attack that settings suffice to make, by name; `Transfer` needs images."""
 
 __all__ = [
     "APGDCE",
@@ -52,6 +53,7 @@ __all__ = [
     "LowFrequency",
     "Square",
     "StAdv",
+    "Transfer",
     "from_settings",
 ]
 

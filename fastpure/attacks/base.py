@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class Proposal:
 
 class Attack(ABC):
     """Base of all attacks; subclasses are frozen dataclasses that implement ``propose``."""
+
+    asks: ClassVar[bool] = True
+    """Whether ``propose`` asks the defence anything."""
 
     @property
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .demo_settings import SETTINGS
@@ -25,6 +25,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 TIMED = ("diffpure", "diffpure_ode", "coup", "coup_unguided", "ddpm", "ddim", "dpm_solver")
 """Methods whose t and steps mean what `DEFAULTS` means."""
+
+RUN_FILE = ".sqlite"
+"""How the names of run files end; as an attack, their adversarial images."""
 
 NETWORKS = ("classifier", "auxiliary")
 """Arguments of methods that are networks: the defended classifier, unless a file is set."""
@@ -123,6 +126,8 @@ def _attack(wanted: Request) -> tuple[Attack | None, str]:
     from ..evaluate import CONTROLS
 
     name = wanted.attack or "pgd"
+    if name.endswith(RUN_FILE):
+        return _found(name, wanted), "transfer"
     kinds: dict[str, Any] = {**ATTACKS, **CONTROLS}
     if one_of("attack", name, (*kinds, "none")) == "none":
         return None, "clean"
@@ -140,6 +145,21 @@ def _attack(wanted: Request) -> tuple[Attack | None, str]:
     if wanted.rows is not None:
         settings["batch_size"] = wanted.rows
     return kinds[name](**settings), name
+
+
+def _found(path: str, wanted: Request) -> Attack:
+    """The adversarial images of a run file, which brings its budget."""
+    from ..evaluate import Run
+
+    named = [
+        f"--{key.replace('_', '-')}" for key in ("norm", "eps", "n_iter", "eot_iter") if key in wanted.given
+    ]
+    named += [f"--set attack.{key}" for key in wanted.extra["attack"]]
+    if named:
+        raise ValueError(f"`{named[0]}` has no effect: {path} holds finished images and their budget")
+    with Run.open(path) as run:
+        found = run.as_attack()
+    return found if wanted.rows is None else replace(found, batch_size=wanted.rows)
 
 
 def _refuse_unused(wanted: Request, attack: Any, settings: dict[str, Any], kind: str) -> None:

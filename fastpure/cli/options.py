@@ -48,8 +48,8 @@ AttackName = Annotated[
     str | None,
     typer.Option(
         "--attack",
-        help="Attack: pgd, apgd-ce, autoattack, ...; salt_and_pepper or gaussian corrupts at random; none judges "
-        "the originals only. (default: pgd)",
+        help="Attack: pgd, apgd-ce, autoattack, ...; a run file (.sqlite) for the images found in it on another "
+        "defence; salt_and_pepper or gaussian corrupts at random; none judges the originals only. (default: pgd)",
     ),
 ]
 Norm = Annotated[str | None, typer.Option(help="Norm of the budget: Linf, L2 or L1. (default: Linf)")]

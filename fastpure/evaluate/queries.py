@@ -69,7 +69,7 @@ def count_queries(
     defense: nn.Module, dataset: Dataset, attack: Attack | None, protocol: Protocol
 ) -> tuple[float, float]:
     """Purifications with and without gradient per image that the attack asks for when it breaks nothing."""
-    if attack is None:
+    if attack is None or not attack.asks:
         return 0.0, 0.0
     counter, n = _Counter(), 2
     n_classes = max(len(dataset.classes), 2)

@@ -1,26 +1,4 @@
-"""`Run`: a run file for reading. Everything a report needs comes from here.
-
-A run is one SQLite file, schema version 1:
-
-==========  ======================================================================================================
-table       content
-==========  ======================================================================================================
-meta        ``identity``: JSON of defence (method, settings, seed, precision, SHA-256 of all weights), attack with
-            its settings, protocol, data set with its checksum. ``share``: JSON, which shard this file is.
-images      one row per finished image: ``position`` in the data set, ``sample_id``, ``label``, the original ``x``
-            and the adversarial ``x_adv`` (exact float32 [C, H, W], `record.pack`), ``distance`` in the attack's
-            norm, ``zero_gradient`` (0 or 1: the attack's first gradient was exactly zero), ``verdict`` (0 or 1: the
-            attack's own decision, where it carries a published protocol), ``trace`` (the attack's loss at each of
-            ``n_trace`` iterates, packed likewise), ``sha256`` of all of it and its draws.
-draws       one row per image, input and draw: ``input`` ("clean", "adversarial", "transfer"), ``draw`` 0..K-1,
-            ``predicted`` class, ``correct`` 0 or 1, cross-entropy ``loss``.
-sessions    one row per start: time, environment (versions, device, threads, SHA-256 of the code), batch sizes.
-blocks      one row per transaction: seconds for clean draws, attack, judging; ``store`` is the previous write's.
-==========  ======================================================================================================
-
-``sessions`` and ``blocks`` tell how a result came about and are no part of it: `Run.content_digest` leaves them
-out, and is equal for an unbroken run, a resumed one and merged shards.
-"""
+"""`Run`: a run file for reading. Everything a report needs comes from here; its tables are described in `schema`."""
 
 from __future__ import annotations
 
@@ -33,7 +11,9 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import torch
 
+from ..attacks import Transfer
 from ..errors import RunDamaged, mistake, one_of
 from .identity import canonical
 from .protocol import Protocol
@@ -190,6 +170,20 @@ class Run:
                 raise ValueError(mistake("positions", f"of finished images with a {which} one", position))
             found.append(unpack(row[0], self.image_shape))
         return np.stack(found) if found else np.zeros((0, *self.image_shape), np.float32)
+
+    def as_attack(self) -> Transfer:
+        """This run's adversarial images as an attack on another defence of the same images.
+
+        Raises:
+            ValueError: no attack was run, or one whose budget is no norm.
+        """
+        attack = self.identity["attack"] or {"name": "no attack", "settings": {}}
+        budget = {name: attack["settings"].get(name) for name in ("norm", "eps")}
+        if None in budget.values():
+            raise ValueError(mistake("run", "one with an attack inside a ball of some norm", attack["name"]))
+        found, names = (torch.from_numpy(a) for a in (self.images("adversarial"), self.sample_ids))
+        source = self.identity["defense"].get("method", {}).get("name", "none")
+        return Transfer(found=found, sample_ids=names, source=source, **budget)
 
     def sessions(self) -> list[dict[str, Any]]:
         """Every start of the run: time, environment and settings."""

@@ -1,4 +1,26 @@
-"""The tables of a run file and the statements that fill them. `run` documents them for readers."""
+"""The tables of a run file and the statements that fill them.
+
+A run is one SQLite file, schema version 1:
+
+==========  ======================================================================================================
+table       content
+==========  ======================================================================================================
+meta        ``identity``: JSON of defence (method, settings, seed, precision, SHA-256 of all weights), attack with
+            its settings, protocol, data set with its checksum. ``share``: JSON, which shard this file is.
+images      one row per finished image: ``position`` in the data set, ``sample_id``, ``label``, the original ``x``
+            and the adversarial ``x_adv`` (exact float32 [C, H, W], `record.pack`), ``distance`` in the attack's
+            norm, ``zero_gradient`` (0 or 1: the attack's first gradient was exactly zero), ``verdict`` (0 or 1: the
+            attack's own decision, where it carries a published protocol), ``trace`` (the attack's loss at each of
+            ``n_trace`` iterates, packed likewise), ``sha256`` of all of it and its draws.
+draws       one row per image, input and draw: ``input`` ("clean", "adversarial", "transfer"), ``draw`` 0..K-1,
+            ``predicted`` class, ``correct`` 0 or 1, cross-entropy ``loss``.
+sessions    one row per start: time, environment (versions, device, threads, SHA-256 of the code), batch sizes.
+blocks      one row per transaction: seconds for clean draws, attack, judging; ``store`` is the previous write's.
+==========  ======================================================================================================
+
+``sessions`` and ``blocks`` tell how a result came about and are no part of it: `Run.content_digest` leaves them
+out, and is equal for an unbroken run, a resumed one and merged shards.
+"""
 
 from __future__ import annotations
 

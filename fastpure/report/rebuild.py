@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks import ATTACKS
+from ..attacks import ATTACKS, Transfer
 from ..attacks.base import Attack
 from ..checkpoints import load_denoiser
 from ..classifiers import load_classifier
@@ -198,7 +198,7 @@ def network_calls(identity: Mapping[str, Any], protocol: Protocol, judged: int, 
             per = rebuild_method(defense["method"], _Head().eval()).steps.n_network_calls
         except CannotRebuild:
             return None
-    if identity["attack"] is None:
+    if identity["attack"] is None or identity["attack"]["name"] == Transfer.__name__:
         return per * judged
     channels, height, width = data["image_shape"]
     # How often an attack asks does not depend on the size of the images; how long it takes to find out does.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import fastpure as fp
 from bench import robustness_cifar10 as cifar10
 from bench import robustness_digits as digits
@@ -47,6 +49,26 @@ def test_rows_of_another_process_are_left_to_it_and_finished_ones_not_run_again(
     assert finished(ROWS, tmp_path)[ROWS[1]].content_digest() == before
 
 
+def test_images_found_elsewhere_wait_for_their_run_and_are_judged_as_they_are(tmp_path, capsys):
+    moved = replace(ROWS[0], defence="purified", attack="found on bare", source=ROWS[0])
+    run_rows(STUDY, [moved], tmp_path)
+    assert "waits for" in capsys.readouterr().out
+    assert not finished([moved], tmp_path)
+    run_rows(STUDY, [ROWS[0], moved], tmp_path)
+    found = finished([ROWS[0], moved], tmp_path)
+    assert (found[moved].images("adversarial") == found[ROWS[0]].images("adversarial")).all()
+    assert any("0k" in line for line in lines({moved: found[moved]}))
+
+
+def test_the_worst_of_all_is_taken_image_by_image(tmp_path):
+    run_rows(STUDY, ROWS[:2], tmp_path)
+    found = finished(ROWS[:2], tmp_path)
+    values = [run.values("adversarial") for run in found.values()]
+    expected = sum(min(pair) for pair in zip(*values, strict=True)) / len(values[0])
+    (line,) = [line for line in lowest(found, ["bare"], lambda row: True) if line.startswith("| bare")]
+    assert line.split("|")[-2].strip().startswith(f"{100 * expected:.1f} [")
+
+
 def test_every_row_names_what_exists_and_has_a_file_of_its_own():
     tables = (
         (digits, digits.ROWS),
@@ -57,7 +79,8 @@ def test_every_row_names_what_exists_and_has_a_file_of_its_own():
     )
     for module, rows in tables:
         assert {row.defence for row in rows} <= set(module.DEFENCES)
-        assert {row.attack for row in rows} <= set(module.ATTACKS)
+        assert {row.attack for row in rows if row.source is None} <= set(module.ATTACKS)
+        assert all(row.source in rows and row.source.attack in module.ATTACKS for row in rows if row.source)
         assert len({row.file for row in rows}) == len(set(rows))
 
 

@@ -272,3 +272,18 @@ def test_an_unknown_preset_is_told_close_ones(here):
     result = CliRunner().invoke(app, ["evaluate", "--preset", "coup-cifar10"])
     assert isinstance(result.exception, ValueError)
     assert "coup-cifar10-linf" in str(result.exception)
+
+
+def test_images_found_on_one_defence_are_judged_on_another(here):
+    common = ["--n", "3", "--batch-size", "2", *JUDGE]
+    run("evaluate", "--method", "none", "--n-iter", "3", *common, "--out", "bare.sqlite")
+    judge = ["evaluate", "--method", "diffpure", "--steps", "2", "--attack", "bare.sqlite", *common]
+    output = run(*judge, "--out", "moved.sqlite")
+    assert "Transfer(" in output
+    with fp.Run.open("bare.sqlite") as bare, fp.Run.open("moved.sqlite") as moved:
+        assert (bare.images("adversarial") == moved.images("adversarial")).all()
+    assert "at most 0 gradients" in run(*judge, "--dry-run")
+    with pytest.raises(ValueError, match="`--eps` has no effect"):
+        run(*judge, "--eps", "0.1")
+    with pytest.raises(FileNotFoundError, match="nothing.sqlite"):
+        run("evaluate", "--attack", "nothing.sqlite", *common)

@@ -1,0 +1,101 @@
+"""Images that an attack found elsewhere, judged on this defence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from ..errors import mistake, whole
+from .base import Attack, Problem, Proposal, Report
+from .budget import Budget
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Transfer(Attack):
+    """Adversarial images of another defence (Papernot et al. 2016), as they are: no query, no gradient.
+
+    Where a defence masks its gradients, images that fool a related one without that flaw break it more often than
+    an attack on itself (Carlini et al. 2019, section 5.7). `fastpure.Run.as_attack` makes one from a finished run.
+
+    Attributes:
+        found: adversarial images [N, C, H, W] float32 in [0, 1].
+        sample_ids: names of their originals, int64 [N], each once; images are matched by name.
+        norm, eps: the budget they were found in, see `Budget`. An image outside of it belongs to another original.
+        source: what they were found on, for people.
+        eval_draws: fresh draws that decide in the end.
+        batch_size: most (image, draw) pairs in one network call.
+
+    Raises:
+        TypeError, ValueError: images or names are not as described.
+    """
+
+    asks: ClassVar[bool] = False
+
+    found: Tensor = field(repr=False)
+    sample_ids: Tensor = field(repr=False)
+    norm: str = "Linf"
+    eps: float = 8 / 255
+    source: str = ""
+    eval_draws: int = 10
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        Budget(self.norm, self.eps)
+        whole("eval_draws", self.eval_draws, minimum=1)
+        whole("batch_size", self.batch_size, minimum=1)
+        for name, tensor, dtype, dims in (
+            ("found", self.found, torch.float32, 4),
+            ("sample_ids", self.sample_ids, torch.int64, 1),
+        ):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(mistake(name, f"a {dtype} tensor", type(tensor).__name__))
+            if tensor.dtype != dtype or tensor.ndim != dims:
+                raise ValueError(
+                    mistake(name, f"{dtype} with {dims} dimensions", f"{tensor.dtype}, {tensor.ndim}")
+                )
+        if len(self.found) != len(self.sample_ids):
+            raise ValueError(
+                mistake("sample_ids", f"one for each of {len(self.found)} images", len(self.sample_ids))
+            )
+        if len(self.sample_ids.unique()) != len(self.sample_ids):
+            raise ValueError(mistake("sample_ids", "different names", "some of them twice"))
+
+    @property
+    def budget(self) -> Budget:
+        """The ball in which the images were found."""
+        return Budget(self.norm, self.eps)
+
+    @property
+    def n_eval_draws(self) -> int:
+        """See ``Attack.n_eval_draws``."""
+        return self.eval_draws
+
+    @property
+    def rows(self) -> int:
+        """See ``Attack.rows``."""
+        return self.batch_size
+
+    def propose(self, problem: Problem, report: Report) -> Proposal:
+        """The images of these names.
+
+        Raises:
+            ValueError: there is none of a name, or it is one of another original.
+        """
+        place = {int(name): row for row, name in enumerate(self.sample_ids)}
+        missing = [int(name) for name in problem.ids if int(name) not in place]
+        if missing:
+            remedy = "Attack the same images, named alike, when looking for them"
+            raise ValueError(mistake("sample_ids", f"among the {len(place)} found", missing[:8], remedy))
+        x = self.found[[place[int(name)] for name in problem.ids]].to(problem.x.device)
+        if x.shape != problem.x.shape:
+            raise ValueError(mistake("x", f"images of {list(x.shape[1:])}", list(problem.x.shape[1:])))
+        far = ~self.budget.admits(self.budget.distance(x, problem.x))
+        if bool(far.any()):
+            names = problem.ids[far][:8].tolist()
+            expected = f"the originals of the images found, within {self.norm} {self.eps:g}"
+            raise ValueError(mistake("x", expected, f"others at sample ids {names}"))
+        return Proposal(x, problem.x.new_empty((0, len(x))))
