@@ -18,16 +18,13 @@ SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 TIMES = (0.05, 0.15, 0.2)
 
 PGD = {"n_iter": 20, "eot_iter": 2}
-SHORT = {"norm": "Linf", "eps": EPS, "n_iter": 10, "eot_iter": 2}
 
 ATTACKS: dict[str, Callable[[], Attack | None]] = {
     "PGD Linf": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, **PGD),
     "PGD Linf, detached": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, gradient="detached", **PGD),
     "PGD Linf, BPDA": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, gradient="bpda", **PGD),
     "PGD L2": lambda: fp.attacks.PGD(norm="L2", eps=EPS_L2, **PGD),
-    "PGD L2, detached": lambda: fp.attacks.PGD(norm="L2", eps=EPS_L2, gradient="detached", **PGD),
     "APGD-CE Linf": lambda: fp.attacks.APGDCE(norm="Linf", eps=EPS, **PGD),
-    "APGD-CE Linf, detached": lambda: fp.attacks.APGDCE(norm="Linf", eps=EPS, gradient="detached", **PGD),
     "DW-box Linf": lambda: fp.attacks.DWPGD(norm="Linf", eps=EPS, n_iter=20, eot_iter=1),
     "salt and pepper": lambda: fp.controls.SaltAndPepper(),
     **{

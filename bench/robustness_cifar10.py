@@ -113,7 +113,6 @@ def table_rows(best: str) -> tuple[Row, ...]:
         *(_row(name, "PGD Linf, BPDA") for name in purifying),
         *(moved for source in TRANSFERRED for moved in _moved(_row(source, "PGD Linf"), *purifying)),
         *(_row(name, "APGD-CE Linf") for name in ("none", *purifying)),
-        *(_row(name, "APGD-CE Linf, detached") for name in guided),
         *(_row(name, "PGD Linf") for name in ("DDIM", *retrained)),
         *(
             _row(name, attack)
@@ -122,7 +121,6 @@ def table_rows(best: str) -> tuple[Row, ...]:
         ),
         *(moved for source in TRANSFERRED for moved in _moved(_row(source, "PGD Linf"), *retrained)),
         *(_row(name, "PGD L2") for name in everything),
-        *(_row(name, "PGD L2, detached") for name in guided),
         *(_row(name, "DW-box Linf", KNOWN) for name in (*purifying, *retrained)),
     )
 
