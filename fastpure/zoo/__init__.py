@@ -13,6 +13,8 @@ DENOISERS: dict[str, str] = {
     "digits-addt": "digits_addt_denoiser.safetensors",
     "digits-adbm": "digits_adbm_denoiser.safetensors",
     "cifar10-small": "cifar10_denoiser.safetensors",
+    "cifar10-addt": "cifar10_addt_denoiser.safetensors",
+    "cifar10-adbm": "cifar10_adbm_denoiser.safetensors",
 }
 CLASSIFIERS: dict[str, str] = {
     "digits": "digits_classifier.safetensors",
