@@ -136,5 +136,7 @@ def _value_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
-        return value.get("name") or str(value.get("class", "...")).rsplit(".", 1)[-1]
+        return (
+            value.get("name") or str(value.get("class") or value.get("sha256", "...")[:8]).rsplit(".", 1)[-1]
+        )
     return repr(value)

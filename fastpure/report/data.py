@@ -139,6 +139,8 @@ class Entry:
         mode = gradient_mode(self.run)
         if "gradient" in settings or mode == "detached":
             words.append(f"{mode} gradient")
+        if settings.get("source"):
+            words.append(f"found on {settings['source']}")
         return ", ".join(words)
 
 

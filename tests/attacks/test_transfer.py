@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 
 import pytest
@@ -104,6 +105,8 @@ def test_a_run_as_an_attack(tmp_path):
         mixture_defense(Pixels()), data, found, fp.protocols.fresh(2), tmp_path / "b.sqlite", **settings
     )
     assert report.n_images == 4
+    assert "source='none'" in report.attack
+    assert hashlib.sha256(found.found.numpy().tobytes()).hexdigest()[:8] in report.attack
     with fp.Run.open(tmp_path / "b.sqlite") as run:
         assert (run.images("adversarial") == images_found).all()
         stored = run.identity["attack"]["settings"]
