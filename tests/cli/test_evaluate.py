@@ -285,5 +285,5 @@ def test_images_found_on_one_defence_are_judged_on_another(here):
     assert "at most 0 gradients" in run(*judge, "--dry-run")
     with pytest.raises(ValueError, match="`--eps` has no effect"):
         run(*judge, "--eps", "0.1")
-    with pytest.raises(FileNotFoundError, match="nothing.sqlite"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.sqlite"):
         run("evaluate", "--attack", "nothing.sqlite", *common)
