@@ -183,7 +183,7 @@ def _budget_findings(a: Run, b: Run) -> list[Finding]:
 
 def _gradient_findings(a: Run, b: Run) -> list[Finding]:
     modes = [gradient_mode(run) for run in (a, b)]
-    if ("exact" in modes) == (modes[0] == modes[1]):
+    if modes.count("exact") != 1:
         return []
     exact, other = (a, b) if modes[0] == "exact" else (b, a)
     mode = modes[1] if modes[0] == "exact" else modes[0]
@@ -192,8 +192,10 @@ def _gradient_findings(a: Run, b: Run) -> list[Finding]:
         return []
     result = compare_values(exact.values("adversarial"), other.values("adversarial"))
     alarm = result.difference < 0 and result.p_value < 0.05
+    source = other.identity["attack"]["settings"].get("source")
+    named = f"{mode} of what was found on {source}" if source else mode
     text = (
-        f"{exact.identity['attack']['name']}: {mode} reaches {100 * result.accuracies[1]:.1f} %, "
+        f"{exact.identity['attack']['name']}: {named} reaches {100 * result.accuracies[1]:.1f} %, "
         f"the exact gradient {100 * result.accuracies[0]:.1f} % "
         f"(p = {result.p_value:.2g})"
     )

@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 import fastpure as fp
 from fastpure.evaluate import GaussianNoise, across, compare_values, restart_spread
 from fastpure.evaluate.statistics import cochran_q, draw_spread, mcnemar
 from fastpure.evaluate.weakness import easier, findings, gradient_mode, still_rising, unmoved, zero_gradients
-from tests.evaluate.toys import attack, run_file
+from tests.evaluate.toys import attack, dataset, run_file
 
 
 @pytest.mark.parametrize(
@@ -242,3 +243,26 @@ def test_a_stronger_attack_with_a_worse_gradient_says_nothing_about_the_gradient
     other = runs(STRONG, attack=fp.attacks.APGDCE(eps=attack().eps, gradient="detached"))[0]
     assert exact.identity["attack"]["name"] != other.identity["attack"]["name"]
     assert not [finding for finding in across([exact, other]) if "against exact" in finding.name]
+
+
+def test_two_runs_without_the_exact_gradient_are_not_held_against_each_other():
+    pairs = [
+        (attack(gradient="bpda"), fp.attacks.APGDCE(eps=attack().eps, gradient="bpda")),
+        (attack(gradient="bpda"), attack(gradient="detached")),
+        (moved("diffpure"), moved("gdmp")),
+    ]
+    for one, two in pairs:
+        found = across(runs(WEAK, attack=one) + runs(STRONG, attack=two))
+        assert not [finding for finding in found if "against exact" in finding.name]
+
+
+def test_images_found_elsewhere_that_win_alarm_and_are_named():
+    found = across(runs(WEAK, attack=attack()) + runs(STRONG, attack=moved("diffpure")))
+    finding = named(found, "transfer against exact")
+    assert finding.alarm
+    assert "transfer of what was found on diffpure reaches 33.3 %" in str(finding)
+
+
+def moved(source: str) -> fp.attacks.Transfer:
+    x = dataset(1).images
+    return fp.attacks.Transfer(found=x, sample_ids=torch.zeros(1).long(), eps=attack().eps, source=source)
