@@ -46,8 +46,6 @@ IDS = json.loads((RESULTS / "cifar10_images.json").read_text(encoding="utf-8"))
 FRESH = fp.protocols.fresh(5)
 KNOWN = fp.protocols.dw_box(transfer_draws=5)
 GRADIENTS = (EXACT, f"{EXACT}, detached", f"{EXACT}, bpda")
-FOUND = "Linf, found on {}"
-"""The attack of rows that judge the images found on another defence under `PGD Linf`, or on tuning images `EXACT`."""
 
 
 def _row(defence: str, attack: str, protocol: Protocol = FRESH) -> Row:
@@ -62,7 +60,8 @@ def _moved(row: Row, *targets: str) -> Iterator[Row]:
     """The images found in a row, judged on other defences."""
     for target in targets:
         if target != row.defence:
-            yield replace(row, defence=target, attack=FOUND.format(row.defence), source=row)
+            norm = "L2" if row.attack == "PGD L2" else "Linf"
+            yield replace(row, defence=target, attack=f"{norm}, found on {row.defence}", source=row)
 
 
 TUNING = (
@@ -75,6 +74,7 @@ SWEEPS = (
     _tuning("COUP unguided"),
     *(_tuning("DiffPure", f"PGD-10, EOT {eot}") for eot in (1, 4, 8)),
     *(_tuning("DiffPure", f"PGD-{n_iter}, EOT 2") for n_iter in (5, 20, 40)),
+    *(_tuning(coup_name(16), f"PGD-10, EOT {eot}") for eot in (1, 4, 8)),
 )
 
 
@@ -121,6 +121,7 @@ def table_rows(best: str) -> tuple[Row, ...]:
         ),
         *(moved for source in TRANSFERRED for moved in _moved(_row(source, "PGD Linf"), *retrained)),
         *(_row(name, "PGD L2") for name in everything),
+        *_moved(_row("DiffPure", "PGD L2"), *purifying, *retrained),
         *(_row(name, "DW-box Linf", KNOWN) for name in (*purifying, *retrained)),
     )
 
