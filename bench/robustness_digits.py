@@ -11,7 +11,8 @@ beforehand; nothing is tuned on the images reported on. COUP's scale 2 is the de
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -79,6 +80,14 @@ def _row(defence: str, attack: str, protocol: Protocol = FRESH, n: int = IMAGES)
     return Row(defence, attack, protocol, n)
 
 
+def _moved(source: str) -> Iterator[Row]:
+    """The images that APGD found on ``source``, judged on all others."""
+    row = _row(source, "APGD-CE")
+    for name in DEFENCES:
+        if name not in ("none", source):
+            yield replace(row, defence=name, attack=f"found on {source}", source=row)
+
+
 ROWS: tuple[Row, ...] = (
     _row("none", "PGD"),
     *(_row(name, "PGD") for name in DEFENCES if name != "none"),
@@ -93,6 +102,8 @@ ROWS: tuple[Row, ...] = (
     *(_row(name, "salt and pepper") for name in ("none", "DiffPure", "COUP unguided", COUP)),
     *(_row(name, "APGD-CE") for name in ("DiffPure", "COUP unguided", COUP)),
     _row(COUP, "APGD-CE, detached"),
+    *_moved("DiffPure"),
+    *_moved("COUP unguided"),
     *(_row(name, "AutoAttack rand") for name in ("DiffPure", "COUP unguided", COUP)),
     *(_row(name, "AutoAttack standard", n=40) for name in ("DiffPure", COUP)),
 )
