@@ -18,6 +18,7 @@ from fastpure.attacks.base import Attack
 from fastpure.data import Dataset
 from fastpure.errors import RunLocked
 from fastpure.evaluate import Protocol, Run, across
+from fastpure.evaluate.statistics import Comparison, compare_values
 from fastpure.evaluate.summary import accuracy
 from fastpure.report.rebuild import network_calls
 
@@ -129,21 +130,48 @@ def lines(found: Mapping[Row, Run]) -> Iterator[str]:
         )
 
 
-def comparisons(found: Mapping[Row, Run], pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Paired comparisons of two defences under the same attack."""
+def comparisons(
+    found: Mapping[Row, Run], pairs: Iterable[tuple[str, str]], counts: Callable[[Row], bool]
+) -> Iterator[str]:
+    """Paired comparisons of two defences under the same attack, and under the worst of the rows that count.
+
+    The latter only where b was attacked with no more than a was, apart from what a has no part for (a gradient that
+    leaves out guidance) or would be the same (images found on a itself).
+    """
     yield "| attack | a | b | b - a, points | better / worse images | exact McNemar p |"
     yield "|---|---|---|---|---|---|"
     pairs = tuple(pairs)
     for attack in dict.fromkeys(row.attack for row in found):
+        runs = {row.defence: run for row, run in found.items() if row.attack == attack}
         for a, b in pairs:
-            runs = {row.defence: run for row, run in found.items() if row.attack == attack}
-            if a not in runs or b not in runs:
-                continue
-            result = fp.compare(runs[a], runs[b])
-            yield (
-                f"| {attack} | {a} | {b} | {100 * result.difference:+.1f} [{100 * result.low:+.1f}, "
-                f"{100 * result.high:+.1f}] | {result.wins} / {result.losses} | {result.p_value:.2g} |"
-            )
+            if a in runs and b in runs:
+                yield _comparison(attack, a, b, fp.compare(runs[a], runs[b]))
+    for a, b in pairs:
+        one, two = (worst(found, name, counts) for name in (a, b))
+        if one is not None and two is not None and _attacks(found, b, counts) <= _attacks(found, a, counts):
+            yield _comparison("worst of all, image by image", a, b, compare_values(one, two))
+
+
+def _comparison(attack: str, a: str, b: str, result: Comparison) -> str:
+    return (
+        f"| {attack} | {a} | {b} | {100 * result.difference:+.1f} [{100 * result.low:+.1f}, "
+        f"{100 * result.high:+.1f}] | {result.wins} / {result.losses} | {result.p_value:.2g} |"
+    )
+
+
+def _attacks(found: Mapping[Row, Run], defence: str, counts: Callable[[Row], bool]) -> set[str]:
+    """Attacks of the rows that count; the defence's own images count as found on itself, detached ones as exact."""
+    rows = [row for row in found if row.defence == defence and counts(row)]
+    own = {row.attack for row in found if row.source is not None and row.source.defence == defence}
+    return {row.attack.removesuffix(", detached") for row in rows} | own
+
+
+def worst(found: Mapping[Row, Run], defence: str, counts: Callable[[Row], bool]) -> np.ndarray | None:
+    """How far each image counts as correct under the row that left least of it, float64 [n]; None without rows."""
+    values = [
+        run.values("adversarial") for row, run in found.items() if row.defence == defence and counts(row)
+    ]
+    return np.minimum.reduce(values) if values else None
 
 
 def lowest(found: Mapping[Row, Run], defences: Iterable[str], counts: Callable[[Row], bool]) -> Iterator[str]:
@@ -158,9 +186,10 @@ def lowest(found: Mapping[Row, Run], defences: Iterable[str], counts: Callable[[
         values = {row: run.values("adversarial") for row, run in runs.items()}
         if values:
             row = min(values, key=lambda row: float(values[row].mean()))
-            worst = accuracy(np.minimum.reduce(list(values.values())))
+            least = worst(found, name, counts)
+            assert least is not None
             report = fp.Report.of(runs[row])
-            cells = (name, report.clean, f"**{report.robust}**", row.attack, len(runs), worst)
+            cells = (name, report.clean, f"**{report.robust}**", row.attack, len(runs), accuracy(least))
             yield f"| {' | '.join(map(str, cells))} |".replace(" %", "")
 
 

@@ -202,7 +202,7 @@ Checks that compare runs of one defence (`fastpure.evaluate.across`):
 
 ## Paired on the same images
 
-{chr(10).join(comparisons(found, pairs))}
+{chr(10).join(comparisons(found, pairs, counts))}
 
 ## On the tuning images
 

@@ -159,7 +159,7 @@ Checks that compare runs of one defence (`fastpure.evaluate.across`):
 
 ## Does guidance help? Paired on the same images
 
-{chr(10).join(comparisons(found, PAIRS))}
+{chr(10).join(comparisons(found, PAIRS, counts))}
 """
     TABLE.write_text(text, encoding="utf-8")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import fastpure as fp
 from bench import robustness_cifar10 as cifar10
 from bench import robustness_digits as digits
-from bench.robustness import Row, Study, alarms, comparisons, finished, lines, lowest, run_rows
+from bench.robustness import Row, Study, alarms, comparisons, finished, lines, lowest, run_rows, worst
 from fastpure.evaluate.lock import FileLock
 from tests.evaluate.toys import attack, dataset, defense
 
@@ -31,10 +31,13 @@ def test_a_table_says_what_its_runs_say(tmp_path):
         report = fp.Report.of(found[row])
         assert f"| {row.defence} | {row.attack} |" in line
         assert str(report.robust).replace(" %", "") in line
-    (worst,) = [line for line in lowest(found, ["purified"], lambda row: True) if "purified" in line]
+    (found_most,) = [line for line in lowest(found, ["purified"], lambda row: True) if "purified" in line]
     reports = [fp.Report.of(run).robust for row, run in found.items() if row.defence == "purified"]
-    assert f"**{min(reports, key=lambda robust: robust.estimate)}".replace(" %", "") in worst
-    assert len(list(comparisons(found, [("bare", "purified")]))) == 2 + 2
+    assert f"**{min(reports, key=lambda robust: robust.estimate)}".replace(" %", "") in found_most
+    pairs = list(comparisons(found, [("bare", "purified")], lambda row: True))
+    assert len(pairs) == 2 + 2 + 1
+    least = [worst(found, name, lambda row: True).mean() for name in ("bare", "purified")]
+    assert f"| {100 * (least[1] - least[0]):+.1f} [" in pairs[-1]
     assert all("purified" in line or "bare" in line for line in alarms(found))
 
 
