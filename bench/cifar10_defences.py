@@ -19,8 +19,10 @@ TIMES = (0.05, 0.15, 0.2)
 
 PGD = {"n_iter": 20, "eot_iter": 2}
 
+MANY_DRAWS = "PGD Linf, EOT 8"
 ATTACKS: dict[str, Callable[[], Attack | None]] = {
     "PGD Linf": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, **PGD),
+    MANY_DRAWS: lambda: fp.attacks.PGD(norm="Linf", eps=EPS, n_iter=20, eot_iter=8),
     "PGD Linf, detached": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, gradient="detached", **PGD),
     "PGD Linf, BPDA": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, gradient="bpda", **PGD),
     "PGD L2": lambda: fp.attacks.PGD(norm="L2", eps=EPS_L2, **PGD),

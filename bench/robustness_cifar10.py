@@ -28,6 +28,7 @@ from .cifar10_defences import (
     EPS_L2,
     EXACT,
     IMAGES,
+    MANY_DRAWS,
     PGD,
     PRECISION,
     SCALES,
@@ -61,7 +62,8 @@ def _moved(row: Row, *targets: str) -> Iterator[Row]:
     for target in targets:
         if target != row.defence:
             norm = "L2" if row.attack == "PGD L2" else "Linf"
-            yield replace(row, defence=target, attack=f"{norm}, found on {row.defence}", source=row)
+            draws = ", EOT 8" if row.attack == MANY_DRAWS else ""
+            yield replace(row, defence=target, attack=f"{norm}, found on {row.defence}{draws}", source=row)
 
 
 TUNING = (
@@ -122,6 +124,8 @@ def table_rows(best: str) -> tuple[Row, ...]:
         *(moved for source in TRANSFERRED for moved in _moved(_row(source, "PGD Linf"), *retrained)),
         *(_row(name, "PGD L2") for name in everything),
         *_moved(_row("DiffPure", "PGD L2"), *purifying, *retrained),
+        *(_row(name, MANY_DRAWS) for name in TRANSFERRED),
+        *_moved(_row("DiffPure", MANY_DRAWS), *purifying, *retrained),
         *(_row(name, "DW-box Linf", KNOWN) for name in (*purifying, *retrained)),
     )
 
