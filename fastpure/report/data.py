@@ -114,8 +114,12 @@ class Entry:
 
     @property
     def attack_text(self) -> str:
-        """Name of the attack, short; "none" without."""
-        return str(self.identity["attack"]["name"]) if self.attacked else "none"
+        """Name of the attack, short, and where transferred images come from; "none" without."""
+        if not self.attacked:
+            return "none"
+        attack = self.identity["attack"]
+        source = attack["settings"].get("source")
+        return f"{attack['name']} from {source}" if source else str(attack["name"])
 
     @property
     def attack_settings(self) -> str:
@@ -139,8 +143,6 @@ class Entry:
         mode = gradient_mode(self.run)
         if "gradient" in settings or mode == "detached":
             words.append(f"{mode} gradient")
-        if settings.get("source"):
-            words.append(f"found on {settings['source']}")
         return ", ".join(words)
 
 

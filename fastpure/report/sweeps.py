@@ -139,30 +139,36 @@ def _distinct(groups: list[dict[float, Entry]]) -> list[dict[float, Entry]]:
 
 
 def _labels(groups: list[dict[float, Entry]], flat: dict[str, dict[str, Any]], axis: str) -> list[str]:
-    """Curves by what differs between them: two settings at most, else the keys of their runs."""
-    firsts = [next(iter(group.values())) for group in groups]
-    values = [flat[entry.key] for entry in firsts]
-    varying = sorted(
-        name
-        for name in {name for value in values for name in value}
-        if name != axis
-        and name.startswith((METHOD, ATTACK, "defense.method.name", "attack.name", "protocol.name"))
-        and name != METHOD + "dt"
-        and len({canonical(value.get(name)) for value in values}) > 1
-    )
+    """Curves by what tells them apart: method or attack, then settings in which those of one kind differ.
+
+    More than two such settings are too many to read: then the key of a run tells.
+    """
     if len(groups) == 1:
-        return ["" for _ in groups]
+        return [""]
+    firsts = [next(iter(group.values())) for group in groups]
+    kinds = [(entry.defense_text, entry.attack_text) for entry in firsts]
+    alike = [len(set(column)) == 1 for column in zip(*kinds, strict=True)]
     labels = []
-    for entry, value in zip(firsts, values, strict=True):
-        shown = [
-            (name.rsplit(".", 1)[-1], value.get(name)) for name in varying if value.get(name) is not None
-        ]
-        if "defense.method.name" in varying or "attack.name" in varying or not shown or len(shown) > 2:
-            labels.append(f"{entry.defense_text}, {entry.attack_text}")
-        else:
-            labels.append(", ".join(f"{TITLES.get(n, n)} {value_text(n, v)}" for n, v in shown))
+    for entry, kind in zip(firsts, kinds, strict=True):
+        words = [text for text, same in zip(kind, alike, strict=True) if not same]
+        peers = [flat[e.key] for e, k in zip(firsts, kinds, strict=True) if k == kind]
+        words += _differing(flat[entry.key], peers, axis)
+        labels.append(", ".join(words or kind))
     repeated = {label for label in labels if labels.count(label) > 1}
     return [
         f"{label} (run {entry.key}…)" if label in repeated else label
         for label, entry in zip(labels, firsts, strict=True)
     ]
+
+
+def _differing(value: dict[str, Any], peers: list[dict[str, Any]], axis: str) -> list[str]:
+    """One or two settings of a run in which it differs from its peers, as words; none if there are more."""
+    varying = sorted(
+        name
+        for name in {name for peer in peers for name in peer}
+        if name not in (axis, METHOD + "dt")
+        and name.startswith((METHOD, ATTACK, "protocol.name"))
+        and len({canonical(peer.get(name)) for peer in peers}) > 1
+    )
+    shown = [(name.rsplit(".", 1)[-1], value[name]) for name in varying if value.get(name) is not None]
+    return [f"{TITLES.get(n, n)} {value_text(n, v)}" for n, v in shown] if len(shown) <= 2 else []

@@ -93,6 +93,26 @@ def test_sweeps_of_attacks_and_two_settings_at_once(tmp_path):
     assert chart.svg.count("whisker") == 8
 
 
+def test_curves_are_told_apart_by_kind_and_then_by_what_differs_within_it(tmp_path):
+    found = dataset(4)
+    moved = fp.attacks.Transfer(
+        found=found.images, sample_ids=found.sample_ids, eps=attack().eps, source="gdmp"
+    )
+    kinds = {"exact": attack(), "bpda": attack(gradient="bpda"), "moved": moved}
+    paths = [
+        run(tmp_path / f"{name}-{t}.sqlite", toy(t, 2), each, data=dataset(4))
+        for name, each in kinds.items()
+        for t in (0.02, 0.04)
+    ]
+    ((setting, curves),) = find(paths)
+    assert setting == "t"
+    assert {label for label, _ in curves} == {
+        "PGD, gradient exact",
+        "PGD, gradient bpda",
+        "Transfer from gdmp",
+    }
+
+
 def test_network_calls_are_those_of_the_plan(tmp_path):
     for defended in (defense(), defense().classifier):
         for tried in (None, attack(n_iter=3, eot_iter=2)):
