@@ -183,10 +183,10 @@ def write(folder: Path) -> Path:
 Written by `python -m bench.robustness_cifar10 --data-path PATH`: the bundled small networks
 ([how they were made](../../fastpure/zoo/README.md)), {IMAGES} test images ([which](cifar10_images.json)), t = {T:g},
 {STEPS} steps of the exponential integrator (DDPM and DDIM for those that are made for them), networks in {PRECISION}.
-Linf 8/255, L2 {EPS_L2}. PGD and APGD: {PGD["n_iter"]} iterations, {PGD["eot_iter"]} draws per gradient where no other number is given;
-DW-box: PGD-20 on one known draw, also judged on five fresh ones. Accuracy is the mean over five fresh draws unless said otherwise,
-with 95 % Wilson intervals over images. These budgets compare rows;
-larger ones would lower every number. Network calls: images through the network, a gradient counts twice, at most.
+Linf 8/255, L2 {EPS_L2}. PGD and APGD: {PGD["n_iter"]} iterations, {PGD["eot_iter"]} draws per gradient if not
+said otherwise; DW-box: PGD-20 on one known draw, also judged on five fresh ones. Accuracy is the mean over five
+fresh draws if not said otherwise, with 95 % Wilson intervals over images. These budgets compare rows; larger ones
+would lower every number. Network calls: images through the network, a gradient counts twice, at most.
 Hours: one thread of a shared machine. COUP's scale was chosen on {TUNING_IMAGES} other images: {choice.best[5:]}.
 {more}
 {chr(10).join(lines(found))}
