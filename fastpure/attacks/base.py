@@ -63,20 +63,16 @@ class Attack(ABC):
     asks: ClassVar[bool] = True
     """Whether ``propose`` asks the defence anything."""
 
+    eval_draws: int
+    """How many fresh draws decide; a field of every subclass."""
+
+    batch_size: int
+    """Most (image, draw) pairs in one network call; a field of every subclass."""
+
     @property
     @abstractmethod
     def budget(self) -> Admissible:
         """The images the attack may return."""
-
-    @property
-    @abstractmethod
-    def n_eval_draws(self) -> int:
-        """How many fresh draws decide."""
-
-    @property
-    @abstractmethod
-    def rows(self) -> int:
-        """Most (image, draw) pairs in one network call."""
 
     @abstractmethod
     def propose(self, problem: Problem, report: Report) -> Proposal:
@@ -123,7 +119,7 @@ class Attack(ABC):
         if not bool(allowed.all()):
             # The projection is exact, so this is a defect of it and no circumstance to go on under.
             raise AssertionError(f"{int((~allowed).sum())} adversarial images left the budget of {self}")
-        arguments = (problem.y, problem.ids, self.n_eval_draws, self.rows)
+        arguments = (problem.y, problem.ids, self.eval_draws, self.batch_size)
         clean_correct = score(problem.defense, problem.x, *arguments)
         verdict = proposal.verdict
         _warn_of_zero_gradients(proposal, clean_correct)
@@ -168,16 +164,6 @@ class NormAttack(Attack):
     def budget(self) -> Budget:
         """The ball in which the adversarial images lie."""
         return Budget(self.norm, self.eps)
-
-    @property
-    def n_eval_draws(self) -> int:
-        """See ``Attack.n_eval_draws``."""
-        return self.eval_draws
-
-    @property
-    def rows(self) -> int:
-        """See ``Attack.rows``."""
-        return self.batch_size
 
 
 def _check_finite(proposal: Proposal, problem: Problem) -> None:

@@ -44,16 +44,6 @@ class RenderedAttack(Attack):
         self.mode()
 
     @property
-    def n_eval_draws(self) -> int:
-        """See ``Attack.n_eval_draws``."""
-        return self.eval_draws
-
-    @property
-    def rows(self) -> int:
-        """See ``Attack.rows``."""
-        return self.batch_size
-
-    @property
     @abstractmethod
     def measure(self) -> str:
         """What ``bound`` limits, in words."""

@@ -19,7 +19,7 @@ class Transfer(Attack):
     """Adversarial images of another defence (Papernot et al. 2016), as they are: no query, no gradient.
 
     Where a defence masks its gradients, images that fool a related one without that flaw break it more often than
-    an attack on itself (Carlini et al. 2019, section 5.7). `fastpure.Run.as_attack` makes one from a finished run.
+    an attack on itself (Carlini et al. 2019). `fastpure.Run.as_attack` makes one from a finished run.
 
     Attributes:
         found: adversarial images [N, C, H, W] float32 in [0, 1].
@@ -68,16 +68,6 @@ class Transfer(Attack):
     def budget(self) -> Budget:
         """The ball in which the images were found."""
         return Budget(self.norm, self.eps)
-
-    @property
-    def n_eval_draws(self) -> int:
-        """See ``Attack.n_eval_draws``."""
-        return self.eval_draws
-
-    @property
-    def rows(self) -> int:
-        """See ``Attack.rows``."""
-        return self.batch_size
 
     def propose(self, problem: Problem, report: Report) -> Proposal:
         """The images of these names.

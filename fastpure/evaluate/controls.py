@@ -56,16 +56,6 @@ class SaltAndPepper(Corruption):
             raise ValueError(mistake("amount", "a share in (0, 1]", self.amount))
         _check(self.seed, self.eval_draws, self.batch_size)
 
-    @property
-    def n_eval_draws(self) -> int:
-        """See ``Attack.n_eval_draws``."""
-        return self.eval_draws
-
-    @property
-    def rows(self) -> int:
-        """See ``Attack.rows``."""
-        return self.batch_size
-
     def propose(self, problem: Problem, report: Tick) -> Proposal:
         """The corrupted images, and no losses."""
         if not len(problem.x):
@@ -97,16 +87,6 @@ class GaussianNoise(Corruption):
     def __post_init__(self) -> None:
         positive("std", self.std)
         _check(self.seed, self.eval_draws, self.batch_size)
-
-    @property
-    def n_eval_draws(self) -> int:
-        """See ``Attack.n_eval_draws``."""
-        return self.eval_draws
-
-    @property
-    def rows(self) -> int:
-        """See ``Attack.rows``."""
-        return self.batch_size
 
     def propose(self, problem: Problem, report: Tick) -> Proposal:
         """The corrupted images, and no losses."""

@@ -56,7 +56,7 @@ class Worker:
     rows: int = field(default=0)
 
     def __post_init__(self) -> None:
-        self.rows = self.rows or (self.attack.rows if self.attack is not None else JUDGING_ROWS)
+        self.rows = self.rows or (self.attack.batch_size if self.attack is not None else JUDGING_ROWS)
 
     @property
     def device(self) -> torch.device:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 import fastpure as fp
 from bench import robustness_cifar10 as cifar10
@@ -93,3 +95,36 @@ def test_nothing_is_tuned_on_the_images_reported_on():
     assert len(reported) >= cifar10.IMAGES
     assert len(tuning) >= cifar10.TUNING_IMAGES
     assert {row.split for row in (*cifar10.TUNING, *cifar10.SWEEPS)} == {"tuning"}
+
+
+def test_the_table_has_every_attack_on_every_defence():
+    rows = cifar10.table_rows(cifar10.coup_name(16))
+    attacks = {"PGD Linf", "PGD L2", "APGD-CE Linf", "PGD Linf, BPDA", "DW-box Linf", cifar10.CORRUPTED}
+    purifying = {row.defence for row in rows} - {"none", "DDIM"}
+    assert len(purifying) == 8
+    for name in purifying:
+        tried = {row.attack for row in rows if row.defence == name}
+        assert attacks <= tried, name
+        assert any(row.source for row in rows if row.defence == name), name
+        assert ("PGD Linf, detached" in tried) == (name in ("COUP scale 1", "COUP scale 16", "AGDM-style")), (
+            name
+        )
+    assert min(row.n for row in rows) >= 128
+
+
+def test_the_scale_is_chosen_by_the_worst_attack_on_it(tmp_path, monkeypatch):
+    def found(rows, folder):
+        return {row: Finished(0.1 if row.source and row.defence != "COUP scale 4" else 0.3) for row in rows}
+
+    monkeypatch.setattr(cifar10, "finished", found)
+    assert cifar10.Choice.of(tmp_path).best == "COUP scale 4"
+    monkeypatch.setattr(cifar10, "finished", lambda rows, folder: {})
+    assert cifar10.Choice.of(tmp_path) is None
+
+
+@dataclass
+class Finished:
+    robust: float
+
+    def values(self, which):
+        return np.full(4, self.robust)

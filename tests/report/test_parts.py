@@ -94,15 +94,11 @@ def test_sweeps_of_attacks_and_two_settings_at_once(tmp_path):
 
 
 def test_curves_are_told_apart_by_kind_and_then_by_what_differs_within_it(tmp_path):
-    found = dataset(4)
-    moved = fp.attacks.Transfer(
-        found=found.images, sample_ids=found.sample_ids, eps=attack().eps, source="gdmp"
-    )
-    kinds = {"exact": attack(), "bpda": attack(gradient="bpda"), "moved": moved}
+    data = dataset(4)
+    moved = fp.attacks.Transfer(found=data.images, sample_ids=data.sample_ids, source="gdmp")
+    kinds = enumerate((attack(), attack(gradient="bpda"), moved))
     paths = [
-        run(tmp_path / f"{name}-{t}.sqlite", toy(t, 2), each, data=dataset(4))
-        for name, each in kinds.items()
-        for t in (0.02, 0.04)
+        run(tmp_path / f"{i}-{t}", toy(t, 2), kind, data=data) for i, kind in kinds for t in (0.02, 0.04)
     ]
     ((setting, curves),) = find(paths)
     assert setting == "t"
