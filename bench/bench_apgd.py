@@ -17,7 +17,7 @@ import torch
 import fastpure as fp
 from fastpure.attacks.base import Problem
 from fastpure.attacks.gradient import score
-from fastpure.bench.timing import interleave, ratio, table
+from fastpure.baselines.timing import interleave, ratio, table
 from fastpure.data import load_dataset
 
 EPS, N_ITER, DRAWS = 0.3, 2, 20

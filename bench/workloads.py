@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastpure import methods
 from fastpure.classifiers import CONFIGS, ResNet
 from fastpure.kernels import Domain, NoiseKeys
 from fastpure.nets import NETWORKS, Denoiser
 from fastpure.nets.registry import build
-from fastpure.purify import methods
 from fastpure.reverse import GeneratedNoise, Process
 from fastpure.reverse.step import advance, evaluate, linearize, pull_row
 

@@ -11,20 +11,21 @@ import fastpure
 
 ROOT = Path(fastpure.__file__).parent
 LAYERS = [
-    {"errors", "files", "intervals"},
+    {"errors", "files", "intervals", "version"},
     {"schedule"},
     {"kernels"},
     {"nets"},
     {"checkpoints", "classifiers", "data", "zoo"},
     {"guidance"},
     {"reverse"},
+    {"methods"},
     {"purify"},
     {"attacks"},
     {"presets"},
     {"anomaly", "certify", "evaluate"},
     {"report"},
     {"train"},
-    {"bench"},
+    {"baselines"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -46,8 +47,6 @@ def imported(path: Path) -> set[str]:
 
 
 def layer_of(path: Path) -> str:
-    if path.name == "__main__.py":  # a program: it may start the command line, and nothing imports it
-        return "cli"
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 

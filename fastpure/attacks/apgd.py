@@ -14,14 +14,13 @@ from torch import Tensor
 
 from ..errors import whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
-from .apgd_loop import ROOM, Ask, DenseLoop, Found, l2
-from .apgd_sparse import STAGES, SparseLoop
+from .apgd_loop import ROOM, STAGES, Ask, DenseLoop, Found, SparseLoop, l2
 from .base import Problem, Proposal, Report
+from .budget import onto_l1_ball_in_box
 from .gradient import Logits, Loss, Query, is_random, mean_logits, objective, query
 from .gradient_attack import GradientAttack
 from .losses import cross_entropy, dlr, dlr_targeted, require_classes
 from .pgd import is_flat
-from .projection import onto_l1_ball_in_box
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from torch import Tensor
 from ..errors import mistake, one_of, whole
 from .apgd import APGDCE, APGDDLR, APGDT
 from .base import NormAttack, Problem, Proposal, Report
-from .foreign import FAB, Square
 from .gradient import score
 from .gradient_modes import GradientMode
+from .pyautoattack import FAB, Square
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab", "square"),

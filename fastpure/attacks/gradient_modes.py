@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ..errors import mistake, one_of, positive, whole
 from ..kernels import Domain
-from ..purify import Defense, Method
-from ..purify.methods import METHODS
+from ..methods import METHODS, Method
+from ..purify import Defense
 from .adjoint import adjoint_logits
 from .gradient import Logits, attack_logits, realisation
 

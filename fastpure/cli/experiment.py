@@ -76,7 +76,7 @@ def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | N
     ``published`` are a preset's, which the result is to change.
     """
     from ..errors import one_of
-    from ..purify.methods import METHODS
+    from ..methods import METHODS
 
     function: Any = METHODS[one_of("method", name, METHODS)]
     known = inspect.signature(function).parameters
@@ -100,7 +100,7 @@ def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | N
 def make_method(name: str, classifier: nn.Module, settings: dict[str, Any]) -> Any:
     """The method; a network it cannot do without is the defended classifier, or one loaded from a file that was set."""
     from ..classifiers import load_classifier
-    from ..purify.methods import METHODS
+    from ..methods import METHODS
 
     function: Any = METHODS[name]
     for key, parameter in inspect.signature(function).parameters.items():

@@ -16,8 +16,9 @@ from .devices import checked_device
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..methods import Method
     from ..presets import Preset
-    from ..purify import Method, Purifier
+    from ..purify import Purifier
     from .purify_inputs import Source
 
 
@@ -230,7 +231,7 @@ def _guide(name: str, published: Preset | None, size: int | None, inner: int) ->
 
 def _method(name: str, guide: nn.Module | None, given: dict[str, Any]) -> Method:
     from ..errors import mistake, one_of
-    from ..purify.methods import METHODS
+    from ..methods import METHODS
 
     make: Any = METHODS[one_of("--method", name, METHODS)]
     known = inspect.signature(make).parameters

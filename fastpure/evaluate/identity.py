@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Dataset
-from ..purify import Defense, Method
+from ..methods import Method
+from ..purify import Defense
 from ..schedule import StepTable
+from ..version import __version__
 from .protocol import FIRST_DRAW, Protocol
 
 UNESSENTIAL = frozenset({"batch_size"})
@@ -135,8 +137,6 @@ def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, machine and threads of this session, and a fingerprint of the code."""
-    from .. import __version__
-
     cuda = device.type == "cuda"
     return {
         "fastpure": __version__,

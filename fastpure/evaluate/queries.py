@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import methods
 from ..attacks.base import Attack, Problem
 from ..data import Dataset
 from ..nets import Denoiser
-from ..purify import Defense, Purifier, methods
+from ..purify import Defense, Purifier
 from .judging import frozen
 from .protocol import Protocol
 

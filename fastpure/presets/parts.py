@@ -19,7 +19,7 @@ from ..classifiers.external import PRETRAINED
 from ..classifiers.native import is_native_classifier
 from ..data import Dataset, load_dataset
 from ..errors import mistake, one_of
-from ..purify.methods import METHODS, Method
+from ..methods import METHODS, Method
 
 __all__ = ["TAGS", "AttackSpec", "ClassifierSpec", "DataSpec", "DenoiserSpec", "MethodSpec", "Published"]
 
@@ -54,7 +54,7 @@ class MethodSpec:
     """A purification method by name, with its published constants.
 
     Fields:
-        name, settings: of ``fastpure.purify.methods.METHODS``.
+        name, settings: of ``fastpure.methods.METHODS``.
         takes: the argument that is a network ("classifier", "auxiliary"), None if there is none.
         tag: evidence for the constants, a key of `TAGS`.
     """

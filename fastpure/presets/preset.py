@@ -13,8 +13,9 @@ from ..attacks import Attack
 from ..checkpoints import load_denoiser
 from ..data import Dataset
 from ..errors import mistake, one_of
+from ..methods import Method
 from ..nets import Denoiser
-from ..purify import Defense, Method, Purifier, ResizedPurifier
+from ..purify import Defense, Purifier, ResizedPurifier
 from .parts import AttackSpec, ClassifierSpec, DataSpec, DenoiserSpec, MethodSpec, Published
 
 __all__ = ["Preset", "Presets", "UnknownPreset"]

@@ -1,9 +1,7 @@
-"""Purifiers, defences and the methods they follow."""
+"""Purifiers and the defences they are part of."""
 
-from . import methods
 from .defense import Defense
-from .methods import Method
 from .purifier import Purifier
 from .resized import ResizedPurifier
 
-__all__ = ["Defense", "Method", "Purifier", "ResizedPurifier", "methods"]
+__all__ = ["Defense", "Purifier", "ResizedPurifier"]

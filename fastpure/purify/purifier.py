@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import mistake
 from ..guidance import Guidance
 from ..kernels import Domain, NoiseKeys
+from ..methods import Method
 from ..nets import Denoiser
 from ..reverse import (
     Call,
@@ -28,9 +29,7 @@ from ..reverse import (
     reverse,
     states,
 )
-from .checks import check_range, check_seed
-from .inference import outside_inference_mode
-from .methods import Method
+from .inputs import check_range, check_seed, outside_inference_mode
 from .precision import Precision
 from .precision import precision as precision_named
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..classifiers.resized import resize
 from ..errors import mistake, whole
+from ..methods import Method
 from ..nets import Denoiser
-from .methods import Method
 from .purifier import Purifier
 
 

@@ -18,6 +18,7 @@ from ..evaluate import Run
 from ..evaluate.identity import canonical
 from ..files import replace_file
 from ..purify import Defense
+from ..version import __version__
 from . import svg, tables
 from .data import LEVEL, Entry, doubts, matrices, open_entries
 from .figures import Walk, sweep_chart, trace_charts, walk, walk_charts, walk_names
@@ -226,7 +227,7 @@ def render(values: dict[str, Any]) -> str:
         bar=lambda interval, style: Markup(svg.interval_bar(interval, style)),
         tables=tables,
         style=Markup(Path(__file__).with_name(STYLE).read_text()),
-        version=_version(),
+        version=__version__,
     )
     return environment.get_template(TEMPLATE).render(values) + "\n"
 
@@ -280,9 +281,3 @@ def _protocols(entries: Sequence[Entry]) -> list[tuple[str, str, list[str]]]:
         row = found.setdefault(protocol.hash, (str(protocol), tables.explain(protocol), []))
         row[2].append(entry.key)
     return list(found.values())
-
-
-def _version() -> str:
-    from .. import __version__
-
-    return __version__

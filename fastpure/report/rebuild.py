@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import methods
 from ..attacks import ATTACKS, Transfer
 from ..attacks.base import Attack
 from ..checkpoints import load_denoiser
@@ -26,8 +27,9 @@ from ..evaluate.controls import CONTROLS
 from ..evaluate.identity import canonical, describe_defense, differences, plain, weights_sha256
 from ..evaluate.protocol import Protocol
 from ..evaluate.queries import count_queries
+from ..methods import Method
 from ..nets import Denoiser
-from ..purify import Defense, Method, Purifier, methods
+from ..purify import Defense, Purifier
 from ..zoo import CLASSIFIERS, DENOISERS
 
 NETWORKS = ("classifier", "auxiliary")

@@ -10,11 +10,10 @@ import torch
 from pyautoattack import autopgd_base as autopgd
 from torch import nn
 
-from fastpure.attacks.apgd_loop import DenseLoop
-from fastpure.attacks.apgd_sparse import SparseLoop
+from fastpure.attacks.apgd_loop import DenseLoop, SparseLoop
+from fastpure.attacks.budget import onto_l1_ball_in_box
 from fastpure.attacks.gradient import attack_logits, objective, query
 from fastpure.attacks.losses import cross_entropy, dlr, dlr_targeted
-from fastpure.attacks.projection import onto_l1_ball_in_box
 
 SHAPE, N_ITER = (1, 6, 6), 100
 

@@ -13,8 +13,8 @@ from torch import nn
 import fastpure as fp
 from fastpure.errors import CaptureError, KernelUnavailable
 from fastpure.guidance import Guidance
+from fastpure.methods import Method
 from fastpure.nets import Denoiser
-from fastpure.purify.methods import Method
 from fastpure.reverse.graphs import FIRST_APART
 from tests.reverse.capturing import both, families, images, pair, same
 from tests.reverse.toys import SHAPE, ToyNet, toy_denoiser

@@ -10,9 +10,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from .. import methods
 from ..errors import mistake, one_of, whole
 from ..nets import CONFIGS, Denoiser
-from ..purify import Purifier, methods
+from ..purify import Purifier
 from ..purify.precision import PRECISIONS
 from ..reverse import RecordedNoise
 from .loops import Cast, Loop, confidence_gradient

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import mistake, one_of, positive, whole
-from ..schedule import CosineVP, DiscreteVP, IndexedSchedule, StepTable, forward_diffusion, strided
+from ..schedule import (
+    CosineVP,
+    DiscreteVP,
+    IndexedSchedule,
+    StepTable,
+    forward_diffusion,
+    strided,
+)
 from .base import Method, spaced_indices
 
 Stages = tuple[tuple[int, int], ...]

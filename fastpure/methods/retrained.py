@@ -18,11 +18,9 @@ from ..schedule import (
     predictor_corrector,
     strided,
 )
-from ..schedule import edm as edm_table
-from ..schedule.edm import alpha_of
 from ..schedule.solvers import check_time
 from .base import Method, discrete_index, number, spaced_indices, start_index
-from .procedures import PredictorCorrector
+from .samplers import PredictorCorrector, edm
 
 
 def adbm(
@@ -130,46 +128,3 @@ def leading_indices(strength: float, n_steps: int, n: int = 1000) -> list[int]:
     start = max(round((1.0 - strength) * n_steps) - 1, 0)
     stride = n // n_steps
     return [k * stride for k in range(n_steps - 1 - start, -1, -1)]
-
-
-def vp_sde(
-    strength: float = 0.1, n_steps: int = 1000, snr: float = 0.16, clip_output: bool = False
-) -> Method:
-    """Diffuse, then predictor-corrector sampling of the reverse VP-SDE (Song et al. 2021): two calls per step.
-
-    Starts at the time at position round((1 - strength) n_steps) - 1 of linspace(1, 1e-3), 0.101 by default; every
-    step is a Langevin correction with signal-to-noise ratio ``snr`` and an Euler step of 1 / n_steps. The last step
-    adds no noise. The correction's size depends on the image and is differentiated.
-    """
-    settings = (("strength", strength), ("n_steps", n_steps), ("snr", snr), ("clip_output", clip_output))
-    table = predictor_corrector(strength, n_steps, snr)
-    return Method("vp_sde", settings, table, None, clip_output, PredictorCorrector())
-
-
-def edm(
-    sigma_max: float = 0.5,
-    sigma_min: float = 0.002,
-    n_steps: int = 50,
-    rho: float = 7.0,
-    churn: float = 6.0,
-    s_noise: float = 1.007,
-    heun: bool = True,
-    clip_output: bool = True,
-) -> Method:
-    """Add noise of size ``sigma_max`` ([-1, 1] units) and come back with Karras et al. 2022's sampler.
-
-    ``churn`` 0 is deterministic, ``heun`` False is Euler. Works with every denoiser: one without noise-level input is
-    told the time of the VP schedule that has this noise level.
-    """
-    settings = (
-        ("sigma_max", sigma_max),
-        ("sigma_min", sigma_min),
-        ("n_steps", n_steps),
-        ("rho", rho),
-        ("churn", churn),
-        ("s_noise", s_noise),
-        ("heun", heun),
-        ("clip_output", clip_output),
-    )
-    steps = edm_table(sigma_max, sigma_min, n_steps, rho, churn, s_noise, heun)
-    return Method("edm", settings, forward_diffusion(alpha_of(sigma_max) ** 2) + steps, None, clip_output)

@@ -7,7 +7,13 @@ import math
 from torch import nn
 
 from ..errors import one_of, positive, whole
-from ..guidance import Attraction, AuxiliaryLatent, Guidance, SquaredError, StructuralSimilarity
+from ..guidance import (
+    Attraction,
+    AuxiliaryLatent,
+    Guidance,
+    SquaredError,
+    StructuralSimilarity,
+)
 from ..schedule import (
     DiscreteVP,
     ancestral,

@@ -11,7 +11,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 
 import fastpure as fp
-from fastpure.attacks.foreign import _seed
+from fastpure.attacks.pyautoattack import _seed
 from tests.attacks.toys import Pixels, images, mixture_defense
 
 RADII = {"Linf": 0.06, "L2": 0.25, "L1": 0.9}

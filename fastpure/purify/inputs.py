@@ -1,11 +1,35 @@
-"""What images and seeds must be before anything is computed with them."""
+"""What a purifier is called with, and in which state of torch: images, seeds, inference mode."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import mistake
+
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+
+def outside_inference_mode(function: Function) -> Function:
+    """Run a method of (self, x, ...) with inference mode off and no gradient recorded where the caller has it on.
+
+    Guidances and likelihood maximisation differentiate to purify at all. And what a purifier computes once and keeps
+    must not be made of inference tensors, which no later gradient could use.
+    """
+
+    @functools.wraps(function)
+    def run(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not torch.is_inference_mode_enabled():
+            return function(self, x, *args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return function(self, x.clone() if isinstance(x, Tensor) else x, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
 
 RANGE_SLACK = 1e-6
 """How far outside [0, 1] a pixel may lie: attacks project in float32 and miss by a rounding error."""

@@ -8,15 +8,74 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...nets import clean_image
-from ...reverse import NoiseSource, Procedure, Process
-from ...reverse.noise import normal
-from ...reverse.procedure import State, steered
+from ..errors import mistake, positive, whole
+from ..guidance import ClassifierConfidence
+from ..nets import clean_image
+from ..reverse import NoiseSource, Procedure, Process
+from ..reverse.noise import normal
+from ..reverse.procedure import State, steered
+from ..schedule import VP, Row, StepTable
+from ..schedule.edm import level as noise_level
+from .base import Method, number
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 """Adam's constants (Kingma and Ba 2015)."""
+
+
+def likelihood_max(
+    n_iter: int = 5,
+    lr: float = 0.1,
+    sigma: tuple[float, float] = (0.4, 0.6),
+    classifier: nn.Module | None = None,
+    confidence: float = 1.0,
+    guidance_grad: str = "exact",
+    clip_output: bool = True,
+) -> Method:
+    """Likelihood maximisation (Chen et al. 2023): ``n_iter`` Adam steps on the denoising loss at noise ``sigma``.
+
+    loss = mean (D(x + sigma n; sigma) - x)^2 per image, sigma uniform in its range and n fresh at every step, ``lr`` in
+    [-1, 1] units. An exact attack differentiates D twice and needs a denoiser for which that is defined. The
+    published projection onto an L2 ball of radius 100 is never active and is left out.
+
+    With a ``classifier`` the loss is lowered by ``confidence`` times the log-probability of the most probable class:
+    COUP's CIFAR-100 experiment (Zhang et al., arXiv 2408.05900), whose constants are not published.
+    """
+    whole("n_iter", n_iter, minimum=1)
+    positive("lr", lr)
+    if not isinstance(sigma, tuple | list) or len(sigma) != 2:
+        raise ValueError(mistake("sigma", "two noise levels (low, high)", repr(sigma)))
+    low, high = (positive("sigma", value) for value in sigma)
+    if low > high:
+        raise ValueError(mistake("sigma", "(low, high) with low <= high", repr(sigma)))
+    guidance, weight, note = None, 0.0, ""
+    if classifier is not None:
+        guidance, weight = (
+            ClassifierConfidence(classifier, "step", guidance_grad),
+            number("confidence", confidence),
+        )
+        note = "COUP's constants for this are not published"
+    middle = 0.5 * (low + high)
+    # Adam has no rows of its own; these say how many calls there are, at which level about, and that they draw noise.
+    row = Row(a=1.0, b=-lr, d=middle, **noise_level(middle, VP()))  # type: ignore[arg-type]
+    settings = (
+        ("n_iter", n_iter),
+        ("lr", lr),
+        ("sigma", (low, high)),
+        *((("confidence", confidence), ("guidance_grad", guidance_grad)) if guidance is not None else ()),
+        ("clip_output", clip_output),
+    )
+    procedure = LikelihoodAscent(lr, low, high, weight)
+    return Method(
+        "likelihood_max",
+        settings,
+        StepTable((row,) * n_iter),
+        guidance,
+        clip_output,
+        procedure,
+        note=note,
+    )
 
 
 @dataclass(frozen=True)
