@@ -13,7 +13,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from ..errors import NonFiniteError, mistake, whole
+from ..errors import NonFiniteError, mistake, named, whole
 from ..intervals import Interval, wilson
 from ..purify import Defense
 from ..purify.purifier import check_range
@@ -216,8 +216,7 @@ class NormAttack(Attack):
 def _check_finite(proposal: Proposal, problem: Problem) -> None:
     bad = ~torch.isfinite(proposal.x).flatten(1).all(1)
     if bool(bad.any()):
-        ids = ", ".join(str(int(i)) for i in problem.ids[bad][:8])
-        raise NonFiniteError(f"the attack proposed NaN or Inf for sample id {ids}")
+        raise NonFiniteError(f"the attack proposed NaN or Inf for {named(problem.ids, bad)}")
 
 
 def _warn_of_zero_gradients(proposal: Proposal, clean_correct: Tensor) -> None:

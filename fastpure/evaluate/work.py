@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..attacks.base import Attack, Problem
 from ..data import Dataset
-from ..errors import NonFiniteError, OutOfMemory
+from ..errors import NonFiniteError, OutOfMemory, named
 from ..purify import Defense
 from .judging import count_classes, even, frozen, judge, judged
 from .protocol import Protocol
@@ -123,8 +123,7 @@ class Worker:
         candidate = proposal.x.detach()
         bad = ~torch.isfinite(candidate).flatten(1).all(1)
         if bool(bad.any()):
-            ids = ", ".join(str(int(i)) for i in problem.ids[bad][:8])
-            raise NonFiniteError(f"the attack proposed NaN or Inf for sample id {ids}")
+            raise NonFiniteError(f"the attack proposed NaN or Inf for {named(problem.ids, bad)}")
         # The attack's word is not taken: projected, stored as float32, and measured on what is stored.
         x_adv = attack.budget.project(candidate.to(problem.x.dtype), problem.x)
         distance = attack.budget.distance(x_adv, problem.x)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, named
 from .loop import Trajectory, check_finite, record, walk
 from .memory import MemoryPlan
 from .noise import NoiseSource
@@ -122,8 +122,8 @@ def _gradients(ctx: Any, v: Tensor, v_states: Tensor | None) -> tuple[Any, ...]:
         v_x, v_context = _pull_back(ctx.call, trajectory, v, ctx.context, v_states)
     if not bool(torch.isfinite(v_x).all()):
         bad = ~torch.isfinite(v_x).flatten(1).all(1)
-        ids = ", ".join(str(int(i)) for i in ctx.call.sample_ids[bad][:8])
-        raise NonFiniteError(f"the gradient of the purification is NaN or Inf for sample id {ids}")
+        samples = named(ctx.call.sample_ids, bad)
+        raise NonFiniteError(f"the gradient of the purification is NaN or Inf for {samples}")
     return (None, v_x, *v_context)
 
 

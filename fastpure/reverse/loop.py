@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, named
 from .memory import MemoryPlan, count_saved_bytes
 from .noise import NoiseSource
 from .rows import rows_of
@@ -108,9 +108,8 @@ def check_finite(
     def look(k: int, x: Tensor) -> None:
         bad = ~torch.isfinite(x).flatten(1).all(1)
         if bool(bad.any()):
-            ids = ", ".join(str(int(i)) for i in sample_ids[bad][:8])
             raise NonFiniteError(
-                f"NaN or Inf appeared at step {k} (t = {process.table.rows[k].t:g}) for sample id {ids}. The "
+                f"NaN or Inf appeared at step {k} (t = {process.table.rows[k].t:g}) for {named(sample_ids, bad)}. The "
                 "input was finite, so the denoiser or the guidance overflowed: check the weights, or use a wider "
                 "precision"
             )

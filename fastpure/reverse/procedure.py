@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, named
 from ..guidance import GuidanceStep
 from .memory import count_saved_bytes
 from .noise import NoiseSource
@@ -119,8 +119,8 @@ class _Perform(torch.autograd.Function):
             ]
         if parts[0] is not None and not bool(torch.isfinite(parts[0]).all()):
             bad = ~torch.isfinite(parts[0]).flatten(1).all(1)
-            ids = ", ".join(str(int(i)) for i in call.sample_ids[bad][:8])
-            raise NonFiniteError(f"the gradient of the purification is NaN or Inf for sample id {ids}")
+            samples = named(call.sample_ids, bad)
+            raise NonFiniteError(f"the gradient of the purification is NaN or Inf for {samples}")
         return (None, None, *(parts.pop(0) if leaf.requires_grad else None for leaf in leaves))
 
 
@@ -140,8 +140,8 @@ def _explain(call: Call, procedure: Procedure, x: Tensor, context: Context) -> N
     def look(k: int, image: Tensor) -> None:
         bad = ~torch.isfinite(image).flatten(1).all(1)
         if bool(bad.any()):
-            ids = ", ".join(str(int(i)) for i in call.sample_ids[bad][:8])
-            raise NonFiniteError(f"NaN or Inf appeared at step {k} for sample id {ids}; the input was finite")
+            samples = named(call.sample_ids, bad)
+            raise NonFiniteError(f"NaN or Inf appeared at step {k} for {samples}; the input was finite")
 
     with torch.no_grad(), call.environment():
         run(call, procedure, x.detach(), tuple(t.detach() for t in context), visit=look)
