@@ -87,7 +87,7 @@ class Loop(ABC):
         self.loss_at_check = first.loss.clone()
         self.losses = x.new_full((n_iter, len(x)), torch.nan)
 
-    def run(self, stop: bool, report: Callable[[int, float], None]) -> Found:
+    def run(self, stop: bool, tick: Callable[[int, float], None]) -> Found:
         """All iterations; ``stop`` leaves an image alone once no draw is classified correctly."""
         window, waited = self.first_window, 0
         for i in range(self.n_iter):
@@ -97,7 +97,7 @@ class Loop(ABC):
                 break
             self.step(moving, i)
             self._look(moving, i)
-            report(i, float(self.losses[i, moving].mean()))
+            tick(i, float(self.losses[i, moving].mean()))
             waited += 1
             if waited == window:
                 window, waited = self.check(moving, window), 0

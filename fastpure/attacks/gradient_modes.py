@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import mistake, one_of, positive, whole
 from ..kernels import Domain
 from ..methods import METHODS, Method
-from ..purify import Defense
+from ..purify import Target
 from .adjoint import adjoint_logits
-from .gradient import Logits, attack_logits, realisation
+from .gradient import Logits, attack_logits
 
 COUNTS = ("n_steps", "n_iter")
 """Settings of methods that count their steps."""
@@ -62,19 +62,16 @@ class GradientMode:
                 expected = "the only one given of surrogate_steps and surrogate_dt"
                 raise ValueError(mistake("surrogate_dt", expected, f"{self.dt} and {self.steps} steps"))
 
-    def logits(self, defense: nn.Module) -> Logits:
-        """The function to differentiate in place of ``defense``.
+    def logits(self, target: Target) -> Logits:
+        """The function to differentiate in place of ``target``.
 
         Raises:
-            ValueError: ``defense`` has no part that the mode replaces.
-            TypeError: ``defense`` is no ``Defense`` and the mode needs one.
+            ValueError: ``target`` has no part that the mode replaces.
+            TypeError: ``target`` is no ``Defense`` and the mode needs one.
         """
-        if self.name == "exact":
-            return attack_logits(defense)
-        if not isinstance(defense, Defense):
-            expected = f"a fastpure.Defense for gradient={self.name!r}"
-            raise TypeError(mistake("defense", expected, type(defense).__name__, "Use gradient='exact'"))
-        return MODES[self.name](self, defense)
+        if self.name != "exact" and not target.purifies:
+            target.no_purifier(f"gradient={self.name!r}", "Use gradient='exact'")
+        return MODES[self.name](self, target)
 
 
 def surrogate_method(method: Method, steps: int | None = None, dt: float | None = None) -> Method:
@@ -110,37 +107,43 @@ def rebuilt(method: Method, settings: dict[str, Any]) -> Method:
     return make(**settings)
 
 
-def _detached(mode: GradientMode, defense: Defense) -> Logits:
-    guidance = defense.purifier.method.guidance
+def has_noise(target: Target, gradient: str) -> bool:
+    """Whether what the mode differentiates sees noise: the classifier alone does not see the purifier's."""
+    return bool(target.own_noise) if gradient == "blind" else target.is_random
+
+
+def _exact(mode: GradientMode, target: Target) -> Logits:
+    return attack_logits(target)
+
+
+def _detached(mode: GradientMode, target: Target) -> Logits:
+    guidance = target.method.guidance
     if guidance is None or not hasattr(guidance, "grad"):
-        expected = "a mode that method " + defense.purifier.method.name + " has; it has no guidance to detach"
+        expected = "a mode that method " + target.method.name + " has; it has no guidance to detach"
         raise ValueError(mistake("gradient", expected, "'detached'", "Use gradient='exact'"))
     cut = replace(guidance, grad="detached")  # type: ignore[type-var]
-    method = replace(defense.purifier.method, guidance=cut)
-    return attack_logits(defense.with_purifier(defense.purifier.with_method(method)))
+    return attack_logits(target.with_method(replace(target.method, guidance=cut)))
 
 
-def _surrogate(mode: GradientMode, defense: Defense) -> Logits:
-    method = surrogate_method(defense.purifier.method, mode.steps, mode.dt)
-    return attack_logits(defense.with_purifier(defense.purifier.with_method(method)))
+def _surrogate(mode: GradientMode, target: Target) -> Logits:
+    return attack_logits(target.with_method(surrogate_method(target.method, mode.steps, mode.dt)))
 
 
-def _bpda(mode: GradientMode, defense: Defense) -> Logits:
+def _bpda(mode: GradientMode, target: Target) -> Logits:
     def logits(x: Tensor, ids: Tensor, draws: Tensor) -> Tensor:
-        draw, domain = realisation(defense, draws, Domain.ATTACK)
         with torch.no_grad():
-            purified = defense.purify(x, ids, draw, domain=domain)
-        return defense.classify(StraightThrough.apply(x, purified))
+            purified = target.purify(x, ids, draws, Domain.ATTACK)
+        return target.classify(StraightThrough.apply(x, purified))
 
     return logits
 
 
-def _blind(mode: GradientMode, defense: Defense) -> Logits:
-    return lambda x, ids, draws: defense.classify(x)
+def _blind(mode: GradientMode, target: Target) -> Logits:
+    return lambda x, ids, draws: target.classify(x)
 
 
-def _adjoint(mode: GradientMode, defense: Defense) -> Logits:
-    return adjoint_logits(defense)
+def _adjoint(mode: GradientMode, target: Target) -> Logits:
+    return adjoint_logits(target)
 
 
 class StraightThrough(torch.autograd.Function):
@@ -157,8 +160,8 @@ class StraightThrough(torch.autograd.Function):
         return v[0], None
 
 
-MODES = {
-    "exact": lambda mode, defense: attack_logits(defense),
+MODES: dict[str, Callable[[GradientMode, Target], Logits]] = {
+    "exact": _exact,
     "bpda": _bpda,
     "blind": _blind,
     "surrogate": _surrogate,

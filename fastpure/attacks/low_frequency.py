@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import mistake, positive, whole
-from .base import Problem, Proposal, Report
+from .base import Problem, Proposal, Tick
 from .gradient import query
 from .perceptual import Metric, PerceptualBudget, lpips_vgg
 from .pgd import is_flat
@@ -59,7 +59,7 @@ class LowFrequency(RenderedAttack):
         """What is bounded."""
         return "LPIPS" if self.metric is None else "the given perceptual distance"
 
-    def propose(self, problem: Problem, report: Report) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """For each image the iterate with the fewest correct draws among those within the bound."""
         x, losses = problem.x, problem.x.new_zeros((self.n_iter, len(problem.x)))
         if not len(x):
@@ -93,7 +93,7 @@ class LowFrequency(RenderedAttack):
                 parameter.grad = gradient
             optimizer.step()
             losses[i] = answer.loss
-            report(i, float(answer.loss.mean()))
+            tick(i, float(answer.loss.mean()))
         never = (fewest > 1.0).view(-1, 1, 1, 1)  # no iterate kept the bound: the last one is cut back to it
         return Proposal(torch.where(never, image.detach(), found), losses, flat)
 

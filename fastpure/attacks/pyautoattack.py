@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..errors import MissingExtra, mistake, one_of, whole
 from ..kernels import Domain
-from .base import NormAttack, Problem, Proposal, Report
-from .gradient import is_random, logits_of
+from .base import NormAttack, Problem, Proposal, Tick
 from .lockstep import Ask, Job, together
 
 
@@ -36,9 +35,13 @@ class ForeignAttack(NormAttack):
         super().__post_init__()
         whole("eot_iter", self.eot_iter, minimum=1)
 
+    def eot(self) -> int:
+        """See ``Attack.eot``."""
+        return self.eot_iter
+
     def draws(self, problem: Problem) -> int:
         """Draws per query."""
-        return self.eot_iter if is_random(problem.defense) else 1
+        return self.eot_iter if problem.target.is_random else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +56,25 @@ class FAB(ForeignAttack):
         n_target_classes: how many of the other classes, most probable first.
     """
 
+    gradient = "exact"
+
     n_iter: int = 100
     n_target_classes: int = 9
+
+    def iterations(self) -> int:
+        """See ``Attack.iterations``; one per target."""
+        return self.n_target_classes
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("n_iter", self.n_iter, minimum=1)
         whole("n_target_classes", self.n_target_classes, minimum=1)
 
-    def propose(self, problem: Problem, report: Report) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """For each image the nearest misclassified point within ``eps``, the image itself where there is none."""
         kind = _published("fab_pt", "FABAttack_PT", "FAB")
         proposals, nearest = problem.x.clone(), torch.full_like(problem.x[:, 0, 0, 0], torch.inf).double()
-        group, certain = max(1, self.batch_size // self.draws(problem)), not is_random(problem.defense)
+        group, certain = max(1, self.batch_size // self.draws(problem)), not problem.target.is_random
         for target in range(2, 2 + min(self.n_target_classes, problem.n_classes - 1)):
             playing = ~(torch.isfinite(nearest) & certain)
             for chosen in playing.nonzero()[:, 0].split(group):
@@ -77,7 +86,7 @@ class FAB(ForeignAttack):
                 distance = self.budget.distance(found, part.x)
                 better = (distance > 0) & (distance <= self.eps) & (distance < nearest[chosen])
                 proposals[chosen[better]], nearest[chosen[better]] = found[better], distance[better]
-            report(target - 2, float("nan"))
+            tick(target - 2, float("nan"))
         return Proposal(proposals, problem.x.new_empty((0, len(problem.x))))
 
 
@@ -95,12 +104,16 @@ class Square(ForeignAttack):
     p_init: float = 0.8
     loss: str = "margin"
 
+    def iterations(self) -> int:
+        """See ``Attack.iterations``."""
+        return self.n_queries
+
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("n_queries", self.n_queries, minimum=1)
         one_of("loss", self.loss, ("margin", "ce"))
 
-    def propose(self, problem: Problem, report: Report) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The point of lowest score, whether or not it was misclassified on its own draw: fresh draws decide."""
         if self.norm != "Linf" and len(problem.x) and min(problem.x.shape[2:]) < 5:
             size = f"{list(problem.x.shape[1:])}"
@@ -120,7 +133,7 @@ class Square(ForeignAttack):
             logits = mean_logits_at(problem, torch.cat(points), images, counts * n, n, self.batch_size)
             for number in numbers:
                 asked[first + number] += 1
-            report(rounds, float("nan"))
+            tick(rounds, float("nan"))
             rounds += 1
             return list(logits.split(1))
 
@@ -171,11 +184,11 @@ def mean_logits_at(
     """
     # The package leaves [0, 1] by rounding errors, which a purifier refuses beyond 1e-6.
     points, outputs = points.clamp(0.0, 1.0), []
-    for row in torch.arange(len(points) * n_draws, device=points.device).split(batch_size):
-        point = row // n_draws
-        draws = first[point] + row % n_draws
+    for pair in torch.arange(len(points) * n_draws, device=points.device).split(batch_size):
+        point = pair // n_draws
+        draws = first[point] + pair % n_draws
         ids = problem.ids[image[point]]
-        outputs.append(logits_of(problem.defense, points[point], ids, draws, Domain.ATTACK))
+        outputs.append(problem.target.logits(points[point], ids, draws, Domain.ATTACK))
     logits = torch.cat(outputs)
     return logits.view(len(points), n_draws, logits.shape[1]).mean(1)
 

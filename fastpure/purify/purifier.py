@@ -29,7 +29,8 @@ from ..reverse import (
     reverse,
     states,
 )
-from .inputs import check_range, check_seed, outside_inference_mode
+from ..reverse.step import evaluate
+from .inputs import check_range, check_seed, current_question, differ, outside_inference_mode
 from .precision import Precision
 from .precision import precision as precision_named
 
@@ -140,7 +141,7 @@ class Purifier(nn.Module):
         self,
         x: Tensor,
         sample_ids: Tensor | list[int] | None = None,
-        draw: int | Tensor = 0,
+        draw: int | Tensor | None = None,
         *,
         noise: RecordedNoise | SplitNoise | None = None,
         domain: Domain = Domain.DEFENSE,
@@ -150,7 +151,8 @@ class Purifier(nn.Module):
         Args:
             x: images. Differentiable; the gradient is that of the exact discrete computation.
             sample_ids: B distinct non-negative integers that name the images; 0..B-1 if omitted.
-            draw: which realisation of the noise, one for all or int64 [B].
+            draw: which realisation of the noise, one for all or int64 [B]; 0 if omitted. Inside a module that is
+                attacked or evaluated, omitted ids and draws are those the attack or evaluation asks for.
             noise: recorded arrays, or keys of one's own, instead of noise from seed, ids, draw and domain.
             domain: whose noise: the deployed defence's (default), an attack's, or an evaluation's.
 
@@ -172,7 +174,7 @@ class Purifier(nn.Module):
         self,
         x: Tensor,
         sample_ids: Tensor | list[int] | None = None,
-        draw: int | Tensor = 0,
+        draw: int | Tensor | None = None,
         *,
         noise: RecordedNoise | SplitNoise | None = None,
         domain: Domain = Domain.DEFENSE,
@@ -186,6 +188,26 @@ class Purifier(nn.Module):
         if prepared is None:
             return x.new_empty((len(self.method.steps) + 1, *x.shape))
         return ((torch.stack(states(*prepared)) + 1.0) * 0.5).to(x.dtype)
+
+    @torch.no_grad()
+    def own_noise(self, x: Tensor, sample_ids: Tensor) -> str:
+        """ "" or the network that answers the same question differently, so that no draw reproduces a purification.
+
+        Asked twice, in the last step that calls a network; arguments as for calling the purifier.
+        """
+        prepared = self._prepare(x, sample_ids, 0, None, Domain.EVALUATION)
+        networks = [k for k, row in enumerate(self.method.steps.rows) if row.calls_network]
+        if prepared is None or not networks:
+            return ""
+        call, state, context = prepared
+        with call.environment():
+            first, second = (
+                evaluate(call.process, networks[-1], state, context, call.noise) for _ in range(2)
+            )
+        for name, one, other in zip(("the denoiser", "the guidance"), first, second, strict=True):
+            if one is not None and other is not None and differ(one, other):
+                return name
+        return ""
 
     def with_method(self, method: Method) -> Purifier:
         """The same networks, seed and precisions with another method."""
@@ -219,18 +241,22 @@ class Purifier(nn.Module):
         self,
         x: Tensor,
         sample_ids: Tensor | list[int] | None,
-        draw: int | Tensor,
+        draw: int | Tensor | None,
         noise: RecordedNoise | SplitNoise | None,
         domain: Domain,
     ) -> tuple[Call, Tensor, tuple[Tensor, ...]] | None:
         """Checked arguments as (call, initial state, guidance context); None for an empty batch."""
         self._check_images(x)
         device = x.device
+        question = current_question()
+        if draw is None and noise is None and question is not None:
+            ids, draw, domain = question.take(self, len(x))
+            sample_ids = ids if sample_ids is None else sample_ids
         # Built before the empty batch leaves, so that a wrong id or draw is an error for it too.
         keys = NoiseKeys.make(
             seed=self.seed,
             sample_ids=range(len(x)) if sample_ids is None else sample_ids,
-            draw=draw,
+            draw=0 if draw is None else draw,
             domain=domain,
             device=device,
         )

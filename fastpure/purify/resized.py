@@ -48,6 +48,10 @@ class ResizedPurifier(Purifier):
         smaller = resize(states.flatten(0, 1), self.size)
         return smaller.unflatten(0, states.shape[:2])
 
+    def own_noise(self, x: Tensor, sample_ids: Tensor) -> str:
+        """See ``Purifier.own_noise``."""
+        return super().own_noise(self._enlarged(x), sample_ids)
+
     def with_method(self, method: Method) -> ResizedPurifier:
         """The same networks, size, seed and precisions with another method."""
         widest = max(self._engines.values(), key=lambda engine: engine.precision.network.itemsize)

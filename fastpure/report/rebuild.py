@@ -17,19 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from .. import methods
-from ..attacks import ATTACKS, Transfer
 from ..attacks.base import Attack
 from ..checkpoints import load_denoiser
 from ..classifiers import load_classifier
 from ..data import Dataset
 from ..errors import FastpureError
-from ..evaluate.controls import CONTROLS
-from ..evaluate.identity import canonical, describe_defense, differences, plain, weights_sha256
+from ..evaluate.controls import KINDS
+from ..evaluate.identity import canonical, describe_defense, differences
 from ..evaluate.protocol import Protocol
 from ..evaluate.queries import count_queries
 from ..methods import Method
 from ..nets import Denoiser
-from ..purify import Defense, Purifier
+from ..purify import Defense, Purifier, Target, look_through
+from ..purify.description import plain, weights_sha256
 from ..zoo import CLASSIFIERS, DENOISERS
 
 NETWORKS = ("classifier", "auxiliary")
@@ -60,8 +60,7 @@ def rebuild_attack(described: Mapping[str, Any]) -> Attack:
     Raises:
         CannotRebuild: an unknown attack, or one with settings that plain values do not hold.
     """
-    kinds: dict[str, Any] = {kind.__name__: kind for kind in (*ATTACKS.values(), *CONTROLS.values())}
-    kind = kinds.get(described["name"])
+    kind: Any = KINDS.get(described["name"])
     if kind is None:
         raise CannotRebuild(f"this fastpure has no attack {described['name']}")
     known = {field.name for field in fields(kind)}
@@ -123,7 +122,7 @@ def rebuild_defense(
     return defense
 
 
-def find_defense(described: Mapping[str, Any], given: tuple[nn.Module, ...], networks: Any) -> nn.Module:
+def find_defense(described: Mapping[str, Any], given: tuple[nn.Module, ...], networks: Any) -> Target:
     """The defence of an identity: among those ``given``, or put together from ``networks`` or bundled ones.
 
     Args:
@@ -134,18 +133,18 @@ def find_defense(described: Mapping[str, Any], given: tuple[nn.Module, ...], net
     Raises:
         CannotRebuild: none of these is the defence of the run.
     """
-    for defense in given:
-        if not differences(dict(described), describe_defense(defense)):
-            return defense
+    for target in map(look_through, given):
+        if not differences(dict(described), target.describe()):
+            return target
     reasons = [f"none of the {len(given)} given defences is the one of the run"] if given else []
     if networks is not None:
         try:
-            return _put_together(described, *networks)
+            return look_through(_put_together(described, *networks))
         except CannotRebuild as error:
             reasons.append(str(error))
     for denoiser, classifier, guide in _bundled(described):
         with suppress(CannotRebuild):
-            return _put_together(described, denoiser, classifier, guide)
+            return look_through(_put_together(described, denoiser, classifier, guide))
     # That bundled networks are not those of the run is of interest only to one who offered no others.
     raise CannotRebuild("; ".join(reasons) or "its networks are not the bundled ones")
 
@@ -174,14 +173,10 @@ def queries(attack: str, protocol: Protocol, shape: tuple[int, ...], n_classes: 
 
     try:
         rebuilt = rebuild_attack(json.loads(attack))
-        stand_in: nn.Module = _Head().eval()
-        if purified:
-            network = Denoiser.from_module(nn.Identity().eval(), image_shape=shape)  # type: ignore[arg-type]
-            stand_in = Defense(Purifier(network, methods.diffpure(t=0.01, dt=0.01)), stand_in)
         classes = tuple(str(i) for i in range(n_classes))
         one = torch.zeros(1, dtype=torch.int64)
         data = Dataset(torch.zeros((1, *shape)), one, one.clone(), classes, "stand-in", "none")
-        return count_queries(stand_in, data, rebuilt, protocol)
+        return count_queries(data, rebuilt, protocol, random=purified, purifies=purified)
     except (FastpureError, ValueError, TypeError):
         return None
 
@@ -200,7 +195,8 @@ def network_calls(identity: Mapping[str, Any], protocol: Protocol, judged: int, 
             per = rebuild_method(defense["method"], _Head().eval()).steps.n_network_calls
         except CannotRebuild:
             return None
-    if identity["attack"] is None or identity["attack"]["name"] == Transfer.__name__:
+    attack = identity["attack"]
+    if attack is None or (attack["name"] in KINDS and not KINDS[attack["name"]].asks):
         return per * judged
     channels, height, width = data["image_shape"]
     # How often an attack asks does not depend on the size of the images; how long it takes to find out does.
