@@ -9,7 +9,7 @@ import torch
 import fastpure as fp
 from fastpure.errors import NonFiniteError
 from fastpure.nets import Denoiser
-from tests.nets.helpers import golden_denoiser
+from tests.nets.helpers import golden_denoiser, plain_autograd
 from tests.purify import written_out as plain
 from tests.purify.cases import ADP, CASES, PROCEDURES, error, inputs, networks, ours
 from tests.purify.small import SMALL, images
@@ -122,25 +122,94 @@ def test_finite_differences_on_the_real_architecture(name):
     assert (ahead - behind) / (2 * step) == pytest.approx(slope, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "precision", "least"),
-    [
-        ("likelihood_max", "fp16", 0.99),
-        ("adp", "fp16", 0.99),
-        ("vp_sde", "fp16", 0.9999),
-        ("likelihood_max", "bf16", 0.85),  # Adam divides by gradients that are mostly rounding error
-        ("vp_sde", "bf16", 0.999),
-    ],
-)
-def test_half_precision_keeps_small_gradients(name, precision, least):
-    """A confident classifier's gradients are below what float16 holds; they must survive."""
+HALF = [
+    ("adp", "fp16"),
+    *((name, dtype) for name in ("likelihood_max", "vp_sde") for dtype in ("fp16", "bf16")),
+]
+
+
+@pytest.mark.parametrize(("name", "precision"), HALF)
+def test_half_precision_keeps_small_gradients(name, precision):
+    """A confident classifier's gradients are below what float16 holds; they must survive, and lose nothing by it.
+
+    How near either gradient is to the exact one depends on the processor's instructions. That a power of two
+    before the gradient is the same power of two after it, bit for bit, does not.
+    """
     denoiser, u, v, _ = real_case()
-    exact = gradient(fp.Purifier(denoiser, REAL[name](), precision="fp64"), u, v)
     half = fp.Purifier(denoiser, REAL[name](), precision=precision)
-    for size in (1.0, 1e-10):
-        ours = gradient(half, u.float(), size * v.float()).double() / size
-        cosine = float(torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), 0))
-        assert cosine > least
+    whole, small = (gradient(half, u.float(), size * v.float()) for size in (1.0, 2.0**-33))
+    assert whole.abs().max() > 0
+    assert torch.equal(small * 2.0**33, whole)
+
+
+def half_case(name, plain_eps):
+    """The method, its formula for networks ``plain_eps``, and images, cotangents and noise for it."""
+    method = ACCURATE[name][0]()
+    generator = torch.Generator().manual_seed(0)
+    n_forward = method.table().n_forward_rows
+    n = len(method.table()) - n_forward
+
+    def draw(*shape):
+        return torch.randn(*shape, 5, 3, 16, 16, generator=generator, dtype=torch.float64)
+
+    u = 0.3 + 0.4 * torch.rand(5, 3, 16, 16, generator=generator, dtype=torch.float64)
+    noise = {"forward": draw() if n_forward else None, "steps": draw(n), "guidance": draw(n)}
+    return method, lambda u, noise: ACCURATE[name][1](plain_eps, u, noise), u, draw(), noise
+
+
+ACCURATE = {
+    # Probed at 0.1, since at the default 1e-3 the curvature is mostly the rounding error of half precision.
+    "adp": (
+        lambda: fp.methods.adp(n_iter=2, probe=0.1, clip_output=False),
+        lambda eps, u, noise: plain.adp(eps, u, noise, 0.25, 0.25, 2, ADP | {"probe": 0.1, "stop": 1e-3})[0],
+    ),
+    "likelihood_max": (
+        REAL["likelihood_max"],
+        lambda eps, u, noise: plain.likelihood_max(eps, u, noise, 0.1, 0.4, 0.6),
+    ),
+    "vp_sde": (
+        REAL["vp_sde"],
+        lambda eps, u, noise: plain.vp_sde(eps, u, noise, [0.004, 0.003, 0.002, 0.001], 1e-3, 0.16),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "precision"), HALF)
+def test_half_precision_is_as_accurate_as_plain_torch(name, precision):
+    """Against float64, the median error is at most twice that of torch's own operations in the same precision.
+
+    On the same processor, so that its instructions make no difference. Measured: 0.9 to 1.1 times torch's. Of
+    likelihood maximisation the images are compared and no gradients: Adam divides by numbers that are mostly
+    rounding error there, and the gradients of two correct programs have nothing in common.
+    """
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    network = golden_denoiser("ddpmpp_ddpmblock_tiny").to(dtype).network
+    method, formula, u, v, noise = half_case(
+        name, lambda x, label: network(x.to(dtype), x.new_full((len(x),), float(label))).to(x.dtype)
+    )
+
+    def result(run, dtype):
+        leaf = u.to(dtype).requires_grad_(True)
+        image = run(
+            leaf, {key: None if values is None else values.to(dtype) for key, values in noise.items()}
+        )
+        if name == "likelihood_max":
+            return image.detach()
+        return torch.autograd.grad((image * v).sum(), leaf)[0]
+
+    def ours(precision):
+        purifier = fp.Purifier(golden_denoiser("ddpmpp_ddpmblock_tiny"), method, precision=precision)
+        return lambda u, noise: purifier(u, noise=fp.RecordedNoise(**noise))
+
+    exact = result(ours("fp64"), torch.float64)
+    with plain_autograd():
+        torchs = result(formula, torch.float32)
+    error_of_ours, error_of_torch = (
+        float((one.double() - exact).abs().median())
+        for one in (result(ours(precision), torch.float32), torchs)
+    )
+    assert error_of_ours <= 2 * error_of_torch
+    assert error_of_torch < 0.1 * float(exact.abs().median()), "otherwise the comparison says nothing"
 
 
 def test_adp_refuses_bfloat16():

@@ -243,8 +243,8 @@ def adp(eps, u, noise, std: float, level: float, n: int, settings: dict) -> tupl
         v, taken = (u[b : b + 1] + std * noise["forward"][b : b + 1]).clamp(0, 1), 0
         for _ in range(n):
             g = score(v)
-            z = (g * score(v + 1e-3 * g)).sum() / (g * g).sum()
-            a = (settings["rate"] * 1e-3 / (1 - z)).clamp(*settings["bounds"])
+            z = (g * score(v + settings["probe"] * g)).sum() / (g * g).sum()
+            a = (settings["rate"] * settings["probe"] / (1 - z)).clamp(*settings["bounds"])
             v, taken = (v + a * g).clamp(0, 1), taken + 1
             if a < settings["stop"]:
                 break
