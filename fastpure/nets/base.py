@@ -1,4 +1,4 @@
-"""What a network must offer for its time embedding to be computed once per table, and shapes of images."""
+"""What a network must offer for its time embedding to be computed once per table; checks of shapes and classes."""
 
 from __future__ import annotations
 
@@ -32,6 +32,16 @@ def checked_shape(shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
         raise ValueError(mistake("image_shape", "(channels, height, width)", repr(shape)))
     channels, height, width = (whole("image_shape", value, 1) for value in shape)
     return channels, height, width
+
+
+def check_class(classes: int | None, class_label: int | None) -> None:
+    """Raise unless the label is one of so many classes, or None."""
+    if classes is not None:
+        whole("classes", classes, minimum=1)
+    if class_label is not None:
+        if classes is None:
+            raise ValueError(mistake("class_label", "None for a network without classes", class_label))
+        whole("class_label", class_label, 0, classes - 1)
 
 
 def same_layout(output: Tensor, x: Tensor) -> Tensor:

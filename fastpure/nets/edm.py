@@ -23,11 +23,9 @@ import torch
 from torch import Tensor
 
 from ..errors import mistake, one_of, positive, whole
-from .adm import ADM
-from .adm_config import ADMConfig
+from .adm import ADM, ADMConfig
 from .base import HoistedNetwork
-from .ddpmpp import DDPMpp
-from .ddpmpp_config import DDPMppConfig
+from .ddpmpp import DDPMpp, DDPMppConfig
 
 PRECONDITIONINGS = ("vp", "edm", "cosine")
 BODIES: dict[str, tuple[type[Any], type[Any]]] = {

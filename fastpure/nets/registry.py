@@ -9,12 +9,10 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from ..errors import mistake, one_of
-from .adm import ADM
-from .adm_config import CONFIGS as ADM_CONFIGS
-from .adm_config import ADMConfig
-from .ddpmpp import DDPMpp
-from .ddpmpp_config import CONFIGS as DDPMPP_CONFIGS
-from .ddpmpp_config import DDPMppConfig
+from .adm import ADM, ADMConfig
+from .adm import CONFIGS as ADM_CONFIGS
+from .ddpmpp import CONFIGS as DDPMPP_CONFIGS
+from .ddpmpp import DDPMpp, DDPMppConfig
 from .edm import EDM, EDMConfig
 
 Config: TypeAlias = DDPMppConfig | ADMConfig | EDMConfig

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastpure import Denoiser, load_denoiser
 from fastpure.nets import ADM, ADMConfig
-from fastpure.nets.adm_config import CONFIGS
+from fastpure.nets.adm import CONFIGS
 from fastpure.reverse.memory import count_saved_bytes
 from tests.golden import FOLDER, config, published, relative_error, tensors
 from tests.nets.helpers import normal, output_and_vjp, plain_autograd
