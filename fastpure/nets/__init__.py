@@ -1,4 +1,4 @@
-"""Networks: DDPM++, ADM and EDM, autograd that keeps little when the weights are frozen, and `Denoiser`."""
+"""Networks: DDPM++, ADM and EDM, autograd that keeps little when the weights are frozen, and ``Denoiser``."""
 
 from .adm import ADM, ADMConfig
 from .base import HoistedNetwork

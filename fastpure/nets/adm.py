@@ -29,21 +29,27 @@ SINUSOIDS = ("cos_sin", "sin_cos")
 class ADMConfig:
     """Everything that determines an ADM network's parameters and arithmetic.
 
-    ``widths[i]`` channels at level i, each level halving the resolution; ``n_blocks`` residual blocks per level
-    on the way down, one more on the way up, each followed by attention at ``attn_resolutions`` (in pixels).
-
     Attributes:
+        image_size: height and width in pixels.
+        channels: of the images.
         model_channels: width of the sinusoidal time embedding; a quarter of that of the embedding itself.
+        widths: channels of each level; each level halves the resolution.
+        n_blocks: residual blocks per level on the way down; one more on the way up.
+        attn_resolutions: in pixels; attention follows the blocks there.
         head_channels: channels per attention head; None means ``heads`` heads of whatever width results.
+        heads: attention heads where ``head_channels`` is None.
         legacy_attention: q, k and v of a head stand together in ``qkv``; otherwise all q, then all k, all v.
         scale_shift: the embedding scales and shifts the second normalisation; otherwise it is added before.
         resample: "block" (inside a residual block, 2x2 mean or nearest), "conv" (stride-2 convolution, nearest
             and convolution), "padded_conv" (the same, padded at bottom and right only) or "plain" (neither).
         sinusoid: "cos_sin" with frequencies 10000^(-i/half), or "sin_cos" with 10000^(-i/(half - 1)).
-        groups: groups of every normalisation; ``narrow_groups`` lowers them to C // 4 where that is less.
+        groups: groups of every normalisation.
+        narrow_groups: lower them to C // 4 where that is less.
+        eps: of every normalisation.
         learned_sigma: twice the channels come out, of which the second half is a variance.
-        classes: number of classes of a class-conditional network, ``class_label`` the one it is told, None
-            meaning no class embedding at all (which EDM's networks were trained with now and then).
+        classes: number of classes of a class-conditional network.
+        class_label: the class it is told; None means no class embedding at all (which EDM's networks were trained
+            with now and then).
         dropout: in training only.
     """
 
@@ -183,8 +189,8 @@ class ADMBlock(nn.Module):
     """Residual block of Dhariwal and Nichol, "Diffusion Models Beat GANs" (2021), section 3.
 
     h = conv(SiLU(norm(conv(R(SiLU(norm(x)))) ...))), conditioned on the time by ``norm(h) (1 + scale) + shift``
-    or by adding to h; the result is shortcut(R(x)) + h, R being 2x2 mean, nearest doubling or nothing. The row
-    comes from ``emb_layers`` and is made by the network's ``embedding``, not here.
+    or by adding to h; the result is shortcut(R(x)) + h, R being 2x2 mean, nearest doubling or nothing. The
+    embedding comes from ``emb_layers`` and is made by the network's ``embedding``, not here.
     """
 
     def __init__(
@@ -203,13 +209,13 @@ class ADMBlock(nn.Module):
         self.resample = resample
         self.dropout = dropout
         self.in_layers = nn.ModuleDict({"0": norms[0], "2": Conv(inputs, outputs)})
-        self.row_width = 2 * outputs if scale_shift else outputs
-        self.emb_layers = nn.ModuleDict({"1": Dense(embedding, self.row_width)})
+        self.embedding_width = 2 * outputs if scale_shift else outputs
+        self.emb_layers = nn.ModuleDict({"1": Dense(embedding, self.embedding_width)})
         self.out_layers = nn.ModuleDict({"0": norms[1], "3": Conv(outputs, outputs)})
         self.skip_connection = Conv(inputs, outputs, size=1) if inputs != outputs else None
 
-    def row(self, activated: Tensor) -> Tensor:
-        """[N, row_width] from the activated embedding [N, E]."""
+    def project(self, activated: Tensor) -> Tensor:
+        """[N, embedding_width] from the activated embedding [N, E]."""
         return self.emb_layers["1"](activated)
 
     @property
@@ -217,8 +223,8 @@ class ADMBlock(nn.Module):
         """The layer that ends the branch."""
         return self.out_layers["3"]
 
-    def forward(self, x: Tensor, row: Tensor, skip: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], row [1 or B, row_width], skip [B, C', H, W] concatenated to x where given."""
+    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W], embedding [1 or B, embedding_width]; skip [B, C', H, W] is concatenated to x where given."""
         norm, conv = cast(Norm, self.in_layers["0"]), cast(Conv, self.in_layers["2"])
         if skip is None:
             h = norm.silu(x)
@@ -226,19 +232,19 @@ class ADMBlock(nn.Module):
             x, h = norm.silu_of_concat(x, skip)
         h = resampled(h, self.resample)
         if self.scale_shift:
-            h = self._modulated(conv(h), row)
+            h = self._modulated(conv(h), embedding)
         else:
-            h = conv(h, row) if len(row) == 1 else conv(h) + row[:, :, None, None]
+            h = conv(h, embedding) if len(embedding) == 1 else conv(h) + embedding[:, :, None, None]
             h = cast(Norm, self.out_layers["0"]).silu(h)
         h = self.out_layers["3"](F.dropout(h, self.dropout, self.training))
         x = resampled(x, self.resample)
         return torch.add(x if self.skip_connection is None else self.skip_connection(x), h)
 
-    def _modulated(self, h: Tensor, row: Tensor) -> Tensor:
+    def _modulated(self, h: Tensor, embedding: Tensor) -> Tensor:
         """SiLU(norm(h) (1 + scale) + shift)."""
         norm = cast(Norm, self.out_layers["0"])
-        scale, shift = row.chunk(2, 1)
-        if len(row) == 1:  # one row for all images is another affine map, which costs nothing
+        scale, shift = embedding.chunk(2, 1)
+        if len(embedding) == 1:  # the same for all images: another affine map, which costs nothing
             gain = 1 + scale[0]
             return frozen.norm_silu(h, norm.weight * gain, norm.bias * gain + shift[0], norm.groups, norm.eps)
         return F.silu(norm(h) * (1 + scale)[:, :, None, None] + shift[:, :, None, None])
@@ -304,7 +310,7 @@ def resampled(x: Tensor, kind: str | None) -> Tensor:
 
 
 def time_embedding(labels: Tensor, width: int, kind: str) -> Tensor:
-    """Sinusoids [N, width] of real labels [N] in float64, ``kind`` as in `ADMConfig.sinusoid`."""
+    """Sinusoids [N, width] of real labels [N] in float64, ``kind`` as in ``ADMConfig.sinusoid``."""
     if kind == "sin_cos":
         return sinusoid(labels, width)
     half = width // 2
@@ -342,17 +348,17 @@ class ADM(HoistedNetwork):
         self.out = nn.ModuleDict({"0": self._norm(last), "2": Conv(last, outputs)})
         ends = [0]
         for block in self._blocks():
-            ends.append(ends[-1] + block.row_width)
+            ends.append(ends[-1] + block.embedding_width)
         self._columns = list(pairwise(ends))
 
     def initialise(self, seed: int, init_scale: float = 1.0) -> None:
-        """Fill the weights as `DDPMpp.initialise` does; ``init_scale`` concerns the layers that end a branch."""
+        """Fill the weights as ``DDPMpp.initialise`` does; ``init_scale`` concerns the layers that end a branch."""
         ends = [block.last for block in self._blocks()]
         ends += [module.proj_out for module in self.modules() if isinstance(module, HeadAttention)]
         fill_network(self, [*ends, self.out["2"]], seed, init_scale)
 
     def embedding(self, labels: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Rows [N, S] for labels [N]: every block's projection of the embedding, side by side.
+        """Embeddings [N, S] of labels [N]: every block's projection of the embedding, side by side.
 
         ``classes`` int64 [N] are instead of the configuration's class. Computed in float32 at least, returned in
         the network's dtype.
@@ -371,10 +377,10 @@ class ADM(HoistedNetwork):
                 )
             h = h + self.label_emb.weight[classes].to(wide)
         h = F.silu(h)
-        return torch.cat([block.row(h) for block in self._blocks()], 1).to(own)
+        return torch.cat([block.project(h) for block in self._blocks()], 1).to(own)
 
-    def body(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The network on x [B, C, H, W] with rows [1 or B, S] of ``embedding``; the result is channels_last."""
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The network on x [B, C, H, W] with embedding [1 or B, S]; the result is channels_last."""
         h = x.contiguous(memory_format=torch.channels_last)
         kept: list[Tensor] = []
         columns = iter(self._columns)
@@ -383,7 +389,7 @@ class ADM(HoistedNetwork):
             for module in modules:
                 if isinstance(module, ADMBlock):
                     start, end = next(columns)
-                    h, skip = module(h, rows[:, start:end], skip), None
+                    h, skip = module(h, embedding[:, start:end], skip), None
                 else:
                     h = module(h)
             if stage.push:

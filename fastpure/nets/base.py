@@ -14,16 +14,16 @@ class HoistedNetwork(nn.Module, ABC):
     """A network that splits into what depends on the label only and the rest.
 
     All images of a batch share the noise label of the step, and every purification with the same table walks
-    through the same labels, so the first part is computed once and reaches the second as one row.
+    through the same labels, so the first part is computed once and reaches the second as one vector.
     """
 
     @abstractmethod
     def embedding(self, labels: Tensor) -> Tensor:
-        """Rows [N, S] in the network's dtype for labels [N]."""
+        """Embeddings [N, S] of labels [N], in the network's dtype."""
 
     @abstractmethod
-    def body(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Output for images [B, C, H, W] and rows [1, S] (one label for all images) or [B, S]."""
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Output for images [B, C, H, W] and their embedding, [1, S] (one label for all images) or [B, S]."""
 
 
 def checked_shape(shape: tuple[int, int, int] | None) -> tuple[int, int, int]:

@@ -41,14 +41,21 @@ from .layers import (
 class DDPMppConfig:
     """Everything that determines a DDPM++ or NCSN++ network's parameters and arithmetic.
 
-    ``nf`` channels at full resolution, times ``ch_mult[i]`` at level i (each level halves the resolution);
-    ``n_blocks`` residual blocks per level, attention behind those at ``attn_resolutions`` (in pixels);
-    ``block`` "biggan" or "ddpm"; ``dropout`` acts in training only.
-
-    The other fields are EDM's: ``embedding`` "positional" or "fourier" (random frequencies, of which the
-    checkpoint has the values), ``embedding_mult`` times ``nf`` wide; ``fir`` resamples with the filter
-    [1, 3, 3, 1] and ``residual_input`` feeds the image itself to every level (both are NCSN++'s); ``classes``
-    and ``class_label`` as in `ADMConfig`.
+    Attributes:
+        image_size: height and width in pixels.
+        channels: of the images.
+        nf: channels at full resolution.
+        ch_mult: level i has ``nf * ch_mult[i]`` channels; each level halves the resolution.
+        n_blocks: residual blocks per level.
+        attn_resolutions: in pixels; attention follows the blocks there.
+        block: "biggan" or "ddpm".
+        dropout: in training only.
+        embedding: "positional" or "fourier" (EDM's: random frequencies, of which the checkpoint has the values).
+        embedding_mult: the time embedding is so many times ``nf`` wide.
+        fir: resample with the filter [1, 3, 3, 1], as NCSN++ does.
+        residual_input: feed the image itself to every level, as NCSN++ does.
+        classes: as in ``ADMConfig``.
+        class_label: as in ``ADMConfig``.
     """
 
     image_size: int
@@ -161,8 +168,7 @@ class DDPMpp(HoistedNetwork):
     """The DDPM++ noise network. Its weights are undefined until ``initialise`` or a checkpoint fills them.
 
     x [B, C, H, W] in [-1, 1] scaling plus noise; ``labels`` real numbers [B] (999 t for the published
-    weights). What depends on the labels only is one row of numbers per label (``embedding``); ``body`` does
-    the rest.
+    weights). What depends on the labels only is one vector per label (``embedding``); ``body`` does the rest.
     """
 
     frequencies: Tensor | None
@@ -200,7 +206,7 @@ class DDPMpp(HoistedNetwork):
             self.frequencies.copy_(16 * torch.randn(self.frequencies.shape, generator=generator))
 
     def embedding(self, labels: Tensor) -> Tensor:
-        """Rows [N, S] for labels [N]: every block's projection of the time embedding, side by side.
+        """Embeddings [N, S] of labels [N]: every block's projection of the time embedding, side by side.
 
         Computed in float32 at least (float64 for a float64 network), returned in the network's dtype.
         """
@@ -220,8 +226,8 @@ class DDPMpp(HoistedNetwork):
         angles = labels.double()[:, None] * (2 * math.pi * self.frequencies.double())
         return torch.cat([angles.sin(), angles.cos()], 1)
 
-    def body(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The network on x [B, C, H, W] with rows [1 or B, S] of ``embedding``; returns [B, C, H, W].
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The network on x [B, C, H, W] with embedding [1 or B, S]; returns [B, C, H, W].
 
         The result is channels_last in memory, whatever x is.
         """
@@ -231,7 +237,7 @@ class DDPMpp(HoistedNetwork):
         modules = list(self.all_modules)[2:]
         for step, module, (start, end) in zip(self.steps, modules, self._columns, strict=True):
             if isinstance(module, ResBlock):
-                h = module(h, rows[:, start:end], kept.pop() if step.pop else None)
+                h = module(h, embedding[:, start:end], kept.pop() if step.pop else None)
             elif isinstance(module, Norm):
                 h = module.silu(h)
             elif isinstance(module, ResidualInput):

@@ -1,4 +1,4 @@
-"""`Denoiser`: one interface to every network. Its answer is always the predicted noise.
+"""``Denoiser``: one interface to every network. Its answer is always the predicted noise.
 
 State x = alpha x0 + sigma noise. A network predicts the noise itself ("eps"), the clean image ("x0") or the
 velocity v = alpha noise - sigma x0 ("v"; Salimans and Ho, "Progressive Distillation", 2022), and is told
@@ -34,16 +34,19 @@ _KNOWN = tuple(kind for _, kind in ARCHITECTURES.values())
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """Per step k of a table with K steps: label, hoisted embedding and noise level.
+    """What a denoiser needs to know about the K steps of a table, computed once, independent of the images.
 
-    ``labels`` [K] on the network's device (int64 for integer time, otherwise float32, or float64 for a
-    float64 network); ``rows`` [K, S] for networks that hoist their embedding; the state at step k is
-    ``alpha[k] x0 + sigma[k] noise``. ``usable[k]`` is False for steps that have no label or no noise level,
-    such as forward diffusion.
+    Attributes:
+        labels: [K] on the network's device; int64 for integer time, otherwise float32, or float64 for a float64
+            network.
+        embeddings: [K, S] for networks that hoist their embedding, else None.
+        alpha: the state at step k is ``alpha[k] x0 + sigma[k] noise``.
+        sigma: see ``alpha``.
+        usable: False for steps that have no label or no noise level, such as forward diffusion.
     """
 
     labels: Tensor
-    rows: Tensor | None
+    embeddings: Tensor | None
     alpha: tuple[float, ...]
     sigma: tuple[float, ...]
     usable: tuple[bool, ...]
@@ -67,22 +70,22 @@ class Conditioning:
         """The label of step ``k`` for every image, [batch]."""
         return self.labels[k].expand(batch)
 
-    def row(self, k: int) -> Tensor | None:
+    def embedding(self, k: int) -> Tensor | None:
         """The hoisted embedding of step ``k``, [1, S]."""
-        return None if self.rows is None else self.rows[k : k + 1]
+        return None if self.embeddings is None else self.embeddings[k : k + 1]
 
 
 class Denoiser(nn.Module):
-    """A diffusion network and its conventions. Made by `from_module`, `from_config` or `load_denoiser`.
+    """A diffusion network and its conventions. Made by ``from_module``, ``from_config`` or ``load_denoiser``.
 
     Attributes:
         network: the wrapped module.
-        prediction: what it predicts, one of `PREDICTIONS`.
-        time_input: how it is told the time, one of `TIME_INPUTS`.
+        prediction: what it predicts, one of ``PREDICTIONS``.
+        time_input: how it is told the time, one of ``TIME_INPUTS``.
         image_shape: (C, H, W).
         learned_sigma: whether it returns 2 C channels, of which the last C (a variance) are ignored.
-        schedule: what its steps and times mean, one of `SCHEDULES`; without meaning for "sigma" labels.
-        checkpoint: the report on the file it was loaded from (`fastpure.checkpoints.CheckpointReport`), or None.
+        schedule: what its steps and times mean, one of ``SCHEDULES``; without meaning for "sigma" labels.
+        checkpoint: the report on the file it was loaded from (``fastpure.checkpoints.CheckpointReport``), or None.
     """
 
     checkpoint: Any = None
@@ -141,7 +144,7 @@ class Denoiser(nn.Module):
         """Build a network with random weights, in evaluation mode: a name such as "ddpmpp-cifar10", or fields.
 
         Args:
-            name_or_dict: a name of `NETWORKS`, or a dict with "architecture" ("ddpmpp" if absent) and the
+            name_or_dict: a name of ``NETWORKS``, or a dict with "architecture" ("ddpmpp" if absent) and the
                 fields of its configuration class.
             seed: seed of the weights; the global random state is neither read nor changed.
             init_scale: scale of the weights that end each residual branch and the network. The default makes
@@ -202,12 +205,12 @@ class Denoiser(nn.Module):
         labels = torch.tensor(
             np.nan_to_num(label, posinf=0.0, neginf=0.0), dtype=self._label_dtype(), device=device
         )
-        rows = None
+        embeddings = None
         # Weights in training get their gradient through the embedding too: then it stays inside the step.
         if isinstance(self.network, HoistedNetwork) and not self._trainable():
-            rows = self.network.embedding(labels)
+            embeddings = self.network.embedding(labels)
         return Conditioning(
-            labels, rows, tuple(levels[0]), tuple(levels[1]), _usable_steps(label.tolist(), *levels)
+            labels, embeddings, tuple(levels[0]), tuple(levels[1]), _usable_steps(label.tolist(), *levels)
         )
 
     def noise_pred(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
@@ -304,7 +307,7 @@ class Denoiser(nn.Module):
         function: Callable[..., Tensor] = self.network
         labels: Tensor | None = None
         if isinstance(self.network, HoistedNetwork):
-            function, labels = self.network.body, conditioning.row(k)
+            function, labels = self.network.body, conditioning.embedding(k)
             if labels is None:
                 labels = self.network.embedding(conditioning.labels[k : k + 1])
         else:

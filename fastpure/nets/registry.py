@@ -32,7 +32,7 @@ NETWORKS: dict[str, tuple[str, Config]] = {
 
 
 def named_config(name_or_dict: str | dict[str, Any]) -> tuple[str, Config]:
-    """(architecture, configuration) for a name of `NETWORKS` or a dict of fields with "architecture".
+    """(architecture, configuration) for a name of ``NETWORKS`` or a dict of fields with "architecture".
 
     Raises:
         TypeError: neither a name nor a dict.
@@ -58,10 +58,10 @@ def named_config(name_or_dict: str | dict[str, Any]) -> tuple[str, Config]:
 
 
 def config_dict(network: nn.Module) -> dict[str, Any]:
-    """The dict from which `named_config` makes this network's architecture and configuration.
+    """The dict from which ``named_config`` makes this network's architecture and configuration.
 
     Raises:
-        TypeError: a network that is none of `ARCHITECTURES`, which only its own code could rebuild.
+        TypeError: a network that is none of ``ARCHITECTURES``, which only its own code could rebuild.
     """
     for _, kind in ARCHITECTURES.values():
         if isinstance(network, kind):
