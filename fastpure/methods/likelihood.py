@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..errors import mistake, positive, whole
 from ..guidance import ClassifierConfidence
-from ..nets import clean_image
 from ..reverse import NoiseSource, Procedure, Process
 from ..reverse.noise import normal
 from ..reverse.procedure import State, steered
@@ -124,7 +123,7 @@ class LikelihoodAscent(Procedure):
             leaf = x if recording else x.detach().requires_grad_(True)
             noised = leaf + sigma.to(x.dtype).view(-1, 1, 1, 1) * n
             # The sum, divided afterwards: the mean's gradient would underflow in float16 networks.
-            loss = (clean_image(process.denoiser, noised, sigma) - leaf).square().sum()
+            loss = (process.denoiser.clean_image(noised, sigma) - leaf).square().sum()
             (g,) = torch.autograd.grad(loss, leaf, create_graph=recording)
         return g / x[0].numel()
 

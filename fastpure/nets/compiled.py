@@ -1,4 +1,4 @@
-"""`torch.compile` of a network, as an option: made at the first call, remade for copies, with errors that say why."""
+"""``torch.compile`` of a network, as an option: made at the first call, remade for copies, with errors that say why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CompiledCall:
 
     Args:
         backend: of ``torch.compile``.
-        mode: one of `MODES`.
+        mode: one of ``MODES``.
     """
 
     def __init__(self, backend: str = "inductor", mode: str = "default") -> None:

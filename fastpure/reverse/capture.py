@@ -203,13 +203,15 @@ class Family:
         process, n = self.process, len(self.process.table)
         known = process.conditioning
         labels = known.labels.index_select(0, self.step).expand(n)
-        rows = None if known.rows is None else known.rows.index_select(0, self.step).expand(n, -1)
+        embeddings = known.embeddings
+        if embeddings is not None:
+            embeddings = embeddings.index_select(0, self.step).expand(n, -1)
         guidance = process.guidance
         if guidance is not None:
             guidance = _Beside(guidance, self.recorder, self.recorder.fork())
         here = replace(
             process,
-            conditioning=replace(known, labels=labels, rows=rows),
+            conditioning=replace(known, labels=labels, embeddings=embeddings),
             steps=self.step.expand(n),
             guidance=guidance,
             graphs=None,
