@@ -2,7 +2,7 @@
 
     python -m bench.bench_group_norm                         table (needs a CUDA device)
     python -m bench.bench_group_norm --batch 64 --json out.jsonl
-    python -m bench.bench_group_norm --sweep                 neighbours of every rule in triton_configs.py
+    python -m bench.bench_group_norm --sweep                 neighbours of every rule in triton_support.py
     TRITON_INTERPRET=1 python -m bench.bench_group_norm      no timing: shows on the CPU that the bench still runs
 
 What PyTorch's side is stands in group_norm_calls.py. Times are of captured graphs over rotating buffers larger than
@@ -24,7 +24,7 @@ import torch
 
 from bench.group_norm_calls import EPS, RESAMPLE, Buffers, by_torch, error, ours
 from bench.machine_code import DTYPES, SITES, Site
-from fastpure.kernels import triton_configs, triton_support, use_backend
+from fastpure.kernels import triton_support, use_backend
 from fastpure.kernels.group_norm_silu import impl_triton
 
 GOAL = 1.3
@@ -98,7 +98,7 @@ def _summary(
 def sweep(batch: int, dtypes: list[str]) -> None:
     """Time every rule's neighbours at the sites they decide about; prints the rule and the three best."""
     architecture = triton_support.architecture(torch.device("cuda"))
-    rules = triton_configs.RULES[architecture]
+    rules = triton_support.RULES[architecture]
     for name, rule in list(rules.items())[:6]:
         direction = name.split("_")[0]
         for site in SITES:
@@ -116,7 +116,7 @@ def sweep(batch: int, dtypes: list[str]) -> None:
                     print(f"    {found[candidate]:8.2f} us  {candidate}")
 
 
-def neighbours(rule: triton_configs.TileRule) -> Iterator[triton_configs.TileRule]:
+def neighbours(rule: triton_support.TileRule) -> Iterator[triton_support.TileRule]:
     """Rules that differ in one or two numbers by a factor of two."""
     for scale in (0.5, 1, 2):
         for per_thread in (rule.per_thread // 2, rule.per_thread, 2 * rule.per_thread):
@@ -127,7 +127,7 @@ def neighbours(rule: triton_configs.TileRule) -> Iterator[triton_configs.TileRul
                 yield dataclasses.replace(rule, **sizes, per_thread=per_thread, run=run)
 
 
-def _use(rules: dict[str, triton_configs.TileRule], name: str, rule: triton_configs.TileRule) -> None:
+def _use(rules: dict[str, triton_support.TileRule], name: str, rule: triton_support.TileRule) -> None:
     rules[name] = rule
     impl_triton.forward_plan.cache_clear()
     impl_triton.backward_plan.cache_clear()

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.machine_code import Site
-from fastpure.kernels import use_backend
-from fastpure.kernels.group_norm_silu import group_norm_silu, group_norm_silu_vjp, impl_triton
+from fastpure.kernels import group_norm_silu, group_norm_silu_vjp, use_backend
+from fastpure.kernels.group_norm_silu import impl_triton
 
 EPS = 1e-6
 RESAMPLE = {0: None, impl_triton.UP: "up", impl_triton.DOWN: "down"}

@@ -27,8 +27,7 @@ from torch import Tensor
 from bench import cuda_code
 from bench.cubin import WARP, KernelCode, occupancy, read_cubin
 from fastpure.kernels.group_norm_silu import impl_triton as norm
-from fastpure.kernels.resample import impl_triton as resample
-from fastpure.kernels.residual import impl_triton as residual
+from fastpure.kernels.pointwise import impl_triton as pointwise
 from fastpure.kernels.triton_support import ARCHITECTURES, OPTIONS, Launch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,9 +136,10 @@ def all_work(architecture: int) -> Iterator[Work]:
         dtype = DTYPES[label]
         large, small = _activation(256, 32, dtype), _activation(256, 16, dtype)
         itemsize, bias = large.element_size(), torch.empty(256, dtype=dtype, device="meta")
-        add = residual.launch_of(architecture, 256, 32 * 32, itemsize, 0.5, True)
+        add = pointwise.residual_launch(architecture, 256, 32 * 32, itemsize, 0.5, True)
         up, down = (
-            resample.launch_of(architecture, 256, 16, 16, itemsize, spread, 1.0) for spread in (True, False)
+            pointwise.resample_launch(architecture, 256, 16, 16, itemsize, spread, 1.0)
+            for spread in (True, False)
         )
         sums = {"a_ptr": large, "b_ptr": large, "bias_ptr": bias, "out_ptr": large}
         yield Work("cifar10 32x32x256", label, "residual", large.numel(), (add,), sums)
@@ -238,7 +238,7 @@ def faults(row: dict[str, Any]) -> list[str]:
 def fingerprints() -> dict[str, str]:
     """Digests of everything the rows depend on besides the compilers."""
     kernels = ROOT / "fastpure" / "kernels"
-    folders = ("group_norm_silu", "resample", "residual")
+    folders = ("group_norm_silu", "pointwise")
     files = [path for folder in folders for path in (kernels / folder).glob("*triton*.py")]
     digest = hashlib.sha256()
     for path in sorted([*files, *kernels.glob("triton_*.py"), Path(__file__)]):

@@ -36,7 +36,7 @@ capability=$("$python" -c "import torch; print('%d%d' % torch.cuda.get_device_ca
 if ! FASTPURE_EXT=1 FASTPURE_CUDA=1 FASTPURE_CUDA_ARCHS=$capability \
   stage build 120 "$python" setup.py build_ext --inplace --force; then
   failed=1
-  "$python" -c "from fastpure.kernels import _ext; import sys; sys.exit(_ext.reason_against_cuda())" || {
+  "$python" -c "from fastpure.kernels import extension; import sys; sys.exit(extension.reason_against_cuda())" || {
     echo "run_gpu: the extension could not be built, and none that runs here is there; see $out/build.log"
     exit 1
   }

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastpure.errors import mistake, whole
+from ..errors import mistake, whole
 
 WORD_MAX = 2**32 - 1
 SEED_MAX = 2**64 - 1
@@ -124,6 +124,20 @@ class NoiseKeys:
     def to(self, device: torch.device | str) -> NoiseKeys:
         """The same keys on another device."""
         return NoiseKeys(self.seed.to(device), self.sample_ids.to(device), self.draws.to(device), self.domain)
+
+
+def check_keys(seed: Tensor, sample_ids: Tensor, draws: Tensor, batch: int, device: torch.device) -> None:
+    """Raise unless the three key tensors are dense int64 of the right length on ``device``."""
+    for name, tensor, length in (
+        ("seed", seed, 1),
+        ("sample_ids", sample_ids, batch),
+        ("draws", draws, batch),
+    ):
+        if tensor.dtype != torch.int64 or tuple(tensor.shape) != (length,) or not tensor.is_contiguous():
+            got = f"{tensor.dtype} {list(tensor.shape)}"
+            raise ValueError(mistake(name, f"a dense int64 tensor of shape [{length}]", got))
+        if tensor.device != device:
+            raise ValueError(mistake(name, f"on the device of the state, {device}", tensor.device))
 
 
 def _counter_words(name: str, values: Any, device: torch.device | str) -> Tensor:

@@ -17,10 +17,14 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from fastpure.errors import KernelUnavailable, one_of
+from ..errors import KernelUnavailable, one_of
+from . import extension
 
 BACKENDS = ("reference", "ext", "triton")
 LIBRARY = torch.library.Library("fastpure", "DEF")  # the operations live as long as this handle
+OPS: dict[str, OpSpec] = {}
+"""Every operation, by name; :func:`define` enters it."""
+
 _forced: list[str] = []
 
 
@@ -67,7 +71,7 @@ def define(
     check: Callable[..., torch.Tensor],
     check_converted: Callable[..., torch.Tensor] | None = None,
 ) -> Callable[..., None]:
-    """Register ``torch.ops.fastpure.<name>`` and return the cheapest way to call it.
+    """Enter ``spec`` in :data:`OPS`, register ``torch.ops.fastpure.<name>`` and return the cheapest way to call it.
 
     That is the registered operation where something watches (a compiler, a tracing mode, a tensor subclass),
     and its kernel directly otherwise: the dispatcher takes longer than a row of a small batch.
@@ -77,6 +81,7 @@ def define(
     describe), so tracing reports the same errors as running. ``check_converted`` may leave out what holds for
     tensors that the public function made or converted itself; it serves the direct call.
     """
+    OPS[spec.name] = spec
     LIBRARY.define(f"{spec.name}{spec.schema}")
 
     def run(leading: torch.Tensor, args: tuple[Any, ...]) -> None:
@@ -165,3 +170,42 @@ def describe(spec: OpSpec, device_type: str, dtype: torch.dtype) -> dict[str, An
         chosen, error = None, str(unavailable)
     against = {name: spec.reason_against(name, device_type, dtype) for name in BACKENDS if name != chosen}
     return {"chosen": chosen, "error": error, "unavailable": {k: v for k, v in against.items() if v}}
+
+
+def serves(op: str, backend: str, x: torch.Tensor) -> bool:
+    """Whether ``backend`` runs operation ``op`` for tensors like ``x``; False where another one is forced.
+
+    Raises:
+        KernelUnavailable: ``backend`` itself is forced and cannot run there.
+    """
+    if forced_backend(op) not in (None, backend):
+        return False
+    return choose(OPS[op], x.device.type, x.dtype) == backend
+
+
+def backend_report() -> dict[str, Any]:
+    """What is available and why not: ``{"extension": {...}, "ops": {op: {device: {dtype: {...}}}}}``.
+
+    ``extension`` has ``available``, ``reason``, ``build`` (compiler, flags, instruction sets) and ``cuda``
+    (``"available"``, or why the extension cannot serve CUDA tensors). Per operation, device type and dtype there
+    are ``chosen`` (a back-end name), ``error`` (a forced back end that cannot run) and ``unavailable`` (back end
+    -> reason). Everything in it can be written as JSON.
+    """
+    loaded = extension.load()
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    dtypes = {"float32": torch.float32, "float64": torch.float64}
+    return {
+        "extension": {
+            "available": loaded.module is not None,
+            "reason": loaded.reason,
+            "build": loaded.build,
+            "cuda": extension.reason_against_cuda() or "available",
+        },
+        "ops": {
+            name: {
+                device: {label: describe(spec, device, dtype) for label, dtype in dtypes.items()}
+                for device in devices
+            }
+            for name, spec in OPS.items()
+        },
+    }

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from ..kernels.group_norm_silu import fused_on_host, group_norm_silu, group_norm_silu_vjp
+from ..kernels import fused_on_host, group_norm_silu, group_norm_silu_vjp
 from .packed import PackedWeight, can_pack
 
 _ATEN = torch.ops.aten

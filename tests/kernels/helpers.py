@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastpure.kernels import Domain, NoiseKeys, _ext
+from fastpure.kernels import Domain, NoiseKeys, extension
 from fastpure.schedule import KERNEL_COLUMNS, KERNEL_WIDTH
 
-EXTENSION = _ext.load()
+EXTENSION = extension.load()
 REQUIRED = os.environ.get("FASTPURE_EXT") == "1"  # as when building: absence is an error, not a skip
 needs_ext = pytest.mark.skipif(EXTENSION.module is None and not REQUIRED, reason=str(EXTENSION.reason))
 BACKENDS = ["reference", pytest.param("ext", marks=needs_ext)]

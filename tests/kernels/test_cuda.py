@@ -13,9 +13,9 @@ from fastpure.kernels import (
     Stream,
     affine_row,
     affine_row_vjp,
-    cuda_support,
     philox_normal,
     philox_uniform,
+    preload,
     use_backend,
 )
 from tests import golden
@@ -182,7 +182,7 @@ def test_a_graph_follows_step_draw_seed_and_table():
     x, e, *_ = (t.cuda() for t in images((2, 3, 8, 8), torch.float32))
     table = table_of(*[{"a": 1.0 + k, "b": 0.1, "d": 0.5, "clip": float(k == 2)} for k in range(4)]).cuda()
     keys, step = keys_for(2).to("cuda"), step_of(0, "cuda")
-    cuda_support.preload()
+    preload()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         recorded, _ = affine_row(x, e, table=table, step=step, noise=keys)

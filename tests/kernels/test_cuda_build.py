@@ -9,8 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastpure.errors import KernelUnavailable
-from fastpure.kernels import OPS, _ext, backend_report, cuda_support, registry, use_backend
-from fastpure.kernels.layout import check_images, like_state
+from fastpure.kernels import OPS, backend_report, extension, preload, registry, use_backend
+from fastpure.kernels.checks import check_images, like_state
 from tests.kernels.helpers import EXTENSION, needs_ext
 
 HALF_BUILT = bool(EXTENSION.build.get("cuda"))
@@ -25,7 +25,7 @@ def pretend(monkeypatch, capabilities, cuda=True, architectures="80 90"):
     module.build_info = lambda: build
     module.device_capabilities = lambda: capabilities
     module.device_trouble = lambda: "CUDA driver version is insufficient"
-    monkeypatch.setattr(_ext, "load", lambda: _ext.Extension(module, None, build))
+    monkeypatch.setattr(extension, "load", lambda: extension.Extension(module, None, build))
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_no_driver_is_a_reason(monkeypatch):
 
 def test_an_old_device_is_a_reason(monkeypatch):
     pretend(monkeypatch, [90, 75])
-    reason = _ext.reason_against_cuda()
+    reason = extension.reason_against_cuda()
     assert reason.startswith("cuda:1 has compute capability 7.5")
     assert "FASTPURE_CUDA_ARCHS=75" in reason
 
@@ -75,7 +75,7 @@ def test_with_a_device_the_extension_is_preferred(monkeypatch, architectures):
 
 def test_implementations_go_by_the_device():
     went = []
-    run = cuda_support.by_device(1, lambda *args: went.append("host"), lambda *args: went.append("cuda"))
+    run = extension.by_device(1, lambda *args: went.append("host"), lambda *args: went.append("cuda"))
     for on_cuda in (False, True):
         run(None, SimpleNamespace(is_cuda=on_cuda))
     assert went == ["host", "cuda"]
@@ -83,8 +83,8 @@ def test_implementations_go_by_the_device():
 
 @needs_ext
 def test_codes_are_those_of_the_extension():
-    names = {dtype: str(dtype).removeprefix("torch.") for dtype in cuda_support.INPUT_CODES}
-    codes = {names[dtype]: code for dtype, code in cuda_support.INPUT_CODES.items()}
+    names = {dtype: str(dtype).removeprefix("torch.") for dtype in extension.INPUT_CODES}
+    codes = {names[dtype]: code for dtype, code in extension.INPUT_CODES.items()}
     assert codes == EXTENSION.build["dtypes"]
 
 
@@ -94,19 +94,19 @@ def test_without_a_driver_device_calls_are_refused():
     if module.device_count() > 0:
         pytest.skip("there is a device")
     assert module.device_capabilities() == []
-    for call in (lambda: module.cuda_preload(0), lambda: cuda_support.module_for(0)):
+    for call in (lambda: module.cuda_preload(0), lambda: extension.module_for(0)):
         with pytest.raises(RuntimeError, match=r"preload on cuda:0: .*\(cudaError"):
             call()
     with pytest.raises(RuntimeError, match=r"noise on cuda:0: .*\(cudaError"):
         module.cuda_noise(0, 0, 0, 0, 0, 1, 0, 0, 1, 3, 4, 0, 0, 0, 0)
-    cuda_support.preload("cuda:0")  # nothing to load, nothing to complain about
+    preload("cuda:0")  # nothing to load, nothing to complain about
 
 
 @needs_cuda_half
 def test_arguments_no_kernel_takes_are_refused_before_any_launch():
     module = EXTENSION.module
     with pytest.raises(RuntimeError, match="unknown dtype"):
-        module.cuda_noise(0, 0, 0, 0, 0, 1, 0, 0, 1, 3, 4, 0, _ext.DTYPE_CODES["float16"], 0, 0)
+        module.cuda_noise(0, 0, 0, 0, 0, 1, 0, 0, 1, 3, 4, 0, extension.DTYPE_CODES["float16"], 0, 0)
     with pytest.raises(RuntimeError, match="more than"):
         module.cuda_noise(0, 0, 0, 0, 0, 1, 0, 0, 1 << 40, 3, 4, 0, 0, 0, 0)
     module.cuda_noise(0, 0, 0, 0, 0, 1, 0, 0, 0, 3, 4, 0, 0, 0, 0)  # an empty batch needs no device

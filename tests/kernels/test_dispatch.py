@@ -17,8 +17,8 @@ from fastpure.kernels import (
     OPS,
     NoiseKeys,
     Stream,
-    _ext,
     backend_report,
+    extension,
     philox_normal,
     registry,
     serves,
@@ -36,7 +36,7 @@ def draw():
 @pytest.fixture
 def fresh_choices():
     """Choices are remembered; forget them before and after."""
-    caches = (registry._choose, registry._forced_by_environment, _ext.load)
+    caches = (registry._choose, registry._forced_by_environment, extension.load)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -46,7 +46,7 @@ def fresh_choices():
 
 @pytest.fixture
 def no_extension(fresh_choices, monkeypatch):
-    monkeypatch.setattr(_ext, "load", lambda: _ext.Extension(None, "the dog ate it"))
+    monkeypatch.setattr(extension, "load", lambda: extension.Extension(None, "the dog ate it"))
 
 
 def test_a_forced_back_end_that_does_not_exist_raises():
@@ -134,9 +134,9 @@ def test_the_extension_is_preferred_and_agrees_on_codes():
     assert registry.choose(OPS["affine_row"], "cpu", torch.float32) == "ext"
     assert registry.choose(OPS["affine_row"], "mps", torch.float32) == "reference"
     build = EXTENSION.build
-    assert build["dtypes"] == _ext.DTYPE_CODES
-    assert build["layouts"] == _ext.LAYOUT_CODES
-    assert build["noise_kinds"] == _ext.NOISE_CODES
+    assert build["dtypes"] == extension.DTYPE_CODES
+    assert build["layouts"] == extension.LAYOUT_CODES
+    assert build["noise_kinds"] == extension.NOISE_CODES
     assert build["instruction_sets"][-1] == "baseline"
     assert "-ffp-contract=off" in build["flags"]
     if torch.backends.openmp.is_available():
@@ -144,11 +144,11 @@ def test_the_extension_is_preferred_and_agrees_on_codes():
 
 
 def test_another_abi_disables_the_extension(fresh_choices, monkeypatch):
-    module = SimpleNamespace(build_info=lambda: {"abi": _ext.ABI + 1})
+    module = SimpleNamespace(build_info=lambda: {"abi": extension.ABI + 1})
     monkeypatch.setitem(sys.modules, "fastpure._C", module)
-    extension = _ext.load()
-    assert extension.module is None
-    assert f"ABI {_ext.ABI + 1}" in extension.reason
+    loaded = extension.load()
+    assert loaded.module is None
+    assert f"ABI {extension.ABI + 1}" in loaded.reason
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ def test_another_abi_disables_the_extension(fresh_choices, monkeypatch):
 def test_a_pure_python_installation_knows_why(fresh_choices, monkeypatch, tmp_path, report, words):
     if report is not None:
         (tmp_path / "report.json").write_text(report)
-    monkeypatch.setattr(_ext, "BUILD_REPORT", tmp_path / "report.json")
+    monkeypatch.setattr(extension, "BUILD_REPORT", tmp_path / "report.json")
     monkeypatch.setitem(sys.modules, "fastpure._C", None)  # makes the import fail like a missing module
-    extension = _ext.load()
-    assert extension.module is None
-    assert words in extension.reason
+    loaded = extension.load()
+    assert loaded.module is None
+    assert words in loaded.reason
 
 
 def test_the_environment_works_from_outside():

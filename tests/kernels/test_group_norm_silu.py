@@ -8,10 +8,17 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastpure.errors import KernelUnavailable
-from fastpure.kernels import OPS, registry, use_backend
-from fastpure.kernels.group_norm_silu import group_norm_silu, group_norm_silu_vjp, reference
-from fastpure.kernels.resample import resample, resample_vjp
-from fastpure.kernels.residual import residual_add
+from fastpure.kernels import (
+    OPS,
+    group_norm_silu,
+    group_norm_silu_vjp,
+    registry,
+    resample,
+    resample_vjp,
+    residual_add,
+    use_backend,
+)
+from fastpure.kernels.group_norm_silu import reference
 from tests.kernels.closeness import largest_error
 from tests.kernels.helpers import EXTENSION
 

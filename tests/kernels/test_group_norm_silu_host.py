@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from fastpure.errors import KernelUnavailable
-from fastpure.kernels import _ext, use_backend
-from fastpure.kernels.group_norm_silu import fused_on_host, group_norm_silu, group_norm_silu_vjp, reference
+from fastpure.kernels import extension, fused_on_host, group_norm_silu, group_norm_silu_vjp, use_backend
+from fastpure.kernels.group_norm_silu import reference
 from tests.kernels.closeness import distance, largest_error
 from tests.kernels.helpers import EXTENSION, needs_ext
 from tests.kernels.triton import cases
@@ -148,7 +148,8 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(case, d
             functions = {
                 f: functools.partial(getattr(module, f), isa=name) for f in ("group_norm", "group_norm_vjp")
             }
-            monkeypatch.setattr(_ext, "load", lambda f=functions: _ext.Extension(SimpleNamespace(**f), None))
+            loaded = extension.Extension(SimpleNamespace(**functions), None)
+            monkeypatch.setattr(extension, "load", lambda loaded=loaded: loaded)
             torch.set_num_threads(threads)
             for one, other in zip(raw(given, case, dtype), wanted, strict=True):
                 assert torch.equal(one, other), (name, threads)

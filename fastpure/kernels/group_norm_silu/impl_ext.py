@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastpure.kernels import _ext
-from fastpure.kernels.cuda_support import address
+from .. import extension
+from ..extension import address
 
 CODES = {
-    torch.float32: _ext.DTYPE_CODES["float32"],
-    torch.bfloat16: _ext.DTYPE_CODES["bfloat16"],
+    torch.float32: extension.DTYPE_CODES["float32"],
+    torch.bfloat16: extension.DTYPE_CODES["bfloat16"],
 }
 """Dtypes it takes, activations and per-channel vectors alike; the arithmetic is float32."""
 
 
 def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     """Why the extension cannot serve this device type and dtype; None if it can."""
-    extension = _ext.load()
-    if extension.module is None:
-        return extension.reason
+    loaded = extension.load()
+    if loaded.module is None:
+        return loaded.reason
     if device_type != "cpu":
         return f"the extension serves this operation in host memory only, not on {device_type}"
     if dtype not in CODES:
@@ -41,7 +41,7 @@ def group_norm_silu(
     stats: Tensor,
 ) -> None:
     """Write the activated tensor and the statistics; arguments as in the schema of ``group_norm_silu``."""
-    module = _ext.load().module
+    module = extension.load().module
     assert module is not None, "dispatch only comes here when the extension is loaded"
     row, weight, bias, vectors = _of_one_dtype(row, weight, bias)
     batch, channels, height, width = x.shape
@@ -87,7 +87,7 @@ def group_norm_silu_vjp(
     v_skip: Tensor | None,
 ) -> None:
     """Write the cotangents; arguments as in the schema of ``group_norm_silu_vjp``."""
-    module = _ext.load().module
+    module = extension.load().module
     assert module is not None, "dispatch only comes here when the extension is loaded"
     row, weight, bias, vectors = _of_one_dtype(row, weight, bias)
     batch, channels, height, width = x.shape

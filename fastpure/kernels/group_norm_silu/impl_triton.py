@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastpure.kernels import triton_support
-from fastpure.kernels.triton_configs import ACCESS, Tile, finish_tile, free_tile, group_tile
-from fastpure.kernels.triton_support import Launch
+from .. import triton_support
+from ..triton_support import ACCESS, Launch, Tile, finish_tile, free_tile, group_tile
 
 UP, DOWN = 1, 2
 _VECTORS = ("row_ptr", "weight_ptr", "bias_ptr", "stats_ptr")
@@ -175,8 +174,7 @@ def _run(plan: Plan, x: Tensor, tensors: dict[str, Tensor], **optional: Tensor |
 @functools.cache
 def forward_plan(architecture: int, problem: Problem) -> Plan:
     """One launch where a program can hold whole groups, three where not."""
-    from fastpure.kernels.group_norm_silu import triton_fused as fused
-    from fastpure.kernels.group_norm_silu import triton_split as split
+    from . import triton_programs as programs
 
     pair = 2 if problem.second else 1
     down, up = problem.resample == DOWN, problem.resample == UP
@@ -186,7 +184,7 @@ def forward_plan(architecture: int, problem: Problem) -> Plan:
     if tile is not None:
         moves = (2 * pair, 0.25) if down else (pair, 4 if up else 1)
         constants |= {"EPS": problem.eps, "NG": tile.groups, "P": tile.pixels, "K": tile.channels}
-        return Plan((_grouped(fused.forward_fused, names, constants, tile, problem, *moves),))
+        return Plan((_grouped(programs.forward_fused, names, constants, tile, problem, *moves),))
 
     first = _free_tile(architecture, "forward_partial", problem.size, problem)
     last_size = problem.size // 4 if down else problem.size
@@ -195,9 +193,11 @@ def forward_plan(architecture: int, problem: Problem) -> Plan:
     ends: dict[str, Any] = {"EPS": problem.eps, "ROWS": problem.rows}
     moves = (4 * pair, 1) if down else (pair, 4 if up else 1)
     launches = (
-        _free(split.forward_partial, (*_INPUTS, "partial_ptr"), part, first, problem.size, problem, pair, 0),
-        _finish(split.forward_finish, ("partial_ptr", "row_ptr", "stats_ptr"), ends, first, problem),
-        _free(split.forward_apply, names, constants, last, last_size, problem, *moves),
+        _free(
+            programs.forward_partial, (*_INPUTS, "partial_ptr"), part, first, problem.size, problem, pair, 0
+        ),
+        _finish(programs.forward_finish, ("partial_ptr", "row_ptr", "stats_ptr"), ends, first, problem),
+        _free(programs.forward_apply, names, constants, last, last_size, problem, *moves),
     )
     return Plan(launches, -(-problem.size // first.pixels))
 
@@ -205,8 +205,7 @@ def forward_plan(architecture: int, problem: Problem) -> Plan:
 @functools.cache
 def backward_plan(architecture: int, problem: Problem) -> Plan:
     """One launch where a program can hold whole groups, three where not."""
-    from fastpure.kernels.group_norm_silu import triton_fused as fused
-    from fastpure.kernels.group_norm_silu import triton_split as split
+    from . import triton_programs as programs
 
     pair = 2 if problem.second else 1
     gathers = pair + (4 if problem.resample == UP else 1)
@@ -216,16 +215,18 @@ def backward_plan(architecture: int, problem: Problem) -> Plan:
     if tile is not None:
         constants |= {"NG": tile.groups, "P": tile.pixels, "K": tile.channels}
         every = (*_GIVEN, *_RESULTS)
-        return Plan((_grouped(fused.backward_fused, every, constants, tile, problem, reads, pair),))
+        return Plan((_grouped(programs.backward_fused, every, constants, tile, problem, reads, pair),))
 
     size = problem.size
     first = _free_tile(architecture, "backward_partial", size, problem)
     last = _free_tile(architecture, "backward_apply", size, problem)
     names = (*_GIVEN, "means_ptr", *_RESULTS)
     launches = (
-        _free(split.backward_partial, (*_GIVEN, "partial_ptr"), constants, first, size, problem, gathers, 0),
-        _finish(split.backward_finish, ("partial_ptr", "means_ptr"), {}, first, problem),
-        _free(split.backward_apply, names, constants, last, size, problem, reads, pair),
+        _free(
+            programs.backward_partial, (*_GIVEN, "partial_ptr"), constants, first, size, problem, gathers, 0
+        ),
+        _finish(programs.backward_finish, ("partial_ptr", "means_ptr"), {}, first, problem),
+        _free(programs.backward_apply, names, constants, last, size, problem, reads, pair),
     )
     return Plan(launches, -(-size // first.pixels))
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fastpure.errors import one_of
-from fastpure.kernels import registry, triton_support
-from fastpure.kernels.activations import always, carries_derivatives, dense, refuse_autograd
-from fastpure.kernels.group_norm_silu import checks, impl_ext, impl_triton, reference
+from ...errors import mistake, one_of, positive, whole
+from .. import registry, triton_support
+from ..checks import (
+    always,
+    carries_derivatives,
+    check_activations,
+    check_channels,
+    check_like,
+    dense,
+    refuse_autograd,
+)
+from . import impl_ext, impl_triton, reference
 
+RESAMPLE_CODES: dict[str | None, int] = {None: 0, "up": 1, "down": 2}
+RESAMPLE_NAMES = {code: name for name, code in RESAMPLE_CODES.items()}
 ORDER = {"cuda": ("triton", "reference"), "cpu": ("ext", "reference")}
 
 
@@ -26,7 +38,7 @@ def _forward_by_reference(
     y: Tensor,
     stats: Tensor,
 ) -> None:
-    name = checks.RESAMPLE_NAMES[resample]
+    name = RESAMPLE_NAMES[resample]
     results = reference.group_norm_silu(
         x, weight, bias, groups, eps, skip=skip, row=row, resample=name, activate=activate
     )
@@ -49,13 +61,92 @@ def _backward_by_reference(
     v_x: Tensor,
     v_skip: Tensor | None,
 ) -> None:
-    name = checks.RESAMPLE_NAMES[resample]
+    name = RESAMPLE_NAMES[resample]
     results = reference.group_norm_silu_vjp(
         v, x, stats, weight, bias, groups, skip=skip, row=row, resample=name, activate=activate, add=add
     )
     v_x.copy_(results[0])
     if v_skip is not None and results[1] is not None:
         v_skip.copy_(results[1])
+
+
+def _check_forward(*args: Any) -> Tensor:
+    """Check the arguments of ``group_norm_silu`` (order of its schema); returns ``x``."""
+    x, skip, row, weight, bias, groups, eps, resample, _, y, stats = args
+    channels = _check_input(x, skip, row, weight, bias, groups, resample)
+    positive("eps", eps)
+    check_like("y", y, x, _output_shape(x, channels, resample))
+    _check_stats(stats, x, groups)
+    return x
+
+
+def _check_backward(*args: Any) -> Tensor:
+    """Check the arguments of ``group_norm_silu_vjp`` (order of its schema); returns ``x``."""
+    v, x, skip, row, weight, bias, stats, groups, resample, _, add, v_x, v_skip = args
+    channels = _check_input(x, skip, row, weight, bias, groups, resample)
+    check_like("v", v, x, _output_shape(x, channels, resample))
+    _check_stats(stats, x, groups)
+    if add is not None:
+        check_like("add", add, x, (x.shape[0], channels, *x.shape[2:]))
+    check_like("v_x", v_x, x, tuple(x.shape))
+    if (skip is None) != (v_skip is None):
+        raise ValueError(mistake("v_skip", "given exactly where `skip` is", "one without the other"))
+    if v_skip is not None:
+        check_like("v_skip", v_skip, x, tuple(skip.shape))
+    return x
+
+
+def _output_shape(x: Tensor, channels: int, resample: int) -> tuple[int, ...]:
+    """[B, channels, H', W'] behind the resampling."""
+    height, width = x.shape[2:]
+    if resample == RESAMPLE_CODES["up"]:
+        return x.shape[0], channels, 2 * height, 2 * width
+    if resample == RESAMPLE_CODES["down"]:
+        return x.shape[0], channels, height // 2, width // 2
+    return x.shape[0], channels, height, width
+
+
+def _check_resample(x: Tensor, resample: int) -> None:
+    """Raise unless ``resample`` is a known code and ``x`` can be halved where it asks for that."""
+    one_of("resample", resample, RESAMPLE_NAMES)
+    if resample == RESAMPLE_CODES["down"] and (x.shape[2] % 2 or x.shape[3] % 2):
+        raise ValueError(mistake("x", "of even height and width to be halved", list(x.shape)))
+
+
+def _check_input(
+    x: Tensor,
+    skip: Tensor | None,
+    row: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    resample: int,
+) -> int:
+    """Everything both directions share; returns the number of channels."""
+    check_activations("x", x)
+    channels = x.shape[1]
+    if skip is not None:
+        check_activations("skip", skip)
+        check_like("skip", skip, x, (x.shape[0], skip.shape[1], *x.shape[2:]))
+        channels += skip.shape[1]
+    whole("groups", groups, 1)
+    if channels % groups:
+        raise ValueError(mistake("groups", f"a divisor of the {channels} channels", groups))
+    _check_resample(x, resample)
+    for name, values in (("row", row), ("weight", weight), ("bias", bias)):
+        if values is not None:
+            check_channels(name, values, x, channels)
+    return channels
+
+
+def _check_stats(stats: Tensor, x: Tensor, groups: int) -> None:
+    wanted = torch.promote_types(x.dtype, torch.float32)
+    shape = (x.shape[0], groups, 2)
+    if stats.dtype != wanted or tuple(stats.shape) != shape or not stats.is_contiguous():
+        got = f"{stats.dtype} {list(stats.shape)}"
+        raise ValueError(mistake("stats", f"dense {wanted} of shape {list(shape)}", got))
+    if stats.device != x.device:
+        raise ValueError(mistake("stats", f"on the device of the input, {x.device}", stats.device))
 
 
 FORWARD = registry.OpSpec(
@@ -86,8 +177,8 @@ BACKWARD = registry.OpSpec(
     },
     order=ORDER,
 )
-_run_forward = registry.define(FORWARD, checks.check_forward)
-_run_backward = registry.define(BACKWARD, checks.check_backward)
+_run_forward = registry.define(FORWARD, _check_forward)
+_run_backward = registry.define(BACKWARD, _check_backward)
 
 
 def fused_on_host(x: Tensor) -> bool:
@@ -145,10 +236,10 @@ def group_norm_silu(
         KernelUnavailable: a back end was forced that cannot run here.
     """
     refuse_autograd("group_norm_silu", x, skip, row, weight, bias)
-    code = checks.RESAMPLE_CODES[one_of("resample", resample, checks.RESAMPLE_CODES)]
+    code = RESAMPLE_CODES[one_of("resample", resample, RESAMPLE_CODES)]
     x, skip = dense("x", x), None if skip is None else dense("skip", skip)
     channels = x.shape[1] + (0 if skip is None else skip.shape[1])
-    shape = checks.output_shape(x, channels, code)
+    shape = _output_shape(x, channels, code)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     wide = torch.promote_types(x.dtype, torch.float32)
     stats = torch.empty((x.shape[0], groups, 2), dtype=wide, device=x.device)
@@ -185,7 +276,7 @@ def group_norm_silu_vjp(
         TypeError, ValueError, RuntimeError, KernelUnavailable: as :func:`group_norm_silu`.
     """
     refuse_autograd("group_norm_silu_vjp", v, x, skip, row, weight, bias, add)
-    code = checks.RESAMPLE_CODES[one_of("resample", resample, checks.RESAMPLE_CODES)]
+    code = RESAMPLE_CODES[one_of("resample", resample, RESAMPLE_CODES)]
     v, x = dense("v", v), dense("x", x)
     skip, add = None if skip is None else dense("skip", skip), None if add is None else dense("add", add)
     v_x, v_skip = torch.empty_like(x), None if skip is None else torch.empty_like(skip)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastpure.kernels import _ext
-from fastpure.kernels.cuda_support import STATE_CODES, module_for, target
-from fastpure.kernels.layout import layout_code
+from .. import extension
+from ..extension import STATE_CODES, layout_code, module_for, target
 
 
 def _fill(
@@ -37,11 +36,11 @@ def normal(
     seed: Tensor, ids: Tensor, draws: Tensor, step: Tensor, stream: int, domain: int, out: Tensor
 ) -> None:
     """Write normals into ``out``; arguments as in the schema of ``philox_normal``."""
-    _fill(_ext.NOISE_CODES["normal"], seed, ids, draws, step, stream, domain, out)
+    _fill(extension.NOISE_CODES["normal"], seed, ids, draws, step, stream, domain, out)
 
 
 def uniform(
     seed: Tensor, ids: Tensor, draws: Tensor, step: Tensor, stream: int, domain: int, out: Tensor
 ) -> None:
     """Write uniforms into ``out``; arguments as in the schema of ``philox_uniform``."""
-    _fill(_ext.NOISE_CODES["uniform"], seed, ids, draws, step, stream, domain, out)
+    _fill(extension.NOISE_CODES["uniform"], seed, ids, draws, step, stream, domain, out)

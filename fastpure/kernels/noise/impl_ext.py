@@ -5,18 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastpure.kernels import _ext, cuda_support
-from fastpure.kernels.cuda_support import STATE_CODES
-from fastpure.kernels.layout import layout_code
+from .. import extension
+from ..extension import STATE_CODES, layout_code
 
 
 def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     """Why the extension cannot serve this device type and dtype; None if it can."""
-    extension = _ext.load()
-    if extension.module is None:
-        return extension.reason
+    loaded = extension.load()
+    if loaded.module is None:
+        return loaded.reason
     if device_type == "cuda":
-        return cuda_support.unavailable(dtype)
+        return extension.unavailable(dtype)
     if device_type != "cpu":
         return f"the extension serves host memory and CUDA devices, not {device_type}"
     if dtype not in STATE_CODES:
@@ -27,7 +26,7 @@ def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
 def _fill(
     kind: int, seed: Tensor, ids: Tensor, draws: Tensor, step: Tensor, stream: int, domain: int, out: Tensor
 ) -> None:
-    module = _ext.load().module
+    module = extension.load().module
     assert module is not None, "dispatch only comes here when the extension is loaded"
     batch, channels, height, width = out.shape
     module.noise(  # by position, in the order of csrc/module.cpp
@@ -52,11 +51,11 @@ def normal(
     seed: Tensor, ids: Tensor, draws: Tensor, step: Tensor, stream: int, domain: int, out: Tensor
 ) -> None:
     """Write normals into ``out``; arguments as in the schema of ``philox_normal``."""
-    _fill(_ext.NOISE_CODES["normal"], seed, ids, draws, step, stream, domain, out)
+    _fill(extension.NOISE_CODES["normal"], seed, ids, draws, step, stream, domain, out)
 
 
 def uniform(
     seed: Tensor, ids: Tensor, draws: Tensor, step: Tensor, stream: int, domain: int, out: Tensor
 ) -> None:
     """Write uniforms into ``out``; arguments as in the schema of ``philox_uniform``."""
-    _fill(_ext.NOISE_CODES["uniform"], seed, ids, draws, step, stream, domain, out)
+    _fill(extension.NOISE_CODES["uniform"], seed, ids, draws, step, stream, domain, out)

@@ -7,19 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastpure.errors import mistake, one_of, whole
-from fastpure.kernels import registry
-from fastpure.kernels.cuda_support import by_device
-from fastpure.kernels.keys import STEP_MAX, NoiseKeys, Stream
-from fastpure.kernels.layout import (
+from ...errors import mistake, one_of, whole
+from .. import registry
+from ..checks import (
     STATE_DTYPES,
+    always,
     check_byte,
     check_images,
     check_state,
     check_step,
     check_step_value,
 )
-from fastpure.kernels.noise import impl_cuda, impl_ext, reference
+from ..extension import by_device
+from ..keys import STEP_MAX, NoiseKeys, Stream, check_keys
+from . import impl_cuda, impl_ext, reference
 
 SCHEMA = (
     "(Tensor seed, Tensor sample_ids, Tensor draws, Tensor step, int stream, int domain, Tensor(a!) out)"
@@ -37,24 +38,6 @@ def _by_reference(function: Callable[..., Tensor]) -> Callable[..., None]:
         out.copy_(function(keys, step, stream, tuple(out.shape[1:]), dtype=out.dtype))
 
     return run
-
-
-def _always(device_type: str, dtype: torch.dtype) -> None:
-    """The reference runs wherever torch does."""
-
-
-def check_keys(seed: Tensor, sample_ids: Tensor, draws: Tensor, batch: int, device: torch.device) -> None:
-    """Raise unless the three key tensors are dense int64 of the right length on ``device``."""
-    for name, tensor, length in (
-        ("seed", seed, 1),
-        ("sample_ids", sample_ids, batch),
-        ("draws", draws, batch),
-    ):
-        if tensor.dtype != torch.int64 or tuple(tensor.shape) != (length,) or not tensor.is_contiguous():
-            got = f"{tensor.dtype} {list(tensor.shape)}"
-            raise ValueError(mistake(name, f"a dense int64 tensor of shape [{length}]", got))
-        if tensor.device != device:
-            raise ValueError(mistake(name, f"on the device of the state, {device}", tensor.device))
 
 
 def _check(
@@ -79,7 +62,7 @@ NORMAL = registry.OpSpec(
         "ext": registry.Implementation(
             by_device(OUT, impl_ext.normal, impl_cuda.normal), impl_ext.unavailable
         ),
-        "reference": registry.Implementation(_by_reference(reference.philox_normal), _always),
+        "reference": registry.Implementation(_by_reference(reference.philox_normal), always),
     },
     order=ORDER,
 )
@@ -91,7 +74,7 @@ UNIFORM = registry.OpSpec(
         "ext": registry.Implementation(
             by_device(OUT, impl_ext.uniform, impl_cuda.uniform), impl_ext.unavailable
         ),
-        "reference": registry.Implementation(_by_reference(reference.philox_uniform), _always),
+        "reference": registry.Implementation(_by_reference(reference.philox_uniform), always),
     },
     order=ORDER,
 )

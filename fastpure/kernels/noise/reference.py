@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastpure.kernels.keys import NoiseKeys
+from ..keys import NoiseKeys
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

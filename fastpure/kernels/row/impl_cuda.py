@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastpure.kernels.cuda_support import STATE_CODES, address, input_code, module_for, target
-from fastpure.kernels.layout import layout_code
+from ..extension import STATE_CODES, address, input_code, layout_code, module_for, target
 
 
 def affine_row(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastpure.kernels import _ext
-from fastpure.kernels.cuda_support import STATE_CODES, address
-from fastpure.kernels.layout import layout_code
-from fastpure.kernels.noise.impl_ext import unavailable
+from .. import extension
+from ..extension import STATE_CODES, address, layout_code
+from ..noise.impl_ext import unavailable
 
 __all__ = ["affine_row", "affine_row_vjp", "unavailable"]
 
@@ -30,7 +29,7 @@ def affine_row(
     register_next: Tensor | None,
 ) -> None:
     """Write the updated state (and register); arguments as in the schema of ``affine_row``."""
-    module = _ext.load().module
+    module = extension.load().module
     assert module is not None, "dispatch only comes here when the extension is loaded"
     batch, channels, height, width = x.shape
     module.affine_row(  # by position, in the order of csrc/module.cpp
@@ -71,7 +70,7 @@ def affine_row_vjp(
     v_register_out: Tensor | None,
 ) -> None:
     """Write the cotangents; arguments as in the schema of ``affine_row_vjp``."""
-    module = _ext.load().module
+    module = extension.load().module
     assert module is not None, "dispatch only comes here when the extension is loaded"
     module.affine_row_vjp(  # likewise
         v.data_ptr(),

@@ -7,19 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastpure.errors import mistake
-from fastpure.kernels import registry
-from fastpure.kernels.cuda_support import by_device
-from fastpure.kernels.keys import NoiseKeys, Stream
-from fastpure.kernels.layout import (
+from ...errors import mistake
+from ...schedule.table import KERNEL_COLUMNS, KERNEL_WIDTH
+from .. import registry
+from ..checks import (
+    always,
+    check_byte,
+    check_images,
     check_state,
+    check_step,
     check_step_value,
     is_readable,
     like_state,
     memory_format_of,
+    refuse_autograd,
 )
-from fastpure.kernels.row import checks, impl_cuda, impl_ext, reference
-from fastpure.schedule.table import KERNEL_COLUMNS
+from ..extension import by_device
+from ..keys import STEP_MAX, NoiseKeys, Stream, check_keys
+from . import impl_cuda, impl_ext, reference
 
 CLIP = KERNEL_COLUMNS.index("clip")
 
@@ -70,8 +75,62 @@ def _vjp_by_reference(*args: Any) -> None:
             out.copy_(result)
 
 
-def _always(device_type: str, dtype: torch.dtype) -> None:
-    """The reference runs wherever torch does."""
+def _check_table(table: Tensor, state: Tensor, like: str) -> None:
+    """Raise unless ``table`` is a dense [K, 16] matrix in the dtype and on the device of the state."""
+    if not isinstance(table, Tensor):
+        raise TypeError(mistake("table", f"a tensor [K, {KERNEL_WIDTH}]", type(table).__name__))
+    shape = table.shape
+    if len(shape) != 2 or shape[1] != KERNEL_WIDTH or not 1 <= shape[0] <= STEP_MAX + 1:
+        raise ValueError(
+            mistake("table", f"of shape [K, {KERNEL_WIDTH}], K in [1, {STEP_MAX + 1}]", list(shape))
+        )
+    if table.dtype != state.dtype:
+        raise TypeError(mistake("table", f"of the dtype of `{like}`, {state.dtype}", table.dtype))
+    if table.device != state.device:
+        raise ValueError(mistake("table", f"on the device of `{like}`, {state.device}", table.device))
+    if not table.is_contiguous():
+        raise ValueError(mistake("table", "dense (call .contiguous())", f"strides {table.stride()}"))
+
+
+def _check_row(*args: Any) -> Tensor:
+    """Check the arguments of the operation ``affine_row`` (order of its schema); returns ``x``."""
+    x, noise_pred, guidance, register, noise, *_, x_next, register_next = args
+    check_state("x", x)
+    images = {"noise_pred": noise_pred, "guidance": guidance, "register": register, "noise": noise}
+    check_images(x, "x", images | {"x_next": x_next, "register_next": register_next})
+    return _check_row_converted(*args)
+
+
+def _check_row_converted(*args: Any) -> Tensor:
+    """The same without the images, which the public function has made or converted itself."""
+    x, _, _, _, noise, seed, ids, draws, table, step, stream, domain, _, _ = args
+    _check_table(table, x, "x")
+    check_step(step, x.device)
+    check_byte("stream", stream)
+    check_byte("domain", domain)
+    if seed is not None:
+        if noise is not None:
+            raise ValueError(mistake("noise", "either an array or keys", "both"))
+        check_keys(seed, ids, draws, x.shape[0], x.device)
+    return x
+
+
+def _check_vjp(*args: Any) -> Tensor:
+    """Check the arguments of the operation ``affine_row_vjp`` (order of its schema); returns ``v``."""
+    v, v_register, x, noise_pred, _, _, *outs = args
+    check_state("v", v)
+    names = ("v_x", "v_noise_pred", "v_guidance", "v_register_out")
+    images = {"v_register": v_register, "x": x, "noise_pred": noise_pred}
+    check_images(v, "v", images | dict(zip(names, outs, strict=True)))
+    return _check_vjp_converted(*args)
+
+
+def _check_vjp_converted(*args: Any) -> Tensor:
+    """The same without the images, which the public function has made or converted itself."""
+    v, table, step = args[0], args[4], args[5]
+    _check_table(table, v, "v")
+    check_step(step, v.device)
+    return v
 
 
 ORDER = {"cpu": ("ext", "reference"), "cuda": ("ext", "reference")}
@@ -87,7 +146,7 @@ ROW = registry.OpSpec(
         "ext": registry.Implementation(
             by_device(0, impl_ext.affine_row, impl_cuda.affine_row), impl_ext.unavailable
         ),
-        "reference": registry.Implementation(_row_by_reference, _always),
+        "reference": registry.Implementation(_row_by_reference, always),
     },
     order=ORDER,
 )
@@ -102,12 +161,12 @@ VJP = registry.OpSpec(
         "ext": registry.Implementation(
             by_device(0, impl_ext.affine_row_vjp, impl_cuda.affine_row_vjp), impl_ext.unavailable
         ),
-        "reference": registry.Implementation(_vjp_by_reference, _always),
+        "reference": registry.Implementation(_vjp_by_reference, always),
     },
     order=ORDER,
 )
-_run_row = registry.define(ROW, checks.check_row, checks.check_row_converted)
-_run_vjp = registry.define(VJP, checks.check_vjp, checks.check_vjp_converted)
+_run_row = registry.define(ROW, _check_row, _check_row_converted)
+_run_vjp = registry.define(VJP, _check_vjp, _check_vjp_converted)
 
 
 def affine_row(
@@ -149,7 +208,7 @@ def affine_row(
         KernelUnavailable: a back end was forced that cannot run here.
     """
     check_state("x", x)
-    _refuse_autograd("affine_row", x, noise_pred, guidance, register, noise)
+    refuse_autograd("affine_row", x, noise_pred, guidance, register, noise)
     fmt = memory_format_of(x)
     x = x.contiguous(memory_format=fmt)
     x_next = torch.empty_like(x)
@@ -209,7 +268,7 @@ def affine_row_vjp(
         TypeError, ValueError, RuntimeError, KernelUnavailable: as :func:`affine_row`.
     """
     check_state("v", v)
-    _refuse_autograd("affine_row_vjp", v, v_register)
+    refuse_autograd("affine_row_vjp", v, v_register)
     fmt = memory_format_of(v)
     v = v.contiguous(memory_format=fmt)
     v_x, v_noise_pred = torch.empty_like(v), torch.empty_like(v)
@@ -228,14 +287,3 @@ def affine_row_vjp(
         v_register_out,
     )
     return v_x, v_noise_pred, v_guidance, v_register_out
-
-
-def _refuse_autograd(op: str, *inputs: Any) -> None:
-    """Raise rather than cut a graph silently."""
-    if not torch.is_grad_enabled():
-        return
-    if any(isinstance(i, Tensor) and i.requires_grad for i in inputs):
-        raise RuntimeError(
-            mistake("inputs", f"free of gradient recording in `{op}`", "a tensor that requires a gradient")
-            + ". Call it inside an autograd function or under torch.no_grad()"
-        )

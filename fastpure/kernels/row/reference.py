@@ -24,9 +24,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastpure.kernels.keys import NoiseKeys, Stream
-from fastpure.kernels.noise.reference import philox_normal
-from fastpure.schedule.table import KERNEL_COLUMNS
+from ...schedule.table import KERNEL_COLUMNS
+from ..keys import NoiseKeys, Stream
+from ..noise.reference import philox_normal
 
 Coefficient = float | Tensor
 

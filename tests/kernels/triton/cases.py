@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastpure.kernels.group_norm_silu import reference
-from fastpure.kernels.triton_configs import RULES, TileRule
+from fastpure.kernels.triton_support import RULES, TileRule
 from tests.tolerances import ROUNDING
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"

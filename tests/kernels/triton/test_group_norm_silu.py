@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastpure.kernels import triton_configs, use_backend
-from fastpure.kernels.group_norm_silu import group_norm_silu, group_norm_silu_vjp, impl_triton, reference
+from fastpure.kernels import group_norm_silu, group_norm_silu_vjp, triton_support, use_backend
+from fastpure.kernels.group_norm_silu import impl_triton, reference
 from fastpure.kernels.triton_support import architecture
 from tests.kernels.closeness import distance, largest_error
 from tests.kernels.triton.cases import (
@@ -82,8 +82,8 @@ def tiles(monkeypatch):
         impl_triton.backward_plan.cache_clear()
 
     def use(split: bool) -> None:
-        monkeypatch.setitem(triton_configs.RULES, architecture(torch.device(DEVICE)), small_rules(split))
-        monkeypatch.setattr(triton_configs, "FINISH_BLOCK", 16)
+        monkeypatch.setitem(triton_support.RULES, architecture(torch.device(DEVICE)), small_rules(split))
+        monkeypatch.setattr(triton_support, "FINISH_BLOCK", 16)
         forget()
 
     forget()

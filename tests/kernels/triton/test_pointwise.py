@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastpure.kernels import use_backend
-from fastpure.kernels.resample import resample, resample_vjp
-from fastpure.kernels.residual import reference as residual_reference
-from fastpure.kernels.residual import residual_add
-from fastpure.kernels.triton_configs import flat_tile
+from fastpure.kernels import resample, resample_vjp, residual_add, use_backend
+from fastpure.kernels.pointwise import reference
+from fastpure.kernels.triton_support import flat_tile
 from tests.kernels.closeness import largest_error
 from tests.kernels.triton.cases import DEVICE, DTYPES, guarded, rounding, written_within
 
@@ -64,7 +62,7 @@ def test_residual_add(shape, dtype, with_bias):
         found = residual_add(a, b, bias, 0.5**0.5)
         assert torch.equal(found, residual_add(a, b, bias, 0.5**0.5))
     wide = None if bias is None else bias.double()
-    assert close(found, residual_reference.residual_add(a.double(), b.double(), wide, 0.5**0.5))
+    assert close(found, reference.residual_add(a.double(), b.double(), wide, 0.5**0.5))
 
 
 def test_nothing_is_written_outside(dtype):

@@ -1,7 +1,10 @@
-"""Resampling by two in plain torch: the definition the Triton kernels are tested against.
+"""Resampling by two and the end of a residual block in plain torch: what the Triton kernels are tested against.
 
 "up": y[2h + i, 2w + j] = x[h, w]; "down": y[h, w] = mean of x[2h + i, 2w + j], i and j in {0, 1}. Each is the
-other's transpose up to a factor: up^T = 4 down, down^T = up / 4. Half precision is summed in float32.
+other's transpose up to a factor: up^T = 4 down, down^T = up / 4.
+
+A residual block ends in (a + b + bias) scale. Transposed, both branches get scale times the cotangent, which needs
+no kernel of its own. Half precision is summed in float32 everywhere.
 """
 
 from __future__ import annotations
@@ -32,3 +35,12 @@ def gather(x: Tensor, scale: float) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     total = wide.reshape(batch, channels, height // 2, 2, width // 2, 2).sum((3, 5)) * scale
     return total.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def residual_add(a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """See :func:`fastpure.kernels.residual_add`; differentiable by autograd."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    total = a.to(wide) + b.to(wide)
+    if bias is not None:
+        total = total + bias.to(wide)[:, None, None]
+    return (total * scale).to(a.dtype).contiguous(memory_format=torch.channels_last)
