@@ -5,7 +5,7 @@ The coefficients are written out, so that they are the same numbers on every pro
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
@@ -31,3 +31,25 @@ PINS = {
 @pytest.mark.parametrize("name", TABLES)
 def test_digests_are_those_of_existing_run_files(name):
     assert TABLES[name].digest == PINS[name]
+
+
+@dataclass(frozen=True)
+class Wider(Row):
+    """A row of a later version, with one more column."""
+
+    momentum: float = 0.0
+
+
+def test_a_later_column_counts_only_where_it_is_used():
+    now = StepTable((FORWARD, CALL))
+    unused = StepTable((Wider(**vars(FORWARD)), Wider(**vars(CALL))))
+    used = StepTable((Wider(**vars(FORWARD)), Wider(**vars(CALL), momentum=0.5)))
+    other = StepTable((Wider(**vars(FORWARD)), Wider(**vars(CALL), momentum=0.25)))
+    assert unused.digest == now.digest
+    assert len({now.digest, used.digest, other.digest}) == 3
+
+
+@pytest.mark.parametrize("column", [field.name for field in fields(Row)])
+def test_every_column_counts(column):
+    other = not getattr(CALL, column) if column in ("clip", "forward") else 7
+    assert StepTable((WRITES, replace(CALL, **{column: other}))).digest != StepTable((WRITES, CALL)).digest
