@@ -15,7 +15,7 @@ from fastpure.attacks.gradient_modes import surrogate_method
 from fastpure.attacks.losses import cross_entropy
 from fastpure.kernels import Domain
 from tests.attacks.toys import Pixels, images, mixture_defense, scaling_defense
-from tests.purify.small import SMALL
+from tests.methods.small import SMALL
 from tests.reverse import toys
 
 
