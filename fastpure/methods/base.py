@@ -148,13 +148,15 @@ class Method:
         """The same method in fewer steps: a fifth of them, or ``steps``, or steps of length ``dt``.
 
         Raises:
-            ValueError: the method has no number or length of steps to change, or ``dt`` was given and it is the number.
+            ValueError: the method has no steps to change, both were given, or ``dt`` where steps are counted.
         """
         setting, settings = self.step_setting, dict[str, Any](self.settings)
         if setting is None:
-            raise ValueError(mistake("method", "one whose settings say how many steps it takes", self))
+            raise ValueError(mistake("method", "one whose settings say how many steps it takes", self.name))
         if steps is not None:
             whole("steps", steps, minimum=1)
+            if dt is not None:
+                raise ValueError(mistake("dt", "None where steps are given", dt))
         if setting == "dt":
             n = steps or max(1, round(self.steps.n_network_calls / COARSER))
             return self.rebuilt(dt=settings["t"] / n if dt is None else positive("dt", dt))
@@ -173,7 +175,7 @@ class Method:
             ValueError: the method has no such setting.
         """
         if "guidance_grad" not in dict(self.settings):
-            raise ValueError(mistake("method", "one with the setting guidance_grad", self))
+            raise ValueError(mistake("method", "one with the setting guidance_grad", self.name))
         return self.rebuilt(guidance_grad="detached")
 
     def check_denoiser(self, denoiser: Denoiser) -> None:
@@ -206,7 +208,7 @@ def method(
         steps: the setting that says how many steps there are, or "dt" for their length, of which ``t`` is the whole.
         since: settings that came after the method's first release, with the value that it had before. They are
             recorded only where they differ, so that older run files still name the same method.
-        only: settings that mean something, and are recorded, only where this holds of the arguments.
+        only: settings that mean something, and are recorded, only where this holds of the arguments as given.
         order: settings that are printed first, where that is another order than the arguments'.
     """
     since, only = since or {}, only or {}
