@@ -194,15 +194,17 @@ def _from_preset(wanted: Request) -> Experiment:
     preset = PRESETS[str(wanted.preset)]
     if wanted.method is not None:
         raise ValueError("`--method` must be left out with --preset, which names its own")
+    changes = method_settings(preset.recipe.name, wanted, dict(preset.recipe.settings))
+    network = spec(preset.recipe.name).network
+    file = changes.pop(network, None) if network is not None else None
+    if file is not None and preset.recipe.takes is None:
+        raise ValueError(f"`--set method.{network}` has no effect: {preset.name} is not guided")
     device = checked_device(wanted.device)
     dataset = preset.load_dataset(wanted.data_path, wanted.data_seed or None)
     if wanted.n is not None:
         dataset = dataset.select(range(min(wanted.n, len(dataset))))
     denoiser = preset.load_denoiser(_needed(wanted, "denoiser")).to(device)
     classifier = preset.load_classifier(_needed(wanted, "classifier")).to(device)
-    changes = method_settings(preset.recipe.name, wanted, dict(preset.recipe.settings))
-    network = spec(preset.recipe.name).network
-    file = changes.pop(network, None) if network is not None else None
     guide = None if file is None else load_classifier(file).to(device)
     options = {"seed": wanted.seed, "precision": wanted.precision}
     defense = preset.defense(denoiser, classifier, guide=guide, changes=changes, **options)
