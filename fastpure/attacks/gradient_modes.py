@@ -12,9 +12,8 @@ All but the first are weaker; they are here to be compared with, by name.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,16 +21,9 @@ from torch import Tensor
 
 from ..errors import mistake, one_of, positive, whole
 from ..kernels import Domain
-from ..methods import METHODS, Method
 from ..purify import Target
 from .adjoint import adjoint_logits
 from .gradient import Logits, attack_logits
-
-COUNTS = ("n_steps", "n_iter")
-"""Settings of methods that count their steps."""
-
-SURROGATE_SHARE = 5
-"""A surrogate takes one step for this many of the defence's unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -74,39 +66,6 @@ class GradientMode:
         return MODES[self.name](self, target)
 
 
-def surrogate_method(method: Method, steps: int | None = None, dt: float | None = None) -> Method:
-    """``method`` with fewer steps: a fifth of them, or ``steps``, or of length ``dt``.
-
-    Raises:
-        ValueError: the method has no number or length of steps to change.
-    """
-    settings: dict[str, Any] = dict(method.settings)
-    counted = next((name for name in COUNTS if name in settings), None)
-    if counted is not None and dt is None:
-        before = settings[counted]
-        settings[counted] = steps or max(1, round(before / SURROGATE_SHARE))
-        if "dt" in settings:  # fewer steps of the same length would stop earlier
-            settings["dt"] *= before / settings[counted]
-    elif counted is None and "dt" in settings and "t" in settings:
-        steps = steps or max(1, round(method.steps.n_network_calls / SURROGATE_SHARE))
-        settings["dt"] = dt if dt is not None else settings["t"] / steps
-    else:
-        known = "'surrogate' with surrogate_steps" if counted is not None else "another mode"
-        raise ValueError(mistake("gradient", f"{known} for method {method.name}", "'surrogate'"))
-    return rebuilt(method, settings)
-
-
-def rebuilt(method: Method, settings: dict[str, Any]) -> Method:
-    """The method of the same name and network with other settings."""
-    make: Callable[..., Method] = METHODS[one_of("method", method.name, METHODS)]  # type: ignore[assignment]
-    if method.guidance is not None and (networks := method.guidance.networks()):
-        # Settings hold what can be printed; the classifier or auxiliary network is the one argument that cannot.
-        for name, parameter in inspect.signature(make).parameters.items():
-            if name not in settings and "nn.Module" in str(parameter.annotation):
-                settings = {**settings, name: networks[0]}
-    return make(**settings)
-
-
 def has_noise(target: Target, gradient: str) -> bool:
     """Whether what the mode differentiates sees noise: the classifier alone does not see the purifier's."""
     return bool(target.own_noise) if gradient == "blind" else target.is_random
@@ -117,16 +76,19 @@ def _exact(mode: GradientMode, target: Target) -> Logits:
 
 
 def _detached(mode: GradientMode, target: Target) -> Logits:
-    guidance = target.method.guidance
-    if guidance is None or not hasattr(guidance, "grad"):
-        expected = "a mode that method " + target.method.name + " has; it has no guidance to detach"
+    method = target.method
+    if method.guidance is None:
+        expected = f"a mode that method {method.name} has; it has no guidance to detach"
         raise ValueError(mistake("gradient", expected, "'detached'", "Use gradient='exact'"))
-    cut = replace(guidance, grad="detached")  # type: ignore[type-var]
-    return attack_logits(target.with_method(replace(target.method, guidance=cut)))
+    return attack_logits(target.with_method(method.detached()))
 
 
 def _surrogate(mode: GradientMode, target: Target) -> Logits:
-    return attack_logits(target.with_method(surrogate_method(target.method, mode.steps, mode.dt)))
+    method = target.method
+    if method.step_setting is None or (mode.dt is not None and method.step_setting != "dt"):
+        known = "another mode" if method.step_setting is None else "'surrogate' with surrogate_steps"
+        raise ValueError(mistake("gradient", f"{known} for method {method.name}", "'surrogate'"))
+    return attack_logits(target.with_method(method.coarser(mode.steps, mode.dt)))
 
 
 def _bpda(mode: GradientMode, target: Target) -> Logits:

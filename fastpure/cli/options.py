@@ -1,19 +1,20 @@
-"""Options that name an experiment, shared by `attack`, `evaluate` and `sweep`."""
+"""Options that name an experiment, shared by ``attack``, ``evaluate`` and ``sweep``."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from ..errors import RunInterrupted
+from ..signatures import arguments
 
 KINDS = ("method", "attack", "protocol")
 
@@ -151,12 +152,14 @@ def request(
 
 
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command(wanted, **own)`` all options of `request` before its own, and call it with their request."""
+    """Give ``command(wanted, **own)`` all options of ``request`` before its own, and call it with their request."""
 
-    def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    def parameters(function: Callable[..., Any]) -> list[Parameter]:
         hints = get_type_hints(function, include_extras=True)
-        found = inspect.signature(function).parameters.values()
-        return [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in found]
+        return [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+            for name, default in arguments(function).items()
+        ]
 
     shared, own = parameters(request), parameters(command)[1:]
 
@@ -166,7 +169,7 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
 
     merged = [*shared, *own]
     wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
-    wrapped.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
+    wrapped.__signature__ = Signature(merged)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in merged}
     return wrapped
 

@@ -1,14 +1,16 @@
 """Purification methods as data: a table, a guidance and what happens at the two ends.
 
 Each function returns a frozen, printable, hashable ``Method``; none has a loop of its own. A new method is one
-function in a file of this folder and one line in ``METHODS``.
+function decorated with ``method`` in a file of this folder and one line in ``METHODS``.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import one_of
 from .adaptive import adp
-from .base import Method, spaced_indices
+from .base import Factory, Method, Spec, spaced_indices
 from .diffpure import coup, coup_unguided, diffpure, diffpure_ode
 from .guided import agdm, gdmp, langevin
 from .likelihood import likelihood_max
@@ -21,6 +23,7 @@ __all__ = [
     "METHODS",
     "SURROGATE",
     "Method",
+    "Spec",
     "adbm",
     "addt",
     "adp",
@@ -40,10 +43,11 @@ __all__ = [
     "make",
     "one_shot",
     "spaced_indices",
+    "spec",
     "vp_sde",
 ]
 
-METHODS = {
+METHODS: dict[str, Factory[...]] = {
     "diffpure": diffpure,
     "diffpure_ode": diffpure_ode,
     "coup": coup,
@@ -66,6 +70,11 @@ METHODS = {
 """Every method by name."""
 
 
-def make(name: str, **settings: object) -> Method:
+def make(name: str, **settings: Any) -> Method:
     """The method called ``name`` with these settings; ValueError lists the known names."""
-    return METHODS[one_of("method", name, METHODS)](**settings)  # type: ignore[operator]
+    return METHODS[one_of("method", name, METHODS)](**settings)
+
+
+def spec(name: str) -> Spec:
+    """What the method called ``name`` takes; ValueError lists the known names."""
+    return METHODS[one_of("method", name, METHODS)].spec

@@ -14,9 +14,10 @@ from ..reverse.noise import normal
 from ..reverse.procedure import State
 from ..schedule import VP, Row, StepTable
 from ..schedule.edm import level as noise_level
-from .base import Method, number
+from .base import Method, method, number
 
 
+@method(steps="n_iter")
 def adp(
     noise: float = 0.25,
     n_iter: int = 10,
@@ -45,17 +46,8 @@ def adp(
     # b is nominal: the step of an image whose curvature is that of the noise level itself.
     call = Row(a=1.0, b=-rate * level, **noise_level(2.0 * level, VP()))  # type: ignore[arg-type]
     table = StepTable((Row(a=1.0, d=2.0 * noise, forward=True), *(call,) * (2 * n_iter)))
-    settings = (
-        ("noise", noise),
-        ("n_iter", n_iter),
-        ("level", level),
-        ("rate", rate),
-        ("probe", probe),
-        ("bounds", (low, high)),
-        ("stop", stop),
-        ("clip_output", clip_output),
-    )
-    return Method("adp", settings, table, None, clip_output, procedure)
+    resolved = {"level": level, "bounds": (low, high)}
+    return Method.of(table, None, clip_output, procedure, resolved=resolved)
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,16 @@ from ..schedule import (
     probability_flow,
     reverse_sde,
 )
-from .base import Method, discrete_index, number
+from .base import Method, discrete_index, method, number
 
 SDE_SOLVERS = {"euler": reverse_sde, "exponential": exponential_sde}
 """Solvers of the reverse SDE."""
 
+SOLVER = {"solver": "euler"}
+"""The solver of methods older than the choice: the published one."""
 
+
+@method(steps="dt", since=SOLVER)
 def diffpure(t: float = 0.1, dt: float = 1e-3, clip_output: bool = False, solver: str = "euler") -> Method:
     """DiffPure (Nie et al. 2022, algorithm 1): diffuse to time ``t``, solve the reverse SDE back to 1e-5.
 
@@ -29,17 +33,17 @@ def diffpure(t: float = 0.1, dt: float = 1e-3, clip_output: bool = False, solver
     ``schedule.exponential_sde``, the choice for a handful of steps.
     """
     table = forward_diffusion(DiscreteVP().alpha_bar(discrete_index(t))) + _reverse(solver, t, dt)
-    settings = (("t", t), ("dt", dt), ("clip_output", clip_output), *_unpublished(solver))
-    return Method("diffpure", settings, table, None, clip_output)
+    return Method.of(table, None, clip_output)
 
 
+@method(steps="dt")
 def diffpure_ode(t: float = 0.1, dt: float = 1e-3, clip_output: bool = False) -> Method:
     """DiffPure with the probability-flow ODE: only the diffusion of the input is random."""
     table = forward_diffusion(DiscreteVP().alpha_bar(discrete_index(t))) + probability_flow(t, dt)
-    settings = (("t", t), ("dt", dt), ("clip_output", clip_output))
-    return Method("diffpure_ode", settings, table, None, clip_output)
+    return Method.of(table, None, clip_output)
 
 
+@method(network="classifier", steps="dt", since=SOLVER)
 def coup(
     classifier: nn.Module,
     t: float = 0.1,
@@ -60,18 +64,10 @@ def coup(
     """
     weight = number("scale", scale)
     guidance = ClassifierConfidence(classifier, label, guidance_grad)
-    settings = (
-        ("t", t),
-        ("dt", dt),
-        ("scale", scale),
-        ("label", label),
-        ("guidance_grad", guidance_grad),
-        ("clip_output", clip_output),
-        *_unpublished(solver),
-    )
-    return Method("coup", settings, _reverse(solver, t, dt).guided(weight), guidance, clip_output)
+    return Method.of(_reverse(solver, t, dt).guided(weight), guidance, clip_output)
 
 
+@method(steps="dt", since=SOLVER)
 def coup_unguided(
     t: float = 0.1, dt: float = 1e-3, clip_output: bool = True, solver: str = "euler"
 ) -> Method:
@@ -79,14 +75,8 @@ def coup_unguided(
 
     ``solver`` as in ``diffpure``.
     """
-    settings = (("t", t), ("dt", dt), ("clip_output", clip_output), *_unpublished(solver))
-    return Method("coup_unguided", settings, _reverse(solver, t, dt), None, clip_output)
+    return Method.of(_reverse(solver, t, dt), None, clip_output)
 
 
 def _reverse(solver: str, t: float, dt: float) -> StepTable:
     return SDE_SOLVERS[one_of("solver", solver, SDE_SOLVERS)](t, dt)
-
-
-def _unpublished(solver: str) -> tuple[tuple[str, str], ...]:
-    """The solver as a setting where it is not the published one: run files older than the choice stay valid."""
-    return () if solver == "euler" else (("solver", solver),)

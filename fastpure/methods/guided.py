@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -23,12 +25,13 @@ from ..schedule import (
     reverse_sde,
 )
 from ..schedule import langevin as langevin_table
-from .base import Method, discrete_index, number, spaced_indices, start_index
+from .base import Method, discrete_index, method, number, spaced_indices, start_index
 
 GUIDE_SCALES = {"mse": 6e4, "ssim": 7e4}
 """GDMP's default strength by metric."""
 
 
+@method(since={"begin": "below"})
 def gdmp(
     t: float = 0.036,
     rounds: int = 4,
@@ -79,23 +82,19 @@ def gdmp(
     table = once
     for _ in range(rounds - 1):
         table = table + once
-    settings = (
-        ("t", t),
-        ("rounds", rounds),
-        ("metric", metric),
-        ("guide_scale", strength),
-        ("ptb", ptb),
-        ("reference_batch", reference_batch),
-        ("variance", variance),
-        ("guide", guide),
-        ("chain", chain),
-        *((("begin", begin),) if begin != "below" else ()),  # run files older than the choice stay valid
-        ("guidance_grad", guidance_grad),
-        ("clip_output", clip_output),
-    )
-    return Method("gdmp", settings, table, guidance, clip_output)
+    return Method.of(table, guidance, clip_output, resolved={"guide_scale": strength})
 
 
+def _ancestral(given: Mapping[str, Any]) -> bool:
+    return bool(given["sampler"] == "ddpm")
+
+
+@method(
+    network="auxiliary",
+    steps="dt",
+    only={"dt": lambda given: not _ancestral(given), "variance": _ancestral, "clip_x0": _ancestral},
+    order=("t", "scale", "eta", "sampler", "dt", "variance", "clip_x0"),
+)
 def agdm(
     auxiliary: nn.Module,
     t: float = 0.07,
@@ -131,22 +130,11 @@ def agdm(
         table = ancestral(indices, variance, clip_x0).pulled(
             [weight * v for v in guidance_variances(indices, variance)]
         )
-    settings = (
-        ("t", t),
-        ("scale", scale),
-        ("eta", eta),
-        ("sampler", sampler),
-        *((("dt", dt),) if sampler != "ddpm" else (("variance", variance), ("clip_x0", clip_x0))),
-        ("label", label),
-        ("features", features),
-        ("guidance_grad", guidance_grad),
-        ("clip_output", clip_output),
-    )
     table = forward_diffusion(DiscreteVP().alpha_bar(start)) + table
-    note = "AGDM-style: no code was published"
-    return Method("agdm", settings, table, guidance, clip_output, note=note)
+    return Method.of(table, guidance, clip_output, note="AGDM-style: no code was published")
 
 
+@method(steps="n_steps")
 def langevin(
     t: float = 0.01,
     n_steps: int = 100,
@@ -163,16 +151,6 @@ def langevin(
     ``dt``, begun at the input. The constants are those of the published code; the arrangement of the terms is
     this library's reading.
     """
-    settings = (
-        ("t", t),
-        ("n_steps", n_steps),
-        ("dt", dt),
-        ("rate", rate),
-        ("variance", variance),
-        ("temperature", temperature),
-        ("guidance_grad", guidance_grad),
-        ("clip_output", clip_output),
-    )
     table = langevin_table(t, dt, n_steps, rate, temperature)
     note = "terms arranged as this library reads them"
-    return Method("langevin", settings, table, Attraction(variance, guidance_grad), clip_output, note=note)
+    return Method.of(table, Attraction(variance, guidance_grad), clip_output, note=note)

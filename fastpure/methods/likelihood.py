@@ -17,12 +17,17 @@ from ..reverse.noise import normal
 from ..reverse.procedure import State, steered
 from ..schedule import VP, Row, StepTable
 from ..schedule.edm import level as noise_level
-from .base import Method, number
+from .base import Method, method, number
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 """Adam's constants (Kingma and Ba 2015)."""
 
 
+@method(
+    network="classifier",
+    steps="n_iter",
+    only=dict.fromkeys(("confidence", "guidance_grad"), lambda given: given["classifier"] is not None),
+)
 def likelihood_max(
     n_iter: int = 5,
     lr: float = 0.1,
@@ -58,23 +63,9 @@ def likelihood_max(
     middle = 0.5 * (low + high)
     # Adam has no rows of its own; these say how many calls there are, at which level about, and that they draw noise.
     row = Row(a=1.0, b=-lr, d=middle, **noise_level(middle, VP()))  # type: ignore[arg-type]
-    settings = (
-        ("n_iter", n_iter),
-        ("lr", lr),
-        ("sigma", (low, high)),
-        *((("confidence", confidence), ("guidance_grad", guidance_grad)) if guidance is not None else ()),
-        ("clip_output", clip_output),
-    )
     procedure = LikelihoodAscent(lr, low, high, weight)
-    return Method(
-        "likelihood_max",
-        settings,
-        StepTable((row,) * n_iter),
-        guidance,
-        clip_output,
-        procedure,
-        note=note,
-    )
+    table, resolved = StepTable((row,) * n_iter), {"sigma": (low, high)}
+    return Method.of(table, guidance, clip_output, procedure, note=note, resolved=resolved)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -19,10 +21,19 @@ from ..schedule import (
     strided,
 )
 from ..schedule.solvers import check_time
-from .base import Method, discrete_index, number, spaced_indices, start_index
+from .base import Method, discrete_index, method, number, spaced_indices, start_index
 from .samplers import PredictorCorrector, edm
 
 
+def _guided(given: Mapping[str, Any]) -> bool:
+    return given["classifier"] is not None
+
+
+CONFIDENCE = dict.fromkeys(("scale", "label", "guidance_grad"), _guided)
+"""Settings of COUP's guidance, which mean nothing without a classifier."""
+
+
+@method(network="classifier", steps="n_steps", only=CONFIDENCE)
 def adbm(
     t: float = 0.1,
     n_steps: int = 5,
@@ -56,30 +67,25 @@ def adbm(
     table = once
     for _ in range(rounds - 1):
         table = table + once
-    settings = (
-        ("t", t),
-        ("n_steps", n_steps),
-        ("rounds", rounds),
-        ("schedule", schedule),
-        ("sampler", sampler),
-        ("clip_x0", clip_x0),
-        ("clip_output", clip_output),
-    )
-    method = Method("adbm", settings, table, None, clip_output)
-    return method if classifier is None else _confident(method, classifier, scale, label, guidance_grad)
+    made = Method.of(table, None, clip_output)
+    return made if classifier is None else _confident(made, classifier, scale, label, guidance_grad)
 
 
-def _confident(method: Method, classifier: nn.Module, scale: float, label: str, grad: str) -> Method:
-    """``method`` with COUP's gradient added to the score."""
+def _confident(made: Method, classifier: nn.Module, scale: float, label: str, grad: str) -> Method:
+    """``made`` with COUP's gradient added to the score."""
     return replace(
-        method,
-        settings=(*method.settings, ("scale", scale), ("label", label), ("guidance_grad", grad)),
-        steps=method.steps.guided(number("scale", scale)),
+        made,
+        steps=made.steps.guided(number("scale", scale)),
         guidance=ClassifierConfidence(classifier, label, grad),
         note="with COUP's guidance",
     )
 
 
+@method(
+    network="classifier",
+    steps="n_steps",
+    only={**CONFIDENCE, "strength": lambda given: given["sampler"] != "edm"},
+)
 def addt(
     sampler: str = "ddpm",
     n_steps: int | None = None,
@@ -103,22 +109,21 @@ def addt(
         remedy = "COUP itself, fastpure.methods.coup, takes an ADDT-trained denoiser too"
         raise ValueError(mistake("sampler", "'ddpm', 'ddim' or 'edm' with a classifier", "'vp'", remedy))
     n = n_steps if n_steps is not None else 50 if sampler == "edm" else 1000
-    method = _addt(sampler, n, strength, clip_output if clip_output is not None else sampler != "vp")
-    return method if classifier is None else _confident(method, classifier, scale, label, guidance_grad)
+    clip = clip_output if clip_output is not None else sampler != "vp"
+    procedure = PredictorCorrector() if sampler == "vp" else None
+    resolved = {"n_steps": n, "clip_output": clip}
+    made = Method.of(_published(sampler, n, strength), None, clip, procedure, resolved=resolved)
+    return made if classifier is None else _confident(made, classifier, scale, label, guidance_grad)
 
 
-def _addt(sampler: str, n: int, strength: float, clip: bool) -> Method:
-    settings: tuple[tuple[str, object], ...] = (("sampler", sampler), ("n_steps", n))
+def _published(sampler: str, n: int, strength: float) -> StepTable:
     if sampler == "edm":
-        steps = edm(n_steps=n).steps
-        return Method("addt", (*settings, ("clip_output", clip)), steps, None, clip)
-    settings = (*settings, ("strength", strength), ("clip_output", clip))
+        return edm(n_steps=n).steps
     if sampler == "vp":
-        return Method("addt", settings, predictor_corrector(strength, n), None, clip, PredictorCorrector())
+        return predictor_corrector(strength, n)
     indices = leading_indices(strength, n)
-    table: StepTable = ancestral(indices, "large") if sampler == "ddpm" else strided(indices)
-    table = forward_diffusion(DiscreteVP().alpha_bar(indices[0])) + table
-    return Method("addt", settings, table, None, clip)
+    steps = ancestral(indices, "large") if sampler == "ddpm" else strided(indices)
+    return forward_diffusion(DiscreteVP().alpha_bar(indices[0])) + steps
 
 
 def leading_indices(strength: float, n_steps: int, n: int = 1000) -> list[int]:

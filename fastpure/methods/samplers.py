@@ -23,9 +23,10 @@ from ..schedule import (
 from ..schedule import edm as edm_table
 from ..schedule.edm import alpha_of
 from ..schedule.solvers import check_time
-from .base import Method, discrete_index, spaced_indices
+from .base import Method, discrete_index, method, spaced_indices
 
 
+@method(steps="n_steps")
 def ddpm(
     t: float = 0.1,
     variance: str = "small",
@@ -41,17 +42,11 @@ def ddpm(
     start = discrete_index(t)
     indices = spaced_indices(start, n_steps if n_steps is not None else start + 1, "trailing")
     table = ancestral(indices, variance, clip_x0)
-    settings = (
-        ("t", t),
-        ("variance", variance),
-        ("clip_x0", clip_x0),
-        ("n_steps", len(indices)),
-        ("clip_output", clip_output),
-    )
     table = forward_diffusion(DiscreteVP().alpha_bar(start)) + table
-    return Method("ddpm", settings, table, None, clip_output)
+    return Method.of(table, None, clip_output, resolved={"n_steps": len(indices)})
 
 
+@method(steps="n_steps")
 def ddim(
     t: float = 0.1,
     n_steps: int = 10,
@@ -67,18 +62,11 @@ def ddim(
     """
     start = discrete_index(t)
     indices = spaced_indices(start, n_steps, spacing)
-    settings = (
-        ("t", t),
-        ("n_steps", n_steps),
-        ("eta", eta),
-        ("clip_x0", clip_x0),
-        ("spacing", spacing),
-        ("clip_output", clip_output),
-    )
     table = forward_diffusion(DiscreteVP().alpha_bar(start)) + strided(indices, eta, clip_x0)
-    return Method("ddim", settings, table, None, clip_output)
+    return Method.of(table, None, clip_output)
 
 
+@method(steps="n_steps")
 def dpm_solver(
     t: float = 0.1,
     n_steps: int = 10,
@@ -88,16 +76,10 @@ def dpm_solver(
 ) -> Method:
     """Diffuse to time ``t`` and return with DPM-Solver++(2M) (Lu et al. 2022b), ODE or ``stochastic`` SDE form."""
     table = forward_diffusion(VP().alpha_bar(check_time(t))) + dpm_solver_pp(t, n_steps, stochastic, clip_x0)
-    settings = (
-        ("t", t),
-        ("n_steps", n_steps),
-        ("stochastic", stochastic),
-        ("clip_x0", clip_x0),
-        ("clip_output", clip_output),
-    )
-    return Method("dpm_solver", settings, table, None, clip_output)
+    return Method.of(table, None, clip_output)
 
 
+@method(steps="n_steps")
 def edm(
     sigma_max: float = 0.5,
     sigma_min: float = 0.002,
@@ -113,20 +95,11 @@ def edm(
     ``churn`` 0 is deterministic, ``heun`` False is Euler. Works with every denoiser: one without noise-level input is
     told the time of the VP schedule that has this noise level.
     """
-    settings = (
-        ("sigma_max", sigma_max),
-        ("sigma_min", sigma_min),
-        ("n_steps", n_steps),
-        ("rho", rho),
-        ("churn", churn),
-        ("s_noise", s_noise),
-        ("heun", heun),
-        ("clip_output", clip_output),
-    )
     steps = edm_table(sigma_max, sigma_min, n_steps, rho, churn, s_noise, heun)
-    return Method("edm", settings, forward_diffusion(alpha_of(sigma_max) ** 2) + steps, None, clip_output)
+    return Method.of(forward_diffusion(alpha_of(sigma_max) ** 2) + steps, None, clip_output)
 
 
+@method(steps="n_steps")
 def vp_sde(
     strength: float = 0.1, n_steps: int = 1000, snr: float = 0.16, clip_output: bool = False
 ) -> Method:
@@ -136,9 +109,7 @@ def vp_sde(
     step is a Langevin correction with signal-to-noise ratio ``snr`` and an Euler step of 1 / n_steps. The last step
     adds no noise. The correction's size depends on the image and is differentiated.
     """
-    settings = (("strength", strength), ("n_steps", n_steps), ("snr", snr), ("clip_output", clip_output))
-    table = predictor_corrector(strength, n_steps, snr)
-    return Method("vp_sde", settings, table, None, clip_output, PredictorCorrector())
+    return Method.of(predictor_corrector(strength, n_steps, snr), None, clip_output, PredictorCorrector())
 
 
 @dataclass(frozen=True)

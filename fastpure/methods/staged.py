@@ -13,7 +13,7 @@ from ..schedule import (
     forward_diffusion,
     strided,
 )
-from .base import Method, spaced_indices
+from .base import Method, method, spaced_indices
 
 Stages = tuple[tuple[int, int], ...]
 GRADUAL: Stages = ((30, 30),) * 4 + ((50, 50),) * 2 + ((125, 125),) * 2
@@ -25,6 +25,7 @@ SURROGATE: Stages = ((30, 1), (50, 1), (125, 5))
 SCHEDULES: dict[str, type[DiscreteVP] | type[CosineVP]] = {"linear": DiscreteVP, "cosine": CosineVP}
 
 
+@method()
 def gradual(
     stages: Sequence[Sequence[int]] = GRADUAL,
     eta: float = 1.0,
@@ -50,10 +51,10 @@ def gradual(
         kept.append((m, n))
     if table is None:
         raise ValueError(mistake("stages", "at least one stage", "none"))
-    settings = (("stages", tuple(kept)), ("eta", eta), ("clip_x0", clip_x0), ("clip_output", clip_output))
-    return Method("gradual", settings, table, None, clip_output)
+    return Method.of(table, None, clip_output, resolved={"stages": tuple(kept)})
 
 
+@method()
 def one_shot(
     sigma: float = 0.25, schedule: str = "linear", clip_x0: bool = True, clip_output: bool = True
 ) -> Method:
@@ -67,8 +68,7 @@ def one_shot(
     chain: IndexedSchedule = SCHEDULES[one_of("schedule", schedule, SCHEDULES)]()
     index = smoothing_index(sigma, chain)
     table: StepTable = forward_diffusion(chain.alpha_bar(index)) + strided([index], 0.0, clip_x0, chain)
-    settings = (("sigma", sigma), ("schedule", schedule), ("clip_x0", clip_x0), ("clip_output", clip_output))
-    return Method("one_shot", settings, table, None, clip_output, schedule=schedule)
+    return Method.of(table, None, clip_output, schedule=schedule)
 
 
 def smoothing_index(sigma: float, chain: IndexedSchedule) -> int:

@@ -5,7 +5,6 @@ Methods and attacks are referred to by name and settings and resolved when they 
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +18,8 @@ from ..classifiers.external import PRETRAINED
 from ..classifiers.native import is_native_classifier
 from ..data import Dataset, load_dataset
 from ..errors import mistake, one_of
-from ..methods import METHODS, Method
+from ..methods import METHODS, Method, make, spec
 
-__all__ = ["TAGS", "AttackSpec", "ClassifierSpec", "DataSpec", "DenoiserSpec", "MethodSpec", "Published"]
-
-#: Evidence behind a number or constant.
 TAGS = {
     "C": "read in the official code",
     "P": "read in the paper",
@@ -32,9 +28,12 @@ TAGS = {
     "D": "derived",
     "R": "recommended here, in no primary source",
 }
+"""Evidence behind a number or constant."""
+
 Settings = tuple[tuple[str, Any], ...]
-#: Images in an official test set, for choosing from a part of it what would be chosen from the whole.
+
 _POPULATION = {"cifar10": 10_000, "cifar100": 10_000}
+"""Images in an official test set, for choosing from a part of it what would be chosen from the whole."""
 
 
 def _arguments(settings: Settings) -> str:
@@ -53,10 +52,10 @@ def _shown(value: Any) -> str:
 class MethodSpec:
     """A purification method by name, with its published constants.
 
-    Fields:
+    Attributes:
         name, settings: of ``fastpure.methods.METHODS``.
         takes: the argument that is a network ("classifier", "auxiliary"), None if there is none.
-        tag: evidence for the constants, a key of `TAGS`.
+        tag: evidence for the constants, a key of ``TAGS``.
     """
 
     name: str
@@ -79,15 +78,13 @@ class MethodSpec:
                 mistake("method", f"among those of this fastpure, {', '.join(METHODS)}", self.name)
             )
         settings = {**dict(self.settings), **changes}
-        make: Any = METHODS[self.name]
-        known = inspect.signature(make).parameters
         for setting in settings:
-            one_of(f"settings of {self.name}", setting, known)
+            one_of(f"settings of {self.name}", setting, spec(self.name).arguments)
         if self.takes is not None:
             if network is None:
                 raise TypeError(mistake(self.takes, f"given: {self.name} is guided by it", "None"))
             settings[self.takes] = network
-        return make(**settings)
+        return make(self.name, **settings)
 
     def __str__(self) -> str:
         parts = [part for part in (self.takes, _arguments(self.settings)) if part]
@@ -99,7 +96,7 @@ class MethodSpec:
 class DenoiserSpec:
     """The diffusion model of a paper: what to download, and how it is told the time.
 
-    Fields:
+    Attributes:
         name: the published file.
         time_input: convention that the paper uses with it, if it is not the one the file is recognised with.
     """
@@ -116,7 +113,7 @@ class DenoiserSpec:
 class ClassifierSpec:
     """The classifier of a paper.
 
-    Fields:
+    Attributes:
         name: the published network.
         options: for ``load_classifier``, what its file cannot say.
         source: ``load_classifier``'s name for it if it is another library's, "" if it is a plain file.
@@ -155,7 +152,7 @@ class ClassifierSpec:
 class DataSpec:
     """Which images a paper evaluates.
 
-    Fields:
+    Attributes:
         dataset: a key of ``fastpure.data.DATASETS``.
         n: how many, None for all.
         choice: "random" (the literature's, from ``data_seed``) or "first".
@@ -208,7 +205,7 @@ class DataSpec:
 class AttackSpec:
     """An attack by name and settings.
 
-    Fields:
+    Attributes:
         role: "published", the paper's own, or "adaptive", with exact gradients.
     """
 
@@ -243,10 +240,10 @@ class AttackSpec:
 class Published:
     """A published number. Accuracies in percent, None where not given.
 
-    Fields:
+    Attributes:
         protocol: attack and rule it was measured with.
         source: where the digits were read.
-        tag: evidence, a key of `TAGS`.
+        tag: evidence, a key of ``TAGS``.
     """
 
     protocol: str

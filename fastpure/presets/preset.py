@@ -18,8 +18,6 @@ from ..nets import Denoiser
 from ..purify import Defense, Purifier, ResizedPurifier
 from .parts import AttackSpec, ClassifierSpec, DataSpec, DenoiserSpec, MethodSpec, Published
 
-__all__ = ["Preset", "Presets", "UnknownPreset"]
-
 
 @final
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Preset:
 
     ``recipe`` is the method with its constants, ``weights`` the diffusion model, ``target`` the classifier,
     ``images`` the evaluated subset, ``attack_specs`` the attacks, ``numbers`` what was published. Printing gives
-    all of it. Names of `fastpure` that a paper's experiment needs and this version lacks are errors when they
+    all of it. Names of ``fastpure`` that a paper's experiment needs and this version lacks are errors when they
     are used, not before.
     """
 

@@ -6,7 +6,6 @@ by SHA-256. Anything that differs is a reason not to use it, which the page then
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -31,9 +30,6 @@ from ..nets import Denoiser
 from ..purify import Defense, Purifier, Target, look_through
 from ..purify.description import plain, weights_sha256
 from ..zoo import CLASSIFIERS, DENOISERS
-
-NETWORKS = ("classifier", "auxiliary")
-"""Parameters of methods that are networks."""
 
 SMALL = 8
 """Height and width of the images on which the queries of an attack are counted, at most."""
@@ -83,18 +79,19 @@ def rebuild_method(described: Mapping[str, Any], classifier: nn.Module) -> Metho
     Raises:
         CannotRebuild: an unknown method, one guided by something else, or a table that came out differently.
     """
-    function: Any = methods.METHODS.get(described["name"])
-    if function is None:
-        raise CannotRebuild(f"this fastpure has no method {described['name']}")
-    settings = {**described["settings"], **_networks(function, described, classifier)}
+    name, settings = described["name"], dict(described["settings"])
+    if name not in methods.METHODS:
+        raise CannotRebuild(f"this fastpure has no method {name}")
+    takes = methods.spec(name)
+    guided = described["guidance"] is not None or "sha256" in canonical(described.get("procedure"))
+    if takes.network is not None and (takes.required or guided):
+        settings[takes.network] = classifier
     try:
-        method: Method = function(**settings)
+        method = methods.make(name, **settings)
     except (TypeError, ValueError) as error:
-        raise CannotRebuild(
-            f"{described['name']} cannot be made from its stored settings: {error}"
-        ) from error
+        raise CannotRebuild(f"{name} cannot be made from its stored settings: {error}") from error
     if method.steps.digest != described["steps"]:
-        raise CannotRebuild(f"{described['name']} has another step table than in the run")
+        raise CannotRebuild(f"{name} has another step table than in the run")
     return method
 
 
@@ -167,7 +164,7 @@ def _put_together(
 def queries(attack: str, protocol: Protocol, shape: tuple[int, ...], n_classes: int, purified: bool) -> Any:
     """(gradients, judgements) per image of an attack given as canonical text, if it breaks nothing; None if unknown.
 
-    A number of the attack alone: counted against a stand-in that costs nothing, see `count_queries`.
+    A number of the attack alone: counted against a stand-in that costs nothing, see ``count_queries``.
     """
     import json
 
@@ -185,7 +182,7 @@ def network_calls(identity: Mapping[str, Any], protocol: Protocol, judged: int, 
     """Images through the denoiser (the classifier where nothing purifies) of a run, at most; None if not known.
 
     Args:
-        judged: recorded (image, input, draw) rows, which cost one purification each.
+        judged: recorded triples (image, input, draw), which cost one purification each.
         images: finished images, each of which was attacked once. A gradient counts twice, forward and backward.
     """
     defense, data, per = identity["defense"], identity["data"], 1
@@ -232,16 +229,6 @@ def _bundled_denoiser(name: str) -> Denoiser:
 @cache
 def _bundled_classifier(name: str) -> nn.Module:
     return load_classifier(name)
-
-
-def _networks(function: Any, described: Mapping[str, Any], classifier: nn.Module) -> dict[str, nn.Module]:
-    """The classifier under the name a method takes it by, if the described one had it."""
-    guided = described["guidance"] is not None or "sha256" in canonical(described.get("procedure"))
-    return {
-        name: classifier
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name in NETWORKS and (guided or parameter.default is inspect.Parameter.empty)
-    }
 
 
 def _same(stored: Mapping[str, Any], made: Any, what: str) -> None:

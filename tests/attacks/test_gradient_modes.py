@@ -11,12 +11,11 @@ from torch import nn
 import fastpure as fp
 from fastpure.attacks import MODES, PGD, GradientMode
 from fastpure.attacks.gradient import objective, query
-from fastpure.attacks.gradient_modes import surrogate_method
 from fastpure.attacks.losses import cross_entropy
 from fastpure.kernels import Domain
 from fastpure.purify import look_through
 from tests.attacks.toys import Pixels, images, mixture_defense, scaling_defense
-from tests.purify.small import SMALL
+from tests.methods.small import SMALL
 from tests.reverse import toys
 
 
@@ -198,7 +197,7 @@ def test_every_method_can_be_attacked_in_every_mode_it_has(name):
         assert not torch.equal(cut, exact)
     if {"dt", "n_steps", "n_iter"} & {setting for setting, _ in method.settings}:
         assert GradientMode("surrogate").logits(look_through(defense))(x, ids, ids).shape == (2, 4)
-        calls = [each.steps.n_network_calls for each in (surrogate_method(method), method)]
+        calls = [each.steps.n_network_calls for each in (method.coarser(), method)]
         assert calls[0] < calls[1] or calls[1] == 1
     else:
         with pytest.raises(ValueError, match=f"another mode for method {name}"):

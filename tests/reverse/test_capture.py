@@ -14,7 +14,7 @@ from fastpure.kernels import Domain
 from fastpure.nets import Denoiser
 from fastpure.reverse import recorder
 from fastpure.reverse.graphs import FIRST_APART, FIRST_KEEPING
-from tests.purify.cases import auxiliary
+from tests.methods.cases import auxiliary
 from tests.reverse.capturing import METHODS, both, families, images, pair, same
 from tests.reverse.toys import SHAPE, ToyNet, toy_classifier, toy_denoiser
 from tests.reverse.tracing import TracingRecorder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import fastpure as fp
-from tests.purify.cases import auxiliary
+from tests.methods.cases import auxiliary
 from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
 
 SMALL = {

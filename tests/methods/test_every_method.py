@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastpure as fp
-from tests.purify.small import SMALL, images, purifier
+from tests.methods.small import SMALL, images, purifier
 from tests.reverse.toys import toy_classifier, toy_denoiser
 
 

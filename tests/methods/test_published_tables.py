@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import fastpure as fp
-from tests.purify.cases import auxiliary
+from tests.methods.cases import auxiliary
 from tests.reverse.toys import toy_classifier
 
 

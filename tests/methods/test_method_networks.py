@@ -9,7 +9,7 @@ from torch import nn
 import fastpure as fp
 from fastpure.classifiers import CONFIGS, FeatureHead, ResNet
 from fastpure.nets import Denoiser
-from tests.purify.small import images, purifier
+from tests.methods.small import images, purifier
 from tests.reverse.toys import SHAPE, ToyNet, toy_classifier
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import fastpure as fp
 from fastpure.classifiers import FeatureHead, ResNet, ResNetConfig
-from tests.purify import written_out as plain
+from tests.methods import written_out as plain
 from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
 
 ADP = {"rate": 0.05, "probe": 1e-3, "bounds": (1e-5, 0.1), "stop": 0.0105}

@@ -9,10 +9,10 @@ import torch
 import fastpure as fp
 from fastpure.errors import NonFiniteError
 from fastpure.nets import Denoiser
+from tests.methods import written_out as plain
+from tests.methods.cases import ADP, CASES, PROCEDURES, error, inputs, networks, ours
+from tests.methods.small import SMALL, images
 from tests.nets.helpers import golden_denoiser, plain_autograd
-from tests.purify import written_out as plain
-from tests.purify.cases import ADP, CASES, PROCEDURES, error, inputs, networks, ours
-from tests.purify.small import SMALL, images
 from tests.reverse.toys import SHAPE, ToyNet
 
 
