@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake
-from .constants import ConstantWeights
+from ..nets.constant_weights import ConstantWeights
 
 __all__ = ["call_frozen", "require_eval"]
 
@@ -29,18 +29,10 @@ def call_frozen(module: nn.Module, x: Tensor) -> Tensor:
     Raises:
         TypeError: a TorchScript module whose parameters require gradients (freeze them first).
     """
-    if isinstance(
-        module, torch.jit.ScriptModule | torch._dynamo.OptimizedModule
-    ) or torch.is_autocast_enabled(x.device.type):
-        return _call(module, x)
-    with ConstantWeights():
-        return _call(module, x)
-
-
-def _call(module: nn.Module, x: Tensor) -> Tensor:
     trainable = [name for name, weight in module.named_parameters() if weight.requires_grad]
     if not trainable:
-        return module(x)
+        with ConstantWeights():
+            return module(x)
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError(
             mistake(
@@ -51,7 +43,8 @@ def _call(module: nn.Module, x: Tensor) -> Tensor:
             )
         )
     constants = {name: weight.detach() for name, weight in module.named_parameters()}
-    return torch.func.functional_call(module, constants, (x,))
+    with ConstantWeights():
+        return torch.func.functional_call(module, constants, (x,))
 
 
 def require_eval(module: nn.Module, argument: str) -> nn.Module:
