@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake
-from .constants import ConstantWeights
+from ..nets.constant_weights import ConstantWeights
 
 __all__ = ["call_constant", "call_frozen", "require_eval"]
 
@@ -29,10 +29,6 @@ def call_frozen(module: nn.Module, x: Tensor) -> Tensor:
     Raises:
         TypeError: a TorchScript module whose parameters require gradients (freeze them first).
     """
-    if isinstance(
-        module, torch.jit.ScriptModule | torch._dynamo.OptimizedModule
-    ) or torch.is_autocast_enabled(x.device.type):
-        return call_constant(module, x)
     with ConstantWeights():
         return call_constant(module, x)
 

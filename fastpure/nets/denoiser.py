@@ -23,6 +23,7 @@ from ..errors import mistake, one_of, whole
 from ..schedule import VP
 from .base import HoistedNetwork, checked_shape, same_layout
 from .compiled import CompiledCall
+from .constant_weights import ConstantWeights
 from .layers import Conv
 from .registry import ARCHITECTURES, build, config_dict, named_config
 
@@ -124,6 +125,9 @@ class Denoiser(nn.Module):
     ) -> Denoiser:
         """Wrap a network: ``module(x [B, C, H, W], labels [B]) -> [B, C, H, W]``; it is not changed.
 
+        Where gradients are wanted it runs with its weights as constants (``ConstantWeights``), so that a step keeps
+        a half of what plain autograd keeps, or less.
+
         Labels are 999 t for "continuous" (floating), the step index for "index" (int64), sigma / alpha for
         "sigma" (floating). ``schedule`` "linear" is DDPM's and the VP-SDE's, 1000 steps; "cosine" that of Nichol
         and Dhariwal, 4000 steps. ``compile`` is short for ``.compiled()``.
@@ -181,7 +185,7 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """The network's own prediction [B, C, H, W] for x [B, C, H, W] and its own labels [B]; for training."""
         self._check_images(x)
-        return self._prediction_of(self.network(x, labels), x)
+        return self._prediction_of(self._answer(self.network, x, labels), x)
 
     def conditioning(
         self, tau: np.ndarray, index: np.ndarray, alpha: np.ndarray, sigma: np.ndarray
@@ -305,14 +309,20 @@ class Denoiser(nn.Module):
 
     def _run(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
         function: Callable[..., Tensor] = self.network
-        labels: Tensor | None = None
         if isinstance(self.network, HoistedNetwork):
-            function, labels = self.network.body, conditioning.embedding(k)
-            if labels is None:
-                labels = self.network.embedding(conditioning.labels[k : k + 1])
+            function, told = self.network.body, conditioning.embedding(k)
+            if told is None:
+                told = self.network.embedding(conditioning.labels[k : k + 1])
         else:
-            labels = conditioning.batch_labels(k, len(x))
-        return function(x, labels) if self._call is None else self._call(function, x, labels)
+            told = conditioning.batch_labels(k, len(x))
+        return self._answer(function, x, told) if self._call is None else self._call(function, x, told)
+
+    def _answer(self, function: Callable[..., Tensor], x: Tensor, told: Tensor) -> Tensor:
+        """``function(x, told)``; networks other than our own then keep as little for the backward pass as ours."""
+        if isinstance(self.network, _KNOWN) or not (torch.is_grad_enabled() and x.requires_grad):
+            return function(x, told)
+        with ConstantWeights():
+            return function(x, told)
 
     def _trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self.network.parameters())

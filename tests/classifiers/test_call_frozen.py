@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bench.roofline import trace
 from fastpure.classifiers.base import call_frozen
-from fastpure.classifiers.constants import ConstantWeights
+from fastpure.nets.constant_weights import ConstantWeights
 from fastpure.reverse.memory import count_saved_bytes
 
 
