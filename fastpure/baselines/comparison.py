@@ -17,9 +17,8 @@ from ..purify import Purifier
 from ..purify.precision import PRECISIONS
 from ..reverse import RecordedNoise
 from .loops import Cast, Loop, confidence_gradient
-from .memory import peak_megabytes
 from .plain_network import PlainDDPMpp
-from .timing import Timing, interleave, ratio
+from .timing import Timing, interleave, peak_megabytes, ratio
 from .torchsde_adjoint import AdjointGradient, ReverseVPSDE
 
 DT = 1e-3

@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .demo_settings import SETTINGS
-from .devices import checked_device
-from .options import Request
+from .options import Request, checked_device
 
 if TYPE_CHECKING:
     from torch import nn

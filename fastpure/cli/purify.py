@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .devices import checked_device
+from .options import checked_device
 
 if TYPE_CHECKING:
     from torch import nn

@@ -23,8 +23,8 @@ from ..data import Dataset
 from ..errors import FastpureError
 from ..evaluate.controls import KINDS
 from ..evaluate.identity import canonical, describe_defense, differences
+from ..evaluate.plan import count_queries
 from ..evaluate.protocol import Protocol
-from ..evaluate.queries import count_queries
 from ..methods import Method
 from ..nets import Denoiser
 from ..purify import Defense, Purifier, Target, look_through

@@ -1,13 +1,14 @@
 """Noise schedules and solvers as float64 tables: numpy only, no torch."""
 
 from .edm import edm, karras_grid
-from .langevin import langevin, predictor_corrector
 from .solvers import (
     ancestral,
     dpm_solver_pp,
     exponential_sde,
     forward_diffusion,
     guidance_variances,
+    langevin,
+    predictor_corrector,
     probability_flow,
     reverse_sde,
     strided,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastpure as fp
-from fastpure.attacks.lockstep import together
+from fastpure.attacks.pyautoattack import together
 from fastpure.purify.target import ASKED
 from tests.attacks.toys import Pixels, images, mixture_defense
 

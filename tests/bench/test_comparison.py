@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import fastpure as fp
 from fastpure.baselines import Comparison, compare, interleave, ratio
-from fastpure.baselines.memory import peak_megabytes
+from fastpure.baselines.timing import peak_megabytes
 from fastpure.cli.main import app
 
 SMALL = {"network": "ddpmpp-digits", "batch": 2, "steps": 3, "repeats": 1}

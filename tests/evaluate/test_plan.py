@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import fastpure as fp
-from fastpure.evaluate.plan import _bytes, _duration, _truncated, plan
-from fastpure.evaluate.queries import count_queries
+from fastpure.evaluate.plan import _bytes, _duration, _truncated, count_queries, plan
 from fastpure.nets.oracle import GaussianMixture
 from fastpure.purify import look_through
 from tests.evaluate.toys import Brightness, attack, dataset, defense
