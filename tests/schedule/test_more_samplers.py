@@ -13,11 +13,9 @@ from fastpure.schedule import (
     edm,
     guidance_variances,
     karras_grid,
+    langevin,
     predictor_corrector,
     strided,
-)
-from fastpure.schedule import (
-    solvers as langevin,
 )
 from fastpure.schedule.edm import CHURN_MAX, alpha_of
 from tests.schedule.test_convergence import moment_error, order
