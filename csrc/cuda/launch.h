@@ -22,15 +22,9 @@ struct Outcome {
   int error;
 };
 
-// Dtypes of the inputs that need not have the dtype of the state; a float64 state takes float64 only.
-struct InputTypes {
-  DType noise_pred;
-  DType guidance;
-};
-
-Outcome noise(const NoiseArgs& args, DType dtype, const Target& target);
-Outcome affine_row(const RowArgs& args, DType dtype, const InputTypes& types, const Target& target);
-Outcome affine_row_vjp(const RowVjpArgs& args, DType dtype, DType noise_pred, const Target& target);
+Outcome noise(const NoiseArgs& args, const Target& target);
+Outcome affine_row(const RowArgs& args, const Target& target);
+Outcome affine_row_vjp(const RowVjpArgs& args, const Target& target);
 
 // Loads every kernel on `device`, so that none is loaded in the middle of a capture.
 Outcome preload(int device);

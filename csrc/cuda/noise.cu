@@ -35,17 +35,16 @@ cudaError_t preload_noise() {
                       noise_kernel<double, Access::kScalar>, noise_kernel<double, Access::kStrided>);
 }
 
-Outcome noise(const NoiseArgs& args, DType dtype, const Target& target) {
-  if (!is_state(dtype)) return {kBadDType, 0};
-  if (!valid(args.shape)) return {kBadLayout, 0};
-  if (args.kind != kNormal && args.kind != kUniform) return {kBadKind, 0};
+Outcome noise(const NoiseArgs& args, const Target& target) {
+  const Status status = check(args);
+  if (status != kOk) return {status, 0};
   const Plan plan = plan_noise(args);
   if (!plan.fits) return {kTooLarge, 0};
   if (plan.cut.total == 0) return {kOk, 0};
   const DeviceGuard guard(target.device);
   if (guard.error() != cudaSuccess) return {kOk, guard.error()};
   const cudaStream_t stream = static_cast<cudaStream_t>(target.stream);
-  dtype == kFloat32 ? start<float>(args, plan, stream) : start<double>(args, plan, stream);
+  args.dtype == kFloat32 ? start<float>(args, plan, stream) : start<double>(args, plan, stream);
   return {kOk, cudaGetLastError()};
 }
 

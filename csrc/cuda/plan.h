@@ -60,26 +60,37 @@ inline bool is_input(DType dtype, DType state) {
 
 inline Plan plan_noise(const NoiseArgs& args) { return make_plan(args.shape, true, all_aligned({args.out})); }
 
-inline Plan plan_row(const RowArgs& args, const InputTypes& types) {
+inline Plan plan_row(const RowArgs& args) {
   const bool vectors = all_aligned({args.x, args.register_in, args.noise, args.x_next, args.register_next}) &&
-                       aligned(args.noise_pred, access_bytes(types.noise_pred)) &&
-                       aligned(args.guidance, access_bytes(types.guidance));
-  return make_plan(args.shape, args.source.seed != nullptr, vectors);
+                       aligned(args.noise_pred, access_bytes(args.noise_pred_dtype)) &&
+                       aligned(args.guidance, access_bytes(args.guidance_dtype));
+  return make_plan(args.shape, args.seed != nullptr, vectors);
 }
 
-inline Plan plan_vjp(const RowVjpArgs& args, DType noise_pred) {
+inline Plan plan_vjp(const RowVjpArgs& args) {
   const bool vectors = all_aligned({args.v, args.v_register, args.x, args.v_x, args.v_noise_pred, args.v_guidance,
                                     args.v_register_out}) &&
-                       aligned(args.noise_pred, access_bytes(noise_pred));
+                       aligned(args.noise_pred, access_bytes(args.noise_pred_dtype));
   return make_plan({1, 1, args.elements, kContiguous}, false, vectors);
 }
 
-// What is wrong with the arguments of a row; kOk if nothing is. An absent input may have any dtype.
-inline Status check_row(const RowArgs& args, DType dtype, const InputTypes& types) {
-  if (!is_state(dtype)) return kBadDType;
-  if (args.noise_pred != nullptr && !is_input(types.noise_pred, dtype)) return kBadDType;
-  if (args.guidance != nullptr && !is_input(types.guidance, dtype)) return kBadDType;
+// What is wrong with the arguments; kOk if nothing is. An absent input may have any dtype.
+inline Status check(const RowArgs& args) {
+  if (!is_state(args.dtype)) return kBadDType;
+  if (args.noise_pred != nullptr && !is_input(args.noise_pred_dtype, args.dtype)) return kBadDType;
+  if (args.guidance != nullptr && !is_input(args.guidance_dtype, args.dtype)) return kBadDType;
   return valid(args.shape) ? kOk : kBadLayout;
+}
+
+inline Status check(const RowVjpArgs& args) {
+  if (!is_state(args.dtype)) return kBadDType;
+  return args.noise_pred == nullptr || is_input(args.noise_pred_dtype, args.dtype) ? kOk : kBadDType;
+}
+
+inline Status check(const NoiseArgs& args) {
+  if (!is_state(args.dtype)) return kBadDType;
+  if (!valid(args.shape)) return kBadLayout;
+  return args.kind == kNormal || args.kind == kUniform ? kOk : kBadKind;
 }
 
 }  // namespace fastpure::cuda

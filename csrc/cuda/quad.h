@@ -198,7 +198,8 @@ FASTPURE_HD Quad<T> values_of(const SampleKey& k, uint32_t quad, NoiseKind kind)
 template <typename T, Access kAccess>
 FASTPURE_HD Quad<T> generate(const NoiseSource& source, NoiseKind kind, const Place& place) {
   const uint64_t seed = static_cast<uint64_t>(*source.seed);
-  const SampleKey key = {counter_word(static_cast<uint32_t>(*source.step), source.stream, source.domain),
+  const SampleKey key = {counter_word(static_cast<uint32_t>(*source.step), static_cast<uint32_t>(source.stream),
+                                      static_cast<uint32_t>(source.domain)),
                          static_cast<uint32_t>(source.sample_ids[place.sample]),
                          static_cast<uint32_t>(source.draws[place.sample]), static_cast<uint32_t>(seed),
                          static_cast<uint32_t>(seed >> 32)};

@@ -6,40 +6,40 @@ namespace fastpure::cuda {
 namespace {
 
 template <typename T, Access kAccess>
-__global__ void __launch_bounds__(kThreads) row_kernel(const RowArgs args, const InputTypes types, const Cut cut) {
+__global__ void __launch_bounds__(kThreads) row_kernel(const RowArgs args, const Cut cut) {
   const uint32_t index = blockIdx.x * kThreads + threadIdx.x;
-  if (index < cut.total) row_thread<T, kAccess>(args, types, cut, index);
+  if (index < cut.total) row_thread<T, kAccess>(args, cut, index);
 }
 
 template <typename T, Access kAccess>
-__global__ void __launch_bounds__(kThreads) vjp_kernel(const RowVjpArgs args, const DType noise_pred, const Cut cut) {
+__global__ void __launch_bounds__(kThreads) vjp_kernel(const RowVjpArgs args, const Cut cut) {
   const uint32_t index = blockIdx.x * kThreads + threadIdx.x;
-  if (index < cut.total) vjp_thread<T, kAccess>(args, noise_pred, cut, index);
+  if (index < cut.total) vjp_thread<T, kAccess>(args, cut, index);
 }
 
 template <typename T>
-void start(const RowArgs& args, const InputTypes& types, const Plan& plan, cudaStream_t stream) {
+void start(const RowArgs& args, const Plan& plan, cudaStream_t stream) {
   const Cut& cut = plan.cut;
   switch (plan.access) {
     case Access::kVector:
-      row_kernel<T, Access::kVector><<<blocks(cut), kThreads, 0, stream>>>(args, types, cut);
+      row_kernel<T, Access::kVector><<<blocks(cut), kThreads, 0, stream>>>(args, cut);
       return;
     case Access::kScalar:
-      row_kernel<T, Access::kScalar><<<blocks(cut), kThreads, 0, stream>>>(args, types, cut);
+      row_kernel<T, Access::kScalar><<<blocks(cut), kThreads, 0, stream>>>(args, cut);
       return;
     case Access::kStrided:
-      row_kernel<T, Access::kStrided><<<blocks(cut), kThreads, 0, stream>>>(args, types, cut);
+      row_kernel<T, Access::kStrided><<<blocks(cut), kThreads, 0, stream>>>(args, cut);
       return;
   }
 }
 
 template <typename T>
-void start(const RowVjpArgs& args, DType noise_pred, const Plan& plan, cudaStream_t stream) {
+void start(const RowVjpArgs& args, const Plan& plan, cudaStream_t stream) {
   const Cut& cut = plan.cut;
   if (plan.access == Access::kVector) {
-    vjp_kernel<T, Access::kVector><<<blocks(cut), kThreads, 0, stream>>>(args, noise_pred, cut);
+    vjp_kernel<T, Access::kVector><<<blocks(cut), kThreads, 0, stream>>>(args, cut);
   } else {
-    vjp_kernel<T, Access::kScalar><<<blocks(cut), kThreads, 0, stream>>>(args, noise_pred, cut);
+    vjp_kernel<T, Access::kScalar><<<blocks(cut), kThreads, 0, stream>>>(args, cut);
   }
 }
 
@@ -53,29 +53,29 @@ cudaError_t preload_row() {
                       vjp_kernel<double, Access::kVector>, vjp_kernel<double, Access::kScalar>);
 }
 
-Outcome affine_row(const RowArgs& args, DType dtype, const InputTypes& types, const Target& target) {
-  const Status status = check_row(args, dtype, types);
+Outcome affine_row(const RowArgs& args, const Target& target) {
+  const Status status = check(args);
   if (status != kOk) return {status, 0};
-  const Plan plan = plan_row(args, types);
+  const Plan plan = plan_row(args);
   if (!plan.fits) return {kTooLarge, 0};
   if (plan.cut.total == 0) return {kOk, 0};
   const DeviceGuard guard(target.device);
   if (guard.error() != cudaSuccess) return {kOk, guard.error()};
   const cudaStream_t stream = static_cast<cudaStream_t>(target.stream);
-  dtype == kFloat32 ? start<float>(args, types, plan, stream) : start<double>(args, types, plan, stream);
+  args.dtype == kFloat32 ? start<float>(args, plan, stream) : start<double>(args, plan, stream);
   return {kOk, cudaGetLastError()};
 }
 
-Outcome affine_row_vjp(const RowVjpArgs& args, DType dtype, DType noise_pred, const Target& target) {
-  if (!is_state(dtype)) return {kBadDType, 0};
-  if (args.noise_pred != nullptr && !is_input(noise_pred, dtype)) return {kBadDType, 0};
-  const Plan plan = plan_vjp(args, noise_pred);
+Outcome affine_row_vjp(const RowVjpArgs& args, const Target& target) {
+  const Status status = check(args);
+  if (status != kOk) return {status, 0};
+  const Plan plan = plan_vjp(args);
   if (!plan.fits) return {kTooLarge, 0};
   if (plan.cut.total == 0) return {kOk, 0};
   const DeviceGuard guard(target.device);
   if (guard.error() != cudaSuccess) return {kOk, guard.error()};
   const cudaStream_t stream = static_cast<cudaStream_t>(target.stream);
-  dtype == kFloat32 ? start<float>(args, noise_pred, plan, stream) : start<double>(args, noise_pred, plan, stream);
+  args.dtype == kFloat32 ? start<float>(args, plan, stream) : start<double>(args, plan, stream);
   return {kOk, cudaGetLastError()};
 }
 

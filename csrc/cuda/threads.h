@@ -19,17 +19,17 @@ FASTPURE_HD void noise_thread(const NoiseArgs& args, const Cut& cut, uint32_t in
 }
 
 template <typename T, Access kAccess>
-FASTPURE_HD void row_thread(const RowArgs& args, const InputTypes& types, const Cut& cut, uint32_t index) {
+FASTPURE_HD void row_thread(const RowArgs& args, const Cut& cut, uint32_t index) {
   const Place place = locate<kAccess>(cut, index);
   const Quad<T> x = load<T, kAccess>(args.x, place);
-  Quad<T> e = load<T, kAccess>(args.noise_pred, types.noise_pred, place);
-  const Quad<T> g = load<T, kAccess>(args.guidance, types.guidance, place);
+  Quad<T> e = load<T, kAccess>(args.noise_pred, args.noise_pred_dtype, place);
+  const Quad<T> g = load<T, kAccess>(args.guidance, args.guidance_dtype, place);
   const Quad<T> h = load<T, kAccess>(args.register_in, place);
   const Row<T> row = read_row<T>(args.table, args.step, args.rows, true);
   Quad<T> z = zeros<T>();
   if (row.d != static_cast<T>(0)) {
-    z = args.source.seed != nullptr ? generate<T, kAccess>(args.source, kNormal, place)
-                                    : load<T, kAccess>(args.noise, place);
+    z = args.seed != nullptr ? generate<T, kAccess>(source_of(args), kNormal, place)
+                             : load<T, kAccess>(args.noise, place);
   }
   if (row.clip != static_cast<T>(0)) {
     for (int j = 0; j < 4; ++j) e.v[j] = clipped_noise_pred(row, x.v[j], e.v[j]);
@@ -46,7 +46,7 @@ FASTPURE_HD void row_thread(const RowArgs& args, const InputTypes& types, const 
 }
 
 template <typename T, Access kAccess>
-FASTPURE_HD void vjp_thread(const RowVjpArgs& args, DType noise_pred, const Cut& cut, uint32_t index) {
+FASTPURE_HD void vjp_thread(const RowVjpArgs& args, const Cut& cut, uint32_t index) {
   const Place place = locate<kAccess>(cut, index);
   const Quad<T> v = load<T, kAccess>(args.v, place);
   const Quad<T> w = load<T, kAccess>(args.v_register, place);
@@ -58,7 +58,7 @@ FASTPURE_HD void vjp_thread(const RowVjpArgs& args, DType noise_pred, const Cut&
   }
   if (row.clip != static_cast<T>(0)) {
     const Quad<T> x = load<T, kAccess>(args.x, place);
-    const Quad<T> e = load<T, kAccess>(args.noise_pred, noise_pred, place);
+    const Quad<T> e = load<T, kAccess>(args.noise_pred, args.noise_pred_dtype, place);
     for (int j = 0; j < 4; ++j) {
       const bool outside = is_outside(predicted_image(row, x.v[j], e.v[j]));
       const T clipped = v_state_outside<true>(row, v.v[j], w.v[j], v_e.v[j]);

@@ -11,44 +11,58 @@
 
 namespace fastpure::host {
 
-enum Resample : int32_t { kKeep = 0, kUp = 1, kDown = 2 };
+enum Resample : int64_t { kKeep = 0, kUp = 1, kDown = 2 };
 
-// Numbers per channel: [C] for all samples (stride 0) or [B, C] (stride C); null if absent.
-struct ChannelVector {
-  const void* values;
-  int64_t stride;
-};
-
-struct GroupNormShape {
+// How the tensors of a call lie in memory.
+struct GroupNormLayout {
   int64_t batch;
   int64_t first, second;  // channels of x and of skip (0 without one)
   int64_t height, width;  // of the input
+  int64_t row_stride, weight_stride, bias_stride;  // from one sample's numbers to the next: 0 or the channels
+  DType vectors;  // dtype of row, weight and bias: float32 or bfloat16
+  DType dtype;    // of the activations: float32 or bfloat16
+};
+
+// group_norm_silu; a block that crosses from Python, as those of fastpure/args.h.
+struct GroupNormArgs {
+  const void *x, *skip, *row, *weight, *bias;
+  int64_t groups;
+  double eps;
+  Resample resample;
+  int64_t activate;
+  void* y;
+  float* stats;  // [B, groups, 2]: mean and 1 / sqrt(variance + eps)
+  GroupNormLayout layout;
+};
+
+// group_norm_silu_vjp.
+struct GroupNormVjpArgs {
+  const void *v, *x, *skip, *row, *weight, *bias;
+  const float* stats;
   int64_t groups;
   Resample resample;
+  int64_t activate;
+  const void* add;  // another cotangent of [x, skip]; null if absent
+  void *v_x, *v_skip;
+  GroupNormLayout layout;
+};
+
+// What both directions ask about the shape.
+struct GroupNormShape {
+  int64_t batch, first, second, height, width, groups;
+  Resample resample;
   bool activate;
-  DType vectors;  // dtype of row, weight and bias: float32 or bfloat16
+  DType vectors;
 
   int64_t channels() const { return first + second; }
   int64_t pixels() const { return height * width; }
 };
 
-struct GroupNormArgs {
-  GroupNormShape shape;
-  const void *x, *skip;
-  ChannelVector row, weight, bias;
-  double eps;
-  void* y;
-  float* stats;  // [B, groups, 2]: mean and 1 / sqrt(variance + eps)
-};
-
-struct GroupNormVjpArgs {
-  GroupNormShape shape;
-  const void *v, *x, *skip;
-  ChannelVector row, weight, bias;
-  const float* stats;
-  const void* add;  // another cotangent of [x, skip]; null if absent
-  void *v_x, *v_skip;
-};
+template <typename Args>
+FASTPURE_HD GroupNormShape shape_of(const Args& args) {
+  const GroupNormLayout& l = args.layout;
+  return {l.batch, l.first, l.second, l.height, l.width, args.groups, args.resample, args.activate != 0, l.vectors};
+}
 
 constexpr int64_t kTileChannels = 32;   // channels handled together: one or two cache lines of every pixel
 constexpr int64_t kUnitChannels = 128;  // most channels of a unit, unless a single group has more

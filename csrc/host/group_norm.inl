@@ -25,11 +25,13 @@ static Plane<T> input_plane(const GroupNormShape& shape, T* x, T* skip, int64_t 
                                : plane(skip, sample, shape.pixels(), shape.second, channel - shape.first);
 }
 
-static float channel_value(const ChannelVector& vector, DType dtype, int64_t sample, int64_t channel, float absent) {
-  if (vector.values == nullptr) return absent;
-  const int64_t place = sample * vector.stride + channel;
-  return dtype == kFloat32 ? static_cast<const float*>(vector.values)[place]
-                           : widen(static_cast<const BFloat16*>(vector.values)[place]);
+// One of the numbers per channel: [C] for all samples (stride 0) or [B, C] (stride C); null if absent.
+static float channel_value(const void* values, int64_t stride, DType dtype, int64_t sample, int64_t channel,
+                           float absent) {
+  if (values == nullptr) return absent;
+  const int64_t place = sample * stride + channel;
+  return dtype == kFloat32 ? static_cast<const float*>(values)[place]
+                           : widen(static_cast<const BFloat16*>(values)[place]);
 }
 
 struct Tile {
@@ -77,7 +79,7 @@ struct Affine {
 
 template <typename Args>
 static void fill_affine(const Args& args, const Tile& tile, const float* stats, Affine& affine) {
-  const GroupNormShape& shape = args.shape;
+  const GroupNormShape shape = shape_of(args);
   const int64_t width = shape.channels() / shape.groups;
   int64_t group = tile.channel / width, next = (group + 1) * width;
   for (int64_t i = 0; i < kTileChannels; ++i) {
@@ -87,10 +89,13 @@ static void fill_affine(const Args& args, const Tile& tile, const float* stats, 
       next += width;
     }
     const float* of_group = stats + 2 * (tile.sample * shape.groups + group);
-    affine.center.of[i] = of_group[0] - channel_value(args.row, shape.vectors, tile.sample, channel, 0.0f);
+    const auto value = [&](const void* values, int64_t stride, float absent) {
+      return channel_value(values, stride, shape.vectors, tile.sample, channel, absent);
+    };
+    affine.center.of[i] = of_group[0] - value(args.row, args.layout.row_stride, 0.0f);
     affine.inverse.of[i] = of_group[1];
-    affine.weight.of[i] = channel_value(args.weight, shape.vectors, tile.sample, channel, 1.0f);
-    affine.bias.of[i] = channel_value(args.bias, shape.vectors, tile.sample, channel, 0.0f);
+    affine.weight.of[i] = value(args.weight, args.layout.weight_stride, 1.0f);
+    affine.bias.of[i] = value(args.bias, args.layout.bias_stride, 0.0f);
   }
 }
 
@@ -117,7 +122,7 @@ static void add_to_groups(const GroupNormShape& shape, const Tile& tile, const d
 
 template <typename T>
 static void group_means(const GroupNormArgs& args, int64_t sample, int64_t first, int64_t last) {
-  const GroupNormShape& shape = args.shape;
+  const GroupNormShape shape = shape_of(args);
   const int64_t width = shape.channels() / shape.groups, pixels = shape.pixels();
   const T *x = static_cast<const T*>(args.x), *skip = static_cast<const T*>(args.skip);
   double sums[kUnitGroups] = {};
@@ -135,8 +140,9 @@ static void group_means(const GroupNormArgs& args, int64_t sample, int64_t first
       add_to(totals, sum);
     }
     for (int64_t i = 0; i < tile.width; ++i) {
-      totals[i] += static_cast<double>(pixels) *
-                   static_cast<double>(channel_value(args.row, shape.vectors, sample, tile.channel + i, 0.0f));
+      const float row =
+          channel_value(args.row, args.layout.row_stride, shape.vectors, sample, tile.channel + i, 0.0f);
+      totals[i] += static_cast<double>(pixels) * static_cast<double>(row);
     }
     add_to_groups(shape, tile, totals, first, sums);
   });
@@ -149,7 +155,7 @@ static void group_means(const GroupNormArgs& args, int64_t sample, int64_t first
 
 template <typename T>
 static void group_deviations(const GroupNormArgs& args, int64_t sample, int64_t first, int64_t last) {
-  const GroupNormShape& shape = args.shape;
+  const GroupNormShape shape = shape_of(args);
   const int64_t width = shape.channels() / shape.groups, pixels = shape.pixels();
   const T *x = static_cast<const T*>(args.x), *skip = static_cast<const T*>(args.skip);
   double sums[kUnitGroups] = {};
@@ -236,7 +242,7 @@ static int64_t resampled_pixels(const GroupNormShape& shape) {
 
 template <typename T, bool kCommon>
 static void group_norm_units(const GroupNormArgs& args, int64_t begin, int64_t end) {
-  const GroupNormShape& shape = args.shape;
+  const GroupNormShape shape = shape_of(args);
   const int64_t each = groups_per_unit(shape), units = units_per_sample(shape);
   const int64_t width = shape.channels() / shape.groups;
   const int64_t written = resampled_pixels(shape);

@@ -96,7 +96,7 @@ static void write_cotangents(const VjpTileInput<T, N>& in, int64_t pixels, const
 
 template <int N, typename T>
 static VjpTileInput<T, N> vjp_input(const GroupNormVjpArgs& args, const Tile& tile, int64_t v_pixels) {
-  const GroupNormShape& shape = args.shape;
+  const GroupNormShape shape = shape_of(args);
   Affine affine;
   fill_affine(args, tile, args.stats, affine);
   return {input_plane(shape, static_cast<const T*>(args.x), static_cast<const T*>(args.skip), tile.sample,
@@ -131,7 +131,7 @@ static bool can_keep(const GroupNormShape& shape, int64_t begin, int64_t end) {
 
 template <typename T, bool kCommon>
 static void group_norm_unit(const GroupNormVjpArgs& args, int64_t sample, int64_t first, int64_t last, float* kept) {
-  const GroupNormShape& shape = args.shape;
+  const GroupNormShape shape = shape_of(args);
   const int64_t pixels = shape.pixels(), width = shape.channels() / shape.groups;
   const int64_t v_pixels = resampled_pixels(shape);
   float* place = kept;
@@ -163,7 +163,7 @@ static void group_norm_unit(const GroupNormVjpArgs& args, int64_t sample, int64_
 
 template <typename T, bool kCommon>
 static void group_norm_units(const GroupNormVjpArgs& args, int64_t begin, int64_t end) {
-  const GroupNormShape& shape = args.shape;
+  const GroupNormShape shape = shape_of(args);
   const int64_t each = groups_per_unit(shape), units = units_per_sample(shape);
   const int64_t width = shape.channels() / shape.groups;
   alignas(64) float kept[kKept];

@@ -39,11 +39,16 @@ bool valid(const BatchShape& shape) {
 
 int64_t sample_size(const BatchShape& shape) { return shape.channels * shape.pixels; }
 
-bool row_clips(const RowVjpArgs& args, DType dtype) {
+bool row_clips(const RowVjpArgs& args) {
   const int64_t at = *args.step * kTableWidth + kClipColumn;
-  return dtype == kFloat32 ? static_cast<const float*>(args.table)[at] != 0.0f
-                           : static_cast<const double*>(args.table)[at] != 0.0;
+  return args.dtype == kFloat32 ? static_cast<const float*>(args.table)[at] != 0.0f
+                                : static_cast<const double*>(args.table)[at] != 0.0;
 }
+
+bool is_state(DType dtype) { return dtype == kFloat32 || dtype == kFloat64; }
+
+// Whether an input has the dtype of the state; the host's loops widen nothing.
+bool is_input(const void* input, DType dtype, DType state) { return input == nullptr || dtype == state; }
 
 // Everything the loops divide by or index with; what the pointers hold is the caller's business.
 Status check(const GroupNormShape& s, DType dtype) {
@@ -55,55 +60,57 @@ Status check(const GroupNormShape& s, DType dtype) {
 }
 
 template <typename Args>
-Status run_group_norm(void (*function)(const Args&, int64_t, int64_t), const Args& args, DType dtype, int threads) {
-  const Status status = check(args.shape, dtype);
+Status run_group_norm(void (*function)(const Args&, int64_t, int64_t), const Args& args, int threads) {
+  const GroupNormShape shape = shape_of(args);
+  const Status status = check(shape, args.layout.dtype);
   if (status != kOk) return status;
-  const int64_t unit_size = groups_per_unit(args.shape) * args.shape.channels() / args.shape.groups * args.shape.pixels();
-  if (unit_size > 0) {
-    run(function, args, args.shape.batch * units_per_sample(args.shape), unit_size, kNormGrain, threads);
-  }
+  const int64_t unit_size = groups_per_unit(shape) * shape.channels() / shape.groups * shape.pixels();
+  if (unit_size > 0) run(function, args, shape.batch * units_per_sample(shape), unit_size, kNormGrain, threads);
   return kOk;
 }
 
 }  // namespace
 
-Status noise(const NoiseArgs& args, DType dtype, int threads, const Kernels& kernels) {
-  if (dtype != kFloat32 && dtype != kFloat64) return kBadDType;
+Status noise(const NoiseArgs& args, int threads, const Kernels& kernels) {
+  if (!is_state(args.dtype)) return kBadDType;
   if (!valid(args.shape)) return kBadLayout;
   if (args.kind != kNormal && args.kind != kUniform) return kBadKind;
   if (*args.source.step < 0 || *args.source.step > 0xFFFF) return kBadStep;
   const int64_t tile_size = std::min(kTile, sample_size(args.shape));
-  run(dtype == kFloat32 ? kernels.noise_f32 : kernels.noise_f64, args,
+  run(args.dtype == kFloat32 ? kernels.noise_f32 : kernels.noise_f64, args,
       args.shape.batch * tiles_per_sample(args.shape), tile_size, kNoiseGrain, threads);
   return kOk;
 }
 
-Status affine_row(const RowArgs& args, DType dtype, int threads, const Kernels& kernels) {
-  if (dtype != kFloat32 && dtype != kFloat64) return kBadDType;
+Status affine_row(const RowArgs& args, int threads, const Kernels& kernels) {
+  if (!is_state(args.dtype) || !is_input(args.noise_pred, args.noise_pred_dtype, args.dtype) ||
+      !is_input(args.guidance, args.guidance_dtype, args.dtype)) {
+    return kBadDType;
+  }
   if (!valid(args.shape)) return kBadLayout;
   if (*args.step < 0 || *args.step >= args.rows) return kBadStep;
   const int64_t tile_size = std::min(kTile, sample_size(args.shape));
-  run(dtype == kFloat32 ? kernels.row_f32 : kernels.row_f64, args,
-      args.shape.batch * tiles_per_sample(args.shape), tile_size,
-      args.source.seed == nullptr ? kPlainGrain : kNoiseGrain, threads);
+  run(args.dtype == kFloat32 ? kernels.row_f32 : kernels.row_f64, args,
+      args.shape.batch * tiles_per_sample(args.shape), tile_size, args.seed == nullptr ? kPlainGrain : kNoiseGrain,
+      threads);
   return kOk;
 }
 
-Status affine_row_vjp(const RowVjpArgs& args, DType dtype, int threads, const Kernels& kernels) {
-  if (dtype != kFloat32 && dtype != kFloat64) return kBadDType;
+Status affine_row_vjp(const RowVjpArgs& args, int threads, const Kernels& kernels) {
+  if (!is_state(args.dtype) || !is_input(args.noise_pred, args.noise_pred_dtype, args.dtype)) return kBadDType;
   if (*args.step < 0 || *args.step >= args.rows) return kBadStep;
-  if (args.x == nullptr && row_clips(args, dtype)) return kNoState;
-  run(dtype == kFloat32 ? kernels.vjp_f32 : kernels.vjp_f64, args, (args.elements + kTile - 1) / kTile, kTile,
+  if (args.x == nullptr && row_clips(args)) return kNoState;
+  run(args.dtype == kFloat32 ? kernels.vjp_f32 : kernels.vjp_f64, args, (args.elements + kTile - 1) / kTile, kTile,
       kPlainGrain, threads);
   return kOk;
 }
 
-Status group_norm(const GroupNormArgs& args, DType dtype, int threads, const Kernels& kernels) {
-  return run_group_norm(dtype == kFloat32 ? kernels.group_norm_f32 : kernels.group_norm_bf16, args, dtype, threads);
+Status group_norm(const GroupNormArgs& args, int threads, const Kernels& kernels) {
+  return run_group_norm(args.layout.dtype == kFloat32 ? kernels.group_norm_f32 : kernels.group_norm_bf16, args, threads);
 }
 
-Status group_norm_vjp(const GroupNormVjpArgs& args, DType dtype, int threads, const Kernels& kernels) {
-  return run_group_norm(dtype == kFloat32 ? kernels.group_norm_vjp_f32 : kernels.group_norm_vjp_bf16, args, dtype,
+Status group_norm_vjp(const GroupNormVjpArgs& args, int threads, const Kernels& kernels) {
+  return run_group_norm(args.layout.dtype == kFloat32 ? kernels.group_norm_vjp_f32 : kernels.group_norm_vjp_bf16, args,
                         threads);
 }
 

@@ -7,10 +7,10 @@
 namespace fastpure::host {
 
 // Each runs on up to `threads` threads with `kernels` and returns when the result is in memory.
-Status noise(const NoiseArgs& args, DType dtype, int threads, const Kernels& kernels);
-Status affine_row(const RowArgs& args, DType dtype, int threads, const Kernels& kernels);
-Status affine_row_vjp(const RowVjpArgs& args, DType dtype, int threads, const Kernels& kernels);
-Status group_norm(const GroupNormArgs& args, DType dtype, int threads, const Kernels& kernels);
-Status group_norm_vjp(const GroupNormVjpArgs& args, DType dtype, int threads, const Kernels& kernels);
+Status noise(const NoiseArgs& args, int threads, const Kernels& kernels);
+Status affine_row(const RowArgs& args, int threads, const Kernels& kernels);
+Status affine_row_vjp(const RowVjpArgs& args, int threads, const Kernels& kernels);
+Status group_norm(const GroupNormArgs& args, int threads, const Kernels& kernels);
+Status group_norm_vjp(const GroupNormVjpArgs& args, int threads, const Kernels& kernels);
 
 }  // namespace fastpure::host

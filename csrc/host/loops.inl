@@ -39,7 +39,8 @@ struct SampleKey {
 
 static inline SampleKey sample_key(const NoiseSource& source, int64_t sample) {
   const uint64_t seed = static_cast<uint64_t>(*source.seed);
-  return {counter_word(static_cast<uint32_t>(*source.step), source.stream, source.domain),
+  return {counter_word(static_cast<uint32_t>(*source.step), static_cast<uint32_t>(source.stream),
+                       static_cast<uint32_t>(source.domain)),
           static_cast<uint32_t>(source.sample_ids[sample]), static_cast<uint32_t>(source.draws[sample]),
           static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
 }
@@ -192,14 +193,15 @@ static void row_tiles(const RowArgs& args, int64_t begin, int64_t end) {
   alignas(64) T unused[kTile];
   const Row<T> row = load_row<T>(args.table, *args.step);
   const bool noisy = row.d != static_cast<T>(0);
-  const bool generate = noisy && args.source.seed != nullptr;
+  const NoiseSource source = source_of(args);
+  const bool generate = noisy && source.seed != nullptr;
   const void* given = noisy ? args.noise : nullptr;
   T* h_next = static_cast<T*>(args.register_next);
   const RowLoop<T> loop =
       pick_row_loop<T>(row.clip != static_cast<T>(0), args.register_in != nullptr || h_next != nullptr,
                        args.guidance != nullptr, generate || given != nullptr);
   for_tiles(args.shape, begin, end, [&](int64_t sample, int64_t from, int64_t to, int64_t offset) {
-    const T* z = generate ? noise_tile<T>(args.source, kNormal, args.shape, sample, from, to, scratch, spread)
+    const T* z = generate ? noise_tile<T>(source, kNormal, args.shape, sample, from, to, scratch, spread)
                           : at<T>(given, offset);
     const RowTile<T> tile = {at<T>(args.x, offset),
                              at<T>(args.noise_pred, offset),
@@ -279,7 +281,7 @@ static void vjp_tiles(const RowVjpArgs& args, int64_t begin, int64_t end) {
 
 template <typename T, typename Args>
 static void group_norm_any(const Args& args, int64_t begin, int64_t end) {
-  const bool common = args.shape.activate && args.shape.resample == kKeep;
+  const bool common = args.activate != 0 && args.resample == kKeep;
   return common ? group_norm_units<T, true>(args, begin, end) : group_norm_units<T, false>(args, begin, end);
 }
 

@@ -65,23 +65,23 @@ void run(const NoiseArgs& args, const cuda::Plan& plan) {
 }
 
 template <typename T>
-void run(const RowArgs& args, const cuda::InputTypes& types, const cuda::Plan& plan) {
+void run(const RowArgs& args, const cuda::Plan& plan) {
   run_threads(plan, [&](uint32_t i) {
     switch (plan.access) {
-      case cuda::Access::kVector: return cuda::row_thread<T, cuda::Access::kVector>(args, types, plan.cut, i);
-      case cuda::Access::kScalar: return cuda::row_thread<T, cuda::Access::kScalar>(args, types, plan.cut, i);
-      case cuda::Access::kStrided: return cuda::row_thread<T, cuda::Access::kStrided>(args, types, plan.cut, i);
+      case cuda::Access::kVector: return cuda::row_thread<T, cuda::Access::kVector>(args, plan.cut, i);
+      case cuda::Access::kScalar: return cuda::row_thread<T, cuda::Access::kScalar>(args, plan.cut, i);
+      case cuda::Access::kStrided: return cuda::row_thread<T, cuda::Access::kStrided>(args, plan.cut, i);
     }
   });
 }
 
 template <typename T>
-void run(const RowVjpArgs& args, DType noise_pred, const cuda::Plan& plan) {
+void run(const RowVjpArgs& args, const cuda::Plan& plan) {
   run_threads(plan, [&](uint32_t i) {
     if (plan.access == cuda::Access::kVector) {
-      cuda::vjp_thread<T, cuda::Access::kVector>(args, noise_pred, plan.cut, i);
+      cuda::vjp_thread<T, cuda::Access::kVector>(args, plan.cut, i);
     } else {
-      cuda::vjp_thread<T, cuda::Access::kScalar>(args, noise_pred, plan.cut, i);
+      cuda::vjp_thread<T, cuda::Access::kScalar>(args, plan.cut, i);
     }
   });
 }
@@ -108,9 +108,26 @@ struct Problem {
     }
   }
 
-  NoiseSource source(bool generated) const {
-    if (!generated) return {nullptr, nullptr, nullptr, nullptr, 0, 0};
-    return {&seed, ids.data(), draws.data(), &step, 1, 2};
+  NoiseSource source() const { return {&seed, ids.data(), draws.data(), &step, 1, 2}; }
+
+  // A row of the state alone; the checks add inputs and outputs.
+  RowArgs row(bool generated, T* x_next) const {
+    RowArgs args{};
+    args.x = x.get();
+    args.table = table;
+    args.step = &step;
+    if (generated) {
+      args.seed = &seed;
+      args.sample_ids = ids.data();
+      args.draws = draws.data();
+    }
+    args.stream = 1;
+    args.domain = 2;
+    args.x_next = x_next;
+    args.rows = 1;
+    args.shape = shape;
+    args.dtype = args.noise_pred_dtype = args.guidance_dtype = kState<T>;
+    return args;
   }
 
   BatchShape shape;
@@ -126,8 +143,8 @@ struct Problem {
 template <typename T>
 void check_noise(Problem<T>& p, NoiseKind kind) {
   Array<T> expected(p.size, p.offset), got(p.size, p.offset);
-  NoiseArgs args{p.source(true), p.shape, kind, expected.get()};
-  expect(host::noise(args, kState<T>, 1, *host::find_kernels(nullptr)) == kOk, "host noise");
+  NoiseArgs args{p.source(), expected.get(), kind, p.shape, kState<T>};
+  expect(host::noise(args, 1, *host::find_kernels(nullptr)) == kOk, "host noise");
   args.out = got.get();
   const cuda::Plan plan = cuda::plan_noise(args);
   ++accesses_seen[static_cast<int>(plan.access)];
@@ -139,27 +156,21 @@ template <typename T>
 void check_row(Problem<T>& p, bool clip, bool generated, bool everything) {
   p.table[kClipColumn] = static_cast<T>(clip);
   Array<T> host_x(p.size, p.offset), host_h(p.size, p.offset), x(p.size, p.offset), h(p.size, p.offset);
-  const void* given = generated || !everything ? nullptr : p.g.get();
-  RowArgs args{p.x.get(),
-               everything ? p.e.get() : nullptr,
-               everything ? p.g.get() : nullptr,
-               everything ? p.h.get() : nullptr,
-               given,
-               p.source(generated),
-               p.table,
-               1,
-               &p.step,
-               p.shape,
-               host_x.get(),
-               everything ? host_h.get() : nullptr};
-  const cuda::InputTypes types{kState<T>, kState<T>};
-  expect(host::affine_row(args, kState<T>, 1, *host::find_kernels(nullptr)) == kOk, "host row");
+  RowArgs args = p.row(generated, host_x.get());
+  if (everything) {
+    args.noise_pred = p.e.get();
+    args.guidance = p.g.get();
+    args.register_in = p.h.get();
+    args.noise = generated ? nullptr : p.g.get();
+    args.register_next = host_h.get();
+  }
+  expect(host::affine_row(args, 1, *host::find_kernels(nullptr)) == kOk, "host row");
   args.x_next = x.get();
   args.register_next = everything ? h.get() : nullptr;
-  const cuda::Plan plan = cuda::plan_row(args, types);
+  const cuda::Plan plan = cuda::plan_row(args);
   ++accesses_seen[static_cast<int>(plan.access)];
-  expect(cuda::check_row(args, kState<T>, types) == kOk, "row arguments");
-  run<T>(args, types, plan);
+  expect(cuda::check(args) == kOk, "row arguments");
+  run<T>(args, plan);
   expect(x == host_x, "row equals the host's");
   expect(h == host_h, "register equals the host's");
 }
@@ -171,12 +182,13 @@ void check_vjp(Problem<T>& p, bool clip, bool everything) {
   Array<T> b0(p.size, p.offset), b1(p.size, p.offset), b2(p.size, p.offset), b3(p.size, p.offset);
   const void* w = everything ? p.h.get() : nullptr;
   const auto call = [&](const Array<T>& v_x, const Array<T>& v_e, const Array<T>& v_g, const Array<T>& v_h) {
-    return RowVjpArgs{p.g.get(), w,         p.x.get(), p.e.get(), p.table, 1, &p.step, p.size,
-                      v_x.get(), v_e.get(), everything ? v_g.get() : nullptr, everything ? v_h.get() : nullptr};
+    return RowVjpArgs{p.g.get(), w,         p.x.get(), p.e.get(), p.table, &p.step, v_x.get(), v_e.get(),
+                      everything ? v_g.get() : nullptr, everything ? v_h.get() : nullptr, 1, p.size, kState<T>,
+                      kState<T>};
   };
-  expect(host::affine_row_vjp(call(a0, a1, a2, a3), kState<T>, 1, *host::find_kernels(nullptr)) == kOk, "host vjp");
+  expect(host::affine_row_vjp(call(a0, a1, a2, a3), 1, *host::find_kernels(nullptr)) == kOk, "host vjp");
   const RowVjpArgs args = call(b0, b1, b2, b3);
-  run<T>(args, kState<T>, cuda::plan_vjp(args, kState<T>));
+  run<T>(args, cuda::plan_vjp(args));
   expect(a0 == b0 && a1 == b1 && a2 == b2 && a3 == b3, "transposed row equals the host's");
 }
 
@@ -188,12 +200,13 @@ void check_narrow(Problem<float>& p) {
       const uint16_t bits = p.e_half.get()[i].bits;
       p.e_as_half.get()[i] = type == kFloat16 ? cuda::widen(cuda::Float16{bits}) : cuda::widen(cuda::BFloat16{bits});
     }
-    RowArgs args{p.x.get(), p.e_as_half.get(), nullptr, nullptr, nullptr, p.source(true),
-                 p.table,   1,                 &p.step, p.shape, wide.get(), nullptr};
-    run<float>(args, {kFloat32, kFloat32}, cuda::plan_row(args, {kFloat32, kFloat32}));
+    RowArgs args = p.row(true, wide.get());
+    args.noise_pred = p.e_as_half.get();
+    run<float>(args, cuda::plan_row(args));
     args.noise_pred = p.e_half.get();
+    args.noise_pred_dtype = type;
     args.x_next = narrow.get();
-    run<float>(args, {type, kFloat32}, cuda::plan_row(args, {type, kFloat32}));
+    run<float>(args, cuda::plan_row(args));
     expect(narrow == wide, "a 16-bit network output equals the same in 32 bits");
   }
 }
@@ -228,24 +241,29 @@ void check_mistakes() {
   };
   for (const int64_t step : {-1, 1, 1 << 20}) {
     p.step = step;
-    const RowArgs args{p.x.get(), nullptr, nullptr, nullptr, nullptr, p.source(false),
-                       p.table,   1,       &p.step, p.shape, x.get(), nullptr};
-    run<float>(args, {kFloat32, kFloat32}, cuda::plan_row(args, {kFloat32, kFloat32}));
+    const RowArgs args = p.row(false, x.get());
+    run<float>(args, cuda::plan_row(args));
     expect(all_nan(x), "a step outside the table makes the state NaN");
   }
-  const NoiseArgs noise{p.source(true), p.shape, kNormal, e.get()};
+  const NoiseArgs noise{p.source(), e.get(), kNormal, p.shape, kFloat32};
   run<float>(noise, cuda::plan_noise(noise));
   expect(all_nan(e), "a step beyond the counter makes the noise NaN");
   p.step = 0;
   p.table[kClipColumn] = 1;
-  const RowVjpArgs vjp{p.g.get(), nullptr, nullptr, nullptr, p.table, 1, &p.step, p.size, x.get(), e.get(), nullptr, nullptr};
-  run<float>(vjp, kFloat32, cuda::plan_vjp(vjp, kFloat32));
+  const RowVjpArgs vjp{p.g.get(), nullptr, nullptr, nullptr, p.table, &p.step, x.get(), e.get(),
+                       nullptr,   nullptr, 1,       p.size,  kFloat32, kFloat32};
+  run<float>(vjp, cuda::plan_vjp(vjp));
   expect(all_nan(x) && all_nan(e), "a clipping row without the state makes the cotangents NaN");
-  RowArgs row{p.x.get(), p.x.get(), nullptr, nullptr, nullptr, p.source(false), p.table, 1, &p.step, p.shape, x.get(), nullptr};
-  expect(cuda::check_row(row, kFloat64, {kFloat16, kFloat64}) == kBadDType, "a float64 state takes float64 only");
-  expect(cuda::check_row(row, kFloat16, {kFloat16, kFloat16}) == kBadDType, "a float16 state is refused");
+  RowArgs row = p.row(false, x.get());
+  row.noise_pred = p.x.get();
+  row.noise_pred_dtype = kFloat16;
+  row.dtype = kFloat64;
+  expect(cuda::check(row) == kBadDType, "a float64 state takes float64 only");
+  row.dtype = kFloat16;
+  expect(cuda::check(row) == kBadDType, "a float16 state is refused");
+  row.dtype = kFloat32;
   row.shape.batch = int64_t{1} << 40;
-  expect(!cuda::plan_row(row, {kFloat32, kFloat32}).fits, "batches beyond 32 bits of fours are refused");
+  expect(!cuda::plan_row(row).fits, "batches beyond 32 bits of fours are refused");
 }
 
 }  // namespace

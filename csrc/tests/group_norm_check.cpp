@@ -45,6 +45,11 @@ T number(uint32_t index, uint32_t stream) {
   }
 }
 
+// The vectors of every sample `stride` numbers apart.
+host::GroupNormLayout layout_of(const host::GroupNormShape& s, int64_t stride, DType dtype) {
+  return {s.batch, s.first, s.second, s.height, s.width, stride, stride, stride, s.vectors, dtype};
+}
+
 // One call of both directions; outputs lie between poisoned bands.
 template <typename T>
 struct NormProblem {
@@ -69,9 +74,7 @@ struct NormProblem {
     }
   }
 
-  host::ChannelVector vector(int which) {
-    return {vectors.get() + which * shape.batch * shape.channels(), shape.channels()};
-  }
+  const T* vector(int which) { return vectors.get() + which * shape.batch * shape.channels(); }
 
   double vector_at(int which, int64_t sample, int64_t channel) {
     return widen(vectors.get()[(which * shape.batch + sample) * shape.channels() + channel]);
@@ -88,11 +91,15 @@ struct NormProblem {
   void run(const host::Kernels& kernels, int threads) {
     const DType dtype = sizeof(T) == 2 ? kBFloat16 : kFloat32;
     shape.vectors = dtype;
-    const host::GroupNormArgs args{shape, x.get(), skip.get(), vector(0), vector(1), vector(2), 1e-6, y.get(), stats.get()};
-    expect(host::group_norm(args, dtype, threads, kernels) == kOk, "GroupNorm status");
-    const host::GroupNormVjpArgs vjp{shape,     v.get(),     x.get(),   skip.get(), vector(0),   vector(1),
-                                     vector(2), stats.get(), add.get(), v_x.get(),  v_skip.get()};
-    expect(host::group_norm_vjp(vjp, dtype, threads, kernels) == kOk, "transposed GroupNorm status");
+    const host::GroupNormShape& s = shape;
+    const host::GroupNormLayout layout = layout_of(s, s.channels(), dtype);
+    const host::GroupNormArgs args{x.get(),    skip.get(), vector(0),  vector(1), vector(2),   s.groups,
+                                   1e-6,       s.resample, s.activate, y.get(),   stats.get(), layout};
+    expect(host::group_norm(args, threads, kernels) == kOk, "GroupNorm status");
+    const host::GroupNormVjpArgs vjp{v.get(),   x.get(),     skip.get(), vector(0),  vector(1),
+                                     vector(2), stats.get(), s.groups,   s.resample, s.activate,
+                                     add.get(), v_x.get(),   v_skip.get(), layout};
+    expect(host::group_norm_vjp(vjp, threads, kernels) == kOk, "transposed GroupNorm status");
     expect(y.intact() && v_x.intact() && v_skip.intact() && stats.intact(), "GroupNorm writes only its outputs");
   }
 
@@ -198,10 +205,12 @@ void check_silu() {
     const float stats[2] = {1.0f, 1.0f};  // xhat of the second channel is 0: its n is the bias
     float found[2];
     const host::GroupNormShape shape{1, 2, 0, 1, 1, 1, host::kKeep, true, kFloat32};
-    const host::GroupNormArgs args{shape, x, nullptr, {nullptr, 0}, {weights, 0}, {biases, 0}, 1e-6, y, found};
-    const host::GroupNormVjpArgs vjp{shape, v, x, nullptr, {nullptr, 0}, {weights, 0}, {biases, 0}, stats, nullptr, v_x, nullptr};
-    host::group_norm(args, kFloat32, 1, kernels);
-    host::group_norm_vjp(vjp, kFloat32, 1, kernels);
+    const host::GroupNormLayout layout = layout_of(shape, 0, kFloat32);
+    const host::GroupNormArgs args{x, nullptr, nullptr, weights, biases, 1, 1e-6, host::kKeep, 1, y, found, layout};
+    const host::GroupNormVjpArgs vjp{v, x,           nullptr, nullptr, weights, biases,  stats,
+                                     1, host::kKeep, 1,       nullptr, v_x,     nullptr, layout};
+    host::group_norm(args, 1, kernels);
+    host::group_norm_vjp(vjp, 1, kernels);
     // Forward: xhat = 1 / sqrt(1 + 1e-6), so n is a little larger than bias + 1.
     const double m = static_cast<double>(static_cast<float>(static_cast<float>(found[1]) + n));
     worst = std::fmax(worst, std::fabs(static_cast<double>(y[1]) - m / (1 + std::exp(-m))) / std::fmax(1.0, std::fabs(m)));
@@ -217,12 +226,15 @@ void check_silu() {
 void check_refusals() {
   const host::Kernels& kernels = *host::find_kernels(nullptr);
   float out[4];
-  host::GroupNormArgs norm{{1, 6, 0, 1, 1, 4, host::kKeep, true, kFloat32}, out, nullptr, {}, {}, {}, 1e-6, out, out};
-  expect(host::group_norm(norm, kFloat32, 1, kernels) == kBadLayout, "groups must divide the channels");
-  expect(host::group_norm(norm, kFloat16, 1, kernels) == kBadDType, "float16 is refused");
-  norm.shape.groups = 3;
-  norm.shape.resample = host::kDown;
-  expect(host::group_norm(norm, kFloat32, 1, kernels) == kBadKind, "an odd image cannot be halved");
+  const host::GroupNormLayout layout{1, 6, 0, 1, 1, 0, 0, 0, kFloat32, kFloat32};
+  host::GroupNormArgs norm{out, nullptr, nullptr, nullptr, nullptr, 4, 1e-6, host::kKeep, 1, out, out, layout};
+  expect(host::group_norm(norm, 1, kernels) == kBadLayout, "groups must divide the channels");
+  norm.groups = 3;
+  norm.layout.dtype = kFloat16;
+  expect(host::group_norm(norm, 1, kernels) == kBadDType, "float16 is refused");
+  norm.layout.dtype = kFloat32;
+  norm.resample = host::kDown;
+  expect(host::group_norm(norm, 1, kernels) == kBadKind, "an odd image cannot be halved");
 }
 
 }  // namespace

@@ -113,8 +113,8 @@ constexpr DType kDType = sizeof(T) == 4 ? kFloat32 : kFloat64;
 template <typename T>
 void check_noise(Problem<T>& p, const host::Kernels& kernels, int threads) {
   Guarded<T> out(p.size);
-  const NoiseArgs args{p.source(), p.shape, kNormal, out.get()};
-  expect(host::noise(args, kDType<T>, threads, kernels) == kOk, "noise status");
+  const NoiseArgs args{p.source(), out.get(), kNormal, p.shape, kDType<T>};
+  expect(host::noise(args, threads, kernels) == kOk, "noise status");
   for (int64_t i = 0; i < p.size; ++i) {
     const T z = p.noise_at(i);
     if (!same_bits(&z, out.get() + i, 1)) return expect(false, "noise equals the element-by-element loop");
@@ -127,10 +127,13 @@ void check_row(Problem<T>& p, bool clip, const host::Kernels& kernels, int threa
   p.table[kClipColumn] = static_cast<T>(clip);
   T *x = p.inputs[0].get(), *e = p.inputs[1].get(), *g = p.inputs[2].get(), *h = p.inputs[3].get();
   Guarded<T> x_next(p.size), h_next(p.size), v_x(p.size), v_e(p.size), v_g(p.size), v_h(p.size);
-  const RowArgs args{x, e, g, h, nullptr, p.source(), p.table.data(), 1, &p.step, p.shape, x_next.get(), h_next.get()};
-  expect(host::affine_row(args, kDType<T>, threads, kernels) == kOk, "row status");
-  const RowVjpArgs vjp{g, h, x, e, p.table.data(), 1, &p.step, p.size, v_x.get(), v_e.get(), v_g.get(), v_h.get()};
-  expect(host::affine_row_vjp(vjp, kDType<T>, threads, kernels) == kOk, "transposed row status");
+  const DType dtype = kDType<T>;
+  const RowArgs args{x,         e,  g, h, nullptr,      &p.seed,      p.ids.data(), p.draws.data(), p.table.data(),
+                     &p.step, 1, 2, x_next.get(), h_next.get(), 1,            p.shape,        dtype, dtype, dtype};
+  expect(host::affine_row(args, threads, kernels) == kOk, "row status");
+  const RowVjpArgs vjp{g,         h,         x, e,      p.table.data(), &p.step, v_x.get(), v_e.get(),
+                       v_g.get(), v_h.get(), 1, p.size, dtype,          dtype};
+  expect(host::affine_row_vjp(vjp, threads, kernels) == kOk, "transposed row status");
   const Row<T> row = load_row<T>(p.table.data(), 0);
   for (int64_t i = 0; i < p.size; ++i) {
     const T used = clip ? clipped_noise_pred(row, x[i], e[i]) : e[i];
@@ -171,13 +174,22 @@ void check_refusals() {
   const host::Kernels& kernels = *host::find_kernels(nullptr);
   p.step = 1;
   float out[4];
-  const RowArgs row{p.inputs[0].get(), nullptr, nullptr, nullptr, nullptr, p.source(), p.table.data(), 1,
-                    &p.step,           p.shape, out,     nullptr};
-  expect(host::affine_row(row, kFloat32, 1, kernels) == kBadStep, "a step outside the table is refused");
+  RowArgs row{};
+  row.x = p.inputs[0].get();
+  row.table = p.table.data();
+  row.step = &p.step;
+  row.x_next = out;
+  row.rows = 1;
+  row.shape = p.shape;
+  expect(host::affine_row(row, 1, kernels) == kBadStep, "a step outside the table is refused");
   p.step = 0;
   p.table[kClipColumn] = 1;
-  const RowVjpArgs vjp{out, nullptr, nullptr, nullptr, p.table.data(), 1, &p.step, 4, out, out, nullptr, nullptr};
-  expect(host::affine_row_vjp(vjp, kFloat32, 1, kernels) == kNoState, "a clipping row needs the state");
+  row.noise_pred = out;
+  row.noise_pred_dtype = kBFloat16;
+  expect(host::affine_row(row, 1, kernels) == kBadDType, "inputs narrower than the state are refused");
+  const RowVjpArgs vjp{out, nullptr, nullptr, nullptr, p.table.data(), &p.step, out, out, nullptr, nullptr, 1, 4,
+                       kFloat32, kFloat32};
+  expect(host::affine_row_vjp(vjp, 1, kernels) == kNoState, "a clipping row needs the state");
   expect(host::find_kernels("sse9") == nullptr, "an unknown instruction set is refused");
 }
 

@@ -1,11 +1,15 @@
-"""The compiled extension: loaded once, with the reason where it is missing, and what it needs to know of a tensor."""
+"""The compiled extension: loaded once, with the reason where it is missing or cannot serve, and how it is called.
+
+It has one entry per operation for both memories. What crosses is a device, a stream and the fields of an argument
+block (csrc/include/fastpure/args.h): first the arguments of the schema, then what the kernel has to know of them.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -16,23 +20,28 @@ from torch import Tensor
 
 from .checks import memory_format_of
 
-ABI = 3
+ABI = 4
 """Must equal FASTPURE_ABI in csrc/include/fastpure/args.h; a mismatch disables the extension."""
 
-DTYPE_CODES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
-LAYOUT_CODES = {"contiguous": 0, "channels_last": 1}
+STATE_CODES = {torch.float32: 0, torch.float64: 1}
+DTYPE_CODES = STATE_CODES | {torch.bfloat16: 2, torch.float16: 3}
+LAYOUT_CODES = {torch.contiguous_format: 0, torch.channels_last: 1}
 NOISE_CODES = {"normal": 0, "uniform": 1}
-STATE_CODES = {torch.float32: DTYPE_CODES["float32"], torch.float64: DTYPE_CODES["float64"]}
-INPUT_CODES = STATE_CODES | {
-    torch.bfloat16: DTYPE_CODES["bfloat16"],
-    torch.float16: DTYPE_CODES["float16"],
-}
+HOST = -1
+"""The device that stands for host memory."""
+
 BUILD_REPORT = Path(__file__).resolve().parents[1] / "_build_report.json"
 
 
 @dataclass(frozen=True)
 class Extension:
-    """The outcome of loading: a module, or the reason why there is none."""
+    """The outcome of loading.
+
+    Attributes:
+        module: ``fastpure._C``, or None.
+        reason: why there is no module; None if there is one.
+        build: what the module says of how it was built; empty without one.
+    """
 
     module: ModuleType | None
     reason: str | None
@@ -59,6 +68,29 @@ def load() -> Extension:
     return Extension(module, None, build)
 
 
+def _reason_not_built() -> str:
+    """What the installation wrote down about leaving the extension out."""
+    try:
+        report = json.loads(BUILD_REPORT.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "fastpure._C was not built (no build report found; install with `pip install .`)"
+    reason = report.get("reason") or "the build report gives no reason"
+    return f"fastpure._C was not built: {reason}"
+
+
+def reason_against_cuda() -> str | None:
+    """Why the extension cannot serve CUDA tensors; None if it can."""
+    loaded = load()
+    if loaded.module is None:
+        return loaded.reason
+    if not loaded.build.get("cuda"):
+        return (
+            "the extension was built without its CUDA half (nvcc was not found or FASTPURE_CUDA=0; "
+            "installing with FASTPURE_CUDA=1 insists on it)"
+        )
+    return _cuda_trouble(loaded.module)
+
+
 @functools.cache
 def _cuda_trouble(module: ModuleType) -> str | None:
     """What keeps the CUDA half from running; asked once, because it wakes the driver."""
@@ -76,70 +108,48 @@ def _cuda_trouble(module: ModuleType) -> str | None:
     return None
 
 
-def reason_against_cuda() -> str | None:
-    """Why the extension cannot serve CUDA tensors; None if it can."""
-    extension = load()
-    if extension.module is None:
-        return extension.reason
-    if not extension.build.get("cuda"):
-        return (
-            "the extension was built without its CUDA half (nvcc was not found or FASTPURE_CUDA=0; "
-            "installing with FASTPURE_CUDA=1 insists on it)"
-        )
-    return _cuda_trouble(extension.module)
+def unavailable_on_host(
+    device_type: str, dtype: torch.dtype, dtypes: Iterable[torch.dtype] = STATE_CODES
+) -> str | None:
+    """Why the host's kernels cannot serve this device type and dtype, of those in ``dtypes``; None if they can."""
+    if device_type != "cpu":
+        return f"the back end `host` serves host memory, not {device_type}"
+    return load().reason or _reason_against(dtype, dtypes)
 
 
-def _reason_not_built() -> str:
-    """What the installation wrote down about leaving the extension out."""
-    try:
-        report = json.loads(BUILD_REPORT.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "fastpure._C was not built (no build report found; install with `pip install .`)"
-    reason = report.get("reason") or "the build report gives no reason"
-    return f"fastpure._C was not built: {reason}"
+def unavailable_on_cuda(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why the CUDA half cannot serve this device type and (state) dtype; None if it can."""
+    if device_type != "cuda":
+        return f"the back end `cuda` serves CUDA devices, not {device_type}"
+    return reason_against_cuda() or _reason_against(dtype, STATE_CODES)
 
 
-def unavailable(dtype: torch.dtype) -> str | None:
-    """Why the extension cannot serve CUDA tensors of this (state) dtype; None if it can."""
-    reason = reason_against_cuda()
-    if reason is not None:
-        return reason
-    if dtype not in STATE_CODES:
-        return f"{dtype} is not supported (float32 and float64 are)"
-    return None
+def _reason_against(dtype: torch.dtype, dtypes: Iterable[torch.dtype]) -> str | None:
+    if dtype in dtypes:
+        return None
+    names = " and ".join(str(one).removeprefix("torch.") for one in dtypes)
+    return f"{dtype} is not supported ({names} are)"
 
 
-def by_device(
-    leading: int, on_host: Callable[..., None], on_cuda: Callable[..., None]
-) -> Callable[..., None]:
-    """An implementation that goes by the device of its argument number ``leading``."""
+def call(name: str, leading: Tensor, arguments: tuple[Any, ...], *rest: int) -> None:
+    """Run an entry of the extension where ``leading`` lies, on the current stream or with torch's number of threads.
 
-    def run(*args: Any) -> None:
-        (on_cuda if args[leading].is_cuda else on_host)(*args)
-
-    return run
-
-
-def address(tensor: Tensor | None) -> int:
-    """Where the tensor begins in memory; 0 for one that is absent."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def layout_code(x: Tensor) -> int:
-    """The extension's code for the memory layout of a dense [B, C, H, W] tensor."""
-    name = "channels_last" if memory_format_of(x) is torch.channels_last else "contiguous"
-    return LAYOUT_CODES[name]
-
-
-def input_code(tensor: Tensor | None) -> int:
-    """The extension's code for the dtype of an input, which need not be that of the state."""
-    return INPUT_CODES[torch.float32 if tensor is None else tensor.dtype]
-
-
-def target(tensor: Tensor) -> tuple[int, int]:
-    """(device index, address of the caller's stream there), to launch on."""
-    index = tensor.device.index
-    return index, torch.cuda.current_stream(index).cuda_stream
+    Args:
+        name: the entry, in csrc/module.cpp.
+        leading: the tensor that decides where.
+        arguments: of the operation, in the order of its schema: tensors (the extension takes their addresses),
+            None and numbers.
+        rest: the other fields of the argument block, in its order.
+    """
+    if leading.is_cuda:
+        device = leading.device.index
+        module = module_for(device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+    else:
+        loaded = load().module
+        assert loaded is not None, "dispatch only comes here when the extension is loaded"
+        module, device, stream = loaded, HOST, torch.get_num_threads()
+    getattr(module, name)(device, stream, arguments, rest)
 
 
 @functools.cache
@@ -166,3 +176,13 @@ def preload(device: torch.device | str | int = "cuda") -> None:
     if reason_against_cuda() is None:
         where = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
         module_for(torch.cuda.current_device() if where.index is None else where.index)
+
+
+def layout_code(x: Tensor) -> int:
+    """The code for the memory layout of a dense [B, C, H, W] tensor."""
+    return LAYOUT_CODES[memory_format_of(x)]
+
+
+def input_code(tensor: Tensor | None) -> int:
+    """The code for the dtype of an input, which need not be that of the state; any where it is absent."""
+    return 0 if tensor is None else DTYPE_CODES[tensor.dtype]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,10 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from ..errors import KernelUnavailable, one_of
 from . import extension
 
-BACKENDS = ("reference", "ext", "triton")
+BACKENDS = ("reference", "host", "cuda", "triton")
+EXTENSION = {"cpu": "host", "cuda": "cuda"}
+"""Device type -> the back end of the compiled extension that serves it. ``"ext"``, their older name, means either."""
+
 LIBRARY = torch.library.Library("fastpure", "DEF")  # the operations live as long as this handle
 OPS: dict[str, OpSpec] = {}
 """Every operation, by name; :func:`define` enters it."""
@@ -33,11 +38,11 @@ class Implementation:
     """One way to run an operation.
 
     Attributes:
-        run: takes the arguments of the schema and writes into its output tensors.
+        run: takes the arguments of the schema as ``OpSpec.arguments`` and writes into its output tensors.
         unavailable: (device type, dtype) -> None if it can run there, otherwise the reason in words.
     """
 
-    run: Callable[..., None]
+    run: Callable[[Any], None]
     unavailable: Callable[[str, torch.dtype], str | None]
 
 
@@ -59,6 +64,12 @@ class OpSpec:
     impls: Mapping[str, Implementation]
     order: Mapping[str, tuple[str, ...]]
 
+    @functools.cached_property
+    def arguments(self) -> Any:
+        """The class of named tuples that checks and implementations get: the schema's arguments, in its order."""
+        schema = torch._C.parse_schema(f"fastpure::{self.name}{self.schema}")
+        return namedtuple(self.name, [argument.name for argument in schema.arguments])
+
     def reason_against(self, backend: str, device_type: str, dtype: torch.dtype) -> str | None:
         """Why ``backend`` cannot run this operation there; None if it can."""
         if backend not in self.impls:
@@ -68,42 +79,51 @@ class OpSpec:
 
 def define(
     spec: OpSpec,
-    check: Callable[..., torch.Tensor],
-    check_converted: Callable[..., torch.Tensor] | None = None,
+    check: Callable[[Any], torch.Tensor],
+    check_converted: Callable[[Any], torch.Tensor] | None = None,
 ) -> Callable[..., None]:
     """Enter ``spec`` in :data:`OPS`, register ``torch.ops.fastpure.<name>`` and return the cheapest way to call it.
 
     That is the registered operation where something watches (a compiler, a tracing mode, a tensor subclass),
     and its kernel directly otherwise: the dispatcher takes longer than a row of a small batch.
 
-    ``check`` gets the arguments of the schema, raises on anything a kernel could stumble over, and returns
-    the tensor whose device and dtype decide the back end. It is also the fake kernel (there are no returns to
-    describe), so tracing reports the same errors as running. ``check_converted`` may leave out what holds for
-    tensors that the public function made or converted itself; it serves the direct call.
+    ``check`` gets the arguments of the schema (``spec.arguments``), raises on anything a kernel could stumble
+    over, and returns the tensor whose device and dtype decide the back end. It is also the fake kernel (there are
+    no returns to describe), so tracing reports the same errors as running. ``check_converted`` may leave out what
+    holds for tensors that the public function made or converted itself; it serves the direct call.
     """
     OPS[spec.name] = spec
     LIBRARY.define(f"{spec.name}{spec.schema}")
 
-    def run(leading: torch.Tensor, args: tuple[Any, ...]) -> None:
+    # What `_make` does, without the function around it: every call comes here.
+    named = functools.partial(tuple.__new__, spec.arguments)
+
+    def run(leading: torch.Tensor, args: Any) -> None:
         if leading.numel() > 0:
-            spec.impls[choose(spec, leading.device.type, leading.dtype)].run(*args)
+            spec.impls[choose(spec, leading.device.type, leading.dtype)].run(args)
 
-    def kernel(*args: Any) -> None:
-        run(check(*args), args)
+    def kernel(*values: Any) -> None:
+        args = named(values)
+        run(check(args), args)
 
-    def fake(*args: Any) -> None:
-        check(*args)
+    def fake(*values: Any) -> None:
+        check(named(values))
 
     LIBRARY.impl(spec.name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastpure::{spec.name}", fake, lib=LIBRARY)
     registered = getattr(torch.ops.fastpure, spec.name).default
     check_direct = check_converted or check
 
-    def call(*args: Any) -> None:
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(args[0]) is not torch.Tensor:
-            registered(*args)
+    def call(*values: Any) -> None:
+        if (
+            torch.compiler.is_compiling()
+            or is_in_torch_dispatch_mode()
+            or type(values[0]) is not torch.Tensor
+        ):
+            registered(*values)
         else:
-            run(check_direct(*args), args)
+            args = named(values)
+            run(check_direct(args), args)
 
     return call
 
@@ -120,16 +140,22 @@ def choose(spec: OpSpec, device_type: str, dtype: torch.dtype) -> str:
 @functools.cache
 def _choose(spec: OpSpec, device_type: str, dtype: torch.dtype, forced: str | None) -> str:
     if forced is not None:
-        reason = spec.reason_against(forced, device_type, dtype)
+        backend = _resolved(forced, device_type)
+        reason = spec.reason_against(backend, device_type, dtype)
         if reason is not None:
             raise KernelUnavailable(
                 f"back end `{forced}` was asked for, but cannot run `{spec.name}` on {device_type}: {reason}"
             )
-        return forced
+        return backend
     for backend in spec.order.get(device_type, ("reference",)):
         if spec.reason_against(backend, device_type, dtype) is None:
             return backend
     return "reference"
+
+
+def _resolved(name: str, device_type: str) -> str:
+    """The back end of this name there."""
+    return EXTENSION.get(device_type, "host") if name == "ext" else name
 
 
 def forced_backend(op: str) -> str | None:
@@ -144,7 +170,11 @@ def _forced_by_environment(op: str) -> str | None:
     value = os.environ.get(variable)
     if not value:
         variable, value = "FASTPURE_BACKEND", os.environ.get("FASTPURE_BACKEND")
-    return one_of(variable, value, BACKENDS) if value else None
+    return _known(variable, value) if value else None
+
+
+def _known(name: str, value: str) -> str:
+    return value if value == "ext" else one_of(name, value, BACKENDS)
 
 
 @contextmanager
@@ -152,9 +182,13 @@ def use_backend(name: str) -> Iterator[None]:
     """Run every operation inside the block by the back end ``name``, or raise KernelUnavailable there.
 
     The setting holds for the whole process, not for one thread: the backward pass of a CUDA graph runs in
-    threads of its own and has to see it too. Meant for tests and comparisons.
+    threads of its own and has to see it too. Meant for tests and comparisons. ``"ext"`` is deprecated and means
+    ``"host"`` for tensors in host memory and ``"cuda"`` for those on CUDA devices.
     """
-    _forced.append(one_of("name", name, BACKENDS))
+    if name == "ext":
+        text = 'use_backend("ext") is deprecated: say "host" or "cuda"'
+        warnings.warn(text, DeprecationWarning, stacklevel=3)
+    _forced.append(_known("name", name))
     try:
         yield
     finally:
@@ -162,13 +196,15 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def describe(spec: OpSpec, device_type: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What runs ``spec`` there and why the other back ends do not."""
+    """What runs ``spec`` there and why the other back ends do not, leaving out those for other devices."""
     try:
         chosen: str | None = choose(spec, device_type, dtype)
         error = None
     except KernelUnavailable as unavailable:
         chosen, error = None, str(unavailable)
-    against = {name: spec.reason_against(name, device_type, dtype) for name in BACKENDS if name != chosen}
+    elsewhere = set(EXTENSION.values()) - {EXTENSION.get(device_type)}
+    others = [name for name in BACKENDS if name != chosen and name not in elsewhere]
+    against = {name: spec.reason_against(name, device_type, dtype) for name in others}
     return {"chosen": chosen, "error": error, "unavailable": {k: v for k, v in against.items() if v}}
 
 
@@ -178,7 +214,8 @@ def serves(op: str, backend: str, x: torch.Tensor) -> bool:
     Raises:
         KernelUnavailable: ``backend`` itself is forced and cannot run there.
     """
-    if forced_backend(op) not in (None, backend):
+    forced = forced_backend(op)
+    if forced is not None and _resolved(forced, x.device.type) != backend:
         return False
     return choose(OPS[op], x.device.type, x.dtype) == backend
 

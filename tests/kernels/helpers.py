@@ -16,7 +16,7 @@ from fastpure.schedule import KERNEL_COLUMNS, KERNEL_WIDTH
 EXTENSION = extension.load()
 REQUIRED = os.environ.get("FASTPURE_EXT") == "1"  # as when building: absence is an error, not a skip
 needs_ext = pytest.mark.skipif(EXTENSION.module is None and not REQUIRED, reason=str(EXTENSION.reason))
-BACKENDS = ["reference", pytest.param("ext", marks=needs_ext)]
+BACKENDS = ["reference", pytest.param("host", marks=needs_ext)]
 DTYPES = [torch.float32, torch.float64]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 SHAPE = (3, 5, 7)

@@ -9,13 +9,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastpure.errors import KernelUnavailable
-from fastpure.kernels import OPS, backend_report, extension, preload, registry, use_backend
+from fastpure.kernels import OPS, NoiseKeys, backend_report, extension, preload, registry, use_backend
 from fastpure.kernels.checks import check_images, like_state
+from fastpure.kernels.row import launch as row_launch
 from tests.kernels.helpers import EXTENSION, needs_ext
 
 HALF_BUILT = bool(EXTENSION.build.get("cuda"))
 needs_cuda_half = pytest.mark.skipif(not HALF_BUILT, reason="the extension was built without its CUDA half")
-EXT_OPS = [name for name, spec in OPS.items() if "ext" in spec.order["cuda"]]
+NOWHERE = (0, 0, 0, 0, 1, 0, 0)
+"""The schema's arguments of noise without any memory: refused, or nothing to do, before it would be touched."""
+
+CUDA_OPS = [name for name, spec in OPS.items() if "cuda" in spec.order["cuda"]]
 
 
 def pretend(monkeypatch, capabilities, cuda=True, architectures="80 90"):
@@ -38,17 +42,17 @@ def fresh_choices():
 def test_no_cuda_half_is_a_reason(monkeypatch):
     pretend(monkeypatch, [90], cuda=False)
     assert "FASTPURE_CUDA=1" in backend_report()["extension"]["cuda"]
-    for name in EXT_OPS:
-        assert "without its CUDA half" in OPS[name].reason_against("ext", "cuda", torch.float32)
-        assert OPS[name].reason_against("ext", "cpu", torch.float32) is None
+    for name in CUDA_OPS:
+        assert "without its CUDA half" in OPS[name].reason_against("cuda", "cuda", torch.float32)
+        assert OPS[name].reason_against("host", "cpu", torch.float32) is None
 
 
 def test_no_driver_is_a_reason(monkeypatch):
     pretend(monkeypatch, [])
-    for name in EXT_OPS:
+    for name in CUDA_OPS:
         assert registry.choose(OPS[name], "cuda", torch.float32) == "reference"
         with (
-            use_backend("ext"),
+            use_backend("cuda"),
             pytest.raises(KernelUnavailable, match="no CUDA device can be used: CUDA driver"),
         ):
             registry.choose(OPS[name], "cuda", torch.float32)
@@ -66,26 +70,86 @@ def test_an_old_device_is_a_reason(monkeypatch):
 def test_with_a_device_the_extension_is_preferred(monkeypatch, architectures):
     pretend(monkeypatch, [90], architectures=architectures)
     assert backend_report()["extension"]["cuda"] == "available"
-    for name in EXT_OPS:
-        assert registry.choose(OPS[name], "cuda", torch.float32) == "ext"
-        assert registry.choose(OPS[name], "cuda", torch.float64) == "ext"
-        assert "float16 is not supported" in OPS[name].reason_against("ext", "cuda", torch.float16)
-        assert "not mps" in OPS[name].reason_against("ext", "mps", torch.float32)
+    for name in CUDA_OPS:
+        assert registry.choose(OPS[name], "cuda", torch.float32) == "cuda"
+        assert registry.choose(OPS[name], "cuda", torch.float64) == "cuda"
+        assert "float16 is not supported" in OPS[name].reason_against("cuda", "cuda", torch.float16)
+        assert "not mps" in OPS[name].reason_against("cuda", "mps", torch.float32)
+        assert "not cuda" in OPS[name].reason_against("host", "cuda", torch.float32)
 
 
-def test_implementations_go_by_the_device():
-    went = []
-    run = extension.by_device(1, lambda *args: went.append("host"), lambda *args: went.append("cuda"))
-    for on_cuda in (False, True):
-        run(None, SimpleNamespace(is_cuda=on_cuda))
-    assert went == ["host", "cuda"]
+@pytest.fixture
+def crossings(monkeypatch):
+    """What would have crossed into the extension: (entry, device, stream, arguments, rest)."""
+    seen = []
+
+    class Recorder(ModuleType):
+        def __getattr__(self, name):
+            return lambda *crossing: seen.append((name, *crossing))
+
+    module = Recorder("recorder")
+    monkeypatch.setattr(extension, "load", lambda: extension.Extension(module, None, {"cuda": None}))
+    return seen
+
+
+NOISE_SHAPE = (2, 3, 5, 7)
+
+
+def noise_arguments(out):
+    keys = NoiseKeys.make(1, [4, 5])
+    return (keys.seed, keys.sample_ids, keys.draws, torch.tensor([3]), 1, 2, out)
+
+
+def test_a_call_in_host_memory_says_so_and_passes_the_schema_as_it_is(crossings):
+    arguments = noise_arguments(torch.empty(NOISE_SHAPE).contiguous(memory_format=torch.channels_last))
+    torch.ops.fastpure.philox_uniform(*arguments)
+    ((name, device, stream, passed, rest),) = crossings
+    assert (name, device, stream) == ("noise", extension.HOST, torch.get_num_threads())
+    assert type(passed) is OPS["philox_uniform"].arguments
+    assert all(
+        a is b if isinstance(b, torch.Tensor) else a == b for a, b in zip(passed, arguments, strict=True)
+    )
+    assert rest == (extension.NOISE_CODES["uniform"], 2, 3, 35, 1, 0)
+
+
+def test_a_call_on_a_device_says_which_and_on_what_stream(crossings, monkeypatch):
+    """Fake tensors: there is no memory behind them, and nothing here looks for any."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=1000 + index))
+    extension.module_for.cache_clear()
+    with FakeTensorMode():
+        state = torch.empty(NOISE_SHAPE, device="cuda:1")
+        row = dict.fromkeys(OPS["affine_row"].arguments._fields) | {"stream": 1, "domain": 0}
+        row |= {"x": state, "table": torch.empty(4, 16, device="cuda:1")}
+        row |= {"noise_pred": state.bfloat16(), "guidance": state.half()}
+        row_launch.affine_row(OPS["affine_row"].arguments(**row))
+    extension.module_for.cache_clear()
+    preloaded, (name, device, stream, passed, rest) = crossings
+    assert preloaded == ("cuda_preload", 1)
+    assert (name, device, stream) == ("affine_row", 1, 1001)
+    assert passed.noise_pred.dtype == torch.bfloat16
+    assert rest == (4, 2, 3, 35, 0, 0, 2, 3)
 
 
 @needs_ext
-def test_codes_are_those_of_the_extension():
-    names = {dtype: str(dtype).removeprefix("torch.") for dtype in extension.INPUT_CODES}
-    codes = {names[dtype]: code for dtype, code in extension.INPUT_CODES.items()}
-    assert codes == EXTENSION.build["dtypes"]
+@pytest.mark.parametrize("entry", ["noise", "affine_row", "affine_row_vjp", "group_norm", "group_norm_vjp"])
+def test_an_argument_block_of_another_length_is_refused(entry):
+    with pytest.raises(TypeError, match=f"{entry}: .* must be the [0-9]+ fields .* got 1 and 0"):
+        getattr(EXTENSION.module, entry)(extension.HOST, 1, (0,), ())
+
+
+@needs_ext
+def test_what_is_no_field_is_refused():
+    arguments = noise_arguments("a word")
+    with pytest.raises(AttributeError, match="data_ptr"):
+        EXTENSION.module.noise(extension.HOST, 1, arguments, (0, 2, 3, 35, 0, 0))
+
+
+@needs_ext
+@pytest.mark.skipif(HALF_BUILT, reason="the CUDA half is there")
+def test_without_the_cuda_half_device_calls_say_so():
+    for entry, fields in (("noise", 13), ("affine_row_vjp", 14), ("group_norm", 21)):
+        with pytest.raises(RuntimeError, match=f"{entry} on cuda:0: no kernel for CUDA devices"):
+            getattr(EXTENSION.module, entry)(0, 0, (0,) * fields, ())
 
 
 @needs_cuda_half
@@ -98,7 +162,7 @@ def test_without_a_driver_device_calls_are_refused():
         with pytest.raises(RuntimeError, match=r"preload on cuda:0: .*\(cudaError"):
             call()
     with pytest.raises(RuntimeError, match=r"noise on cuda:0: .*\(cudaError"):
-        module.cuda_noise(0, 0, 0, 0, 0, 1, 0, 0, 1, 3, 4, 0, 0, 0, 0)
+        module.noise(0, 0, NOWHERE, (0, 1, 3, 4, 0, 0))
     preload("cuda:0")  # nothing to load, nothing to complain about
 
 
@@ -106,10 +170,10 @@ def test_without_a_driver_device_calls_are_refused():
 def test_arguments_no_kernel_takes_are_refused_before_any_launch():
     module = EXTENSION.module
     with pytest.raises(RuntimeError, match="unknown dtype"):
-        module.cuda_noise(0, 0, 0, 0, 0, 1, 0, 0, 1, 3, 4, 0, extension.DTYPE_CODES["float16"], 0, 0)
+        module.noise(0, 0, NOWHERE, (0, 1, 3, 4, 0, extension.DTYPE_CODES[torch.float16]))
     with pytest.raises(RuntimeError, match="more than"):
-        module.cuda_noise(0, 0, 0, 0, 0, 1, 0, 0, 1 << 40, 3, 4, 0, 0, 0, 0)
-    module.cuda_noise(0, 0, 0, 0, 0, 1, 0, 0, 0, 3, 4, 0, 0, 0, 0)  # an empty batch needs no device
+        module.noise(0, 0, NOWHERE, (0, 1 << 40, 3, 4, 0, 0))
+    module.noise(0, 0, NOWHERE, (0, 0, 3, 4, 0, 0))  # an empty batch needs no device
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

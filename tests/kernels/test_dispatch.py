@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -59,8 +60,34 @@ def test_a_forced_back_end_that_does_not_exist_raises():
 
 
 def test_a_forced_extension_that_is_missing_raises_with_the_reason(no_extension):
-    with use("ext"), pytest.raises(KernelUnavailable, match="philox_normal` on cpu: the dog ate it"):
+    with use("host"), pytest.raises(KernelUnavailable, match="philox_normal` on cpu: the dog ate it"):
         draw()
+
+
+def test_the_older_name_of_the_extension_goes_by_the_device(fresh_choices, monkeypatch):
+    spec = OPS["affine_row"]
+    monkeypatch.setattr(extension, "load", lambda: extension.Extension(None, "the dog ate it"))
+    with contextlib.ExitStack() as stack:
+        with pytest.warns(DeprecationWarning, match='say "host" or "cuda"'):
+            stack.enter_context(use("ext"))
+        for device, half in (("cpu", "host"), ("cuda", "cuda")):
+            with pytest.raises(KernelUnavailable, match=f"`ext` was .* on {device}: the dog"):
+                registry.choose(spec, device, torch.float32)
+            assert spec.reason_against(half, device, torch.float32) == "the dog ate it"
+        with pytest.raises(KernelUnavailable, match="not mps"):
+            registry.choose(spec, "mps", torch.float32)
+        with pytest.raises(KernelUnavailable, match="`resample` has no `host`"):
+            registry.choose(OPS["resample"], "cpu", torch.float32)
+    assert registry.forced_backend("affine_row") is None
+
+
+@needs_ext
+def test_the_older_name_works_in_the_environment(fresh_choices, monkeypatch):
+    monkeypatch.setenv("FASTPURE_BACKEND", "ext")
+    x = torch.zeros(1, 4, 2, 2)
+    assert registry.choose(OPS["affine_row"], "cpu", torch.float32) == "host"
+    assert serves("affine_row", "host", x)
+    assert not serves("affine_row", "reference", x)
 
 
 def test_without_the_extension_the_reference_runs(no_extension):
@@ -70,16 +97,18 @@ def test_without_the_extension_the_reference_runs(no_extension):
     for name, spec in OPS.items():
         entry = report["ops"][name]["cpu"]["float32"]
         assert entry["chosen"] == "reference"
-        missing = why if "ext" in spec.impls else f"`{name}` has no `ext` implementation"
-        assert entry["unavailable"]["ext"] == missing
-    assert sum("ext" in spec.impls for spec in OPS.values()) == 6
+        missing = why if "host" in spec.impls else f"`{name}` has no `host` implementation"
+        assert entry["unavailable"]["host"] == missing
+        assert "cuda" not in entry["unavailable"], "what serves other devices need not be listed"
+    assert sum("host" in spec.impls for spec in OPS.values()) == 6
+    assert sum("cuda" in spec.impls for spec in OPS.values()) == 4
     with use("reference"):
         expected = draw()
     assert torch.equal(draw(), expected)
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="'reference', 'ext', 'triton'"), use("cuda"):
+    with pytest.raises(ValueError, match="'reference', 'host', 'cuda', 'triton'"), use("fast"):
         pass
 
 
@@ -129,13 +158,17 @@ def test_report_is_plain_data():
             assert entry["error"] is None
 
 
+def by_name(codes):
+    return {str(key).removeprefix("torch."): code for key, code in codes.items()}
+
+
 @needs_ext
 def test_the_extension_is_preferred_and_agrees_on_codes():
-    assert registry.choose(OPS["affine_row"], "cpu", torch.float32) == "ext"
+    assert registry.choose(OPS["affine_row"], "cpu", torch.float32) == "host"
     assert registry.choose(OPS["affine_row"], "mps", torch.float32) == "reference"
     build = EXTENSION.build
-    assert build["dtypes"] == extension.DTYPE_CODES
-    assert build["layouts"] == extension.LAYOUT_CODES
+    assert build["dtypes"] == by_name(extension.DTYPE_CODES)
+    assert build["layouts"] == by_name(extension.LAYOUT_CODES)
     assert build["noise_kinds"] == extension.NOISE_CODES
     assert build["instruction_sets"][-1] == "baseline"
     assert "-ffp-contract=off" in build["flags"]

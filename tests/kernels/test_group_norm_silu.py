@@ -172,6 +172,6 @@ def test_the_choice_prefers_triton_on_a_device_and_the_extension_on_the_cpu():
         assert spec.order["cuda"] == ("triton", "reference")
         assert registry.choose(spec, "cpu", torch.float64) == "reference"
     for spec in (OPS["group_norm_silu"], OPS["group_norm_silu_vjp"]):
-        wanted = "reference" if EXTENSION.module is None else "ext"
+        wanted = "reference" if EXTENSION.module is None else "host"
         assert registry.choose(spec, "cpu", torch.float32) == wanted
         assert registry.choose(spec, "cpu", torch.float16) == "reference"

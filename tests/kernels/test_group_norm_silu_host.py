@@ -51,7 +51,7 @@ CASES = [
 @pytest.fixture(autouse=True)
 def on_the_host(monkeypatch):
     monkeypatch.setattr(cases, "DEVICE", "cpu")
-    with use_backend("ext"):
+    with use_backend("host"):
         yield
 
 

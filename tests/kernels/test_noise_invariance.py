@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fastpure.kernels import Domain, Stream, philox_normal, philox_uniform, use_backend
+from fastpure.kernels.extension import HOST, LAYOUT_CODES, STATE_CODES
 from tests.kernels.helpers import DTYPES, EXTENSION, FORMATS, SHAPE, keys_for, needs_ext
 
 
@@ -101,28 +102,14 @@ def test_instruction_sets_agree_bit_by_bit(dtype, fmt):
     for isa in module.build_info()["instruction_sets"]:
         for kind in (0, 1):
             out = torch.empty(3, 3, 19, 21, dtype=dtype).to(memory_format=fmt)
-            module.noise(
-                kind=kind,
-                seed=keys.seed.data_ptr(),
-                sample_ids=keys.sample_ids.data_ptr(),
-                draws=keys.draws.data_ptr(),
-                step=step.data_ptr(),
-                stream=1,
-                domain=0,
-                out=out.data_ptr(),
-                batch=3,
-                channels=3,
-                pixels=19 * 21,
-                layout=int(fmt is torch.channels_last),
-                dtype=int(dtype is torch.float64),
-                threads=1,
-                isa=isa,
-            )
+            arguments = (keys.seed, keys.sample_ids, keys.draws, step, 1, 0, out)
+            rest = (kind, 3, 3, 19 * 21, LAYOUT_CODES[fmt], STATE_CODES[dtype])
+            module.noise(HOST, 1, arguments, rest, isa=isa)
             results.append(out)
     for i, out in enumerate(results):
         assert torch.equal(out, results[i % 2])
     with pytest.raises(ValueError, match="instruction set"):
-        module.affine_row_vjp(*[0] * 14, isa="sse9")
+        module.affine_row_vjp(HOST, 1, (0,) * 14, (), isa="sse9")
 
 
 @needs_ext

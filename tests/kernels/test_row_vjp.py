@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastpure.kernels import affine_row_vjp
+from fastpure.kernels.extension import HOST, STATE_CODES
 from fastpure.kernels.row import reference
 from tests.kernels.helpers import DTYPES, EXTENSION, FORMATS, needs_ext, step_of, table_of
 from tests.kernels.rows import MULTISTEP, ROWS, SHAPES, coefficients, images, keys_for
@@ -93,32 +94,17 @@ def test_instruction_sets_and_threads_agree_bit_by_bit(dtype):
     module, table = EXTENSION.module, table_of(ROWS["clipped"], dtype=dtype)
     shape = (3, 3, 37, 41)
     x, e, g, h = images(shape, dtype)
-    keys, step, results = keys_for(3), step_of(0), []
+    keys, step, state, results = keys_for(3), step_of(0), STATE_CODES[dtype], []
     for isa in module.build_info()["instruction_sets"]:
         for threads in (1, 3):
             out = [torch.empty(shape, dtype=dtype) for _ in range(6)]
-            x_next, h_next, *cotangents = (t.data_ptr() for t in out)
-            module.affine_row(
-                *(t.data_ptr() for t in (x, e, g, h)),
-                0,
-                *(t.data_ptr() for t in (keys.seed, keys.sample_ids, keys.draws, table)),
-                1,
-                step.data_ptr(),
-                1,
-                0,
-                x_next,
-                h_next,
-                *(3, 3, 37 * 41, 0, int(dtype is torch.float64), threads),
-                isa=isa,
-            )
-            module.affine_row_vjp(
-                *(t.data_ptr() for t in (g, h, x, e, table)),
-                1,
-                step.data_ptr(),
-                *cotangents,
-                *(x.numel(), int(dtype is torch.float64), threads),
-                isa=isa,
-            )
+            x_next, h_next, *cotangents = out
+            key_tensors = (keys.seed, keys.sample_ids, keys.draws)
+            arguments = (x, e, g, h, None, *key_tensors, table, step, 1, 0, x_next, h_next)
+            rest = (1, 3, 3, 37 * 41, 0, state, state, state)
+            module.affine_row(HOST, threads, arguments, rest, isa=isa)
+            arguments = (g, h, x, e, table, step, *cotangents)
+            module.affine_row_vjp(HOST, threads, arguments, (1, x.numel(), state, state), isa=isa)
             results.append(out)
     for out in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(out, results[0], strict=True))

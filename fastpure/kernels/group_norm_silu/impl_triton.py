@@ -79,94 +79,56 @@ class Plan:
     tiles: int = 0
 
 
-def group_norm_silu(
-    x: Tensor,
-    skip: Tensor | None,
-    row: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    resample: int,
-    activate: bool,
-    y: Tensor,
-    stats: Tensor,
-) -> None:
-    """Write ``y`` and ``stats``; arguments as in the schema of the operation."""
-    problem = problem_of(x, skip, row, weight, bias, groups, eps, resample, activate)
-    tensors = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y, "stats_ptr": stats}
-    _run(forward_plan(triton_support.architecture(x.device), problem), x, tensors, skip_ptr=skip, row_ptr=row)
+def group_norm_silu(args: Any) -> None:
+    """Write ``y`` and ``stats``; ``args`` as in the schema."""
+    plan = forward_plan(triton_support.architecture(args.x.device), problem_of(args, args.eps))
+    tensors = {"y_ptr": args.y, "stats_ptr": args.stats}
+    _run(plan, args, tensors)
 
 
-def group_norm_silu_vjp(
-    v: Tensor,
-    x: Tensor,
-    skip: Tensor | None,
-    row: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    stats: Tensor,
-    groups: int,
-    resample: int,
-    activate: bool,
-    add: Tensor | None,
-    v_x: Tensor,
-    v_skip: Tensor | None,
-) -> None:
-    """Write ``v_x`` and ``v_skip``; arguments as in the schema of the operation."""
-    problem = problem_of(x, skip, row, weight, bias, groups, 0.0, resample, activate, add is not None)
-    plan = backward_plan(triton_support.architecture(x.device), problem)
-    tensors = {
-        "v_ptr": v,
-        "x_ptr": x,
-        "weight_ptr": weight,
-        "bias_ptr": bias,
-        "stats_ptr": stats,
-        "v_x_ptr": v_x,
-    }
+def group_norm_silu_vjp(args: Any) -> None:
+    """Write ``v_x`` and ``v_skip``; ``args`` as in the schema."""
+    problem = problem_of(args, add=args.add is not None)
+    plan = backward_plan(triton_support.architecture(args.x.device), problem)
+    tensors = {"v_ptr": args.v, "stats_ptr": args.stats, "v_x_ptr": args.v_x}
+    tensors |= {"add_ptr": args.add, "v_skip_ptr": args.v_skip}
     if plan.tiles:
-        tensors["means_ptr"] = torch.empty_like(stats)
-    _run(plan, x, tensors, skip_ptr=skip, row_ptr=row, add_ptr=add, v_skip_ptr=v_skip)
+        tensors["means_ptr"] = torch.empty_like(args.stats)
+    _run(plan, args, tensors)
 
 
-def problem_of(
-    x: Tensor,
-    skip: Tensor | None,
-    row: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    resample: int,
-    activate: bool,
-    add: bool = False,
-) -> Problem:
-    """The problem that the arguments pose."""
+def problem_of(args: Any, eps: float = 0.0, add: bool = False) -> Problem:
+    """The problem that the arguments of either direction pose."""
+    x, skip = args.x, args.skip
     _, first, height, width = x.shape
-    second = 0 if skip is None else skip.shape[1]
-    rows, weights, biases = (v is not None and v.dim() == 2 and v.shape[0] > 1 for v in (row, weight, bias))
+    rows, weights, biases = (
+        vector is not None and vector.dim() == 2 and vector.shape[0] > 1
+        for vector in (args.row, args.weight, args.bias)
+    )
     return Problem(
-        first,
-        second,
-        height,
-        width,
-        groups,
-        eps,
-        resample,
-        activate,
-        x.element_size(),
-        rows,
-        weights,
-        biases,
-        add,
+        first=first,
+        second=0 if skip is None else skip.shape[1],
+        height=height,
+        width=width,
+        groups=args.groups,
+        eps=eps,
+        resample=args.resample,
+        activate=args.activate,
+        itemsize=x.element_size(),
+        rows=rows,
+        weights=weights,
+        biases=biases,
+        add=add,
     )
 
 
-def _run(plan: Plan, x: Tensor, tensors: dict[str, Tensor], **optional: Tensor | None) -> None:
-    tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+def _run(plan: Plan, args: Any, others: dict[str, Tensor | None]) -> None:
+    """The launches of the plan, with the inputs that both directions have and ``others``; None is absent."""
+    x = args.x
+    inputs = {f"{name}_ptr": getattr(args, name) for name in ("x", "skip", "row", "weight", "bias")}
+    tensors = {name: tensor for name, tensor in (inputs | others).items() if tensor is not None}
     if plan.tiles:
-        channels = tensors["weight_ptr"].shape[-1]
-        room = (x.shape[0], plan.tiles, 2, channels)
+        room = (x.shape[0], plan.tiles, 2, args.weight.shape[-1])
         tensors["partial_ptr"] = torch.empty(room, dtype=torch.float32, device=x.device)
     triton_support.run(plan.launches, x.shape[0], tensors, x.device)
 

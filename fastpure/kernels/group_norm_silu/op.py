@@ -18,81 +18,71 @@ from ..checks import (
     dense,
     refuse_autograd,
 )
-from . import impl_ext, impl_triton, reference
+from . import impl_triton, launch, reference
 
 RESAMPLE_CODES: dict[str | None, int] = {None: 0, "up": 1, "down": 2}
 RESAMPLE_NAMES = {code: name for name, code in RESAMPLE_CODES.items()}
-ORDER = {"cuda": ("triton", "reference"), "cpu": ("ext", "reference")}
+ORDER = {"cuda": ("triton", "reference"), "cpu": ("host", "reference")}
 
 
-def _forward_by_reference(
-    x: Tensor,
-    skip: Tensor | None,
-    row: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    resample: int,
-    activate: bool,
-    y: Tensor,
-    stats: Tensor,
-) -> None:
-    name = RESAMPLE_NAMES[resample]
-    results = reference.group_norm_silu(
-        x, weight, bias, groups, eps, skip=skip, row=row, resample=name, activate=activate
+def _forward_by_reference(args: Any) -> None:
+    y, stats = reference.group_norm_silu(
+        args.x,
+        args.weight,
+        args.bias,
+        args.groups,
+        args.eps,
+        skip=args.skip,
+        row=args.row,
+        resample=RESAMPLE_NAMES[args.resample],
+        activate=args.activate,
     )
-    y.copy_(results[0])
-    stats.copy_(results[1])
+    args.y.copy_(y)
+    args.stats.copy_(stats)
 
 
-def _backward_by_reference(
-    v: Tensor,
-    x: Tensor,
-    skip: Tensor | None,
-    row: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    stats: Tensor,
-    groups: int,
-    resample: int,
-    activate: bool,
-    add: Tensor | None,
-    v_x: Tensor,
-    v_skip: Tensor | None,
-) -> None:
-    name = RESAMPLE_NAMES[resample]
-    results = reference.group_norm_silu_vjp(
-        v, x, stats, weight, bias, groups, skip=skip, row=row, resample=name, activate=activate, add=add
+def _backward_by_reference(args: Any) -> None:
+    v_x, v_skip = reference.group_norm_silu_vjp(
+        args.v,
+        args.x,
+        args.stats,
+        args.weight,
+        args.bias,
+        args.groups,
+        skip=args.skip,
+        row=args.row,
+        resample=RESAMPLE_NAMES[args.resample],
+        activate=args.activate,
+        add=args.add,
     )
-    v_x.copy_(results[0])
-    if v_skip is not None and results[1] is not None:
-        v_skip.copy_(results[1])
+    args.v_x.copy_(v_x)
+    if args.v_skip is not None and v_skip is not None:
+        args.v_skip.copy_(v_skip)
 
 
-def _check_forward(*args: Any) -> Tensor:
-    """Check the arguments of ``group_norm_silu`` (order of its schema); returns ``x``."""
-    x, skip, row, weight, bias, groups, eps, resample, _, y, stats = args
-    channels = _check_input(x, skip, row, weight, bias, groups, resample)
-    positive("eps", eps)
-    check_like("y", y, x, _output_shape(x, channels, resample))
-    _check_stats(stats, x, groups)
+def _check_forward(args: Any) -> Tensor:
+    """Check the arguments of ``group_norm_silu``; returns ``x``."""
+    x: Tensor = args.x
+    channels = _check_input(args)
+    positive("eps", args.eps)
+    check_like("y", args.y, x, _output_shape(x, channels, args.resample))
+    _check_stats(args.stats, x, args.groups)
     return x
 
 
-def _check_backward(*args: Any) -> Tensor:
-    """Check the arguments of ``group_norm_silu_vjp`` (order of its schema); returns ``x``."""
-    v, x, skip, row, weight, bias, stats, groups, resample, _, add, v_x, v_skip = args
-    channels = _check_input(x, skip, row, weight, bias, groups, resample)
-    check_like("v", v, x, _output_shape(x, channels, resample))
-    _check_stats(stats, x, groups)
-    if add is not None:
-        check_like("add", add, x, (x.shape[0], channels, *x.shape[2:]))
-    check_like("v_x", v_x, x, tuple(x.shape))
-    if (skip is None) != (v_skip is None):
+def _check_backward(args: Any) -> Tensor:
+    """Check the arguments of ``group_norm_silu_vjp``; returns ``x``."""
+    x: Tensor = args.x
+    channels = _check_input(args)
+    check_like("v", args.v, x, _output_shape(x, channels, args.resample))
+    _check_stats(args.stats, x, args.groups)
+    if args.add is not None:
+        check_like("add", args.add, x, (x.shape[0], channels, *x.shape[2:]))
+    check_like("v_x", args.v_x, x, tuple(x.shape))
+    if (args.skip is None) != (args.v_skip is None):
         raise ValueError(mistake("v_skip", "given exactly where `skip` is", "one without the other"))
-    if v_skip is not None:
-        check_like("v_skip", v_skip, x, tuple(skip.shape))
+    if args.v_skip is not None:
+        check_like("v_skip", args.v_skip, x, tuple(args.skip.shape))
     return x
 
 
@@ -113,18 +103,11 @@ def _check_resample(x: Tensor, resample: int) -> None:
         raise ValueError(mistake("x", "of even height and width to be halved", list(x.shape)))
 
 
-def _check_input(
-    x: Tensor,
-    skip: Tensor | None,
-    row: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    resample: int,
-) -> int:
+def _check_input(args: Any) -> int:
     """Everything both directions share; returns the number of channels."""
+    x, skip, groups = args.x, args.skip, args.groups
     check_activations("x", x)
-    channels = x.shape[1]
+    channels: int = x.shape[1]
     if skip is not None:
         check_activations("skip", skip)
         check_like("skip", skip, x, (x.shape[0], skip.shape[1], *x.shape[2:]))
@@ -132,9 +115,9 @@ def _check_input(
     whole("groups", groups, 1)
     if channels % groups:
         raise ValueError(mistake("groups", f"a divisor of the {channels} channels", groups))
-    _check_resample(x, resample)
-    for name, values in (("row", row), ("weight", weight), ("bias", bias)):
-        if values is not None:
+    _check_resample(x, args.resample)
+    for name in ("row", "weight", "bias"):
+        if (values := getattr(args, name)) is not None:
             check_channels(name, values, x, channels)
     return channels
 
@@ -157,7 +140,7 @@ FORWARD = registry.OpSpec(
     ),
     reference=reference.group_norm_silu,
     impls={
-        "ext": registry.Implementation(impl_ext.group_norm_silu, impl_ext.unavailable),
+        "host": registry.Implementation(launch.group_norm_silu, launch.unavailable),
         "triton": registry.Implementation(impl_triton.group_norm_silu, triton_support.unavailable),
         "reference": registry.Implementation(_forward_by_reference, always),
     },
@@ -171,7 +154,7 @@ BACKWARD = registry.OpSpec(
     ),
     reference=reference.group_norm_silu_vjp,
     impls={
-        "ext": registry.Implementation(impl_ext.group_norm_silu_vjp, impl_ext.unavailable),
+        "host": registry.Implementation(launch.group_norm_silu_vjp, launch.unavailable),
         "triton": registry.Implementation(impl_triton.group_norm_silu_vjp, triton_support.unavailable),
         "reference": registry.Implementation(_backward_by_reference, always),
     },
@@ -189,10 +172,10 @@ def fused_on_host(x: Tensor) -> bool:
     """
     return (
         x.device.type == "cpu"
-        and x.dtype in impl_ext.CODES
+        and x.dtype in launch.DTYPES
         and not carries_derivatives()
         and x.is_contiguous(memory_format=torch.channels_last)
-        and registry.choose(FORWARD, "cpu", x.dtype) == "ext"
+        and registry.choose(FORWARD, "cpu", x.dtype) == "host"
         and not torch.compiler.is_compiling()
     )
 
@@ -243,7 +226,8 @@ def group_norm_silu(
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     wide = torch.promote_types(x.dtype, torch.float32)
     stats = torch.empty((x.shape[0], groups, 2), dtype=wide, device=x.device)
-    _run_forward(x, skip, row, weight, bias, groups, eps, code, activate, y, stats)
+    # A whole number for eps would reach the extension as its bits, not as its value.
+    _run_forward(x, skip, row, weight, bias, groups, float(eps), code, activate, y, stats)
     return y, stats
 
 

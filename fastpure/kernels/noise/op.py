@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,9 @@ from ..checks import (
     check_step,
     check_step_value,
 )
-from ..extension import by_device
+from ..extension import unavailable_on_cuda, unavailable_on_host
 from ..keys import STEP_MAX, NoiseKeys, Stream, check_keys
-from . import impl_cuda, impl_ext, reference
+from . import launch, reference
 
 SCHEMA = (
     "(Tensor seed, Tensor sample_ids, Tensor draws, Tensor step, int stream, int domain, Tensor(a!) out)"
@@ -29,39 +30,35 @@ SCHEMA = (
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
-def _by_reference(function: Callable[..., Tensor]) -> Callable[..., None]:
-    def run(
-        seed: Tensor, ids: Tensor, draws: Tensor, step: Tensor, stream: int, domain: int, out: Tensor
-    ) -> None:
-        check_step_value(step, STEP_MAX + 1)
-        keys = NoiseKeys(seed, ids, draws, domain)
-        out.copy_(function(keys, step, stream, tuple(out.shape[1:]), dtype=out.dtype))
+def _by_reference(function: Callable[..., Tensor]) -> Callable[[Any], None]:
+    def run(args: Any) -> None:
+        check_step_value(args.step, STEP_MAX + 1)
+        keys = NoiseKeys(args.seed, args.sample_ids, args.draws, args.domain)
+        shape = tuple(args.out.shape[1:])
+        args.out.copy_(function(keys, args.step, args.stream, shape, dtype=args.out.dtype))
 
     return run
 
 
-def _check(
-    seed: Tensor, ids: Tensor, draws: Tensor, step: Tensor, stream: int, domain: int, out: Tensor
-) -> Tensor:
+def _check(args: Any) -> Tensor:
+    out = args.out
     check_state("out", out)
     check_images(out, "out", {})
-    check_keys(seed, ids, draws, out.shape[0], out.device)
-    check_step(step, out.device)
-    check_byte("stream", stream)
-    check_byte("domain", domain)
+    check_keys(args.seed, args.sample_ids, args.draws, out.shape[0], out.device)
+    check_step(args.step, out.device)
+    check_byte("stream", args.stream)
+    check_byte("domain", args.domain)
     return out
 
 
-ORDER = {"cpu": ("ext", "reference"), "cuda": ("ext", "reference")}
-OUT = 6  # place of `out` in the schema
+ORDER = {"cpu": ("host", "reference"), "cuda": ("cuda", "reference")}
 NORMAL = registry.OpSpec(
     name="philox_normal",
     schema=SCHEMA,
     reference=reference.philox_normal,
     impls={
-        "ext": registry.Implementation(
-            by_device(OUT, impl_ext.normal, impl_cuda.normal), impl_ext.unavailable
-        ),
+        "host": registry.Implementation(launch.normal, unavailable_on_host),
+        "cuda": registry.Implementation(launch.normal, unavailable_on_cuda),
         "reference": registry.Implementation(_by_reference(reference.philox_normal), always),
     },
     order=ORDER,
@@ -71,9 +68,8 @@ UNIFORM = registry.OpSpec(
     schema=SCHEMA,
     reference=reference.philox_uniform,
     impls={
-        "ext": registry.Implementation(
-            by_device(OUT, impl_ext.uniform, impl_cuda.uniform), impl_ext.unavailable
-        ),
+        "host": registry.Implementation(launch.uniform, unavailable_on_host),
+        "cuda": registry.Implementation(launch.uniform, unavailable_on_cuda),
         "reference": registry.Implementation(_by_reference(reference.philox_uniform), always),
     },
     order=ORDER,

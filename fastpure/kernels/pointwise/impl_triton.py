@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-
-from torch import Tensor
+from typing import Any
 
 from .. import triton_support
 from ..triton_support import ACCESS, Launch, flat_tile, free_tile
 
 
-def resample(x: Tensor, spread: bool, scale: float, out: Tensor) -> None:
-    """Write ``out``; arguments as in the schema of the operation."""
+def resample(args: Any) -> None:
+    """Write ``out``; ``args`` as in the schema."""
+    x, out, spread = args.x, args.out, args.spread
     batch, channels, height, width = (x if spread else out).shape
     architecture = triton_support.architecture(x.device)
-    launch = resample_launch(architecture, channels, height, width, x.element_size(), spread, scale)
+    launch = resample_launch(architecture, channels, height, width, x.element_size(), spread, args.scale)
     triton_support.run([launch], batch, {"x_ptr": x, "out_ptr": out}, x.device)
 
 
@@ -41,14 +41,15 @@ def resample_launch(
     )
 
 
-def residual_add(a: Tensor, b: Tensor, bias: Tensor | None, scale: float, out: Tensor) -> None:
-    """Write ``out``; arguments as in the schema of the operation."""
+def residual_add(args: Any) -> None:
+    """Write ``out``; ``args`` as in the schema."""
+    a, bias = args.a, args.bias
     batch, channels, height, width = a.shape
     architecture = triton_support.architecture(a.device)
     launch = residual_launch(
-        architecture, channels, height * width, a.element_size(), scale, bias is not None
+        architecture, channels, height * width, a.element_size(), args.scale, bias is not None
     )
-    tensors = {"a_ptr": a, "b_ptr": b, "out_ptr": out}
+    tensors = {"a_ptr": a, "b_ptr": args.b, "out_ptr": args.out}
     if bias is not None:
         tensors["bias_ptr"] = bias
     triton_support.run([launch], batch, tensors, a.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,17 +15,17 @@ from . import impl_triton, reference
 KINDS = ("up", "down")
 
 
-def _resample_by_reference(x: Tensor, spread: bool, scale: float, out: Tensor) -> None:
-    out.copy_(reference.spread(x, scale) if spread else reference.gather(x, scale))
+def _resample_by_reference(args: Any) -> None:
+    function = reference.spread if args.spread else reference.gather
+    args.out.copy_(function(args.x, args.scale))
 
 
-def _check_resample(x: Tensor, spread: bool, scale: float, out: Tensor) -> Tensor:
+def _check_resample(args: Any) -> Tensor:
+    x: Tensor = args.x
     check_activations("x", x)
-    batch, channels, height, width = x.shape
-    if not spread and (height % 2 or width % 2):
+    if not args.spread and (x.shape[2] % 2 or x.shape[3] % 2):
         raise ValueError(mistake("x", "of even height and width to be halved", list(x.shape)))
-    size = (2 * height, 2 * width) if spread else (height // 2, width // 2)
-    check_like("out", out, x, (batch, channels, *size))
+    check_like("out", args.out, x, _resampled_shape(x, args.spread))
     return x
 
 
@@ -76,24 +78,28 @@ def resample_vjp(v: Tensor, kind: str) -> Tensor:
 
 
 def _scaled(x: Tensor, spread: bool, scale: float) -> Tensor:
-    batch, channels, height, width = x.shape
-    size = (2 * height, 2 * width) if spread else (height // 2, width // 2)
-    out = x.new_empty((batch, channels, *size)).contiguous(memory_format=torch.channels_last)
+    out = x.new_empty(_resampled_shape(x, spread)).contiguous(memory_format=torch.channels_last)
     _run_resample(x, spread, scale, out)
     return out
 
 
-def _residual_by_reference(a: Tensor, b: Tensor, bias: Tensor | None, scale: float, out: Tensor) -> None:
-    out.copy_(reference.residual_add(a, b, bias, scale))
+def _resampled_shape(x: Tensor, spread: bool) -> tuple[int, ...]:
+    batch, channels, height, width = x.shape
+    size = (2 * height, 2 * width) if spread else (height // 2, width // 2)
+    return batch, channels, *size
 
 
-def _check_residual(a: Tensor, b: Tensor, bias: Tensor | None, scale: float, out: Tensor) -> Tensor:
+def _residual_by_reference(args: Any) -> None:
+    args.out.copy_(reference.residual_add(args.a, args.b, args.bias, args.scale))
+
+
+def _check_residual(args: Any) -> Tensor:
+    a: Tensor = args.a
     check_activations("a", a)
-    shape = tuple(a.shape)
-    check_like("b", b, a, shape)
-    check_like("out", out, a, shape)
-    if bias is not None:
-        check_channels("bias", bias, a, a.shape[1], batched=False)
+    check_like("b", args.b, a, tuple(a.shape))
+    check_like("out", args.out, a, tuple(a.shape))
+    if args.bias is not None:
+        check_channels("bias", args.bias, a, a.shape[1], batched=False)
     return a
 
 

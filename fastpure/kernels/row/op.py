@@ -22,9 +22,9 @@ from ..checks import (
     memory_format_of,
     refuse_autograd,
 )
-from ..extension import by_device
+from ..extension import unavailable_on_cuda, unavailable_on_host
 from ..keys import STEP_MAX, NoiseKeys, Stream, check_keys
-from . import impl_cuda, impl_ext, reference
+from . import launch, reference
 
 CLIP = KERNEL_COLUMNS.index("clip")
 
@@ -34,42 +34,41 @@ def _widened(tensor: Tensor | None, state: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.to(state.dtype)
 
 
-def _row_by_reference(*args: Any) -> None:
-    x, noise_pred, guidance, register, noise, seed, ids, draws, table, step, stream, domain, *out = args
-    x_next, register_next = out
-    check_step_value(step, table.shape[0])
-    source = noise if seed is None else NoiseKeys(seed, ids, draws, domain)
-    new_x, new_register = reference.affine_row(
-        x,
-        _widened(noise_pred, x),
-        _widened(guidance, x),
-        register,
-        table=table,
-        step=step,
-        noise=source,
-        stream=stream,
-        want_register=register_next is not None,
+def _row_by_reference(args: Any) -> None:
+    check_step_value(args.step, args.table.shape[0])
+    keys = None if args.seed is None else NoiseKeys(args.seed, args.sample_ids, args.draws, args.domain)
+    x_next, register_next = reference.affine_row(
+        args.x,
+        _widened(args.noise_pred, args.x),
+        _widened(args.guidance, args.x),
+        args.register,
+        table=args.table,
+        step=args.step,
+        noise=args.noise if keys is None else keys,
+        stream=args.stream,
+        want_register=args.register_next is not None,
     )
-    x_next.copy_(new_x)
-    if register_next is not None:
-        register_next.copy_(new_register)
+    args.x_next.copy_(x_next)
+    if args.register_next is not None:
+        args.register_next.copy_(register_next)
 
 
-def _vjp_by_reference(*args: Any) -> None:
-    v, v_register, x, noise_pred, table, step, *outs = args
+def _vjp_by_reference(args: Any) -> None:
+    table, step = args.table, args.step
     check_step_value(step, table.shape[0])
-    if x is None and is_readable(table) and float(table[int(step), CLIP]) != 0.0:
+    if args.x is None and is_readable(table) and float(table[int(step), CLIP]) != 0.0:
         raise ValueError(mistake("x", "the state of the row, because the row clips", "None"))
     results = reference.affine_row_vjp(
-        v,
-        v_register,
-        x=x,
-        noise_pred=_widened(noise_pred, v),
+        args.v,
+        args.v_register,
+        x=args.x,
+        noise_pred=_widened(args.noise_pred, args.v),
         table=table,
         step=step,
-        want_guidance=outs[2] is not None,
-        want_register=outs[3] is not None,
+        want_guidance=args.v_guidance is not None,
+        want_register=args.v_register_out is not None,
     )
+    outs = (args.v_x, args.v_noise_pred, args.v_guidance, args.v_register_out)
     for out, result in zip(outs, results, strict=True):
         if out is not None:
             out.copy_(result)
@@ -92,48 +91,45 @@ def _check_table(table: Tensor, state: Tensor, like: str) -> None:
         raise ValueError(mistake("table", "dense (call .contiguous())", f"strides {table.stride()}"))
 
 
-def _check_row(*args: Any) -> Tensor:
-    """Check the arguments of the operation ``affine_row`` (order of its schema); returns ``x``."""
-    x, noise_pred, guidance, register, noise, *_, x_next, register_next = args
-    check_state("x", x)
-    images = {"noise_pred": noise_pred, "guidance": guidance, "register": register, "noise": noise}
-    check_images(x, "x", images | {"x_next": x_next, "register_next": register_next})
-    return _check_row_converted(*args)
+def _check_row(args: Any) -> Tensor:
+    """Check the arguments of the operation ``affine_row``; returns ``x``."""
+    check_state("x", args.x)
+    names = ("noise_pred", "guidance", "register", "noise", "x_next", "register_next")
+    check_images(args.x, "x", {name: getattr(args, name) for name in names})
+    return _check_row_converted(args)
 
 
-def _check_row_converted(*args: Any) -> Tensor:
+def _check_row_converted(args: Any) -> Tensor:
     """The same without the images, which the public function has made or converted itself."""
-    x, _, _, _, noise, seed, ids, draws, table, step, stream, domain, _, _ = args
-    _check_table(table, x, "x")
-    check_step(step, x.device)
-    check_byte("stream", stream)
-    check_byte("domain", domain)
-    if seed is not None:
-        if noise is not None:
+    x: Tensor = args.x
+    _check_table(args.table, x, "x")
+    check_step(args.step, x.device)
+    check_byte("stream", args.stream)
+    check_byte("domain", args.domain)
+    if args.seed is not None:
+        if args.noise is not None:
             raise ValueError(mistake("noise", "either an array or keys", "both"))
-        check_keys(seed, ids, draws, x.shape[0], x.device)
+        check_keys(args.seed, args.sample_ids, args.draws, x.shape[0], x.device)
     return x
 
 
-def _check_vjp(*args: Any) -> Tensor:
-    """Check the arguments of the operation ``affine_row_vjp`` (order of its schema); returns ``v``."""
-    v, v_register, x, noise_pred, _, _, *outs = args
-    check_state("v", v)
-    names = ("v_x", "v_noise_pred", "v_guidance", "v_register_out")
-    images = {"v_register": v_register, "x": x, "noise_pred": noise_pred}
-    check_images(v, "v", images | dict(zip(names, outs, strict=True)))
-    return _check_vjp_converted(*args)
+def _check_vjp(args: Any) -> Tensor:
+    """Check the arguments of the operation ``affine_row_vjp``; returns ``v``."""
+    check_state("v", args.v)
+    others = {name: image for name, image in args._asdict().items() if name not in ("v", "table", "step")}
+    check_images(args.v, "v", others)
+    return _check_vjp_converted(args)
 
 
-def _check_vjp_converted(*args: Any) -> Tensor:
+def _check_vjp_converted(args: Any) -> Tensor:
     """The same without the images, which the public function has made or converted itself."""
-    v, table, step = args[0], args[4], args[5]
-    _check_table(table, v, "v")
-    check_step(step, v.device)
+    v: Tensor = args.v
+    _check_table(args.table, v, "v")
+    check_step(args.step, v.device)
     return v
 
 
-ORDER = {"cpu": ("ext", "reference"), "cuda": ("ext", "reference")}
+ORDER = {"cpu": ("host", "reference"), "cuda": ("cuda", "reference")}
 ROW = registry.OpSpec(
     name="affine_row",
     schema=(
@@ -143,9 +139,8 @@ ROW = registry.OpSpec(
     ),
     reference=reference.affine_row,
     impls={
-        "ext": registry.Implementation(
-            by_device(0, impl_ext.affine_row, impl_cuda.affine_row), impl_ext.unavailable
-        ),
+        "host": registry.Implementation(launch.affine_row, unavailable_on_host),
+        "cuda": registry.Implementation(launch.affine_row, unavailable_on_cuda),
         "reference": registry.Implementation(_row_by_reference, always),
     },
     order=ORDER,
@@ -158,9 +153,8 @@ VJP = registry.OpSpec(
     ),
     reference=reference.affine_row_vjp,
     impls={
-        "ext": registry.Implementation(
-            by_device(0, impl_ext.affine_row_vjp, impl_cuda.affine_row_vjp), impl_ext.unavailable
-        ),
+        "host": registry.Implementation(launch.affine_row_vjp, unavailable_on_host),
+        "cuda": registry.Implementation(launch.affine_row_vjp, unavailable_on_cuda),
         "reference": registry.Implementation(_vjp_by_reference, always),
     },
     order=ORDER,
