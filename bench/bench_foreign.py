@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastpure import Denoiser
-from fastpure.bench import interleave, table
+from fastpure.baselines import interleave, table
 from fastpure.nets import denoiser as denoiser_file
 from fastpure.reverse.memory import count_saved_bytes
 from tests.nets.plain_unet import plain_unet
