@@ -43,4 +43,4 @@ def same(found, exact):
 
 
 def families(purifier):
-    return list(purifier._graphs()._families.values())
+    return list(purifier.executor._families.values())
