@@ -23,6 +23,7 @@ from .nets import Denoiser as Denoiser
 from .presets import PRESETS as presets
 from .purify import Defense as Defense
 from .purify import Purifier as Purifier
+from .reverse import Executor as Executor
 from .reverse import RecordedNoise as RecordedNoise
 from .version import __version__ as __version__
 
@@ -30,6 +31,7 @@ __all__ = [
     "AnomalyDetector",
     "Defense",
     "Denoiser",
+    "Executor",
     "Purifier",
     "RecordedNoise",
     "Report",

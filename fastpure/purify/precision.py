@@ -74,7 +74,9 @@ _OLDER: tuple[tuple[Setting, Callable[[bool], Any]], ...] = (
 They cannot be read where only the newer ones were set.
 """
 
-_NEWER = tuple((backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn"))
+_NEWER = tuple(
+    (backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")
+)
 """Settings of ``torch.backends.*.fp32_precision`` (torch 2.9), which inherit from their back end where unset."""
 
 _read_newer: Any = getattr(torch._C, "_get_fp32_precision_getter", None)
