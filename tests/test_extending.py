@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -37,15 +39,18 @@ def registries():
 
 
 @pytest.mark.parametrize("title", sections())
-def test_the_page_runs(title, capsys):
-    found, space = sections(), {"__name__": "extending"}
+def test_the_page_runs(title, capsys, monkeypatch):
+    found, module = sections(), ModuleType("extending")
+    monkeypatch.setitem(
+        sys.modules, module.__name__, module
+    )  # where dataclasses look for what they are made of
     assert found[title], "a section without an example shows nothing"
     for block in (block for part in (*NEEDS.get(title, ()), title) for block in found[part]):
-        exec(compile(block, f"{PAGE.name}: {title}", "exec"), space)
+        exec(compile(block, f"{PAGE.name}: {title}", "exec"), module.__dict__)
 
 
 def test_what_the_page_names_exists():
     package = PAGE.parents[1] / "fastpure"
-    for folder in re.findall(r"`(\w+/(?:\w+\.py)?)`", PAGE.read_text().split("## ")[0]):
+    for folder in re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", PAGE.read_text().split("## ")[0]):
         where = package / folder if (package / folder).exists() else PAGE.parents[1] / folder
         assert where.exists(), folder
