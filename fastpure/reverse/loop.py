@@ -14,12 +14,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import NonFiniteError, named
 from .memory import MemoryPlan, count_saved_bytes
 from .noise import NoiseSource
-from .step import Context, EagerExecutor, Executor, Process, linearize, wants_gradient
+from .step import Context, EagerExecutor, Executor, Process, differentiable_once, linearize, wants_gradient
 
 
 class Environment(Protocol):
@@ -164,7 +163,7 @@ class _Reverse(torch.autograd.Function):
         return _recorded(ctx, call, x, context).end
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         return _gradients(ctx, v, None)
 
@@ -176,12 +175,13 @@ class _States(torch.autograd.Function):
         return torch.stack([*trajectory.states, trajectory.end])
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         return _gradients(ctx, v[-1], v[:-1])
 
 
 def _recorded(ctx: Any, call: Call, x: Tensor, context: Context) -> Trajectory:
+    ctx.save_for_backward(x, *context)
     x = x.detach()
     detached = tuple(tensor.detach() for tensor in context)
     with call.environment():

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import NonFiniteError, named
 from ..guidance import GuidanceStep
 from .loop import Call
 from .memory import count_saved_bytes
 from .noise import NoiseSource
-from .step import Context, Process, range_scale, wants_gradient
+from .step import Context, Process, differentiable_once, range_scale, wants_gradient
 
 State = tuple[Tensor, ...]
 
@@ -100,12 +99,13 @@ class _Perform(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, procedure: Procedure, x: Tensor, *context: Tensor) -> Tensor:
         ctx.arguments = (call, procedure)
+        ctx.save_for_backward(x, *context)
         ctx.tensors = (x.detach(), *(tensor.detach() for tensor in context))
         ctx.graph = _recorded(call, procedure, ctx.tensors)
         return ctx.graph[1].detach()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         call, procedure = ctx.arguments
         # The graph serves once; another backward pass through a retained outer graph records it again.
@@ -190,7 +190,7 @@ class _Recomputed(torch.autograd.Function):
         return after
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *v: Tensor) -> tuple[Any, ...]:
         call, procedure, k, n = ctx.arguments
         inputs = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in ctx.saved_tensors)
@@ -217,11 +217,12 @@ def steered(process: Process, k: int, x: Tensor, context: Context, noise: NoiseS
 class _Steered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, guidance: Any, step: GuidanceStep, x: Tensor, *context: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *context)
         g, ctx.vjp = guidance.linearize(x, context, step)
         return g
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         v_x, v_context = ctx.vjp(v)
         return (None, None, v_x, *v_context)

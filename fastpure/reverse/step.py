@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, ClassVar, final
 
 import torch
@@ -81,6 +82,41 @@ class Tape:
     noise_pred_vjp: Callable[[Tensor], Tensor]
     guidance: Tensor | None
     guidance_vjp: VJP | None
+
+
+def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Decorates ``backward`` of an autograd function: its result cannot be differentiated, in whatever way one tries.
+
+    torch's own ``once_differentiable`` raises where ``backward()`` reaches it; ``torch.autograd.grad`` twice goes
+    around it and returns the part that other paths contribute. Here the result depends on everything that the
+    function saved, and whoever asks for that derivative gets the error.
+    """
+
+    @wraps(backward)
+    def run(ctx: Any, *v: Tensor) -> tuple[Any, ...]:
+        with torch.no_grad():
+            found = backward(ctx, *v)
+        if not torch.is_grad_enabled():
+            return found
+        saved = [t for t in (*ctx.saved_tensors, *v) if t is not None and t.requires_grad]
+        if not saved:
+            return found
+        return tuple(_Final.apply(part, *saved) if isinstance(part, Tensor) else part for part in found)
+
+    return run
+
+
+class _Final(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *saved: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor) -> tuple[Any, ...]:
+        raise RuntimeError(
+            "the gradient of a purification cannot be differentiated again: the exact adjoint exists once. For second "
+            "derivatives write the purification out with Denoiser.noise_pred, which can be differentiated twice"
+        )
 
 
 def wants_gradient(*tensors: Tensor) -> bool:
