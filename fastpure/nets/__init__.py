@@ -1,7 +1,7 @@
 """Networks: DDPM++, ADM and EDM, autograd that keeps little when the weights are frozen, and ``Denoiser``."""
 
 from .adm import ADM, ADMConfig
-from .base import HoistedNetwork
+from .base import HoistedNetwork, Weights
 from .ddpmpp import CONFIGS, DDPMpp, DDPMppConfig
 from .denoiser import PREDICTIONS, TIME_INPUTS, Conditioning, Denoiser
 from .edm import EDM, EDMConfig
@@ -22,6 +22,7 @@ __all__ = [
     "Denoiser",
     "EDMConfig",
     "HoistedNetwork",
+    "Weights",
     "build",
     "config_dict",
     "named_config",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any, final
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -49,3 +51,37 @@ def same_layout(output: Tensor, x: Tensor) -> Tensor:
     if x.is_contiguous():
         return output.contiguous()
     return output.contiguous(memory_format=torch.channels_last)
+
+
+@final
+class Weights:
+    """Which tensors some networks have now, and how often each was changed: what is derived from them is keyed on it.
+
+    torch counts changes in place (optimizer steps, ``load_state_dict``, ``mul_`` under ``no_grad``), but not those
+    through ``tensor.data`` or NumPy's view of a tensor: these nobody can see.
+    """
+
+    def __init__(self, *networks: nn.Module) -> None:
+        # Weak, so that watching a network does not keep it.
+        self._modules = tuple(ref(module) for network in networks for module in network.modules())
+
+    def state(self) -> tuple[int, ...]:
+        """Equal as long as every tensor is the same one, unchanged, and every module has the same parts."""
+        found: list[int] = []
+        for watched in self._modules:
+            module = watched()
+            if module is None:
+                continue
+            for tensors in (module._parameters, module._buffers):
+                for tensor in tensors.values():
+                    if tensor is not None:
+                        counted = 0 if tensor.is_inference() else tensor._version
+                        found += (tensor.data_ptr(), counted)
+            found += map(id, module._modules.values())
+        return tuple(found)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Weights:
+        return Weights()  # of nothing: whoever copies networks watches the copies anew
+
+    def __reduce__(self) -> tuple[type[Weights], tuple[()]]:
+        return Weights, ()

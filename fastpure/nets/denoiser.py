@@ -343,6 +343,10 @@ class Denoiser(nn.Module):
         network = copy.deepcopy(self.network, shared)
         return self._around(network, copy.deepcopy(self._call)).eval()
 
+    def around(self, network: nn.Module) -> Denoiser:
+        """``network`` with the conventions of this one, compiled if this one is."""
+        return self._around(network, copy.deepcopy(self._call))
+
     def _around(self, network: nn.Module, call: CompiledCall | None) -> Denoiser:
         """Another network with these conventions."""
         denoiser = Denoiser(

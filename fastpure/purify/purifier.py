@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +17,7 @@ from ..errors import mistake
 from ..guidance import Guidance
 from ..kernels import Domain, NoiseKeys
 from ..methods import Method
-from ..nets import Denoiser
+from ..nets import Denoiser, Weights
 from ..reverse import (
     Call,
     Execution,
@@ -35,6 +39,39 @@ from ..reverse.step import evaluate
 from .inputs import check_range, check_seed, current_question, differ, outside_inference_mode
 from .precision import Precision
 from .precision import precision as precision_named
+
+_FOLLOWING = threading.RLock()
+"""Held while a purifier computes something from its weights that all threads will use."""
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+
+
+def _nobody() -> None:
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """The caller's networks that a purifier's copies were made from, as long as they live.
+
+    Attributes:
+        network: the denoiser's.
+        weights: of it and of the guidance.
+        made_of: their state when they were copied.
+    """
+
+    network: Callable[[], nn.Module | None] = _nobody
+    weights: Weights = field(default_factory=Weights)
+    made_of: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(denoiser: Denoiser, method: Method) -> _Source:
+        guides = method.guidance.networks() if method.guidance else ()
+        weights = Weights(denoiser.network, *guides)
+        return _Source(weakref.ref(denoiser.network), weights, weights.state())
+
+    def has_changed(self) -> bool:
+        return self.network() is not None and self.weights.state() != self.made_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +112,9 @@ class Purifier(nn.Module):
             ``Graphs`` with limits of its own, which several purifiers may share. The results are the same.
             Recorded noise (``noise=``) always runs eagerly.
 
+    A purifier follows its networks: where weights of the denoiser or of the guidance have changed, the next call
+    computes what a purifier built anew would. A backward pass through the change raises RuntimeError.
+
     The noise is a pure function of (seed, sample id, draw, step): an image gets the same result in any batch,
     order or device. A purifier is not trained and is always in evaluation mode.
     """
@@ -111,9 +151,8 @@ class Purifier(nn.Module):
             raise ValueError(
                 mistake("gradient_precision", expected, f"{gradient_precision!r} with {precision!r}")
             )
-        networks = [network for engine in self._engines.values() for network in engine.networks()]
-        self._networks = nn.ModuleList(networks)
-        self._networks.training = False
+        self._hold_networks()
+        self._source = _Source.of(denoiser, method)
         self._processes: dict[tuple[str, torch.device], Process] = {}
         self._costs: dict[tuple[object, ...], int] = {}
         self._executor: Executor | None = None
@@ -261,6 +300,7 @@ class Purifier(nn.Module):
         domain: Domain,
     ) -> tuple[Call, Tensor, tuple[Tensor, ...]] | None:
         """Checked arguments as (call, initial state, guidance context); None for an empty batch."""
+        self._follow()
         self._check_images(x)
         device = x.device
         question = current_question()
@@ -301,26 +341,59 @@ class Purifier(nn.Module):
         )
         return call, state, context
 
-    def _process(self, name: str, device: torch.device) -> Process:
-        if (name, device) not in self._processes:
-            engine = self._engines[name]
-            with torch.no_grad():
-                self._processes[name, device] = Process.build(
-                    engine.denoiser,
-                    self.method.steps,
-                    engine.guidance,
-                    device,
-                    engine.precision.state,
-                )
-        return self._processes[name, device]
+    def _hold_networks(self) -> None:
+        networks = [network for engine in self._engines.values() for network in engine.networks()]
+        self._networks = nn.ModuleList(networks)
+        self._networks.training = False
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        # Weights may have moved: what was precomputed from them is stale.
+    def _follow(self) -> None:
+        """Copy the caller's networks again if one of their weights has changed since."""
+        if not self._source.has_changed():
+            return
+        with _FOLLOWING:
+            network = self._source.network()
+            if network is None or not self._source.has_changed():
+                return
+            denoiser, device = self.denoiser.around(network), self.device
+            self._source = _Source.of(denoiser, self.method)
+            self._engines = {
+                name: _Engine.build(denoiser, self.method, precision_named(name)) for name in self._engines
+            }
+            self._hold_networks()
+            self._networks.to(device)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was computed from the weights."""
         self._processes.clear()
         if self._executor is not None:
             self._executor.clear()
+
+    def _process(self, name: str, device: torch.device) -> Process:
+        known = self._processes.get((name, device))
+        if known is not None and known.is_current():
+            return known
+        with _FOLLOWING:
+            if known is not None:
+                self._forget()
+            engine, table = self._engines[name], self.method.steps
+            with torch.no_grad():
+                made = Process.build(engine.denoiser, table, engine.guidance, device, engine.precision.state)
+            self._processes[name, device] = made
+            return made
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        before = self._engines[self.precision].precision.network
+        if (after := fn(torch.empty(0, dtype=before)).dtype) != before:
+            remedy = f"Build one with fp.Purifier(..., precision={_NAMES.get(after, 'fp32')!r})"
+            raise TypeError(mistake("dtype", f"left to precision={self.precision!r}", after, remedy))
+        self._forget()
         self._executor = None
         return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was computed from these very tensors is computed anew from the copies.
+        return {**self.__dict__, "_processes": {}, "_executor": None, "_source": _Source()}
 
     def _check_images(self, x: Tensor) -> None:
         channels, height, width = self.denoiser.image_shape

@@ -194,6 +194,7 @@ def _recorded(ctx: Any, call: Call, x: Tensor, context: Context) -> Trajectory:
 
 
 def _gradients(ctx: Any, v: Tensor, v_states: Tensor | None) -> tuple[Any, ...]:
+    ctx.call.process.require_current()
     with ctx.call.environment():
         v_x, v_context = adjoint(ctx.call, Trajectory(v, ctx.states, ctx.tapes), ctx.context, v, v_states)
     if not bool(torch.isfinite(v_x).all()):

@@ -108,6 +108,7 @@ class _Perform(torch.autograd.Function):
     @differentiable_once
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         call, procedure = ctx.arguments
+        call.process.require_current()
         # The graph serves once; another backward pass through a retained outer graph records it again.
         leaves, end = ctx.graph or _recorded(call, procedure, ctx.tensors)
         ctx.graph = None

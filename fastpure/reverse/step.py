@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import mistake
 from ..guidance import VJP, Guidance, GuidanceStep
 from ..kernels import NoiseKeys, Stream, affine_row, affine_row_vjp
-from ..nets import Conditioning, Denoiser
+from ..nets import Conditioning, Denoiser, Weights
 from ..schedule import StepTable
 from .noise import NoiseSource
 
@@ -40,6 +40,8 @@ class Process:
         matrix: the table for the kernel [K, 16] in the state's dtype, on the device.
         steps: the row numbers [K] int64; on the device too, so that a recorded row can read its own there.
         guidance: added to the score where the table says so.
+        weights: of the networks.
+        made_of: their state when all this was computed.
     """
 
     denoiser: Denoiser
@@ -48,6 +50,8 @@ class Process:
     matrix: Tensor
     steps: Tensor
     guidance: Guidance | None
+    weights: Weights
+    made_of: tuple[int, ...]
 
     @staticmethod
     def build(
@@ -67,11 +71,24 @@ class Process:
         )
         matrix = torch.tensor(table.matrix, dtype=dtype, device=device)
         steps = torch.arange(len(table), device=device)
-        return Process(denoiser, conditioning, table, matrix, steps, guidance)
+        weights = Weights(denoiser, *(guidance.networks() if guidance else ()))
+        return Process(denoiser, conditioning, table, matrix, steps, guidance, weights, weights.state())
 
     def networks(self) -> tuple[nn.Module, ...]:
         """The denoiser and the guidance's networks."""
         return (self.denoiser, *(self.guidance.networks() if self.guidance else ()))
+
+    def is_current(self) -> bool:
+        """Whether the networks are still those that it was computed from."""
+        return self.weights.state() == self.made_of
+
+    def require_current(self) -> None:
+        """Raise RuntimeError if a weight has changed: what is left to do would be done with another network."""
+        if not self.is_current():
+            raise RuntimeError(
+                "weights of the denoiser or of the guidance changed between a purification and its backward pass, "
+                "which would give the gradient of neither network. Call the purifier again after changing weights"
+            )
 
 
 @dataclass(frozen=True)
