@@ -194,9 +194,12 @@ class Attack(ABC):
         Raises:
             TypeError, ValueError: images, labels or ids are not as described; the message names the argument.
         """
-        problem = _check(defense, x, y, sample_ids)
-        with self.conditions(problem.target):
-            return self._judge(problem, report or (lambda iteration, loss: None))
+        # Whatever the caller records or not, an attack differentiates.
+        target = look_through(defense)
+        with torch.inference_mode(False), torch.enable_grad(), target.environment():
+            problem = _check(target, x, y, sample_ids)
+            with self.conditions(problem.target):
+                return self._judge(problem, report or (lambda iteration, loss: None))
 
     def _judge(self, problem: Problem, tick: Tick) -> AttackResult:
         begin = time.perf_counter()
@@ -264,10 +267,7 @@ def _warn_of_zero_gradients(proposal: Proposal, clean_correct: Tensor) -> None:
         )
 
 
-def _check(
-    defense: nn.Module | Target, x: Tensor, y: Tensor, sample_ids: Tensor | list[int] | None
-) -> Problem:
-    target = look_through(defense)
+def _check(target: Target, x: Tensor, y: Tensor, sample_ids: Tensor | list[int] | None) -> Problem:
     if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.dim() != 4:
         got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(mistake("x", "a float32 tensor [B, C, H, W]", got))
@@ -281,7 +281,11 @@ def _check(
     ids = torch.arange(len(x)) if sample_ids is None else torch.as_tensor(sample_ids)
     if tuple(ids.shape) != (len(x),):
         raise ValueError(mistake("sample_ids", f"one id per image, {len(x)}", f"{list(ids.shape)}"))
-    x, y, ids = x.detach().clamp(0.0, 1.0), y.to(x.device, torch.int64), ids.to(x.device)
+    x, y, ids = (
+        x.detach().clamp(0.0, 1.0),
+        y.to(x.device, torch.int64, copy=True),
+        ids.to(x.device, copy=True),
+    )
     return Problem(_probed(target, x, y, ids) if len(x) else target, x, y, ids)
 
 

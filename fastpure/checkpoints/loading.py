@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .. import zoo
@@ -43,6 +44,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
+@torch.inference_mode(False)
 def load_denoiser(
     path: str | Path,
     format: str | None = None,

@@ -5,11 +5,16 @@ The network normalises inside itself if it wants to; nobody outside shifts or sc
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import mistake
 from ..nets.constant_weights import ConstantWeights
+
+SWAPPING = threading.RLock()
+"""Held while a module of the caller's is called in a state that other threads must not see."""
 
 __all__ = ["call_constant", "call_frozen", "require_eval"]
 
@@ -20,8 +25,8 @@ def call_frozen(module: nn.Module, x: Tensor) -> Tensor:
     A module whose parameters require no gradient is called as it is. Otherwise it is called on detached
     views of its parameters (no copy); its ``requires_grad`` flags and ``.grad`` fields stay as they were.
     Differentiable as often as the module is; convolutions and batch normalisations keep and compute only what
-    derivatives with respect to the image need (`ConstantWeights`). Not to be used on one module from two
-    threads at a time.
+    derivatives with respect to the image need (`ConstantWeights`).
+    Threads that call modules whose weights require gradients take turns.
 
     Args:
         x: images ``[B, C, H, W]`` in [0, 1].
@@ -35,20 +40,27 @@ def call_frozen(module: nn.Module, x: Tensor) -> Tensor:
 
 def call_constant(module: nn.Module, x: Tensor) -> Tensor:
     """As ``call_frozen``, with every operation left as the module has it."""
-    trainable = [name for name, weight in module.named_parameters() if weight.requires_grad]
-    if not trainable:
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    if not any(tensor.requires_grad or tensor.is_inference() for tensor in tensors.values()):
         return module(x)
     if isinstance(module, torch.jit.ScriptModule):
+        trainable = sum(tensor.requires_grad for tensor in tensors.values())
         raise TypeError(
             mistake(
                 "module",
                 "frozen if it is TorchScript",
-                f"{len(trainable)} parameters that require gradients",
+                f"{trainable} parameters that require gradients",
                 "Call module.requires_grad_(False) first.",
             )
         )
-    constants = {name: weight.detach() for name, weight in module.named_parameters()}
-    return torch.func.functional_call(module, constants, (x,))
+    # No gradient passes through tensors made under inference mode, but through copies of them.
+    constants = {
+        name: tensor.clone() if tensor.is_inference() else tensor.detach()
+        for name, tensor in tensors.items()
+        if tensor.requires_grad or tensor.is_inference()
+    }
+    with SWAPPING:  # for the time of the call the module itself has these tensors
+        return torch.func.functional_call(module, constants, (x,))
 
 
 def require_eval(module: nn.Module, argument: str) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake, one_of
-from .base import call_frozen
+from .base import SWAPPING, call_frozen
 
 __all__ = ["FeatureClassifier", "FeatureHead", "frozen_features", "probe_classes", "require_features"]
 
@@ -30,7 +30,7 @@ class FeatureHead(nn.Module):
         network: images in [0, 1], [B, C, H, W] -> logits [B, classes].
         head: name of the module whose input are the features, usually the last linear layer ("fc", "head").
 
-    ``forward`` is the network's. Not to be called from two threads at a time.
+    ``forward`` is the network's. Threads that ask for features take turns.
 
     Raises:
         TypeError: ``network`` is no module.
@@ -57,11 +57,12 @@ class FeatureHead(nn.Module):
         def look(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             seen.append(arguments[0])
 
-        handle = self.network.get_submodule(self.head).register_forward_pre_hook(look)
-        try:
-            logits = self.network(x)
-        finally:
-            handle.remove()
+        with SWAPPING:
+            handle = self.network.get_submodule(self.head).register_forward_pre_hook(look)
+            try:
+                logits = self.network(x)
+            finally:
+                handle.remove()
         if len(seen) != 1:
             raise ValueError(mistake("head", "a module called once per image", f"{len(seen)} calls"))
         return seen[0].flatten(1), logits

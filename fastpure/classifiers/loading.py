@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .. import zoo
@@ -20,6 +21,7 @@ from .robustbench import load_robustbench
 __all__ = ["load_classifier"]
 
 
+@torch.inference_mode(False)
 def load_classifier(
     source: str | Path | nn.Module,
     *,

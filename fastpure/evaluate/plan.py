@@ -160,6 +160,8 @@ class Plan:
         )
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def plan(
     defense: nn.Module | Target,
     dataset: Dataset,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..attacks.base import Attack
@@ -25,6 +26,8 @@ ENGINES = ("local", "ray")
 Blocks = Callable[[Worker, list[list[int]], Callable[[int, int], None]], Iterator[Block]]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def evaluate(
     defense: nn.Module | Target,
     dataset: Dataset,

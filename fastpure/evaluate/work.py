@@ -90,7 +90,7 @@ class Worker:
         y, ids = self.dataset.labels[at].to(self.device), self.dataset.sample_ids[at].to(self.device)
         clock = [time.perf_counter()]
         columns: dict[str, Any] = {}
-        with frozen(self.target, self.protocol):
+        with self.target.environment(), frozen(self.target, self.protocol):
             inputs = {"clean": judged(*judge(self.target, x, y, ids, self.protocol.draws, self.rows))}
             clock.append(time.perf_counter())
             if self.attack is not None:
@@ -100,7 +100,8 @@ class Worker:
                 found = judge(self.target, columns["x_adv"], y, ids, self.protocol.draws, self.rows)
                 inputs["adversarial"] = judged(*found)
         if self.attack is not None and self.protocol.noise == "known" and self.protocol.transfer_draws:
-            found = judge(self.target, columns["x_adv"], y, ids, self.protocol.transfer_draws, self.rows)
+            with self.target.environment():
+                found = judge(self.target, columns["x_adv"], y, ids, self.protocol.transfer_draws, self.rows)
             inputs["transfer"] = judged(*found)
         clock.append(time.perf_counter())
         clean, attack, judging = np.diff(clock).tolist()

@@ -53,6 +53,17 @@ def same_layout(output: Tensor, x: Tensor) -> Tensor:
     return output.contiguous(memory_format=torch.channels_last)
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether the module itself has hooks that run when it is called."""
+    own = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(own)
+
+
 @final
 class Weights:
     """Which tensors some networks have now, and how often each was changed: what is derived from them is keyed on it.
@@ -79,6 +90,12 @@ class Weights:
                         found += (tensor.data_ptr(), counted)
             found += map(id, module._modules.values())
         return tuple(found)
+
+    def hooked(self) -> bool:
+        """Whether somebody looks at a module's calls: then every module must be called, by nothing but itself."""
+        return any(
+            module is not None and is_hooked(module) for module in (watched() for watched in self._modules)
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Weights:
         return Weights()  # of nothing: whoever copies networks watches the copies anew

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import CompileError, mistake, one_of, whole
 from ..schedule import VP
-from .base import HoistedNetwork, checked_shape, same_layout
+from .base import HoistedNetwork, checked_shape, is_hooked, same_layout
 from .constant_weights import ConstantWeights
 from .layers import Conv
 from .registry import ARCHITECTURES, build, config_dict, named_config
@@ -331,7 +331,7 @@ class Denoiser(nn.Module):
     def _frozen_copy(self, dtype: torch.dtype | None) -> Denoiser:
         shared: dict[int, Any] = {}
         for tensor in (*self.network.parameters(), *self.network.buffers()):
-            own = tensor.detach()
+            own = tensor.clone() if tensor.is_inference() else tensor.detach()
             own = own.to(dtype) if dtype is not None and own.is_floating_point() else own
             shared[id(tensor)] = (
                 nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
@@ -357,12 +357,13 @@ class Denoiser(nn.Module):
 
     def _run(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
         function: Callable[..., Tensor] = self.network
-        if isinstance(self.network, HoistedNetwork):
-            function, told = self.network.body, conditioning.embedding(k)
-            if told is None:
-                told = self.network.embedding(conditioning.labels[k : k + 1])
-        else:
+        if not isinstance(self.network, HoistedNetwork):
             told = conditioning.batch_labels(k, len(x))
+        elif is_hooked(self.network):  # which only a call of the whole network would run
+            told = conditioning.labels[k : k + 1]
+        else:
+            function, known = self.network.body, conditioning.embedding(k)
+            told = self.network.embedding(conditioning.labels[k : k + 1]) if known is None else known
         return self._answer(function, x, told) if self._call is None else self._call(function, x, told)
 
     def _answer(self, function: Callable[..., Tensor], x: Tensor, told: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from fastpure.kernels import (
+from ..kernels import (
     OPS,
     group_norm_silu,
     group_norm_silu_vjp,
@@ -30,6 +30,7 @@ from fastpure.kernels import (
     residual_add,
     serves,
 )
+from .base import is_hooked
 
 _PLAIN_NORM, _PLAIN_RESAMPLE = OPS["group_norm_silu"].reference, OPS["resample"].reference
 
@@ -38,6 +39,8 @@ def usable(x: Tensor, module: nn.Module, embedding: Tensor | None = None) -> boo
     """Whether the fused kernels run for this input: Triton serves it and no weight of ``module`` is trained."""
     if not serves("group_norm_silu", "triton", x):
         return False
+    if any(part is not None and is_hooked(part) for part in module._modules.values()):
+        return False  # the block's parts are not called one by one here
     if not torch.is_grad_enabled():
         return True
     trained = embedding is not None and embedding.requires_grad

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import frozen, fused
+from .base import is_hooked
 from .packed import PackedWeight
 
 _RESIDUAL = math.sqrt(0.5)
@@ -57,12 +58,18 @@ class Norm(nn.Module):
         return frozen.norm(x, self.weight, self.bias, self.groups, self.eps)
 
     def silu(self, x: Tensor) -> Tensor:
+        """SiLU(GroupNorm(x)) in one pass."""
+        if is_hooked(self):
+            return F.silu(self(x))
         if fused.usable(x, self):
             return fused.norm_silu(x, self.weight, self.bias, self.groups, self.eps)
         return frozen.norm_silu(x, self.weight, self.bias, self.groups, self.eps)
 
     def silu_of_concat(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
         """(concatenation of x and skip, SiLU(GroupNorm(concatenation)))."""
+        if is_hooked(self):
+            both = torch.cat([x, skip], 1)
+            return both, F.silu(self(both))
         return frozen.concat_norm_silu(x, skip, self.weight, self.bias, self.groups, self.eps)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,8 +14,10 @@ from ..classifiers.features import probe_classes
 from ..errors import mistake, one_of, whole
 from ..kernels import Domain, NoiseKeys
 from ..reverse import SplitNoise
-from .inputs import Held, current_question, held_noise, holding
+from .inputs import Held, current_question, held_noise, holding, sealed
 from .purifier import Purifier
+
+_COUNTING = threading.Lock()
 
 PARTS = ("all", "forward", "reverse")
 """What ``Defense.fixed`` can hold still: all noise, that of the diffusion only, that of the reverse steps only."""
@@ -51,6 +54,7 @@ class Defense(nn.Module):
         self._next_draw = 0
         self._held: Held | None = None
 
+    @sealed
     def forward(
         self,
         x: Tensor,
@@ -97,7 +101,8 @@ class Defense(nn.Module):
     def classify(self, purified: Tensor) -> Tensor:
         """Logits [B, classes] of images that have been purified; the weights are constants."""
         dtype = next((p.dtype for p in self.classifier.parameters()), purified.dtype)
-        return call_frozen(self.classifier, purified.to(dtype)).to(purified.dtype)
+        with self.purifier.environment():
+            return call_frozen(self.classifier, purified.to(dtype)).to(purified.dtype)
 
     @contextmanager
     def fixed(self, draw: int = 0, part: str = "all") -> Iterator[Defense]:
@@ -160,8 +165,9 @@ class Defense(nn.Module):
             return sample_ids, self.fixed_draw, Domain.DEFENSE if question is not None else domain
         if draw is not None:
             return sample_ids, draw, domain
-        self._next_draw += 1
-        return sample_ids, self._next_draw - 1, domain
+        with _COUNTING:
+            self._next_draw += 1
+            return sample_ids, self._next_draw - 1, domain
 
     def _split_noise(
         self, x: Tensor, sample_ids: Tensor | list[int] | None, draw: int | Tensor, domain: Domain

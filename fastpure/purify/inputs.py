@@ -19,15 +19,18 @@ from ..kernels import Domain
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
-def outside_inference_mode(function: Function) -> Function:
-    """Run a method of (self, x, ...) with inference mode off and no gradient recorded where the caller has it on.
+def sealed(function: Function) -> Function:
+    """Run a method of (self, x, ...) outside of the caller's inference mode and of a compiler's tracing.
 
-    Guidances and likelihood maximisation differentiate to purify at all. And what a purifier computes once and keeps
-    must not be made of inference tensors, which no later gradient could use.
+    Guidances and likelihood maximisation differentiate to purify at all, and what a purifier computes once and keeps
+    must not be made of inference tensors, which no later gradient could use. ``torch.compile`` of a module around it
+    breaks its graph here.
     """
 
     @functools.wraps(function)
     def run(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            return torch._dynamo.disable(run)(self, x, *args, **kwargs)
         if not torch.is_inference_mode_enabled():
             return function(self, x, *args, **kwargs)
         with torch.inference_mode(False), torch.no_grad():

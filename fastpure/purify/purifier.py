@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -36,7 +37,7 @@ from ..reverse import (
     states,
 )
 from ..reverse.step import evaluate
-from .inputs import check_range, check_seed, current_question, differ, outside_inference_mode
+from .inputs import check_range, check_seed, current_question, differ, sealed
 from .precision import Precision
 from .precision import precision as precision_named
 
@@ -83,6 +84,7 @@ class _Engine:
     guidance: Guidance | None
 
     @staticmethod
+    @torch.inference_mode(False)
     def build(denoiser: Denoiser, method: Method, precision: Precision) -> _Engine:
         guidance = method.guidance.cast(precision.network) if method.guidance else None
         if method.procedure is not None:
@@ -175,6 +177,10 @@ class Purifier(nn.Module):
         """The deployed denoiser: a frozen copy in the purifier's precision."""
         return self._engines[self.precision].denoiser
 
+    def environment(self) -> AbstractContextManager[None]:
+        """Torch's settings under which everything is computed, whatever the caller's are."""
+        return self._engines[self.precision].precision.environment(self.device)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""
@@ -186,7 +192,7 @@ class Purifier(nn.Module):
         tensors = chain(self.denoiser.parameters(), self.denoiser.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
-    @outside_inference_mode
+    @sealed
     def forward(
         self,
         x: Tensor,
@@ -221,7 +227,7 @@ class Purifier(nn.Module):
         u = (end + 1.0) * 0.5
         return (u.clamp(0.0, 1.0) if self.method.clip_output else u).to(x.dtype)
 
-    @outside_inference_mode
+    @sealed
     def trajectory(
         self,
         x: Tensor,

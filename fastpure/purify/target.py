@@ -25,6 +25,7 @@ from ..reverse import Execution
 from .defense import Defense
 from .description import describe_module, plain, weights_sha256
 from .inputs import Held, Question, asking, differ, held_noise, holding
+from .precision import PRECISIONS
 from .purifier import Purifier
 
 ASKED = 8
@@ -85,6 +86,10 @@ class Target(ABC):
     def execution(self) -> Execution | None:
         """How purification steps are carried out; None where nothing purifies."""
         return None
+
+    def environment(self) -> AbstractContextManager[None]:
+        """Torch's settings under which it is attacked and judged, whatever the caller's are."""
+        return PRECISIONS["fp32"].environment(self.device)
 
     @property
     def budgets_memory(self) -> bool:
@@ -251,6 +256,10 @@ class Defended(Target):
     def execution(self) -> Execution:
         """See ``Target.execution``."""
         return self.module.purifier.execution
+
+    def environment(self) -> AbstractContextManager[None]:
+        """Those of its purifier's precision."""
+        return self.module.purifier.environment()
 
     @property
     def budgets_memory(self) -> bool:

@@ -131,6 +131,7 @@ class Family:
         self.slots: dict[int, Slot] = {}
         self.slot_bytes = 0
         self.passes = self.gradients = 0
+        self.filled_by: object = None  # the rows whose noise and context are in the buffers
         # Kept alive: a recording reads the addresses these weights have now, whatever becomes of their modules.
         self._weights = [
             t.detach() for net in process.networks() for t in (*net.parameters(), *net.buffers())

@@ -14,9 +14,12 @@ one shape whose backward passes come later), the older one recomputes.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, ClassVar, final
 
 import torch
@@ -83,6 +86,7 @@ class Graphs(Executor):
         self.execution = execution
         self.insist = insist
         self.limits = limits or GraphLimits()
+        self.lock = threading.RLock()
         self._families: OrderedDict[tuple[Any, int], Family] = OrderedDict()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graphs:
@@ -123,8 +127,11 @@ class Graphs(Executor):
         eager = EagerRows(process, context, noise)
         if self.execution.backend == "eager" or x.device.type not in RECORDERS:
             return eager
-        family = self._family(process, x, context)
-        family.passes += 1
+        if process.weights.hooked():  # a replay runs no Python
+            return eager
+        with self.lock:
+            family = self._family(process, x, context)
+            family.passes += 1
         return CapturedRows(self, family, eager, len(x))
 
     def _family(self, process: Process, x: Tensor, context: Context) -> Family:
@@ -167,13 +174,26 @@ class Graphs(Executor):
         warnings.warn(f"fastpure runs without CUDA graphs: {error}", RuntimeWarning, stacklevel=2)
 
 
+def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
+    """From filling the buffers to taking the result, no other thread may touch them."""
+
+    @wraps(method)
+    def run(self: CapturedRows, *args: Any, **kwargs: Any) -> Any:
+        with self._graphs.lock:
+            return method(self, *args, **kwargs)
+
+    return run
+
+
 class CapturedRows(Rows):
     """Rows replayed on a family's buffers; what cannot be recorded is done eagerly, with the same result."""
 
     def __init__(self, graphs: Graphs, family: Family, eager: EagerRows, batch: int) -> None:
         self._graphs, self._family, self._eager, self._batch = graphs, family, eager, batch
         self._loaded: NoiseKeys | None = None
+        self._token = object()
 
+    @_alone
     def forward(
         self, k: int, x: Tensor, register: Tensor | None, *, vjp_follows: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -192,6 +212,7 @@ class CapturedRows(Rows):
         recorded.replay()
         return self._state(recorded)
 
+    @_alone
     def forward_keeping(
         self, k: int, x: Tensor, register: Tensor | None
     ) -> tuple[Tensor, Tensor | None, object | None]:
@@ -214,6 +235,7 @@ class CapturedRows(Rows):
         slot.forward.replay()
         return *self._state(slot.forward), (slot, slot.owner)
 
+    @_alone
     def vjp(self, k: int, x: Tensor, tape: Any, v: Tensor, w: Tensor | None) -> Cotangents:
         """See ``Rows.vjp``."""
         kind = self._kind(k)
@@ -238,6 +260,7 @@ class CapturedRows(Rows):
         assert v_x is not None
         return v_x, tuple(found), self._taken(recorded, "w")
 
+    @_alone
     def kept(self, chosen: frozenset[int]) -> frozenset[int]:
         """What was chosen and what has its memory already: that is no longer free for anything else."""
         self._family.gradients += 1
@@ -260,7 +283,7 @@ class CapturedRows(Rows):
         family.recorder.follow()
         keys = self._eager.noise.row(k)
         assert isinstance(keys, NoiseKeys)
-        if keys is not self._loaded:
+        if keys is not self._loaded or family.filled_by is not self._token:
             family.keys.seed.copy_(keys.seed)
             _fill(family.keys.sample_ids, keys.sample_ids)
             _fill(family.keys.draws, keys.draws)
@@ -268,7 +291,7 @@ class CapturedRows(Rows):
                 _fill(buffer, part)
             if self._batch < family.batch:
                 family.fill_up(self._batch)
-            self._loaded = keys
+            self._loaded, family.filled_by = keys, self._token
         family.step.copy_(process.steps[k : k + 1])
         _fill(family.x, x)
         if register is not None:

@@ -18,7 +18,14 @@ PRECISIONS = ["fp32", "bf16", "fp64"]
 
 
 def networks():
-    fields = {"architecture": "ddpmpp", "image_size": 8, "channels": 2, "nf": 16, "ch_mult": [1, 2], "n_blocks": 1}
+    fields = {
+        "architecture": "ddpmpp",
+        "image_size": 8,
+        "channels": 2,
+        "nf": 16,
+        "ch_mult": [1, 2],
+        "n_blocks": 1,
+    }
     denoiser = Denoiser.from_config({**fields, "attn_resolutions": [4]}, seed=3)
     return denoiser, toy_classifier(torch.float32)
 
@@ -132,7 +139,9 @@ def test_another_dtype_is_refused_and_changes_nothing(ask):
     defense, x = fp.Defense(purifier(denoiser, classifier), classifier), images()
     before = defense(x, draw=0)
     for module in (defense, defense.purifier):
-        with pytest.raises(TypeError, match=r"`dtype` must be left to precision='fp32', got torch\..* precision='"):
+        with pytest.raises(
+            TypeError, match=r"`dtype` must be left to precision='fp32', got torch\..* precision='"
+        ):
             getattr(module, ask)()
         with pytest.raises(TypeError, match="left to precision"):
             module.to(torch.float16)
