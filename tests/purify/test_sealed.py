@@ -174,7 +174,7 @@ def test_threads_share_a_defence():
     classifier = toy_classifier(torch.float32)
     weights = dict(classifier.named_parameters())
     one = defense(classifier)
-    expected = [found(one) for _ in range(1)][0]
+    expected = found(one)
     wrong, drawn = [], []
 
     def work():
