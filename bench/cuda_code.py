@@ -37,12 +37,20 @@ def cuda_rows(architecture: int) -> list[dict[str, Any]]:
 
 
 def fingerprint() -> str:
-    """A digest of the device sources and the headers they share with the host."""
+    """A digest of the device sources, the headers they share with the host, and nvcc's flags.
+
+    Comments, line breaks and the names of files make no difference.
+    """
     folders = (ROOT / "csrc" / "cuda", ROOT / "csrc" / "include")
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    texts = [path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.*")]
+    return hashlib.sha256("\0".join([*sorted(map(without_comments, texts)), *FLAGS]).encode()).hexdigest()
+
+
+def without_comments(code: str) -> str:
+    """C++ with its comments gone and one blank for every stretch of white space; literals stay as they are."""
+    literal = r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])+\''
+    pieces = re.compile(rf"({literal})|(?:\s|//[^\n]*|/\*.*?\*/)+", re.DOTALL)
+    return pieces.sub(lambda match: match[1] or " ", code).strip()
 
 
 def _row(architecture: int, source: str, code: KernelCode) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -154,8 +155,10 @@ def _activation(channels: int, size: int, dtype: torch.dtype) -> Tensor:
     return empty.contiguous(memory_format=torch.channels_last)
 
 
-def compile_launch(launch: Launch, tensors: dict[str, Tensor], architecture: int) -> tuple[KernelCode, int]:
-    """What the kernel compiles to on ``architecture``, for 16-byte aligned tensors; and its shared memory."""
+def compile_launch(
+    launch: Launch, tensors: dict[str, Tensor], architecture: int
+) -> tuple[KernelCode, int, str]:
+    """The kernel on ``architecture``, for 16-byte aligned tensors: its code, shared memory, and digest of its PTX."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -175,7 +178,20 @@ def compile_launch(launch: Launch, tensors: dict[str, Tensor], architecture: int
     options = {"num_warps": launch.tile.warps, **OPTIONS}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, WARP), options=options)
     (code,) = read_cubin(compiled.asm["cubin"])
-    return code, compiled.metadata.shared
+    return code, compiled.metadata.shared, ptx_digest(compiled.asm["ptx"])
+
+
+def ptx_digest(ptx: str) -> str:
+    """Of the instructions: names, comments, and lines and files of the source make no difference."""
+    instructions = []
+    for line in re.split(r"^\s*\.section\s+\.debug", ptx, maxsplit=1, flags=re.MULTILINE)[0].splitlines():
+        line = " ".join(line.partition("//")[0].split())
+        if line and not re.match(r"\.loc |\.file |\$L__(tmp|func_)", line):
+            instructions.append(line)
+    text = "\n".join(instructions)
+    name = re.search(r"\.entry (\w+)", text)
+    text = re.sub(rf"\b{name[1]}(?=\b|_param_)", "kernel", text) if name else text
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def accesses_wanted(launch: Launch, itemsize: int) -> tuple[int, int]:
@@ -200,7 +216,7 @@ def table(only: str = "", architectures: tuple[int, ...] = ARCHITECTURES) -> lis
 
 def row_of(architecture: int, work: Work, launch: Launch) -> dict[str, Any]:
     """One row, compiled now."""
-    code, shared = compile_launch(launch, work.tensors, architecture)
+    code, shared, ptx = compile_launch(launch, work.tensors, architecture)
     tile = launch.tile
     programs = occupancy(architecture, code.registers, shared, tile.warps)
     loads, stores = accesses_wanted(launch, DTYPES[work.dtype].itemsize)
@@ -221,6 +237,7 @@ def row_of(architecture: int, work: Work, launch: Launch) -> dict[str, Any]:
         "instructions_per_element": round(code.instructions * WARP * tile.warps / tile.elements, 1),
         "bytes_per_element": work.bytes_per_element(),
         **code.figures(),
+        "ptx": ptx,
     }
 
 
@@ -233,17 +250,6 @@ def faults(row: dict[str, Any]) -> list[str]:
         if wide < wanted:
             found.append(f"{wide} {kind} of {row['access']} bytes per thread, {wanted} are needed")
     return found
-
-
-def fingerprints() -> dict[str, str]:
-    """Digests of everything the rows depend on besides the compilers."""
-    kernels = ROOT / "fastpure" / "kernels"
-    folders = ("group_norm_silu", "pointwise")
-    files = [path for folder in folders for path in (kernels / folder).glob("*triton*.py")]
-    digest = hashlib.sha256()
-    for path in sorted([*files, *kernels.glob("triton_*.py"), Path(__file__)]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return {"triton": digest.hexdigest(), "cuda": cuda_code.fingerprint()}
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -282,7 +288,7 @@ def main(words: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     import triton
 
-    report = {"triton": triton.__version__, "fingerprints": fingerprints(), "rows": table(options.only)}
+    report = {"triton": triton.__version__, "cuda": cuda_code.fingerprint(), "rows": table(options.only)}
     if options.write and not options.only:
         if cuda_code.sources() and all("dtype" in row for row in report["rows"]):
             raise SystemExit("nvcc was not found: the table would lose the kernels of csrc/cuda")

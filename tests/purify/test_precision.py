@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import fastpure as fp
 from fastpure.data import load_dataset
+from tests.nets.helpers import plain_autograd
+from tests.reverse.toys import unrolled
 
 
 @pytest.fixture(scope="module")
@@ -14,32 +18,53 @@ def models():
     return fp.load_denoiser("digits"), fp.load_classifier("digits")
 
 
-def gradient(models, **choice):
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STEPS = 6
+
+
+def gradient(models, purify, dtype=torch.float32):
     """Purified images and the gradient of the true classes' logits, float64, of eight digits under one draw."""
-    denoiser, classifier = models
-    method = fp.methods.coup(classifier, t=0.15, dt=0.025, scale=2.0)
     data = load_dataset("digits", "test").subset(8, data_seed=0)
-    purifier = fp.Purifier(denoiser, method, **choice)
-    leaf = data.images.clone().requires_grad_(True)
-    x_hat = purifier(leaf, data.sample_ids)
-    logits = classifier(x_hat)
+    noise = torch.randn(
+        STEPS, *data.images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    leaf = data.images.to(dtype).requires_grad_(True)
+    x_hat = purify(leaf, noise.to(dtype))
+    logits = copy.deepcopy(models[1]).to(dtype)(x_hat)
     (grad,) = torch.autograd.grad(logits.gather(1, data.labels[:, None]).sum(), leaf)
     return x_hat.detach().double(), grad.double()
 
 
-# Means, because a digit near a decision boundary of the guidance can go the other way in bf16.
-@pytest.mark.parametrize(
-    ("precision", "image_error", "one_minus_cosine"),
-    [("fp32", 1e-6, 1e-9), ("bf16", 0.01, 0.05), ("fp16", 1e-3, 2e-3)],
-)
-def test_reduced_precision_stays_close_to_float64(models, precision, image_error, one_minus_cosine):
-    exact_image, exact_grad = gradient(models, precision="fp64")
-    image, grad = gradient(models, precision=precision)
-    assert float((image - exact_image).abs().mean()) < image_error
-    cosine = torch.nn.functional.cosine_similarity(grad.flatten(1), exact_grad.flatten(1))
-    assert float((1 - cosine).mean()) < one_minus_cosine
-    if precision != "fp32":
-        assert float((image - exact_image).abs().mean()) > 1e-6, "it does compute in the reduced precision"
+def in_precision(network, dtype):
+    """The network computing in ``dtype``; what goes in and comes out keeps its own."""
+    cast = copy.deepcopy(network).to(dtype)
+    return lambda x, *label: cast(x.to(dtype), *label).to(x.dtype)
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_reduced_precision_is_as_close_to_float64_as_plain_torch(models, precision):
+    """A pixel's median error is at most three times that of the formula with torch's operations, both so computed.
+
+    On the same processor, whose instructions decide how large both are. Measured: 0.6 to 1.4 times. Medians,
+    because a digit near a decision boundary of the guidance can go the other way.
+    """
+    denoiser, classifier = models
+    method = fp.methods.coup(classifier, t=0.15, dt=0.025, scale=2.0)
+    assert len(method.table()) == STEPS
+
+    def ours(precision):
+        purifier = fp.Purifier(denoiser, method, precision=precision)
+        return lambda u, steps: purifier(u, noise=fp.RecordedNoise(steps=steps))
+
+    exact = gradient(models, ours("fp64"), torch.float64)
+    plain = [in_precision(network, DTYPES[precision]) for network in (denoiser.network, classifier)]
+    with plain_autograd():
+        torchs = gradient(models, lambda u, steps: unrolled(method, *plain, u, None, steps))
+    for found, reference, true in zip(gradient(models, ours(precision)), torchs, exact, strict=True):
+        error, allowed = (float((value - true).abs().median()) for value in (found, reference))
+        assert error <= 3 * allowed
+        assert allowed < 0.3 * float(true.abs().median()), "otherwise the comparison says nothing"
+        assert precision == "fp32" or error > 1e-6, "it does compute in the reduced precision"
 
 
 def test_gradient_precision_concerns_gradients_only(models):
