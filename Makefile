@@ -9,17 +9,15 @@ BUILD := build
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # What an installed environment depends on: a change of any of these installs again.
-SETUP := pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu')
+SETUP := pyproject.toml setup.py constraints.txt $(shell find csrc -type f -not -name '*.pyc')
 INSTALLED := $(VENV)/.fastpure-installed
 INSTALLED_DEV := $(VENV)/.fastpure-installed-dev
 INSTALLED_BENCH := $(VENV)/.fastpure-installed-bench
 
-SANITIZE := -std=c++17 -O2 -g -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
-	-ffp-contract=off -fno-math-errno -fno-trapping-math -Icsrc -Icsrc/include -Icsrc/host
-HOST_SOURCES := $(wildcard csrc/host/*.cpp)
-CHECKS := $(patsubst csrc/tests/%.cpp,$(BUILD)/%,$(wildcard csrc/tests/*_check.cpp))
+# Tests of arithmetic: their numbers must hold for every instruction set that torch's kernels may choose.
+NUMERICAL := $(addprefix tests/,attacks classifiers guidance kernels nets purify reverse)
 
-.PHONY: help demo test lint sanitize cuda-check triton-check gpu bench wheel-check clean
+.PHONY: help demo test lint sanitize isa-check cuda-check triton-check gpu bench wheel-check clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +33,13 @@ lint: $(INSTALLED_DEV)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy fastpure
 
-sanitize: $(CHECKS)  ## all kernels, the GPU's too, on the CPU under sanitizers
-	@for check in $(CHECKS); do $$check || exit 1; done
+sanitize: | $(BIN)/python  ## all kernels, the GPU's too, on the CPU under sanitizers
+	@$(BIN)/python -c "import ninja" 2>/dev/null || $(PIP) install -q -c constraints.txt ninja
+	CXX="$(CXX)" $(BIN)/python csrc/ninja_build.py sanitize
+
+isa-check: $(INSTALLED)  ## the numerical tests once more, with fewer of the processor's instructions
+	@for isa in AVX512_CORE AVX2; do echo "== ONEDNN_MAX_CPU_ISA=$$isa"; \
+	ONEDNN_MAX_CPU_ISA=$$isa $(BIN)/python -m pytest -q -m "not gpu" $(NUMERICAL) || exit 1; done
 
 cuda-check: $(INSTALLED)  ## compile the CUDA half for every architecture, inspect it, import it (needs nvcc)
 	PYTHON=$(BIN)/python bash .ci/cuda_check
@@ -81,14 +84,3 @@ $(INSTALLED_DEV): $(SETUP) | $(BIN)/python
 
 $(INSTALLED_BENCH): $(SETUP) | $(BIN)/python
 	$(call install,bench)
-
-# The kernels are compiled once for all of these programs, and kept.
-.SECONDARY:
-SANITIZED := $(patsubst csrc/host/%.cpp,$(BUILD)/sanitize/%.o,$(HOST_SOURCES))
-
-$(BUILD)/sanitize/%.o: csrc/host/%.cpp $(filter %.h %.inl,$(SETUP))
-	@mkdir -p $(@D)
-	$(CXX) $(SANITIZE) -c $< -o $@
-
-$(BUILD)/%_check: csrc/tests/%_check.cpp $(SANITIZED) $(filter %.h %.inl,$(SETUP))
-	$(CXX) $(SANITIZE) $< $(SANITIZED) -o $@ -Wl,--no-as-needed -lgomp -ldl

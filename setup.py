@@ -8,6 +8,9 @@ FASTPURE_CUDA   auto (default): compile csrc/cuda/*.cu if there are such files a
                 its absence is an error. 0: do not. A failing nvcc is an error always.
 FASTPURE_CUDA_ARCHS   architectures for nvcc, e.g. "80 90"; the newest one also goes in as PTX.
 CXX             the C++ compiler.
+CPPFLAGS, CXXFLAGS, LDFLAGS   come before the project's own flags, which win.
+
+What is compiled with which flags stands in csrc/build.json; csrc/ninja_build.py makes ninja compile it.
 """
 
 from __future__ import annotations
@@ -18,44 +21,16 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-SOURCES = sorted(str(path) for folder in ("csrc", "csrc/host") for path in Path(folder).glob("*.cpp"))
-CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
-HEADERS = sorted(str(path) for pattern in ("*.h", "*.inl") for path in Path("csrc").rglob(pattern))
-INCLUDES = ["csrc", "csrc/include", "csrc/host"]
+sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))  # pip's builds do not look in this folder
+import ninja_build
 
-# No -march and no -ffast-math: the wheel runs anywhere and chooses its instruction set when it runs.
-# Contraction is off because results must have the same bits on every one of them. -fno-math-errno and
-# -fno-trapping-math change no value; they let the compiler vectorise square roots, divisions and selections.
-FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-g0",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-Wall",
-    "-Wextra",
-]
-NVCC_FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-lineinfo",
-    "--Werror",
-    "all-warnings",
-    "-Xcompiler",
-    "-fPIC,-fvisibility=hidden,-ffp-contract=off",
-    "-fmad=false",
-]
-CUDA_LIBRARIES = ["cudart_static", "dl", "rt", "pthread"]
-DEFAULT_ARCHS = "80 90"
+CUDA_SOURCES = ninja_build.sources("cuda")
 
 
 def switch(name: str) -> str:
@@ -112,26 +87,10 @@ def find_nvcc() -> str | None:
     return nvcc if CUDA_SOURCES else None
 
 
-def compile_cuda(nvcc: str, folder: Path) -> list[str]:
-    """Compile every .cu file into ``folder``, side by side; returns the object files. A failure is an error."""
-    archs = cuda_archs()
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def compile_one(source: str) -> str:
-        target = str(folder / f"{Path(source).stem}.cu.o")
-        command = [nvcc, *NVCC_FLAGS, *targets, *(f"-I{path}" for path in INCLUDES), "-c", source]
-        subprocess.run([*command, "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:
-        return list(workers.map(compile_one, CUDA_SOURCES))
-
-
 def cuda_archs() -> list[str]:
     """The architectures to compile for, oldest first."""
-    archs = os.environ.get("FASTPURE_CUDA_ARCHS", DEFAULT_ARCHS).split()
+    default = ninja_build.description()["cuda"]["architectures"]
+    archs = os.environ.get("FASTPURE_CUDA_ARCHS", default).split()
     if not archs or not all(arch.rstrip("af").isdigit() for arch in archs):
         raise SystemExit(f"FASTPURE_CUDA_ARCHS must be numbers such as '80 90', got {' '.join(archs)!r}")
     return sorted(archs, key=lambda arch: int(arch.rstrip("af")))
@@ -149,23 +108,45 @@ def cuda_library_folder(nvcc: str) -> str:
 
 
 class BuildExtension(build_ext):
-    """build_ext that finds pybind11's headers late (they are a build requirement) and can call nvcc."""
+    """build_ext with ninja in the place of setuptools' own compiling."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.editable_mode:
+            # Not setuptools' temporary folder: the objects stay, and the next installation compiles what changed.
+            self.build_temp = f"build/temp.{self.plat_name}-{sys.implementation.cache_tag}"
 
     def build_extension(self, ext: Extension) -> None:
-        import pybind11
+        folder, target = Path(self.build_temp), Path(self.get_ext_fullpath(ext.name))
+        if self.force:
+            shutil.rmtree(folder, ignore_errors=True)
+        compiler = find_compiler()
+        assert compiler is not None  # otherwise there is nothing to build
+        built = ninja_build.build_extension(folder, compiler, extension_module(target.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # a process that has loaded it keeps its file
+        shutil.copy(built, target)
 
-        ext.include_dirs = [*INCLUDES, pybind11.get_include()]
-        nvcc = find_nvcc()
-        if nvcc is not None:
-            ext.extra_objects = compile_cuda(nvcc, Path(self.build_temp))
-            ext.library_dirs.append(cuda_library_folder(nvcc))
-            ext.libraries.extend(CUDA_LIBRARIES)
-            ext.define_macros += [
-                ("FASTPURE_WITH_CUDA", "1"),
-                ("FASTPURE_CUDA_FLAGS", f'"{" ".join(NVCC_FLAGS)}"'),
-                ("FASTPURE_CUDA_ARCHS", f'"{" ".join(cuda_archs())}"'),
-            ]
-        super().build_extension(ext)
+
+def extension_module(name: str) -> ninja_build.Extension:
+    """The extension as ninja is told about it: for this Python, with CUDA if that is wanted."""
+    try:
+        import pybind11
+    except ImportError:
+        raise SystemExit(
+            "fastpure: pybind11, whose headers the extension needs, was not found; `pip install pybind11` brings it "
+            "(pip does that itself unless it is given --no-build-isolation)"
+        ) from None
+    # Python's own link command after the compiler's name, e.g. "g++ -shared".
+    link_flags = (sysconfig.get_config_var("LDCXXSHARED") or "c++ -shared").split()[1:]
+    nvcc = find_nvcc()
+    return ninja_build.Extension(
+        name,
+        headers={"python": sysconfig.get_paths()["include"], "pybind11": pybind11.get_include()},
+        versions=f"Python {sys.version}, pybind11 {pybind11.__version__}",
+        link_flags=link_flags,
+        cuda=None if nvcc is None else ninja_build.Cuda(nvcc, cuda_archs(), cuda_library_folder(nvcc)),
+    )
 
 
 class BuildPackage(build_py):
@@ -184,18 +165,12 @@ def extensions() -> list[Extension]:
     if REASON is not None:
         say(f"installing WITHOUT the compiled extension: {REASON}")
         return []
-    compiler = find_compiler()
-    assert compiler is not None
-    os.environ["CXX"] = compiler
     return [
         Extension(
             "fastpure._C",
-            sources=SOURCES,
-            depends=[*HEADERS, *CUDA_SOURCES],
+            sources=[*ninja_build.sources("extension"), *ninja_build.sources("host")],
+            depends=[*ninja_build.headers(), *CUDA_SOURCES],
             language="c++",
-            extra_compile_args=FLAGS,
-            libraries=["dl"],
-            define_macros=[("FASTPURE_BUILD_FLAGS", f'"{" ".join(FLAGS)}"')],
         )
     ]
 

@@ -2,15 +2,15 @@
 
     python .ci/check_cuda_code.py NVCC
 
-Needs no device. Flags come from setup.py. The assembler's report has registers and spills; the widths are read from
-PTX always, and from machine code where cuobjdump is found (named by CUOBJDUMP, beside nvcc, in Triton's package, or
-on the PATH).
+Needs no device. Flags, sources and architectures come from csrc/build.json. The assembler's report has registers and
+spills; the widths are read from PTX always, and from machine code where cuobjdump is found (named by CUOBJDUMP,
+beside nvcc, in Triton's package, or on the PATH).
 """
 
 from __future__ import annotations
 
-import ast
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+BUILD = json.loads((ROOT / "csrc" / "build.json").read_text(encoding="utf-8"))
+CUDA = BUILD["cuda"]
 KERNEL = re.compile(r"(noise|row|vjp)_kernelI([fd])LN\w*?6AccessE([012])E")
 ACCESS = ("vector", "scalar", "strided")
 
@@ -34,21 +36,13 @@ CEILING = {
 }
 
 
-def constant(name: str):
-    """A literal of setup.py."""
-    for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
-            return ast.literal_eval(node.value)
-    raise SystemExit(f"cuda-check: FAILED, setup.py has no literal {name}")
-
-
 def compile_to(kind: str, nvcc: str, source: Path, arch: str, out: Path) -> str:
     """Run nvcc; returns what the assembler said."""
     command = [
         nvcc,
-        *constant("NVCC_FLAGS"),
+        *CUDA["flags"],
         f"-arch=sm_{arch}",
-        *(f"-I{path}" for path in constant("INCLUDES")),
+        *(f"-I{path}" for path in BUILD["includes"]),
     ]
     command += [f"-{kind}", "-Xptxas", "-v", str(source), "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -124,10 +118,10 @@ def find_cuobjdump(nvcc: str) -> str | None:
 def main(nvcc: str) -> None:
     wrong: list[str] = []
     cuobjdump = find_cuobjdump(nvcc)
-    archs = constant("DEFAULT_ARCHS").split()
+    archs = CUDA["architectures"].split()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+        for source in sorted(path for pattern in CUDA["sources"] for path in ROOT.glob(pattern)):
             for arch in archs:
                 wrong += check_registers(compile_to("cubin", nvcc, source, arch, out), arch)
                 if cuobjdump and source.stem != "launch":

@@ -17,8 +17,9 @@ import torch
 import fastpure as fp
 from fastpure.attacks.base import Problem
 from fastpure.attacks.gradient import score
-from fastpure.bench.timing import interleave, ratio, table
+from fastpure.baselines.timing import interleave, ratio, table
 from fastpure.data import load_dataset
+from fastpure.purify import door
 
 EPS, N_ITER, DRAWS = 0.3, 2, 20
 OURS, THEIRS = "fastpure", "pyautoattack, serial EOT"
@@ -40,7 +41,7 @@ def attacks(n: int, eot: int) -> dict[str, Callable[[], object]]:
     ours = fp.attacks.APGDCE(eps=EPS, n_iter=N_ITER, eot_iter=eot)
     theirs = APGDAttack(defense, eps=EPS, n_iter=N_ITER, eot_iter=eot, device="cpu")
     theirs.init_hyperparam(x)
-    task = Problem(defense, x, y, torch.arange(n), 10)
+    task = Problem(door(defense, x, torch.arange(n)), x, y, torch.arange(n))
     return {
         OURS: lambda: ours.propose(task, lambda i, loss: None),
         THEIRS: lambda: theirs.attack_single_run(x, y),
@@ -56,7 +57,7 @@ def evaluations(n: int) -> dict[str, Callable[[], object]]:
             for draw in range(DRAWS):
                 defense(x, ids, draw).argmax(1).eq(y)
 
-    return {BATCHED: lambda: score(defense, x, y, ids, DRAWS, 256), LOOP: loop}
+    return {BATCHED: lambda: score(door(defense, x, ids), x, y, ids, DRAWS, 256), LOOP: loop}
 
 
 def main(n: int = 2, eot: int = 20, repeats: int = 3) -> None:

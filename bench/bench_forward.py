@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import fastpure as fp
-from fastpure.bench.timing import interleave, ratio, table
+from fastpure.baselines.timing import interleave, ratio, table
 
 SIZES = {"official": ("ddpmpp-cifar10", 2, 4, 1e-3), "digits": ("ddpmpp-digits", 64, 12, 0.0125)}
 GOALS = {"official": 1.05, "digits": 1.15}

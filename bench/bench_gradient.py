@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import fastpure as fp
-from fastpure.bench import Comparison, Row, compare
-from fastpure.bench.comparison import _Bench
+from fastpure.baselines import Comparison, Row, compare
+from fastpure.baselines.comparison import _Bench
 from fastpure.cli.bench import show
 from fastpure.reverse.memory import count_saved_bytes
 from fastpure.reverse.step import linearize

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastpure.bench import interleave, table
+from fastpure.baselines import interleave, table
 from fastpure.classifiers import CONFIGS, ResNet
 from fastpure.classifiers.base import call_frozen
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import fastpure as fp
-from fastpure.bench.timing import interleave, ratio, table
-from fastpure.purify import Method
+from fastpure.baselines.timing import interleave, ratio, table
+from fastpure.methods import Method
 
 BATCH = 32
 REFERENCE, ADBM = "diffpure, 100 steps", "adbm, DDIM-5"

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastpure import Denoiser
-from fastpure.bench.plain_network import PlainDDPMpp
-from fastpure.bench.timing import interleave, ratio
+from fastpure.baselines.plain_network import PlainDDPMpp
+from fastpure.baselines.timing import interleave, ratio
 from fastpure.nets import NETWORKS, DDPMpp, frozen
 from fastpure.nets.packed import PackedWeight
 from fastpure.reverse.memory import count_saved_bytes

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fastpure.bench.timing import interleave, ratio
+from fastpure.baselines.timing import interleave, ratio
 from fastpure.kernels import NoiseKeys, Stream, backend_report, philox_normal, use_backend
 
 SHAPES = {"1e4": (156, 1, 8, 8), "1e5": (33, 3, 32, 32), "1e6": (326, 3, 32, 32)}

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from bench.bench_noise import CALLS, several
-from fastpure.bench.timing import interleave, ratio
+from fastpure.baselines.timing import interleave, ratio
 from fastpure.kernels import NoiseKeys, affine_row, affine_row_vjp, use_backend
 from fastpure.schedule import KERNEL_COLUMNS, KERNEL_WIDTH
 

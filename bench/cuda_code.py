@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -13,8 +14,8 @@ from typing import Any
 from bench.cubin import KernelCode, read_cubin
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-Icsrc", "-Icsrc/include", "-Icsrc/host")
-"""What setup.py passes to nvcc as far as it shapes device code."""
+BUILD = json.loads((ROOT / "csrc" / "build.json").read_text(encoding="utf-8"))
+FLAGS = (*BUILD["cuda"]["flags"], *(f"-I{path}" for path in BUILD["includes"]))
 
 
 def sources() -> list[Path]:

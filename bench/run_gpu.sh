@@ -5,8 +5,8 @@
 #   PYTHON=python bash bench/run_gpu.sh OUTDIR
 #
 # Leaves OUTDIR/figures.jsonl (environment with commit, then a figure with its spread per line) and the logs of every
-# stage. Building needs setuptools and pybind11; where it cannot be done, an extension that is there already is used if
-# it runs on this GPU, and the figures say so. Exit status 1 if any stage failed.
+# stage. Building needs setuptools, pybind11 and ninja; where it cannot be done, an extension that is there already is
+# used if it runs on this GPU, and the figures say so. Exit status 1 if any stage failed.
 set -uo pipefail
 [ $# -eq 1 ] || { echo "usage: $0 OUTDIR"; exit 2; }
 mkdir -p "$1" || exit 2
@@ -34,7 +34,7 @@ capability=$("$python" -c "import torch; print('%d%d' % torch.cuda.get_device_ca
 }
 
 if ! FASTPURE_EXT=1 FASTPURE_CUDA=1 FASTPURE_CUDA_ARCHS=$capability \
-  stage build 120 "$python" setup.py build_ext --inplace --force; then
+  stage build 120 "$python" setup.py build_ext --inplace; then
   failed=1
   "$python" -c "from fastpure.kernels import extension; import sys; sys.exit(extension.reason_against_cuda())" || {
     echo "run_gpu: the extension could not be built, and none that runs here is there; see $out/build.log"

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastpure import methods
 from fastpure.classifiers import CONFIGS, ResNet
 from fastpure.kernels import Domain, NoiseKeys
 from fastpure.nets import NETWORKS, Denoiser
 from fastpure.nets.registry import build
-from fastpure.purify import methods
 from fastpure.reverse import GeneratedNoise, Process
-from fastpure.reverse.step import advance, evaluate, linearize, pull_row
+from fastpure.reverse.step import advance, evaluate, linearize, row_vjp
 
 DT = 1e-3
 
@@ -71,7 +71,7 @@ def workload(
         tape = linearize(process, 0, x, (), noise)
         with torch.no_grad():
             after = advance(process, 0, x, None, (tape.noise_pred, tape.guidance), keys)
-            return after, pull_row(process, 0, x, tape, torch.ones_like(x), None)
+            return after, row_vjp(process, 0, x, tape, torch.ones_like(x), None)
 
     def kept_bytes() -> float:
         modules = [denoiser] if classifier is None else [denoiser, classifier]

@@ -7,6 +7,7 @@
 """
 
 from . import attacks as attacks
+from . import methods as methods
 from .anomaly import AnomalyDetector as AnomalyDetector
 from .checkpoints import load_denoiser as load_denoiser
 from .classifiers import load_classifier as load_classifier
@@ -22,15 +23,15 @@ from .nets import Denoiser as Denoiser
 from .presets import PRESETS as presets
 from .purify import Defense as Defense
 from .purify import Purifier as Purifier
-from .purify import methods as methods
+from .reverse import Executor as Executor
 from .reverse import RecordedNoise as RecordedNoise
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "AnomalyDetector",
     "Defense",
     "Denoiser",
+    "Executor",
     "Purifier",
     "RecordedNoise",
     "Report",

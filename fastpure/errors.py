@@ -96,6 +96,13 @@ def one_of(argument: str, value: Any, allowed: Iterable[Any]) -> Any:
     return value
 
 
+def named(ids: Any, bad: Any) -> str:
+    """The samples of ``ids`` [B] for which ``bad`` [B] holds, for a message: "sample id 3, 5" and how many more."""
+    found = ids[bad].tolist()
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    return f"sample id {', '.join(str(int(i)) for i in found[:8])}{more}"
+
+
 def positive(argument: str, value: float) -> float:
     """Return ``value`` as float if it is a finite number above zero; otherwise raise."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -8,14 +8,13 @@ from typing import Any
 from ..errors import mistake, one_of
 from .apgd import APGDCE, APGDDLR, APGDT
 from .autoattack import AutoAttack
-from .base import Attack
+from .base import Attack, AttackResult
 from .budget import Budget
 from .diffattack import DiffAttack
-from .foreign import FAB, Square
 from .gradient_modes import MODES, GradientMode
 from .low_frequency import LowFrequency
 from .pgd import PGD
-from .result import AttackResult
+from .pyautoattack import FAB, Square
 from .stadv import StAdv
 from .transfer import Transfer
 from .white_box import DWPGD

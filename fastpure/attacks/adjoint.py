@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ..errors import MissingExtra, mistake
 from ..guidance import GuidanceStep
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
-from ..purify import Defense
+from ..purify import Defense, Target
 from ..schedule import VP
-from .gradient import Logits, realisation
+from .gradient import Logits
 
 REVERSE_SDES = ("diffpure", "coup", "coup_unguided")
 """Methods whose reverse process is the reverse VP-SDE in continuous time."""
@@ -29,18 +29,18 @@ REVERSE_SDES = ("diffpure", "coup", "coup_unguided")
 T_END = 1e-5
 
 
-def adjoint_logits(defense: Defense) -> Logits:
-    """Logits of ``defense`` whose derivative is torchsde's adjoint. The noise is that of the exact defence.
+def adjoint_logits(target: Target) -> Logits:
+    """Logits of ``target`` whose derivative is torchsde's adjoint. The noise is that of the exact defence.
 
     Raises:
         ValueError: the method does not solve the reverse SDE.
         MissingExtra: torchsde is not installed.
     """
-    method = defense.purifier.method
+    defense, method = target.defense, target.method
     if method.name not in REVERSE_SDES:
         expected = f"a mode that {method.name} has; the adjoint exists for {', '.join(REVERSE_SDES)}"
         raise ValueError(mistake("gradient", expected, "'adjoint'", "Use gradient='exact'"))
-    if defense.fixed_draw is None and defense._lock is not None:
+    if defense.fixed_draw is None and defense.held is not None:
         expected = "'exact' where only a part of the noise is fixed"
         raise ValueError(mistake("gradient", expected, "'adjoint'"))
     try:
@@ -49,8 +49,8 @@ def adjoint_logits(defense: Defense) -> Logits:
         raise MissingExtra("torchsde", "adjoint", "gradient='adjoint'") from error
 
     def logits(x: Tensor, ids: Tensor, draws: Tensor) -> Tensor:
-        draw, domain = realisation(defense, draws, Domain.ATTACK)
-        keys = NoiseKeys.make(defense.purifier.seed, ids, draw, domain, x.device)  # type: ignore[arg-type]
+        draw, domain = target.realisation(draws, Domain.ATTACK)
+        keys = NoiseKeys.make(defense.purifier.seed, ids, draw, domain, x.device)
         purified = (_solve(torchsde, defense, keys, 2.0 * x - 1.0) + 1.0) * 0.5
         return defense.classify(purified.clamp(0.0, 1.0) if method.clip_output else purified)
 

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from ..errors import whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
-from .apgd_loop import ROOM, Ask, DenseLoop, Found, l2
-from .apgd_sparse import STAGES, SparseLoop
-from .base import Problem, Proposal, Report
-from .gradient import Logits, Loss, Query, is_random, mean_logits, objective, query
+from .apgd_loop import ROOM, STAGES, Ask, DenseLoop, Found, SparseLoop, l2
+from .base import Problem, Proposal, Tick
+from .budget import onto_l1_ball_in_box
+from .gradient import Logits, Loss, Query, mean_logits, objective, query
 from .gradient_attack import GradientAttack
 from .losses import cross_entropy, dlr, dlr_targeted, require_classes
 from .pgd import is_flat
-from .projection import onto_l1_ball_in_box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +47,15 @@ class AutoPGD(GradientAttack):
     def loss(self) -> Loss:
         """What is ascended."""
 
+    def iterations(self) -> int:
+        """See ``Attack.iterations``."""
+        return self.n_iter * self.n_restarts
+
     def labels(self, problem: Problem, logits: Logits) -> list[Tensor]:
         """The labels of each round of restarts, [B] or [B, 2]."""
         return [problem.y]
 
-    def propose(self, problem: Problem, report: Report) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The best candidate over all restarts and targets."""
         if not len(problem.x):
             return Proposal(problem.x, problem.x.new_empty((self.n_iter, 0)))
@@ -62,13 +65,13 @@ class AutoPGD(GradientAttack):
         histories = []
         for number in range(len(rounds) * self.n_restarts):
             playing = torch.ones_like(problem.y, dtype=torch.bool)
-            if best is not None and not is_random(problem.defense):
+            if best is not None and not problem.target.is_random:
                 playing = best.correct > 0
             if not bool(playing.any()):
                 break
             chosen = playing.nonzero()[:, 0]
             labels = rounds[number // self.n_restarts]
-            found = self._run(problem.part(chosen), labels[chosen], logits, number, report)
+            found = self._run(problem.part(chosen), labels[chosen], logits, number, tick)
             best = found if best is None else _merge(best, found, chosen)
             histories.append(_spread(found.losses, chosen, len(problem.x)))
         assert best is not None
@@ -89,7 +92,7 @@ class AutoPGD(GradientAttack):
             return _into(problem.x + noise, problem.x, STAGES[0][0] * self.eps)
         return (problem.x + self.eps * noise / (l2(noise) + ROOM)).clamp(0.0, 1.0)
 
-    def _run(self, problem: Problem, labels: Tensor, logits: Logits, number: int, report: Report) -> Found:
+    def _run(self, problem: Problem, labels: Tensor, logits: Logits, number: int, tick: Tick) -> Found:
         goal, n = objective(logits, self.loss), self.n_draws(problem)
         queries = number * (self.n_iter + len(STAGES))
 
@@ -98,14 +101,14 @@ class AutoPGD(GradientAttack):
             return query(goal, points, labels[which], problem.ids[which], draws, self.batch_size)
 
         def tell(i: int, loss: float) -> None:
-            report(number * self.n_iter + i, loss)
+            tick(number * self.n_iter + i, loss)
 
-        stop, start = not is_random(problem.defense), self.start(problem, number)
+        stop, start = not problem.target.is_random, self.start(problem, number)
         if self.norm != "L1":
             return DenseLoop(ask, problem.x, start, self.norm, self.eps, self.n_iter).run(stop, tell)
         return self._run_stages(ask, tell, problem.x, start, stop)
 
-    def _run_stages(self, ask: Ask, tell: Report, x: Tensor, start: Tensor, stop: bool) -> Found:
+    def _run_stages(self, ask: Ask, tell: Tick, x: Tensor, start: Tensor, stop: bool) -> Found:
         lengths = [math.ceil(share * self.n_iter) for _, share in STAGES[:-1]]
         lengths.append(self.n_iter - sum(lengths))
         losses, done = [], 0
@@ -168,6 +171,10 @@ class APGDT(AutoPGD):
     def loss(self) -> Loss:
         """Targeted DLR."""
         return dlr_targeted
+
+    def iterations(self) -> int:
+        """See ``Attack.iterations``."""
+        return super().iterations() * self.n_target_classes
 
     def labels(self, problem: Problem, logits: Logits) -> list[Tensor]:
         """(true class, target) for each target, by falling mean logit of the original image."""

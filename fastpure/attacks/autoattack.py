@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..errors import mistake, one_of, whole
 from .apgd import APGDCE, APGDDLR, APGDT
-from .base import NormAttack, Problem, Proposal, Report
-from .foreign import FAB, Square
+from .base import NormAttack, Problem, Proposal, Tick
 from .gradient import score
 from .gradient_modes import GradientMode
+from .pyautoattack import FAB, Square
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab", "square"),
@@ -79,7 +79,15 @@ class AutoAttack(NormAttack):
         names = self.attacks or VERSIONS[self.version]
         return [self._member(one_of("attacks", name, MEMBERS)) for name in names]
 
-    def propose(self, problem: Problem, report: Report) -> Proposal:
+    def iterations(self) -> int:
+        """See ``Attack.iterations``; those of all members."""
+        return sum(member.iterations() for member in self.members())
+
+    def eot(self) -> int:
+        """See ``Attack.eot``."""
+        return max(member.eot() for member in self.members())
+
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The candidate of each image that is correct on the fewest decision draws."""
         best, correct = problem.x.clone(), self._share_correct(problem, problem.x, 0)
         histories: list[Tensor] = []
@@ -89,7 +97,7 @@ class AutoAttack(NormAttack):
             if not len(chosen):
                 break
             part, done = problem.part(chosen), sum(len(history) for history in histories)
-            proposal = member.propose(part, lambda i, loss, done=done: report(done + i, loss))  # type: ignore[misc]
+            proposal = member.propose(part, lambda i, loss, done=done: tick(done + i, loss))  # type: ignore[misc]
             candidate = self.budget.project(proposal.x.detach(), part.x)
             share = self._share_correct(part, candidate, number)
             # A tie goes to the first candidate that is not the image itself.
@@ -110,7 +118,7 @@ class AutoAttack(NormAttack):
         first, n = self.eval_draws, self.decision_draws
         if self.decision == "legacy":
             first, n = self.eval_draws + number, 1
-        judged = score(problem.defense, x, problem.y, problem.ids, n, self.batch_size, first)
+        judged = score(problem.target, x, problem.y, problem.ids, n, self.batch_size, first)
         return judged.double().mean(1)
 
     def _member(self, name: str) -> NormAttack:

@@ -13,26 +13,83 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from ..errors import NonFiniteError, mistake, whole
-from ..purify import Defense
-from ..purify.purifier import check_range
+from ..errors import NonFiniteError, mistake, named, whole
+from ..intervals import Interval, wilson
+from ..purify import Target, look_through
+from ..purify.inputs import check_range
+from ..reverse import Execution
 from .budget import Admissible, Budget
 from .gradient import score
-from .result import AttackResult
 
-Report = Callable[[int, float], None]
+
+@dataclass(frozen=True, eq=False)
+class AttackResult:
+    """Adversarial images with their verdict.
+
+    Attributes:
+        x_adv: [B, C, H, W] float32, inside the budget and [0, 1].
+        clean_correct: bool [B, K], the original images on K evaluation draws (K = 1 if nothing is random).
+        robust_correct: bool [B, K], the adversarial images on the same draws.
+        distance: float64 [B], measured on the stored pixels.
+        losses: float32 [n_iter, B], the attack's loss at each iterate; NaN where an image was not attacked.
+        seconds: wall time of the attack, without the scoring.
+        attack: the attack with its settings, as text.
+        execution: how the defence's steps were carried out; None for a module that is no ``Defense``.
+        zero_gradients: bool [B], where the attack's first gradient was exactly zero: it could not move the image,
+            and robustness there shows nothing. None for attacks that use no gradient.
+    """
+
+    x_adv: Tensor
+    clean_correct: Tensor
+    robust_correct: Tensor
+    distance: Tensor
+    losses: Tensor
+    seconds: float
+    attack: str
+    execution: Execution | None = None
+    zero_gradients: Tensor | None = None
+
+    @property
+    def clean_accuracy(self) -> Interval:
+        """Mean accuracy of one draw on the original images, Wilson interval over images."""
+        return _accuracy(self.clean_correct)
+
+    @property
+    def robust_accuracy(self) -> Interval:
+        """Mean accuracy of one draw on the adversarial images, Wilson interval over images."""
+        return _accuracy(self.robust_correct)
+
+    def __str__(self) -> str:
+        return f"{self.attack}\nclean  {self.clean_accuracy}\nrobust {self.robust_accuracy}"
+
+
+def _accuracy(correct: Tensor) -> Interval:
+    return wilson(float(correct.double().mean(1).sum()) if len(correct) else 0.0, len(correct))
+
+
+Tick = Callable[[int, float], None]
 """Called after each iteration with its number and the mean loss."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is attacked: images [B, C, H, W] in [0, 1], labels [B], ids [B], and the defence with its classes."""
+    """What is attacked: the target, images [B, C, H, W] in [0, 1], labels [B] and sample ids [B]."""
 
-    defense: nn.Module
+    target: Target
     x: Tensor
     y: Tensor
     ids: Tensor
-    n_classes: int = 0
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes the target tells apart."""
+        return self.target.n_classes
+
+    @property
+    def defense(self) -> nn.Module:
+        """The module behind the target, as attacks written for version 0.1 used it."""
+        warnings.warn("Problem.defense is now Problem.target.module", DeprecationWarning, stacklevel=2)
+        return self.target.module
 
     def part(self, chosen: Tensor) -> Problem:
         """The same for some of the images, named by index."""
@@ -61,7 +118,13 @@ class Attack(ABC):
     """Base of all attacks; subclasses are frozen dataclasses that implement ``propose``."""
 
     asks: ClassVar[bool] = True
-    """Whether ``propose`` asks the defence anything."""
+    """Whether ``propose`` asks the target anything."""
+
+    seeks: ClassVar[bool] = True
+    """Whether its images were chosen to be misclassified: signs of a weak attack do not apply to mere corruptions."""
+
+    gradient: str | None = None
+    """What it differentiates, a name of ``MODES`` (a field where it can be chosen); None if it follows no gradient."""
 
     eval_draws: int
     """How many fresh draws decide; a field of every subclass."""
@@ -75,27 +138,54 @@ class Attack(ABC):
         """The images the attack may return."""
 
     @abstractmethod
-    def propose(self, problem: Problem, report: Report) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """Adversarial images and what was seen on the way."""
 
-    def conditions(self, defense: nn.Module) -> AbstractContextManager[object]:
-        """What holds while the attack runs and is judged; a frozen defence for white-box protocols."""
+    def conditions(self, target: Target) -> AbstractContextManager[object]:
+        """What holds while the attack runs and is judged; held noise for white-box protocols."""
         return nullcontext()
+
+    def iterations(self) -> int:
+        """How often ``propose`` calls its ``tick`` at most, restarts and targets included; 0 if it does not say."""
+        return 0
+
+    def eot(self) -> int:
+        """Most draws of one image that are asked about together."""
+        return 1
+
+    @final
+    def admit(self, proposal: Proposal, problem: Problem) -> tuple[Tensor, Tensor]:
+        """The proposed images, projected into the budget and stored as float32, and their distances float64 [B].
+
+        Raises:
+            NonFiniteError: the proposal holds NaN or Inf; the message names the samples.
+        """
+        bad = ~torch.isfinite(proposal.x).flatten(1).all(1)
+        if bool(bad.any()):
+            raise NonFiniteError(f"the attack proposed NaN or Inf for {named(problem.ids, bad)}")
+        x_adv = self.budget.project(proposal.x.detach().to(problem.x.dtype), problem.x)
+        distance = self.budget.distance(x_adv, problem.x)
+        allowed = self.budget.admits(distance)
+        if not bool(allowed.all()):
+            # The projection is exact, so this is a defect of it and no circumstance to go on under.
+            raise AssertionError(f"{int((~allowed).sum())} adversarial images left the budget of {self}")
+        return x_adv, distance
 
     @final
     def __call__(
         self,
-        defense: nn.Module,
+        defense: nn.Module | Target,
         x: Tensor,
         y: Tensor,
         *,
         sample_ids: Tensor | list[int] | None = None,
-        report: Report | None = None,
+        report: Tick | None = None,
     ) -> AttackResult:
         """Attack ``defense`` on images ``x`` with labels ``y``.
 
         Args:
-            defense: a ``Defense``, or any module from [0, 1] images to logits.
+            defense: a ``Defense``, a module around one, or any module from [0, 1] images to logits. One that answers
+                differently each time is random, and is asked ``eot_iter`` and ``eval_draws`` times.
             x: [B, C, H, W] float32 in [0, 1].
             y: int64 [B], true classes.
             sample_ids: names of the images for the noise; 0..B-1 if omitted.
@@ -105,34 +195,28 @@ class Attack(ABC):
             TypeError, ValueError: images, labels or ids are not as described; the message names the argument.
         """
         problem = _check(defense, x, y, sample_ids)
-        with self.conditions(defense):
+        with self.conditions(problem.target):
             return self._judge(problem, report or (lambda iteration, loss: None))
 
-    def _judge(self, problem: Problem, report: Report) -> AttackResult:
+    def _judge(self, problem: Problem, tick: Tick) -> AttackResult:
         begin = time.perf_counter()
-        proposal = self.propose(problem, report)
+        proposal = self.propose(problem, tick)
         seconds = time.perf_counter() - begin
-        _check_finite(proposal, problem)
-        x_adv = self.budget.project(proposal.x.detach().to(problem.x.dtype), problem.x)
-        distance = self.budget.distance(x_adv, problem.x)
-        allowed = self.budget.admits(distance)
-        if not bool(allowed.all()):
-            # The projection is exact, so this is a defect of it and no circumstance to go on under.
-            raise AssertionError(f"{int((~allowed).sum())} adversarial images left the budget of {self}")
+        x_adv, distance = self.admit(proposal, problem)
         arguments = (problem.y, problem.ids, self.eval_draws, self.batch_size)
-        clean_correct = score(problem.defense, problem.x, *arguments)
+        clean_correct = score(problem.target, problem.x, *arguments)
         verdict = proposal.verdict
         _warn_of_zero_gradients(proposal, clean_correct)
         return AttackResult(
             x_adv=x_adv,
             clean_correct=clean_correct,
-            robust_correct=score(problem.defense, x_adv, *arguments) if verdict is None else verdict,
+            robust_correct=score(problem.target, x_adv, *arguments) if verdict is None else verdict,
             distance=distance,
             losses=proposal.losses,
             seconds=seconds,
             attack=str(self),
             zero_gradients=proposal.zero_gradients,
-            execution=problem.defense.purifier.execution if isinstance(problem.defense, Defense) else None,
+            execution=problem.target.execution,
         )
 
 
@@ -166,13 +250,6 @@ class NormAttack(Attack):
         return Budget(self.norm, self.eps)
 
 
-def _check_finite(proposal: Proposal, problem: Problem) -> None:
-    bad = ~torch.isfinite(proposal.x).flatten(1).all(1)
-    if bool(bad.any()):
-        ids = ", ".join(str(int(i)) for i in problem.ids[bad][:8])
-        raise NonFiniteError(f"the attack proposed NaN or Inf for sample id {ids}")
-
-
 def _warn_of_zero_gradients(proposal: Proposal, clean_correct: Tensor) -> None:
     if proposal.zero_gradients is None:
         return
@@ -187,9 +264,10 @@ def _warn_of_zero_gradients(proposal: Proposal, clean_correct: Tensor) -> None:
         )
 
 
-def _check(defense: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor | list[int] | None) -> Problem:
-    if not isinstance(defense, nn.Module):
-        raise TypeError(mistake("defense", "a Defense or an nn.Module", type(defense).__name__))
+def _check(
+    defense: nn.Module | Target, x: Tensor, y: Tensor, sample_ids: Tensor | list[int] | None
+) -> Problem:
+    target = look_through(defense)
     if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.dim() != 4:
         got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(mistake("x", "a float32 tensor [B, C, H, W]", got))
@@ -203,16 +281,13 @@ def _check(defense: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor | list[i
     ids = torch.arange(len(x)) if sample_ids is None else torch.as_tensor(sample_ids)
     if tuple(ids.shape) != (len(x),):
         raise ValueError(mistake("sample_ids", f"one id per image, {len(x)}", f"{list(ids.shape)}"))
-    problem = Problem(defense, x.detach().clamp(0.0, 1.0), y.to(x.device, torch.int64), ids.to(x.device))
-    return _with_classes(problem) if len(x) else problem
+    x, y, ids = x.detach().clamp(0.0, 1.0), y.to(x.device, torch.int64), ids.to(x.device)
+    return Problem(_probed(target, x, y, ids) if len(x) else target, x, y, ids)
 
 
-def _with_classes(problem: Problem) -> Problem:
-    # One clean image tells how many classes there are; nothing else here knows.
-    head = problem.defense.classifier if isinstance(problem.defense, Defense) else problem.defense
-    with torch.no_grad():
-        n_classes = head(problem.x[:1]).shape[1]
-    low, high = int(problem.y.min()), int(problem.y.max())
-    if low < 0 or high >= n_classes:
-        raise ValueError(mistake("y", f"labels in 0..{n_classes - 1}", f"values in {low}..{high}"))
-    return replace(problem, n_classes=n_classes)
+def _probed(target: Target, x: Tensor, y: Tensor, ids: Tensor) -> Target:
+    known = target.probed(x, ids)
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= known.n_classes:
+        raise ValueError(mistake("y", f"labels in 0..{known.n_classes - 1}", f"values in {low}..{high}"))
+    return known

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ..errors import mistake, one_of, positive
 from ..kernels import Domain
-from ..purify import Defense
-from .base import Problem, Proposal, Report
-from .gradient import Objective, realisation
+from ..methods import Method
+from ..purify import Target
+from .base import Problem, Proposal, Tick
+from .gradient import Objective
 from .gradient_attack import GradientAttack
 from .losses import LOSSES
 from .pgd import PGD
@@ -45,27 +46,26 @@ class DiffAttack(GradientAttack):
         if self.step_size is not None:
             positive("step_size", self.step_size)
 
-    def propose(self, problem: Problem, report: Report) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The last iterate."""
+        _check(problem.target)
         pgd = PGD(**self.shared(), step_size=self.step_size, random_start=self.random_start, loss=self.loss)
-        return pgd.ascend(problem, self._goal(_diffusing(problem)), report)
+        return pgd.ascend(problem, self._goal(problem.target), tick)
 
-    def _goal(self, defense: Defense) -> Objective:
-        loss = LOSSES[self.loss]
+    def _goal(self, target: Target) -> Objective:
+        loss, method = LOSSES[self.loss], target.method
 
         def evaluate(x: Tensor, labels: Tensor, ids: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-            draw, domain = realisation(defense, draws, Domain.ATTACK)
-            states = defense.trajectory(x, ids, draw, domain=domain)
-            end = states[-1].clamp(0.0, 1.0) if defense.purifier.method.clip_output else states[-1]
-            logits = defense.classify(end)
-            return loss(logits, labels) + self.weight * deviation(defense, x, states), logits
+            states = target.trajectory(x, ids, draws, Domain.ATTACK)
+            logits = target.classify(states[-1].clamp(0.0, 1.0) if method.clip_output else states[-1])
+            return loss(logits, labels) + self.weight * deviation(method, x, states), logits
 
         return evaluate
 
 
-def deviation(defense: Defense, x: Tensor, states: Tensor) -> Tensor:
+def deviation(method: Method, x: Tensor, states: Tensor) -> Tensor:
     """Mean over the reverse steps of alpha |x_t - x'_t|^2 / D, [B]; ``states`` [K + 1, B, C, H, W] in [0, 1] units."""
-    rows = defense.purifier.method.table().rows
+    rows = method.table().rows
     image, way = 2.0 * x - 1.0, 2.0 * states - 1.0
     noise = ((way[1] - rows[0].a * image) / rows[0].d).detach()
     total = x.new_zeros(len(x))
@@ -77,14 +77,12 @@ def deviation(defense: Defense, x: Tensor, states: Tensor) -> Tensor:
     return total / (len(rows) - 1)
 
 
-def _diffusing(problem: Problem) -> Defense:
-    defense = problem.defense
-    if not isinstance(defense, Defense):
-        raise TypeError(mistake("defense", "a fastpure.Defense", type(defense).__name__))
-    method = defense.purifier.method
+def _check(target: Target) -> None:
+    if not target.purifies:
+        target.no_purifier("DiffAttack", "Use PGD")
+    method = target.method
     rows = method.table().rows
     once = rows[0].forward and rows[0].d != 0.0 and not any(row.forward for row in rows[1:])
     if not once or method.procedure is not None:
         expected = "a defence that diffuses its input once, which DiffAttack compares its steps with"
         raise ValueError(mistake("defense", expected, f"method {method.name}", "Use PGD"))
-    return defense

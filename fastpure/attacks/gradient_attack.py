@@ -11,8 +11,8 @@ from torch import Tensor
 from ..errors import whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_uniform
 from .base import NormAttack, Problem
-from .gradient import Logits, is_random
-from .gradient_modes import GradientMode
+from .gradient import Logits
+from .gradient_modes import GradientMode, has_noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,19 @@ class GradientAttack(NormAttack):
 
     def logits(self, problem: Problem) -> Logits:
         """The function this attack differentiates."""
-        return self.mode().logits(problem.defense)
+        return self.mode().logits(problem.target)
 
     def n_draws(self, problem: Problem) -> int:
-        """Draws per iteration; the classifier alone, which "blind" differentiates, has no noise to average."""
-        return self.eot_iter if is_random(problem.defense) and self.gradient != "blind" else 1
+        """Draws per iteration; 1 where what is differentiated has no noise to average."""
+        return self.eot_iter if has_noise(problem.target, self.gradient) else 1
+
+    def iterations(self) -> int:
+        """See ``Attack.iterations``."""
+        return self.n_iter
+
+    def eot(self) -> int:
+        """See ``Attack.eot``."""
+        return self.eot_iter
 
     def uniform(self, problem: Problem, draw: int = 0) -> Tensor:
         """Noise in (0, 1) for a random start, [B, C, H, W]: a function of the seed, the sample ids and ``draw``."""

@@ -12,26 +12,18 @@ All but the first are weaker; they are here to be compared with, by name.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import mistake, one_of, positive, whole
 from ..kernels import Domain
-from ..purify import Defense, Method
-from ..purify.methods import METHODS
+from ..purify import Target
 from .adjoint import adjoint_logits
-from .gradient import Logits, attack_logits, realisation
-
-COUNTS = ("n_steps", "n_iter")
-"""Settings of methods that count their steps."""
-
-SURROGATE_SHARE = 5
-"""A surrogate takes one step for this many of the defence's unless told otherwise."""
+from .gradient import Logits, attack_logits
 
 
 @dataclass(frozen=True)
@@ -62,85 +54,58 @@ class GradientMode:
                 expected = "the only one given of surrogate_steps and surrogate_dt"
                 raise ValueError(mistake("surrogate_dt", expected, f"{self.dt} and {self.steps} steps"))
 
-    def logits(self, defense: nn.Module) -> Logits:
-        """The function to differentiate in place of ``defense``.
+    def logits(self, target: Target) -> Logits:
+        """The function to differentiate in place of ``target``.
 
         Raises:
-            ValueError: ``defense`` has no part that the mode replaces.
-            TypeError: ``defense`` is no ``Defense`` and the mode needs one.
+            ValueError: ``target`` has no part that the mode replaces.
+            TypeError: ``target`` is no ``Defense`` and the mode needs one.
         """
-        if self.name == "exact":
-            return attack_logits(defense)
-        if not isinstance(defense, Defense):
-            expected = f"a fastpure.Defense for gradient={self.name!r}"
-            raise TypeError(mistake("defense", expected, type(defense).__name__, "Use gradient='exact'"))
-        return MODES[self.name](self, defense)
+        if self.name != "exact" and not target.purifies:
+            target.no_purifier(f"gradient={self.name!r}", "Use gradient='exact'")
+        return MODES[self.name](self, target)
 
 
-def surrogate_method(method: Method, steps: int | None = None, dt: float | None = None) -> Method:
-    """``method`` with fewer steps: a fifth of them, or ``steps``, or of length ``dt``.
-
-    Raises:
-        ValueError: the method has no number or length of steps to change.
-    """
-    settings: dict[str, Any] = dict(method.settings)
-    counted = next((name for name in COUNTS if name in settings), None)
-    if counted is not None and dt is None:
-        before = settings[counted]
-        settings[counted] = steps or max(1, round(before / SURROGATE_SHARE))
-        if "dt" in settings:  # fewer steps of the same length would stop earlier
-            settings["dt"] *= before / settings[counted]
-    elif counted is None and "dt" in settings and "t" in settings:
-        steps = steps or max(1, round(method.steps.n_network_calls / SURROGATE_SHARE))
-        settings["dt"] = dt if dt is not None else settings["t"] / steps
-    else:
-        known = "'surrogate' with surrogate_steps" if counted is not None else "another mode"
-        raise ValueError(mistake("gradient", f"{known} for method {method.name}", "'surrogate'"))
-    return rebuilt(method, settings)
+def has_noise(target: Target, gradient: str) -> bool:
+    """Whether what the mode differentiates sees noise: the classifier alone does not see the purifier's."""
+    return bool(target.own_noise) if gradient == "blind" else target.is_random
 
 
-def rebuilt(method: Method, settings: dict[str, Any]) -> Method:
-    """The method of the same name and network with other settings."""
-    make: Callable[..., Method] = METHODS[one_of("method", method.name, METHODS)]  # type: ignore[assignment]
-    if method.guidance is not None and (networks := method.guidance.networks()):
-        # Settings hold what can be printed; the classifier or auxiliary network is the one argument that cannot.
-        for name, parameter in inspect.signature(make).parameters.items():
-            if name not in settings and "nn.Module" in str(parameter.annotation):
-                settings = {**settings, name: networks[0]}
-    return make(**settings)
+def _exact(mode: GradientMode, target: Target) -> Logits:
+    return attack_logits(target)
 
 
-def _detached(mode: GradientMode, defense: Defense) -> Logits:
-    guidance = defense.purifier.method.guidance
-    if guidance is None or not hasattr(guidance, "grad"):
-        expected = "a mode that method " + defense.purifier.method.name + " has; it has no guidance to detach"
+def _detached(mode: GradientMode, target: Target) -> Logits:
+    method = target.method
+    if method.guidance is None:
+        expected = f"a mode that method {method.name} has; it has no guidance to detach"
         raise ValueError(mistake("gradient", expected, "'detached'", "Use gradient='exact'"))
-    cut = replace(guidance, grad="detached")  # type: ignore[type-var]
-    method = replace(defense.purifier.method, guidance=cut)
-    return attack_logits(defense.with_purifier(defense.purifier.with_method(method)))
+    return attack_logits(target.with_method(method.detached()))
 
 
-def _surrogate(mode: GradientMode, defense: Defense) -> Logits:
-    method = surrogate_method(defense.purifier.method, mode.steps, mode.dt)
-    return attack_logits(defense.with_purifier(defense.purifier.with_method(method)))
+def _surrogate(mode: GradientMode, target: Target) -> Logits:
+    method = target.method
+    if method.step_setting is None or (mode.dt is not None and method.step_setting != "dt"):
+        known = "another mode" if method.step_setting is None else "'surrogate' with surrogate_steps"
+        raise ValueError(mistake("gradient", f"{known} for method {method.name}", "'surrogate'"))
+    return attack_logits(target.with_method(method.coarser(mode.steps, mode.dt)))
 
 
-def _bpda(mode: GradientMode, defense: Defense) -> Logits:
+def _bpda(mode: GradientMode, target: Target) -> Logits:
     def logits(x: Tensor, ids: Tensor, draws: Tensor) -> Tensor:
-        draw, domain = realisation(defense, draws, Domain.ATTACK)
         with torch.no_grad():
-            purified = defense.purify(x, ids, draw, domain=domain)
-        return defense.classify(StraightThrough.apply(x, purified))
+            purified = target.purify(x, ids, draws, Domain.ATTACK)
+        return target.classify(StraightThrough.apply(x, purified))
 
     return logits
 
 
-def _blind(mode: GradientMode, defense: Defense) -> Logits:
-    return lambda x, ids, draws: defense.classify(x)
+def _blind(mode: GradientMode, target: Target) -> Logits:
+    return lambda x, ids, draws: target.classify(x)
 
 
-def _adjoint(mode: GradientMode, defense: Defense) -> Logits:
-    return adjoint_logits(defense)
+def _adjoint(mode: GradientMode, target: Target) -> Logits:
+    return adjoint_logits(target)
 
 
 class StraightThrough(torch.autograd.Function):
@@ -157,8 +122,8 @@ class StraightThrough(torch.autograd.Function):
         return v[0], None
 
 
-MODES = {
-    "exact": lambda mode, defense: attack_logits(defense),
+MODES: dict[str, Callable[[GradientMode, Target], Logits]] = {
+    "exact": _exact,
     "bpda": _bpda,
     "blind": _blind,
     "surrogate": _surrogate,

@@ -6,16 +6,18 @@ edges, and an additive change underneath them, optimised with Adam under a limit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import mistake, positive, whole
-from .base import Problem, Proposal, Report
+from ..errors import MissingExtra, mistake, positive, whole
+from .base import Problem, Proposal, Tick
+from .budget import Admissible
 from .gradient import query
-from .perceptual import Metric, PerceptualBudget, lpips_vgg
 from .pgd import is_flat
 from .rendered import RenderedAttack
 
@@ -59,7 +61,7 @@ class LowFrequency(RenderedAttack):
         """What is bounded."""
         return "LPIPS" if self.metric is None else "the given perceptual distance"
 
-    def propose(self, problem: Problem, report: Report) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """For each image the iterate with the fewest correct draws among those within the bound."""
         x, losses = problem.x, problem.x.new_zeros((self.n_iter, len(problem.x)))
         if not len(x):
@@ -93,7 +95,7 @@ class LowFrequency(RenderedAttack):
                 parameter.grad = gradient
             optimizer.step()
             losses[i] = answer.loss
-            report(i, float(answer.loss.mean()))
+            tick(i, float(answer.loss.mean()))
         never = (fewest > 1.0).view(-1, 1, 1, 1)  # no iterate kept the bound: the last one is cut back to it
         return Proposal(torch.where(never, image.detach(), found), losses, flat)
 
@@ -123,3 +125,60 @@ def filtered(image: Tensor, guide: Tensor, weight: Tensor, size: int, color_sigm
     apart = (neighbours(guide) - guide[:, :, None]).square().mean(1) / (2 * color_sigma**2)
     share = torch.softmax(weight - apart, 1)
     return (neighbours(image) * share[:, None]).sum(2)
+
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""(images, originals), both [B, C, H, W] in [0, 1], to distances [B]; differentiable, 0 for equal images."""
+
+HALVINGS = 20
+
+
+@dataclass(frozen=True)
+class PerceptualBudget(Admissible):
+    """All images in [0, 1] at a perceptual distance of at most ``bound``."""
+
+    bound: float
+    metric: Metric
+
+    def project(self, candidate: Tensor, x: Tensor) -> Tensor:
+        """The admissible point furthest along the line from the original, found by halving."""
+        candidate = candidate.clamp(0.0, 1.0)
+        low, high = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)
+        good, at = self.admits(self.distance(candidate, x)), x.clone()
+        at[good] = candidate[good]
+        for _ in range(HALVINGS if not bool(good.all()) else 0):
+            middle = (low + high) / 2
+            point = (x + middle.view(-1, 1, 1, 1) * (candidate - x)).clamp(0.0, 1.0)
+            inside = self.admits(self.distance(point, x)) & ~good
+            at[inside] = point[inside]
+            low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+        return at
+
+    @torch.no_grad()
+    def distance(self, candidate: Tensor, x: Tensor) -> Tensor:
+        """The perceptual distance of each image, float64 [B]."""
+        return self.metric(candidate, x).double() if len(x) else x.new_zeros(0).double()
+
+    def admits(self, distance: Tensor) -> Tensor:
+        """At most ``bound``."""
+        return distance <= self.bound
+
+
+@cache
+def lpips_vgg(device: str) -> Metric:
+    """LPIPS with VGG features (Zhang et al., CVPR 2018) through the package lpips; its weights are downloaded by it.
+
+    Raises:
+        MissingExtra: lpips, or the torchvision it needs, is not installed.
+    """
+    try:
+        import lpips
+    except ImportError as error:
+        raise MissingExtra(f"lpips ({error})", "perceptual", "the LPIPS distance") from error
+    network = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+
+    def metric(images: Tensor, originals: Tensor) -> Tensor:
+        three = [u if u.shape[1] == 3 else u.expand(-1, 3, -1, -1) for u in (images, originals)]
+        return network(*three, normalize=True).flatten()
+
+    return metric

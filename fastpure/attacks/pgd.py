@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import one_of, positive
-from .base import Problem, Proposal, Report
+from .base import Problem, Proposal, Tick
 from .gradient import Objective, Query, objective, query
 from .gradient_attack import GradientAttack
 from .losses import LOSSES
@@ -34,11 +34,11 @@ class PGD(GradientAttack):
         if self.step_size is not None:
             positive("step_size", self.step_size)
 
-    def propose(self, problem: Problem, report: Report) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The last iterate and the EOT-averaged loss at every iterate."""
-        return self.ascend(problem, objective(self.logits(problem), LOSSES[self.loss]), report)
+        return self.ascend(problem, objective(self.logits(problem), LOSSES[self.loss]), tick)
 
-    def ascend(self, problem: Problem, goal: Objective, report: Report) -> Proposal:
+    def ascend(self, problem: Problem, goal: Objective, tick: Tick) -> Proposal:
         """Plain steps of fixed length up ``goal``."""
         step_size = self.step_size if self.step_size is not None else 2.5 * self.eps / self.n_iter
         n, x = self.n_draws(problem), self.start(problem)
@@ -49,7 +49,7 @@ class PGD(GradientAttack):
             losses[i] = found.loss
             flat = is_flat(found) if flat is None else flat
             x = self.budget.project(self.budget.ascend(x, found.gradient, step_size), problem.x)
-            report(i, float(losses[i].mean()) if len(x) else 0.0)
+            tick(i, float(losses[i].mean()) if len(x) else 0.0)
         return Proposal(x, losses, flat)
 
     def start(self, problem: Problem) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..errors import one_of, positive, whole
 from .base import Attack, Problem
-from .gradient import Objective, is_random, objective
-from .gradient_modes import GradientMode
+from .gradient import Objective, objective
+from .gradient_modes import GradientMode, has_noise
 from .losses import LOSSES
 
 
@@ -54,9 +54,17 @@ class RenderedAttack(Attack):
 
     def goal(self, problem: Problem) -> Objective:
         """The classification loss."""
-        return objective(self.mode().logits(problem.defense), LOSSES[self.loss])
+        return objective(self.mode().logits(problem.target), LOSSES[self.loss])
 
     def draws(self, problem: Problem, i: int) -> range:
         """The draws of iteration ``i``."""
-        n = self.eot_iter if is_random(problem.defense) and self.gradient != "blind" else 1
+        n = self.eot_iter if has_noise(problem.target, self.gradient) else 1
         return range(i * n, (i + 1) * n)
+
+    def iterations(self) -> int:
+        """See ``Attack.iterations``."""
+        return self.n_iter
+
+    def eot(self) -> int:
+        """See ``Attack.eot``."""
+        return self.eot_iter

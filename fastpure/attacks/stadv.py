@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import mistake
-from .base import Problem, Proposal, Report
+from .base import Problem, Proposal, Tick
 from .budget import Box
 from .gradient import query
 from .pgd import is_flat
@@ -51,7 +51,7 @@ class StAdv(RenderedAttack):
         """What is bounded."""
         return "largest displacement in units of half the side"
 
-    def propose(self, problem: Problem, report: Report) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The image of the last flow."""
         x, flat = problem.x, None
         if not len(x):
@@ -70,7 +70,7 @@ class StAdv(RenderedAttack):
             losses[i] = found.loss
             flat = is_flat(found) if flat is None else flat
             flow = (leaf.detach() + step_size * gradient.sign()).clamp(-self.bound, self.bound)
-            report(i, float(found.loss.mean()))
+            tick(i, float(found.loss.mean()))
         return Proposal(warp(x, flow), losses, flat)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import mistake, whole
-from .base import Attack, Problem, Proposal, Report
+from .base import Attack, Problem, Proposal, Tick
 from .budget import Budget
 
 
@@ -69,7 +69,7 @@ class Transfer(Attack):
         """The ball in which the images were found."""
         return Budget(self.norm, self.eps)
 
-    def propose(self, problem: Problem, report: Report) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The images of these names.
 
         Raises:

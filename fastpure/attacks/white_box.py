@@ -5,11 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from torch import nn
-
-from ..errors import mistake, one_of, positive, whole
-from ..purify import Defense
-from .base import Problem, Proposal, Report
+from ..errors import one_of, positive, whole
+from ..purify import Target
+from .base import Problem, Proposal, Tick
 from .gradient_attack import GradientAttack
 from .losses import LOSSES
 from .pgd import PGD
@@ -49,15 +47,13 @@ class DWPGD(GradientAttack):
         if self.step_size is not None:
             positive("step_size", self.step_size)
 
-    def conditions(self, defense: nn.Module) -> AbstractContextManager[object]:
-        """The defence with its noise held still."""
-        if not isinstance(defense, Defense):
-            raise TypeError(mistake("defense", "a fastpure.Defense, whose noise can be fixed", type(defense)))
-        return defense.fixed(self.draw, VARIANTS[self.variant])
+    def conditions(self, target: Target) -> AbstractContextManager[object]:
+        """The target with its noise held still."""
+        return target.fixed(self.draw, VARIANTS[self.variant])
 
-    def propose(self, problem: Problem, report: Report) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """PGD's last iterate."""
-        return self._pgd().propose(problem, report)
+        return self._pgd().propose(problem, tick)
 
     def _pgd(self) -> PGD:
         step_size = self.step_size if self.step_size is not None else self.eps / 4

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ..classifiers import call_frozen, require_eval
 from ..errors import mistake, positive
-from ..nets import Denoiser
-from ..nets.conditioning import Conditioning
+from ..nets import Conditioning, Denoiser
 from ..schedule import VP, DiscreteVP
 
 __all__ = ["OneShotClassifier"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, mistake
 from ..nets import ADM, ADMConfig, EDMConfig
-from ..nets.adm_config import CONFIGS
+from ..nets.adm import CONFIGS
 from .report import Plan
 from .sources import Source
 from .weights import Entry, fits, listed, meta_shapes, on_meta, read_config, same_names

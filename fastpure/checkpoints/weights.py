@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .mapped import MappedFile
 
 Network = TypeVar("Network", bound=nn.Module)
 _SHOWN = 4
@@ -41,18 +42,6 @@ def read_metadata(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (SafetensorError, OSError, ValueError):
         return {}
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file or a ``torch.save`` file; no code in the file is ever run.
-
-    Raises:
-        CheckpointError: no such file, damaged, holding anything but tensors by name, or objects that the
-            restricted unpickler refuses.
-    """
-    from .sources import open_source  # which needs this file
-
-    return open_source(path).require_tensors()
 
 
 def read_config(config: str | Path | Mapping[str, Any]) -> tuple[Any, str]:
@@ -214,3 +203,36 @@ def require_file(path: Path) -> None:
     """Raise CheckpointError unless ``path`` is a file."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+
+
+class MappedFile:
+    """The address ranges at which ``path`` is mapped into this process; none where that cannot be found out."""
+
+    def __init__(self, path: Path) -> None:
+        self._ranges: list[tuple[int, int]] = []
+        self._madvise = None
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        try:
+            name, lines = str(path.resolve()), Path("/proc/self/maps").read_text().splitlines()
+            self._madvise = ctypes.CDLL(None).madvise
+        except (OSError, AttributeError):
+            return
+        for line in lines:
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[5] == name:
+                start, end = (int(word, 16) for word in fields[0].split("-"))
+                self._ranges.append((start, end))
+
+    def release(self, tensor: Tensor) -> None:
+        """Drop the pages that hold nothing but ``tensor``, if it lies in the file and nowhere else.
+
+        Memory that is not of the file is left alone: there, the same call would erase it.
+        """
+        size = tensor.numel() * tensor.element_size()
+        if self._madvise is None or not tensor.is_contiguous():
+            return
+        start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (tensor.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > start and any(low <= start and end <= high for low, high in self._ranges):
+            self._madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake
-from .constants import ConstantWeights
+from ..nets.constant_weights import ConstantWeights
 
-__all__ = ["call_frozen", "require_eval"]
+__all__ = ["call_constant", "call_frozen", "require_eval"]
 
 
 def call_frozen(module: nn.Module, x: Tensor) -> Tensor:
@@ -29,15 +29,12 @@ def call_frozen(module: nn.Module, x: Tensor) -> Tensor:
     Raises:
         TypeError: a TorchScript module whose parameters require gradients (freeze them first).
     """
-    if isinstance(
-        module, torch.jit.ScriptModule | torch._dynamo.OptimizedModule
-    ) or torch.is_autocast_enabled(x.device.type):
-        return _call(module, x)
     with ConstantWeights():
-        return _call(module, x)
+        return call_constant(module, x)
 
 
-def _call(module: nn.Module, x: Tensor) -> Tensor:
+def call_constant(module: nn.Module, x: Tensor) -> Tensor:
+    """As ``call_frozen``, with every operation left as the module has it."""
     trainable = [name for name, weight in module.named_parameters() if weight.requires_grad]
     if not trainable:
         return module(x)

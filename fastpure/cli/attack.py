@@ -47,12 +47,11 @@ def run(experiment: Experiment, batch_size: int, device: str) -> AttackResult:
 
     from ..attacks import AttackResult
     from ..errors import whole
-    from ..evaluate.runner import iterations
 
     whole("batch-size", batch_size, 1)
     assert experiment.attack is not None
     data, parts = experiment.dataset, []
-    per_image = max(iterations(experiment.attack), 1)
+    per_image = max(experiment.attack.iterations(), 1)
     with tqdm(
         total=len(data), unit="image", bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]"
     ) as bar:

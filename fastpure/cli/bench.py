@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .devices import checked_device
+from .options import checked_device
 
 if TYPE_CHECKING:
-    from ..bench import Row
+    from ..baselines import Row
 
 
 def bench(
@@ -44,7 +44,7 @@ def bench(
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..bench import Comparison, compare
+    from ..baselines import Comparison, compare
     from ..classifiers import load_classifier
 
     if out is not None and out.exists():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .devices import checked_device
+from .options import checked_device
 
 if TYPE_CHECKING:
     from ..certify import Record

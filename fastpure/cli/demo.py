@@ -13,11 +13,10 @@ from .demo_settings import Setting, choose, default, place
 from .options import number
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from ..attacks import AttackResult
     from ..data import Dataset
-    from ..purify import Defense
 
 
 DETACHED = "COUP, guidance detached"
@@ -193,13 +192,3 @@ def print_table(setting: Setting, results: dict[str, AttackResult]) -> None:
     if setting.precision != "fp32" or setting.images != "digits":
         also = "too" if setting.precision == "fp32" else "in fp32"
         print(f"The purifiers' networks compute in {setting.precision}, the classifier that decides {also}.")
-
-
-def confidence_along(defense: Defense, x: Tensor, ids: Tensor) -> Tensor:
-    """Mean confidence in the most probable class at every state of the purification, [K + 1]."""
-    import torch
-
-    states = defense.purifier.trajectory(x, ids)
-    with torch.no_grad():
-        logits = [defense.classifier(state) for state in states]
-    return torch.stack([row.softmax(1).amax(1).mean() for row in logits])

@@ -110,8 +110,9 @@ def _executions() -> dict[str, dict[str, str]]:
 
     import torch
 
+    from .. import methods
     from ..checkpoints import load_denoiser
-    from ..purify import Purifier, methods
+    from ..purify import Purifier
 
     found = {}
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):

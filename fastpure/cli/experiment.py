@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .demo_settings import SETTINGS
-from .devices import checked_device
-from .options import Request
+from .options import Request, checked_device
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,16 +19,13 @@ NAMES = ("t", "steps", "scale", "solver", "eps", "n_iter", "eot_iter")
 DEFAULTS: dict[str, dict[str, Any]] = {
     data: {name: getattr(setting, name) for name in NAMES} for data, setting in SETTINGS.items()
 }
-"""Settings that suit a data set and its bundled networks, used where none is given: those of `fastpure demo`."""
+"""Settings that suit a data set and its bundled networks, used where none is given: those of ``fastpure demo``."""
 
 TIMED = ("diffpure", "diffpure_ode", "coup", "coup_unguided", "ddpm", "ddim", "dpm_solver")
-"""Methods whose t and steps mean what `DEFAULTS` means."""
+"""Methods whose t and steps mean what ``DEFAULTS`` means."""
 
 RUN_FILE = ".sqlite"
 """How the names of run files end; as an attack, their adversarial images."""
-
-NETWORKS = ("classifier", "auxiliary")
-"""Arguments of methods that are networks: the defended classifier, unless a file is set."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +70,10 @@ def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | N
 
     ``published`` are a preset's, which the result is to change.
     """
-    from ..errors import one_of
-    from ..purify.methods import METHODS
+    from ..methods import spec
 
-    function: Any = METHODS[one_of("method", name, METHODS)]
-    known = inspect.signature(function).parameters
+    takes = spec(name)
+    known = dict(takes.settings)
     suits = wanted.preset is None and name in TIMED
     chosen = {**(_suiting(wanted) if suits else {}), **wanted.given}
     settings: dict[str, Any] = {
@@ -88,11 +82,12 @@ def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | N
     if "steps" in chosen and "n_steps" in known:
         settings["n_steps"] = chosen["steps"]
     elif "steps" in chosen and "dt" in known:
-        t = settings.get("t", (published or {}).get("t", known["t"].default))
+        t = settings.get("t", (published or {}).get("t", known["t"]))
         settings["dt"] = t / _positive_steps(chosen["steps"])
     for key, value in wanted.extra["method"].items():
-        if key not in known:
-            raise ValueError(f"`--set method.{key}`: {name} has no such setting; it has {', '.join(known)}")
+        if key not in takes.arguments:
+            named = ", ".join(takes.arguments)
+            raise ValueError(f"`--set method.{key}`: {name} has no such setting; it has {named}")
         settings[key] = value
     return settings
 
@@ -100,16 +95,15 @@ def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | N
 def make_method(name: str, classifier: nn.Module, settings: dict[str, Any]) -> Any:
     """The method; a network it cannot do without is the defended classifier, or one loaded from a file that was set."""
     from ..classifiers import load_classifier
-    from ..purify.methods import METHODS
+    from ..methods import make, spec
 
-    function: Any = METHODS[name]
-    for key, parameter in inspect.signature(function).parameters.items():
-        if key in NETWORKS and key in settings:
-            device = next((p.device for p in classifier.parameters()), None)
-            settings = {**settings, key: load_classifier(settings[key]).to(device)}
-        elif key in NETWORKS and parameter.default is inspect.Parameter.empty:
-            settings = {**settings, key: classifier}
-    return function(**settings)
+    takes = spec(name)
+    if takes.network is not None and takes.network in settings:
+        device = next((p.device for p in classifier.parameters()), None)
+        settings = {**settings, takes.network: load_classifier(settings[takes.network]).to(device)}
+    elif takes.network is not None and takes.required:
+        settings = {**settings, takes.network: classifier}
+    return make(name, **settings)
 
 
 def _suiting(wanted: Request) -> dict[str, Any]:
@@ -193,20 +187,24 @@ def _positive_steps(steps: int) -> int:
 
 def _from_preset(wanted: Request) -> Experiment:
     from ..classifiers import load_classifier
+    from ..methods import spec
     from ..presets import PRESETS
 
     preset = PRESETS[str(wanted.preset)]
     if wanted.method is not None:
         raise ValueError("`--method` must be left out with --preset, which names its own")
+    changes = method_settings(preset.recipe.name, wanted, dict(preset.recipe.settings))
+    network = spec(preset.recipe.name).network
+    file = changes.pop(network, None) if network is not None else None
+    if file is not None and preset.recipe.takes is None:
+        raise ValueError(f"`--set method.{network}` has no effect: {preset.name} is not guided")
     device = checked_device(wanted.device)
     dataset = preset.load_dataset(wanted.data_path, wanted.data_seed or None)
     if wanted.n is not None:
         dataset = dataset.select(range(min(wanted.n, len(dataset))))
     denoiser = preset.load_denoiser(_needed(wanted, "denoiser")).to(device)
     classifier = preset.load_classifier(_needed(wanted, "classifier")).to(device)
-    changes = method_settings(preset.recipe.name, wanted, dict(preset.recipe.settings))
-    files = [changes.pop(key) for key in NETWORKS if key in changes]
-    guide = load_classifier(files[0]).to(device) if files else None
+    guide = None if file is None else load_classifier(file).to(device)
     options = {"seed": wanted.seed, "precision": wanted.precision}
     defense = preset.defense(denoiser, classifier, guide=guide, changes=changes, **options)
     attack, name = _preset_attack(preset, wanted)

@@ -12,6 +12,7 @@ from ..files import replacing
 
 if TYPE_CHECKING:
     from ..data import Dataset
+    from ..purify import Defense
 
 N_SHOWN = 8
 LONG_NAME = 6  # characters that fit above an image at the usual size
@@ -86,8 +87,6 @@ def _show(axis: Any, image: Tensor, signed: bool) -> None:
 
 
 def _confidence(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tensor) -> None:
-    from .demo import confidence_along
-
     axis = panel.subplots()
     for name, style in (("COUP", "-"), ("COUP without guidance", "--")):
         defense: Any = defenses[name]
@@ -100,3 +99,11 @@ def _confidence(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv
     axis.set_ylabel("mean confidence in the most probable class")
     axis.set_title("classifier along the reverse process,\nimages attacked through COUP", fontsize=9)
     axis.legend(frameon=False)
+
+
+def confidence_along(defense: Defense, x: Tensor, ids: Tensor) -> Tensor:
+    """Mean confidence in the most probable class at every state of the purification, [K + 1]."""
+    states = defense.purifier.trajectory(x, ids)
+    with torch.no_grad():
+        logits = [defense.classifier(state) for state in states]
+    return torch.stack([row.softmax(1).amax(1).mean() for row in logits])

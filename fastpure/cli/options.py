@@ -1,19 +1,20 @@
-"""Options that name an experiment, shared by `attack`, `evaluate` and `sweep`."""
+"""Options that name an experiment, shared by ``attack``, ``evaluate`` and ``sweep``."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from ..errors import RunInterrupted
+from ..signatures import arguments
 
 KINDS = ("method", "attack", "protocol")
 
@@ -151,12 +152,14 @@ def request(
 
 
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command(wanted, **own)`` all options of `request` before its own, and call it with their request."""
+    """Give ``command(wanted, **own)`` all options of ``request`` before its own, and call it with their request."""
 
-    def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    def parameters(function: Callable[..., Any]) -> list[Parameter]:
         hints = get_type_hints(function, include_extras=True)
-        found = inspect.signature(function).parameters.values()
-        return [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in found]
+        return [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+            for name, default in arguments(function).items()
+        ]
 
     shared, own = parameters(request), parameters(command)[1:]
 
@@ -166,7 +169,7 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
 
     merged = [*shared, *own]
     wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
-    wrapped.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
+    wrapped.__signature__ = Signature(merged)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in merged}
     return wrapped
 
@@ -209,3 +212,22 @@ def number(name: str, text: str) -> float:
     except (ValueError, ZeroDivisionError):
         option = "--" + name.replace("_", "-")
         raise ValueError(f"`{option}` must be a number or a fraction such as 8/255, got {text!r}") from None
+
+
+def checked_device(name: str) -> str:
+    """``name`` if torch can compute there.
+
+    Raises:
+        ValueError: not a device, or one this torch cannot use.
+    """
+    import torch
+
+    from ..errors import mistake
+
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(mistake("device", "cpu, cuda or cuda:N", repr(name))) from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(mistake("device", "cpu", repr(name), "This torch sees no CUDA device."))
+    return name

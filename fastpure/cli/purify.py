@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .devices import checked_device
+from .options import checked_device
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..methods import Method
     from ..presets import Preset
-    from ..purify import Method, Purifier
+    from ..purify import Purifier
     from .purify_inputs import Source
 
 
@@ -230,22 +230,20 @@ def _guide(name: str, published: Preset | None, size: int | None, inner: int) ->
 
 def _method(name: str, guide: nn.Module | None, given: dict[str, Any]) -> Method:
     from ..errors import mistake, one_of
-    from ..purify.methods import METHODS
+    from ..methods import METHODS, make, spec
 
-    make: Any = METHODS[one_of("--method", name, METHODS)]
-    known = inspect.signature(make).parameters
-    network = next((argument for argument in ("classifier", "auxiliary") if argument in known), None)
+    takes = spec(one_of("--method", name, METHODS))
+    known = dict(takes.settings)
     for setting in given:
-        allowed = [argument for argument in known if argument != network]
-        if setting not in allowed:
-            raise ValueError(mistake(f"settings of {name}", f"among {', '.join(allowed)}", setting))
-    if network is None:
-        if guide is not None:
-            raise ValueError(mistake("--classifier", f"left out: {name} is not guided", "one"))
-        return make(**given)
-    if guide is None and known[network].default is inspect.Parameter.empty:
-        raise ValueError(mistake("--classifier", f"given: {name} is guided by it", "none"))
-    return make(**given) if guide is None else make(**{network: guide}, **given)
+        if setting not in known:
+            raise ValueError(mistake(f"settings of {name}", f"among {', '.join(known)}", setting))
+    if guide is None:
+        if takes.required:
+            raise ValueError(mistake("--classifier", f"given: {name} is guided by it", "none"))
+        return make(name, **given)
+    if takes.network is None:
+        raise ValueError(mistake("--classifier", f"left out: {name} is not guided", "one"))
+    return make(name, **{takes.network: guide}, **given)
 
 
 def _parsed(settings: list[str] | None) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def report(
 
 def _networks(denoiser: str | None, classifier: str | None, device: str) -> tuple[Any, nn.Module] | None:
     """The networks named by the options; None where the bundled ones on the CPU will do."""
-    from .devices import checked_device
+    from .options import checked_device
 
     place = checked_device(device)
     if denoiser is not None and classifier is None:

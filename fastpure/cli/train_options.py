@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import devices
+from . import options as devices
 
 if TYPE_CHECKING:
     from ..train import Outcome, TrainConfig

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from ..errors import one_of
 from .arrays import read_arrays
-from .base import Dataset
+from .base import Dataset, from_torch
 from .cifar import cifar10, cifar100
 from .digits import digits
-from .from_torch import from_torch
 from .image_folder import read_image_folder
 from .jpeg_pack import read_jpeg_pack
 

@@ -8,12 +8,12 @@ amount is not given there, so no default here is the paper's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
-from ..attacks.base import Attack, Problem, Proposal
-from ..attacks.base import Report as Tick
+from ..attacks import ATTACKS, Transfer
+from ..attacks.base import Attack, Problem, Proposal, Tick
 from ..attacks.budget import Budget
 from ..errors import mistake, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal, philox_uniform
@@ -22,6 +22,9 @@ from ..kernels import Domain, NoiseKeys, Stream, philox_normal, philox_uniform
 @dataclass(frozen=True)
 class Corruption(Attack):
     """Base of the controls: any image of [0, 1] is allowed, and the noise is a function of (seed, sample id)."""
+
+    asks: ClassVar[bool] = False
+    seeks: ClassVar[bool] = False
 
     @property
     def budget(self) -> Budget:
@@ -56,7 +59,7 @@ class SaltAndPepper(Corruption):
             raise ValueError(mistake("amount", "a share in (0, 1]", self.amount))
         _check(self.seed, self.eval_draws, self.batch_size)
 
-    def propose(self, problem: Problem, report: Tick) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The corrupted images, and no losses."""
         if not len(problem.x):
             return Proposal(problem.x.clone(), problem.x.new_zeros((0, 0)))
@@ -88,7 +91,7 @@ class GaussianNoise(Corruption):
         positive("std", self.std)
         _check(self.seed, self.eval_draws, self.batch_size)
 
-    def propose(self, problem: Problem, report: Tick) -> Proposal:
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The corrupted images, and no losses."""
         if not len(problem.x):
             return Proposal(problem.x.clone(), problem.x.new_zeros((0, 0)))
@@ -109,3 +112,7 @@ CONTROLS: dict[str, type[Corruption]] = {
     "gaussian": GaussianNoise,
 }
 """Every control by name."""
+
+_ALL: tuple[type[Attack], ...] = (*ATTACKS.values(), Transfer, *CONTROLS.values())
+KINDS: dict[str, type[Attack]] = {kind.__name__: kind for kind in _ALL}
+"""Every attack and control by the name its class has in run files."""

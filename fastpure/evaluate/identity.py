@@ -12,29 +12,27 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..data import Dataset
-from ..purify import Defense, Method
-from ..schedule import StepTable
+from ..purify import Target, look_through
+from ..purify.description import plain
+from ..version import __version__
 from .protocol import FIRST_DRAW, Protocol
 
-UNESSENTIAL = frozenset({"batch_size"})
-"""Fields that may differ between sessions of one run."""
 
-
-def identity(defense: nn.Module, dataset: Dataset, attack: Any, protocol: Protocol) -> dict[str, Any]:
+def identity(
+    defense: nn.Module | Target, dataset: Dataset, attack: Any, protocol: Protocol
+) -> dict[str, Any]:
     """Everything the result depends on, as values JSON can hold."""
     return {
-        "defense": describe_defense(defense),
+        "defense": look_through(defense).describe(),
         "attack": None if attack is None else plain(attack),
         "protocol": {**protocol.to_dict(), "hash": protocol.hash, "first_draw": FIRST_DRAW},
         "data": {
@@ -49,72 +47,8 @@ def identity(defense: nn.Module, dataset: Dataset, attack: Any, protocol: Protoc
 
 
 def describe_defense(defense: nn.Module) -> dict[str, Any]:
-    """The defence's parts, settings and weights."""
-    if not isinstance(defense, Defense):
-        return {"kind": "module", "classifier": describe_module(defense)}
-    purifier = defense.purifier
-    return {
-        "kind": "defense",
-        "purifier": {"class": type(purifier).__name__, "image_shape": list(purifier.image_shape)},
-        "method": plain(purifier.method),
-        "seed": purifier.seed,
-        "precision": purifier.precision,
-        "gradient_precision": purifier.gradient_precision,
-        "denoiser": {**purifier.denoiser.describe(), "sha256": weights_sha256(purifier.denoiser)},
-        "classifier": describe_module(defense.classifier),
-    }
-
-
-def describe_module(module: nn.Module) -> dict[str, Any]:
-    """Class, size and checksum of a network."""
-    return {
-        "class": f"{type(module).__module__}.{type(module).__qualname__}",
-        "parameters": sum(p.numel() for p in module.parameters()),
-        "sha256": weights_sha256(module),
-    }
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """SHA-256 (hexadecimal) of the network's printed structure and of all its parameters and buffers."""
-    digest = hashlib.sha256(repr(module).encode())
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def plain(value: Any) -> Any:
-    """``value`` as JSON types; networks and tables become checksums, dataclasses their fields."""
-    if isinstance(value, Method):
-        return {
-            "name": value.name,
-            "settings": {name: plain(setting) for name, setting in value.settings},
-            "steps": value.steps.digest,
-            "guidance": plain(value.guidance),
-            "procedure": plain(value.procedure),
-            "schedule": value.schedule,
-            "clip_output": value.clip_output,
-        }
-    if isinstance(value, StepTable):
-        return value.digest
-    if isinstance(value, nn.Module):
-        return describe_module(value)
-    if isinstance(value, Tensor | np.ndarray):
-        array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
-        digest = hashlib.sha256(array.tobytes()).hexdigest()
-        return {"dtype": str(array.dtype), "shape": list(array.shape), "sha256": digest}
-    if is_dataclass(value) and not isinstance(value, type):
-        named = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.name not in UNESSENTIAL}
-        return {"name": type(value).__name__, "settings": named}
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return repr(value)
+    """The parts, settings and weights of whatever is evaluated; see ``Target.describe``."""
+    return look_through(defense).describe()
 
 
 def canonical(value: Any) -> str:
@@ -135,8 +69,6 @@ def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, machine and threads of this session, and a fingerprint of the code."""
-    from .. import __version__
-
     cuda = device.type == "cuda"
     return {
         "fastpure": __version__,

@@ -3,24 +3,107 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from typing import final
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from ..attacks.base import Attack
-from ..attacks.gradient import eot_gradient, is_random, logits_of
+from .. import methods
+from ..attacks.base import Attack, Problem
+from ..attacks.gradient import eot_gradient
 from ..attacks.losses import LOSSES
 from ..data import Dataset
 from ..kernels import Domain
-from ..purify import Defense
+from ..methods import Method
+from ..purify import Target
+from ..purify.inputs import Held, held_noise, holding
 from ..reverse.memory import available_bytes, count_saved_bytes
 from ..schedule import StepTable
 from .judging import frozen, judge
 from .protocol import Protocol, fresh
-from .queries import count_queries
-from .work import Worker
+from .work import Worker, enter
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _StandIn(Target):
+    """Answers class 0 with certainty whatever comes, at no cost but with a gradient, and counts what it is asked.
+
+    It purifies by doing nothing, for attacks that look at the steps.
+    """
+
+    random: bool = True
+    purifying: bool = False
+    gradients: list[int] = field(default_factory=list)
+    judgements: list[int] = field(default_factory=list)
+
+    @property
+    def numbered(self) -> bool:
+        return self.random
+
+    @property
+    def frozen(self) -> bool:
+        return held_noise(self.module) is not None
+
+    def fixed(self, draw: int = 0, part: str = "all") -> AbstractContextManager[object]:
+        return holding(self.module, Held(draw, part)) if part == "all" else nullcontext()
+
+    @property
+    def purifies(self) -> bool:
+        return self.purifying
+
+    @property
+    def method(self) -> Method:
+        return methods.diffpure(t=0.01, dt=0.01)
+
+    def trajectory(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
+        return torch.stack([x * 1.0] * (len(self.method.steps) + 1))
+
+    def classify(self, purified: Tensor) -> Tensor:
+        (self.gradients if torch.is_grad_enabled() and purified.requires_grad else self.judgements).append(
+            len(purified)
+        )
+        slope = torch.arange(1, self.n_classes + 1, dtype=purified.dtype, device=purified.device)
+        certain = 10.0 * (slope == 1).to(purified.dtype)
+        return certain + 1e-3 * purified.flatten(1).mean(1, keepdim=True) * slope
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "stand-in"}
+
+    def _answer(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
+        return self.classify(x)
+
+    def _probed(self, x: Tensor, ids: Tensor) -> Target:
+        return self
+
+
+def count_queries(
+    dataset: Dataset, attack: Attack | None, protocol: Protocol, *, random: bool, purifies: bool
+) -> tuple[float, float]:
+    """Purifications with and without gradient per image that the attack asks for when it breaks nothing.
+
+    Args:
+        dataset: for the shape of the images and the number of classes.
+        attack: whose queries.
+        protocol: that decides.
+        random: whether the target draws noise that has a number.
+        purifies: whether it is a ``Defense``.
+    """
+    if attack is None or not attack.asks:
+        return 0.0, 0.0
+    n, n_classes = 2, max(len(dataset.classes), 2)
+    target = _StandIn(nn.Identity().eval(), n_classes, random=random, purifying=purifies)
+    x = torch.rand((n, *dataset.image_shape), generator=torch.Generator().manual_seed(0))
+    problem = Problem(target, x, torch.zeros(n, dtype=torch.int64), torch.arange(n))
+    if attack.gradient not in (None, "exact"):
+        # Another gradient mode asks as often, and no query costs more than the exact one.
+        attack = replace(attack, gradient="exact", surrogate_steps=None, surrogate_dt=None)  # type: ignore[type-var]
+    with frozen(target, protocol), attack.conditions(target):
+        attack.propose(problem, lambda iteration, loss: None)
+    return sum(target.gradients) / n, sum(target.judgements) / n
+
 
 BUDGET_SECONDS = 2.0
 """About how long one measurement may take."""
@@ -78,7 +161,7 @@ class Plan:
 
 
 def plan(
-    defense: nn.Module,
+    defense: nn.Module | Target,
     dataset: Dataset,
     attack: Attack | None = None,
     protocol: Protocol | None = None,
@@ -91,17 +174,24 @@ def plan(
     number of queries whatever its inner loops are; the real networks are timed over one and three steps.
     """
     protocol = fresh() if protocol is None else protocol
-    worker = Worker(defense, dataset, attack, protocol)
-    n, calls = len(dataset), _network_calls(defense)
-    with frozen(defense, protocol):
-        draws = protocol.draws if is_random(defense) else 1
-    gradients, judgements = count_queries(defense, dataset, attack, protocol)
+    target = enter(defense, dataset, protocol)
+    worker = Worker(target, dataset, attack, protocol)
+    n, calls = len(dataset), target.network_calls
+    with frozen(target, protocol):
+        draws = protocol.draws if target.is_random else 1
+    gradients, judgements = count_queries(
+        dataset,
+        attack,
+        protocol,
+        random=target.numbered or bool(target.own_noise),
+        purifies=target.purifies,
+    )
     judgements += draws * (1 if attack is None else 2)
     if attack is not None:
         judgements += protocol.transfer_draws if protocol.noise == "known" else 0
-    per_block = min(batch_size, n) * max(int(getattr(attack, "eot_iter", 1) or 1), 1)
+    per_block = min(batch_size, n) * (attack.eot() if attack is not None else 1)
     rows = max(min(worker.rows, per_block), 1)
-    with_gradient, without, memory = _calibrate(defense, dataset, rows, worker.device, attack is not None)
+    with_gradient, without, memory = _calibrate(target, dataset, rows, worker.device, attack is not None)
     seconds = n * (gradients * with_gradient + judgements * without)
     return Plan(
         n_images=n,
@@ -120,12 +210,12 @@ def plan(
 
 
 def _calibrate(
-    defense: nn.Module, dataset: Dataset, rows: int, device: torch.device, attacked: bool
+    target: Target, dataset: Dataset, rows: int, device: torch.device, attacked: bool
 ) -> tuple[float, float, int]:
     """Seconds per row with and without gradient, and bytes for ``rows`` rows with gradient."""
-    short, long = _truncated(defense, 1), _truncated(defense, PROBE_STEPS)
+    short, long = _truncated(target, 1), _truncated(target, PROBE_STEPS)
     n = min(rows, 4)
-    total, steps = _network_calls(defense), _network_calls(long)
+    total, steps = target.network_calls, long.network_calls
     once = _time(long, dataset, n, device, attacked)
     # As many rows as the budget allows: networks are faster per image in larger batches.
     n = max(min(rows, int(n * BUDGET_SECONDS / max(sum(once), 1e-9))), n)
@@ -136,33 +226,33 @@ def _calibrate(
         slope = max(b - a, 0.0) / (steps - 1) if steps > 1 else 0.0
         grown.append(b + slope * (total - steps))
     memory = int(grown[2])
-    if isinstance(defense, Defense) and defense.purifier.memory.choice == "auto":
+    if target.budgets_memory:
         memory = min(memory, max(available_bytes(device), saved[0] * rows))
     return grown[0] / n, grown[1] / n, memory
 
 
 def _time(
-    defense: nn.Module, dataset: Dataset, n: int, device: torch.device, attacked: bool
+    target: Target, dataset: Dataset, n: int, device: torch.device, attacked: bool
 ) -> tuple[float, float]:
     x, y, ids = _rows(dataset, n, device)
     best = [float("inf"), float("inf")]
     for _ in range(2):  # the first call builds tables and warms caches
         begin = _now(device)
         if attacked:
-            eot_gradient(defense, x, y, ids, range(1), LOSSES["ce"], n)
+            eot_gradient(target, x, y, ids, range(1), LOSSES["ce"], n)
         middle = _now(device)
-        judge(defense, x, y, ids, 1, n)
+        judge(target, x, y, ids, 1, n)
         best = [min(best[0], middle - begin), min(best[1], _now(device) - middle)]
     return best[0], best[1]
 
 
-def _saved(defense: nn.Module, dataset: Dataset, n: int, device: torch.device) -> int:
+def _saved(target: Target, dataset: Dataset, n: int, device: torch.device) -> int:
     """Bytes autograd keeps per row."""
     x, _, ids = _rows(dataset, n, device)
-    weights = (*defense.parameters(), *defense.buffers())
+    weights = (*target.module.parameters(), *target.module.buffers())
     draws = torch.zeros(n, dtype=torch.int64, device=device)
     with torch.enable_grad(), count_saved_bytes(*weights) as counter:
-        logits_of(defense, x.clone().requires_grad_(True), ids, draws, Domain.ATTACK)
+        target.logits(x.clone().requires_grad_(True), ids, draws, Domain.ATTACK)
     return counter.total // n
 
 
@@ -172,31 +262,24 @@ def _rows(dataset: Dataset, n: int, device: torch.device) -> tuple[Tensor, Tenso
     return x, y, torch.arange(n, device=device)
 
 
-def _truncated(defense: nn.Module, calls: int) -> nn.Module:
-    """The same defence, stopped after ``calls`` network calls; its result means nothing, its speed does."""
-    if not isinstance(defense, Defense) or _network_calls(defense) <= calls:
-        return defense
-    if defense.purifier.method.procedure is not None:
-        return defense  # only the procedure knows what part of its table makes sense alone
-    purifier, kept, left = defense.purifier, [], calls
-    for row in purifier.method.steps.rows:
+def _truncated(target: Target, calls: int) -> Target:
+    """The same target, stopped after ``calls`` network calls; its result means nothing, its speed does."""
+    if not target.purifies or target.network_calls <= calls or target.method.procedure is not None:
+        return target  # only a procedure knows what part of its table makes sense alone
+    kept, left = [], calls
+    for row in target.method.steps.rows:
         if row.calls_network and left == 0:
             break
         left -= row.calls_network
         kept.append(row)
-    method = replace(purifier.method, steps=StepTable(tuple(kept)))
-    return Defense(purifier.with_method(method), defense.classifier)
-
-
-def _network_calls(defense: nn.Module) -> int:
-    return defense.purifier.method.steps.n_network_calls if isinstance(defense, Defense) else 1
+    return target.with_method(replace(target.method, steps=StepTable(tuple(kept))))
 
 
 def _disk(dataset: Dataset, attack: Attack | None, draws: int) -> int:
     pixels = 1
     for size in dataset.image_shape:
         pixels *= size
-    n_iter = int(getattr(attack, "n_iter", 0) or 0)
+    n_iter = attack.iterations() if attack is not None else 0
     # Packed, CIFAR-10's originals measure 69 % of their float32 size and perturbed ones 72 to 81 %; digits 33 % and
     # 59 to 95 %. The rest is an allowance for draws, checksums and half-filled pages.
     per_image = 4 * pixels * (1.5 if attack is not None else 0.7) + 4 * n_iter + 80 * draws + 300

@@ -8,7 +8,6 @@ mean; here every result carries its protocol. All rules read the same records: p
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from ..attacks.white_box import VARIANTS
 from ..errors import mistake, one_of, whole
+from ..signatures import arguments
 
 FIRST_DRAW = 1 << 20
 """Evaluation draw k uses the noise of draw FIRST_DRAW + k of the evaluation domain.
@@ -33,12 +33,12 @@ NOISES = ("fresh", "known")
 @final
 @dataclass(frozen=True)
 class Protocol:
-    """How accuracies are decided. Made by `fresh`, `any_of_n`, `majority`, `dw_box`, `legacy_autoattack`.
+    """How accuracies are decided. Made by ``fresh``, ``any_of_n``, ``majority``, ``dw_box``, ``legacy_autoattack``.
 
     Attributes:
         name: what the protocol is called in results.
         rule: "mean" (share of correct draws), "all" (every draw must be correct), "majority" (the most frequent
-            class must be the right one, alone), "one_shot" (see `legacy_autoattack`).
+            class must be the right one, alone), "one_shot" (see ``legacy_autoattack``).
         draws: recorded draws per image and input.
         noise: "fresh", or "known" where the attacker knows the noise the defence is frozen to.
         fixed_draw: which draw that is.
@@ -152,7 +152,7 @@ def legacy_autoattack() -> Protocol:
 
     An image is robust if one draw gets the original right and another single draw gets the adversarial image
     right; ``AutoAttack(decision="legacy")`` decides so itself, after each of its attacks, and its verdict counts.
-    Draws err by chance: the result is noisier than `fresh`, and lower where clean draws disagree.
+    Draws err by chance: the result is noisier than ``fresh``, and lower where clean draws disagree.
     """
     return Protocol("legacy_autoattack", "one_shot", 2)
 
@@ -166,6 +166,9 @@ PROTOCOLS: dict[str, Callable[..., Protocol]] = {
 }
 """Every protocol by name."""
 
+SETTINGS = {name: tuple(arguments(function)) for name, function in PROTOCOLS.items()}
+"""What each of them can be told."""
+
 
 def make(name: str, draws: int | None = None, **settings: Any) -> Protocol:
     """The protocol called ``name``. ``draws`` is its number of fresh draws, where it has one.
@@ -175,7 +178,7 @@ def make(name: str, draws: int | None = None, **settings: Any) -> Protocol:
     """
     function = PROTOCOLS[one_of("protocol", name, PROTOCOLS)]
     for setting in settings:
-        one_of(f"settings of {name}", setting, inspect.signature(function).parameters)
+        one_of(f"settings of {name}", setting, SETTINGS[name])
     if draws is None:
         return function(**settings)
     if name == "legacy_autoattack":

@@ -6,30 +6,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..attacks.base import Attack
 from ..attacks.white_box import DWPGD, VARIANTS
-from ..classifiers.base import require_eval
 from ..data import Dataset
 from ..errors import RunInterrupted, mistake, one_of, whole
-from ..purify import Defense
+from ..purify import Target
 from .identity import environment, identity
-from .judging import frozen, require_repeatable
 from .progress import Progress, terminable
 from .protocol import Protocol, fresh
 from .shards import blocks, describe, share
 from .store import RunStore
 from .summary import Report
-from .work import Block, Worker
+from .work import Block, Worker, enter
 
 ENGINES = ("local", "ray")
 Blocks = Callable[[Worker, list[list[int]], Callable[[int, int], None]], Iterator[Block]]
 
 
 def evaluate(
-    defense: nn.Module,
+    defense: nn.Module | Target,
     dataset: Dataset,
     attack: Attack | None = None,
     protocol: Protocol | None = None,
@@ -47,7 +44,9 @@ def evaluate(
     equals that of an unbroken one, bit for bit on a CPU with the same batch and thread settings.
 
     Args:
-        defense: a ``Defense``, or a deterministic module from [0, 1] images to logits, in evaluation mode.
+        defense: a ``Defense``, a module around one, or any module from [0, 1] images to logits, in evaluation mode.
+            One that answers differently each time is judged by as many calls as the protocol has draws; without
+            ``out``, because such a run cannot be continued to the same content.
         dataset: images with labels and ids.
         attack: from ``fp.attacks`` or ``fp.controls``; None measures clean accuracy only.
         protocol: who decides; ``fresh()``, ten fresh draws, if None.
@@ -64,6 +63,7 @@ def evaluate(
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message names it.
+        NonFiniteError: the defence answers NaN or Inf.
         RunMismatch, RunDamaged, RunLocked, StoreUnavailable, DiskFull: see `RunStore`; nothing is lost.
         OutOfMemory: not even one image fits.
         RunInterrupted: Ctrl-C or SIGTERM; finished blocks are in the file.
@@ -71,16 +71,19 @@ def evaluate(
         EngineUnavailable: Ray has no slot, or keeps losing its workers.
     """
     protocol = fresh() if protocol is None else protocol
-    _check(defense, dataset, attack, protocol)
+    _check(dataset, attack, protocol)
     whole("batch_size", batch_size, 1)
     run_blocks = _engine(engine, workers)
-    worker = Worker(defense, dataset, attack, protocol)
-    require_repeatable(defense, dataset.batch(torch.arange(min(4, len(dataset)))).to(worker.device))
+    target = enter(defense, dataset, protocol)
+    _check_white_box(attack, protocol)
+    if target.own_noise and out is not None:
+        raise ValueError(_cannot_continue(target))
+    worker = Worker(target, dataset, attack, protocol)
     part = share(shard, batch_size)
     rows = worker.rows
     store = RunStore(
         None if out is None else Path(out),
-        identity(defense, dataset, attack, protocol),
+        identity(target, dataset, attack, protocol),
         share=part,
         environment=environment(worker.device),
         settings={"batch_size": batch_size, "rows": rows, "engine": engine, "workers": workers},
@@ -98,7 +101,7 @@ def evaluate(
 
 def _run(store: RunStore, worker: Worker, todo: list[list[int]], run_blocks: Blocks, progress: bool) -> None:
     n_images = len(store.done) + sum(len(block) for block in todo)
-    n_iter = iterations(worker.attack)
+    n_iter = worker.attack.iterations() if worker.attack is not None else 0
     bar = Progress(store.read(), n_images, n_iter) if progress else None
     limit = worker.limit
 
@@ -121,17 +124,6 @@ def _run(store: RunStore, worker: Worker, todo: list[list[int]], run_blocks: Blo
             bar.close()
 
 
-def iterations(attack: Attack | None) -> int:
-    """How many iterations an attack will report, restarts and targets included; 0 if it does not say."""
-    members = getattr(attack, "members", None)
-    if members is not None:
-        return sum(iterations(member) for member in members())
-    number = int(getattr(attack, "n_iter", None) or getattr(attack, "n_queries", None) or 0)
-    for factor in ("n_restarts", "n_target_classes"):
-        number *= int(getattr(attack, factor, None) or 1)
-    return number
-
-
 def local_blocks(worker: Worker, todo: list[list[int]], tick: Callable[[int, int], None]) -> Iterator[Block]:
     """Do the blocks one after the other in this process."""
     for positions in todo:
@@ -150,11 +142,7 @@ def _engine(engine: str, workers: int | None) -> Blocks:
     return ray_blocks(workers)
 
 
-def _check(defense: Any, dataset: Any, attack: Any, protocol: Any) -> None:
-    if not isinstance(defense, nn.Module):
-        raise TypeError(mistake("defense", "a Defense or an nn.Module", type(defense).__name__))
-    if not isinstance(defense, Defense):
-        require_eval(defense, "defense")
+def _check(dataset: Any, attack: Any, protocol: Any) -> None:
     if not isinstance(dataset, Dataset):
         remedy = "Load one with fastpure.data.load_dataset('digits'), or build a Dataset from tensors"
         raise TypeError(mistake("dataset", "a fastpure.data.Dataset", type(dataset).__name__, remedy))
@@ -166,16 +154,24 @@ def _check(defense: Any, dataset: Any, attack: Any, protocol: Any) -> None:
     if not isinstance(protocol, Protocol):
         remedy = "Use for example fp.protocols.fresh(10)"
         raise TypeError(mistake("protocol", "a Protocol", type(protocol).__name__, remedy))
-    shape = defense.purifier.image_shape if isinstance(defense, Defense) else dataset.image_shape
-    if tuple(shape) != tuple(dataset.image_shape):
-        raise ValueError(mistake("dataset", f"of images {tuple(shape)}", dataset.image_shape))
-    with frozen(defense, protocol):
-        pass
+
+
+def _check_white_box(attack: Attack | None, protocol: Protocol) -> None:
     if isinstance(attack, DWPGD) and protocol.noise == "known":
         own = (attack.draw, VARIANTS[attack.variant])
         if own != (protocol.fixed_draw, protocol.part):
             got = f"draw {own[0]}, {own[1]} noise, with {protocol}"
             raise ValueError(mistake("attack", "one that knows the noise of the protocol", got))
+
+
+def _cannot_continue(target: Target) -> str:
+    name = f"{target.own_noise} ({type(target.classifier).__name__})"
+    return mistake(
+        "out",
+        "None for a defence that answers differently each time",
+        f"a run file, though {name} draws noise of its own: a resumed run would not be the same run",
+        "Leave `out` away, or let a fastpure.Defense draw the noise",
+    )
 
 
 def _farewell(store: RunStore, n_images: int, part: dict[str, int]) -> str:

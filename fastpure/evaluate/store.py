@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, final
 
 from ..errors import DiskFull, RunDamaged, RunMismatch, StoreUnavailable
+from ..files import FileLock
 from .identity import canonical, differences
-from .lock import FileLock
 from .record import ImageRecord
 from .run import Run, read_meta
 from .schema import create, insert

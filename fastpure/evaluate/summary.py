@@ -10,7 +10,7 @@ import numpy as np
 from ..intervals import Interval, wilson
 from .run import Run
 from .statistics import DrawSpread, draw_spread
-from .weakness import NOT_ATTACKS, Finding, findings
+from .weakness import Finding, findings, seeks
 
 
 @final
@@ -94,7 +94,7 @@ class Report:
             f"clean     {self.clean}",
         ]
         if self.robust is not None:
-            name = "corrupt" if (self.attack or "").split("(")[0] in NOT_ATTACKS else "robust"
+            name = "robust" if seeks((self.attack or "").split("(")[0]) else "corrupt"
             over = f"95 % Wilson intervals over {self.n_images} images"
             lines.append(f"{name:<9} {self.robust}   ({over})")
         if self.transfer is not None:

@@ -16,15 +16,10 @@ from typing import Any, final
 import numpy as np
 
 from ..attacks import MODES
+from .controls import KINDS
 from .identity import canonical, differences
 from .run import Run
 from .statistics import cochran_q, compare_values, mcnemar
-
-NOT_ATTACKS = frozenset({"SaltAndPepper", "GaussianNoise"})
-"""Corruptions that seek nothing: no sign of weakness applies to them."""
-
-INEXACT = frozenset({"bpda", "blind", "surrogate", "adjoint", "detached", "transfer", "square", "spsa"})
-"""Gradient modes and attacks that an attack with the exact gradient should not lose to."""
 
 MIN_ITERATES = 10
 Z_ALARM = 3.0
@@ -60,7 +55,7 @@ def findings(run: Run) -> tuple[Finding, ...]:
         return ()
     found = [uneven_draws(run.correct("clean"))]
     attack = run.identity["attack"]
-    if attack is None or attack["name"] in NOT_ATTACKS:
+    if attack is None or not seeks(attack["name"]):
         return tuple(found)
     clean, robust = run.values("clean"), run.values("adversarial")
     found += [
@@ -207,14 +202,19 @@ def _gradient_findings(a: Run, b: Run) -> list[Finding]:
 def gradient_mode(run: Run) -> str:
     """ "exact", or what the attack used instead: a gradient mode, or the name of an attack without gradients."""
     attack, defense = run.identity["attack"], run.identity["defense"]
-    if attack is None or attack["name"] in NOT_ATTACKS:
+    if attack is None or not seeks(attack["name"]):
         return "none"
-    mode = str(attack["settings"].get("gradient", "exact"))
+    kind = KINDS.get(attack["name"])
+    mode = attack["settings"].get("gradient", "exact" if kind is None else kind.gradient)
+    if mode is None:
+        return str(attack["name"]).lower()
     settings = defense.get("method", {}).get("settings", {})
-    if mode == "exact" and settings.get("guidance_grad") == "detached":
-        return "detached"
-    name = attack["name"].lower()
-    return name if name in INEXACT else mode
+    return "detached" if mode == "exact" and settings.get("guidance_grad") == "detached" else str(mode)
+
+
+def seeks(name: str) -> bool:
+    """Whether the attack whose class has this name looks for misclassified images; an unknown one is taken to."""
+    return KINDS[name].seeks if name in KINDS else True
 
 
 def _problem(run: Run) -> str:

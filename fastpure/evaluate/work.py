@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -12,20 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..attacks.base import Attack, Problem
+from ..attacks.base import Attack, Problem, Tick
 from ..data import Dataset
-from ..errors import NonFiniteError, OutOfMemory
-from ..purify import Defense
-from .judging import count_classes, even, frozen, judge, judged
+from ..errors import OutOfMemory, mistake
+from ..purify import Target, look_through
+from .judging import even, frozen, judge, judged
 from .protocol import Protocol
 from .record import ImageRecord
 from .store import Seconds
 
 JUDGING_ROWS = 256
-"""Rows per network call in a run without attack."""
-
-Tick = Callable[[int, float], None]
-"""Called after each iteration of an attack with its number and the mean loss."""
+"""Pairs per network call in a run without attack."""
 
 
 @final
@@ -43,12 +40,13 @@ class Worker:
     """Attacks and judges blocks of a data set.
 
     Attributes:
-        defense, dataset, attack, protocol: as in `evaluate`.
+        target: what is attacked and judged.
+        dataset, attack, protocol: as in `evaluate`.
         limit: most images at a time; falls when memory runs out.
         rows: most (image, draw) pairs per network call.
     """
 
-    defense: nn.Module
+    target: Target
     dataset: Dataset
     attack: Attack | None
     protocol: Protocol
@@ -60,11 +58,8 @@ class Worker:
 
     @property
     def device(self) -> torch.device:
-        """Where the defence is."""
-        if isinstance(self.defense, Defense):
-            return self.defense.purifier.device
-        tensors = (*self.defense.parameters(), *self.defense.buffers())
-        return tensors[0].device if tensors else torch.device("cpu")
+        """Where the target is."""
+        return self.target.device
 
     def run(self, positions: Sequence[int], tick: Tick | None = None) -> Iterator[Block]:
         """Finish the images at ``positions``; one block, or several smaller ones if memory runs out.
@@ -95,18 +90,17 @@ class Worker:
         y, ids = self.dataset.labels[at].to(self.device), self.dataset.sample_ids[at].to(self.device)
         clock = [time.perf_counter()]
         columns: dict[str, Any] = {}
-        with frozen(self.defense, self.protocol):
-            inputs = {"clean": judged(*judge(self.defense, x, y, ids, self.protocol.draws, self.rows))}
+        with frozen(self.target, self.protocol):
+            inputs = {"clean": judged(*judge(self.target, x, y, ids, self.protocol.draws, self.rows))}
             clock.append(time.perf_counter())
             if self.attack is not None:
-                n_classes = count_classes(self.defense, x[:1])
-                columns = self._attack(Problem(self.defense, x, y, ids, n_classes), tick)
+                columns = self._attack(Problem(self.target, x, y, ids), tick)
             clock.append(time.perf_counter())
             if self.attack is not None:
-                found = judge(self.defense, columns["x_adv"], y, ids, self.protocol.draws, self.rows)
+                found = judge(self.target, columns["x_adv"], y, ids, self.protocol.draws, self.rows)
                 inputs["adversarial"] = judged(*found)
         if self.attack is not None and self.protocol.noise == "known" and self.protocol.transfer_draws:
-            found = judge(self.defense, columns["x_adv"], y, ids, self.protocol.transfer_draws, self.rows)
+            found = judge(self.target, columns["x_adv"], y, ids, self.protocol.transfer_draws, self.rows)
             inputs["transfer"] = judged(*found)
         clock.append(time.perf_counter())
         clean, attack, judging = np.diff(clock).tolist()
@@ -114,22 +108,12 @@ class Worker:
 
     def _attack(self, problem: Problem, tick: Tick) -> dict[str, Any]:
         assert self.attack is not None
-        attack = self.attack
-        if hasattr(attack, "batch_size"):
-            total = len(problem.x) * max(int(getattr(attack, "eot_iter", 1) or 1), 1)
-            attack = replace(attack, batch_size=even(total, self.rows))  # type: ignore[type-var]
-        with attack.conditions(problem.defense):
+        total = len(problem.x) * self.attack.eot()
+        attack: Attack = replace(self.attack, batch_size=even(total, self.rows))  # type: ignore[type-var]
+        with attack.conditions(problem.target):
             proposal = attack.propose(problem, tick)
-        candidate = proposal.x.detach()
-        bad = ~torch.isfinite(candidate).flatten(1).all(1)
-        if bool(bad.any()):
-            ids = ", ".join(str(int(i)) for i in problem.ids[bad][:8])
-            raise NonFiniteError(f"the attack proposed NaN or Inf for sample id {ids}")
-        # The attack's word is not taken: projected, stored as float32, and measured on what is stored.
-        x_adv = attack.budget.project(candidate.to(problem.x.dtype), problem.x)
-        distance = attack.budget.distance(x_adv, problem.x)
-        if not bool(attack.budget.admits(distance).all()):
-            raise AssertionError(f"adversarial images left the budget of {attack}")
+        # The attack's word is not taken: what is stored is projected, and its distance measured, here.
+        x_adv, distance = attack.admit(proposal, problem)
         verdict = None if proposal.verdict is None else proposal.verdict[:, 0]
         return {
             "x_adv": x_adv,
@@ -153,6 +137,22 @@ class Worker:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def enter(defense: nn.Module | Target, dataset: Dataset, protocol: Protocol) -> Target:
+    """``defense`` as a target that has been asked about the first image of ``dataset``, under ``protocol``.
+
+    Raises:
+        TypeError, ValueError, NonFiniteError: it does not fit the images, labels or protocol.
+    """
+    target = look_through(defense)
+    if target.image_shape not in (None, tuple(dataset.image_shape)):
+        raise ValueError(mistake("dataset", f"of images {target.image_shape}", dataset.image_shape))
+    first = torch.arange(1)
+    x, ids = dataset.batch(first).to(target.device), dataset.sample_ids[first].to(target.device)
+    target = target.probed(x, ids, n_labels=int(dataset.labels.max()) + 1)
+    with frozen(target, protocol):
+        return target
 
 
 def is_out_of_memory(error: BaseException) -> bool:

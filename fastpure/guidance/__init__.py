@@ -1,7 +1,7 @@
 """Gradients that steer the reverse process, each with its exact second-order term."""
 
 from .auxiliary import AuxiliaryLatent
-from .base import Guidance, GuidanceStep
+from .base import VJP, Guidance, GuidanceStep
 from .confidence import ClassifierConfidence
 from .objective import GRADS, Objective
 from .similarity import Attraction, SquaredError, StructuralSimilarity
@@ -18,6 +18,7 @@ GUIDANCE = {
 __all__ = [
     "GRADS",
     "GUIDANCE",
+    "VJP",
     "Attraction",
     "AuxiliaryLatent",
     "ClassifierConfidence",

@@ -1,4 +1,4 @@
-"""The interface of a guidance: a vector field g(x; context) and its exact pullback."""
+"""The interface of a guidance: a vector field g(x; context) and its exact VJP."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-Pullback = Callable[[Tensor], tuple["Tensor | None", tuple["Tensor | None", ...]]]
-"""Maps the cotangent of g to the cotangents of x and of every context tensor; None stands for zero."""
+VJP = Callable[[Tensor], tuple["Tensor | None", tuple["Tensor | None", ...]]]
+"""A vector-Jacobian product: the cotangents of x and of every context tensor for one of g; None stands for zero."""
 
 
 @dataclass(frozen=True)
 class GuidanceStep:
     """What a guidance may know of the step it is evaluated in.
 
-    ``k`` is the table row, the state is ``alpha * x0 + sigma * noise``. ``noise`` gives standard normal noise in
-    the shape of the state from the stream reserved for guidance; the same call gives the same noise again.
+    Attributes:
+        k: the table's row.
+        alpha, sigma: the state is ``alpha * x0 + sigma * noise``.
+        noise: gives standard normal noise in the shape of the state from the stream reserved for guidance; the
+            same call gives the same noise again.
     """
 
     k: int
@@ -35,8 +38,9 @@ class Guidance(ABC):
     sample i of the inputs only. Whatever is read from the purifier's input goes through ``context``, because its
     gradient is part of the exact gradient of the purifier.
 
-    ``reads_step`` says whether the result depends on the numbers of the step (its noise aside). Where it does not,
-    one recording of a CUDA graph serves all steps; otherwise every step is recorded for itself.
+    Attributes:
+        reads_step: whether the result depends on the numbers of the step (its noise aside). Where it does not, one
+            recording of a CUDA graph serves all steps; otherwise every step is recorded for itself.
     """
 
     reads_step: ClassVar[bool] = True
@@ -50,10 +54,8 @@ class Guidance(ABC):
         """g [B, C, H, W] at state ``x``, without a graph."""
 
     @abstractmethod
-    def linearize(
-        self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep
-    ) -> tuple[Tensor, Pullback]:
-        """g and its pullback at ``x``. The pullback may be called once."""
+    def linearize(self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep) -> tuple[Tensor, VJP]:
+        """g and its VJP at ``x``. The VJP may be called once."""
 
     @abstractmethod
     def networks(self) -> tuple[nn.Module, ...]:

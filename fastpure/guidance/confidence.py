@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..classifiers.base import call_frozen, require_eval
 from ..errors import one_of
-from .base import Guidance, GuidanceStep, Pullback
+from .base import VJP, Guidance, GuidanceStep
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,8 @@ class ClassifierConfidence(Guidance):
         with torch.enable_grad():
             return torch.autograd.grad(self._log_confidence(leaf, context), leaf)[0]
 
-    def linearize(
-        self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep
-    ) -> tuple[Tensor, Pullback]:
-        """See ``Guidance.linearize``; the pullback is a Hessian-vector product by double backward."""
+    def linearize(self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep) -> tuple[Tensor, VJP]:
+        """See ``Guidance.linearize``; the VJP is a Hessian-vector product by double backward."""
         silent: tuple[Tensor | None, ...] = (None,) * len(context)
         if self.grad == "detached":
             return self.gradient(x, context, step), lambda v: (None, silent)
@@ -72,10 +70,10 @@ class ClassifierConfidence(Guidance):
                 "guidance_grad='detached'"
             )
 
-        def pullback(v: Tensor) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+        def vjp(v: Tensor) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
             return torch.autograd.grad(g, leaf, v)[0], silent
 
-        return g.detach(), pullback
+        return g.detach(), vjp
 
     def networks(self) -> tuple[nn.Module, ...]:
         """The classifier."""

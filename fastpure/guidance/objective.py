@@ -1,4 +1,4 @@
-"""Guidances that are the gradient of a scalar objective: one implementation of gradient and pullback."""
+"""Guidances that are the gradient of a scalar objective: one implementation of gradient and VJP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from .base import Guidance, GuidanceStep, Pullback
+from .base import VJP, Guidance, GuidanceStep
 
 GRADS = ("exact", "no_guide_path", "detached")
 """What an attacker differentiates: everything; not what was read from the input; nothing of the guidance."""
@@ -32,10 +32,8 @@ class Objective(Guidance):
         with torch.enable_grad():
             return torch.autograd.grad(self.objective(leaf, context, step), leaf)[0]
 
-    def linearize(
-        self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep
-    ) -> tuple[Tensor, Pullback]:
-        """See ``Guidance.linearize``; the pullback is a double backward, by x and by the context at once."""
+    def linearize(self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep) -> tuple[Tensor, VJP]:
+        """See ``Guidance.linearize``; the VJP is a double backward, by x and by the context at once."""
         silent: tuple[Tensor | None, ...] = (None,) * len(context)
         if self.grad == "detached":
             return self.gradient(x, context, step), lambda v: (None, silent)
@@ -51,10 +49,10 @@ class Objective(Guidance):
                 "ask for guidance_grad='detached'"
             )
 
-        def pullback(v: Tensor) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+        def vjp(v: Tensor) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
             inputs = [leaf, *(t for t, wanted in zip(read, through, strict=True) if wanted)]
             parts = list(torch.autograd.grad(g, inputs, v, allow_unused=True))
             v_x = parts.pop(0)
             return v_x, tuple(parts.pop(0) if wanted else None for wanted in through)
 
-        return g.detach(), pullback
+        return g.detach(), vjp

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import one_of, positive, whole
-from .base import Guidance, GuidanceStep, Pullback
+from .base import VJP, Guidance, GuidanceStep
 from .objective import GRADS, Objective
 
 GUIDES = ("noised", "clean")
@@ -43,7 +43,7 @@ class _ReadsInput(Guidance):
 
 
 class _Pull(_ReadsInput):
-    """g = weight (y - x) with y linear in the input: gradient and pullback in closed form."""
+    """g = weight (y - x) with y linear in the input: gradient and VJP in closed form."""
 
     grad: str
 
@@ -63,18 +63,16 @@ class _Pull(_ReadsInput):
         """See ``Guidance.gradient``."""
         return self.weight(x[0].numel()) * (self.target(context[0], step) - x)
 
-    def linearize(
-        self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep
-    ) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep) -> tuple[Tensor, VJP]:
         """See ``Guidance.linearize``: -weight by the state, weight dy / dx0 by the input."""
         weight, slope = self.weight(x[0].numel()), self.slope(step)
 
-        def pullback(v: Tensor) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+        def vjp(v: Tensor) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
             if self.grad == "detached":
                 return None, (None,)
             return -weight * v, ((weight * slope) * v if self.grad == "exact" else None,)
 
-        return self.gradient(x, context, step), pullback
+        return self.gradient(x, context, step), vjp
 
 
 @dataclass(frozen=True)

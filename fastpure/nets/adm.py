@@ -7,6 +7,8 @@ checkpoints, in the same order; other projects' weights are renamed when they ar
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
@@ -14,12 +16,307 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import mistake
-from .adm_config import ADMConfig, Part, layout
-from .adm_layers import ADMBlock, Down, HeadAttention, Up, time_embedding
-from .base import HoistedNetwork
-from .initial import fill_network
-from .layers import Conv, Dense, Norm, Table
+from ..errors import mistake, one_of, positive, whole
+from . import frozen
+from .base import HoistedNetwork, check_class
+from .layers import Conv, Dense, Norm, PointDense, Table, fill_network, sinusoid, to_image, to_tokens
+
+RESAMPLINGS = ("block", "conv", "padded_conv", "plain")
+SINUSOIDS = ("cos_sin", "sin_cos")
+
+
+@dataclass(frozen=True)
+class ADMConfig:
+    """Everything that determines an ADM network's parameters and arithmetic.
+
+    Attributes:
+        image_size: height and width in pixels.
+        channels: of the images.
+        model_channels: width of the sinusoidal time embedding; a quarter of that of the embedding itself.
+        widths: channels of each level; each level halves the resolution.
+        n_blocks: residual blocks per level on the way down; one more on the way up.
+        attn_resolutions: in pixels; attention follows the blocks there.
+        head_channels: channels per attention head; None means ``heads`` heads of whatever width results.
+        heads: attention heads where ``head_channels`` is None.
+        legacy_attention: q, k and v of a head stand together in ``qkv``; otherwise all q, then all k, all v.
+        scale_shift: the embedding scales and shifts the second normalisation; otherwise it is added before.
+        resample: "block" (inside a residual block, 2x2 mean or nearest), "conv" (stride-2 convolution, nearest
+            and convolution), "padded_conv" (the same, padded at bottom and right only) or "plain" (neither).
+        sinusoid: "cos_sin" with frequencies 10000^(-i/half), or "sin_cos" with 10000^(-i/(half - 1)).
+        groups: groups of every normalisation.
+        narrow_groups: lower them to C // 4 where that is less.
+        eps: of every normalisation.
+        learned_sigma: twice the channels come out, of which the second half is a variance.
+        classes: number of classes of a class-conditional network.
+        class_label: the class it is told; None means no class embedding at all (which EDM's networks were trained
+            with now and then).
+        dropout: in training only.
+    """
+
+    image_size: int
+    channels: int = 3
+    model_channels: int = 128
+    widths: tuple[int, ...] = (128, 256, 256, 256)
+    n_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = (16, 8)
+    head_channels: int | None = None
+    heads: int = 1
+    legacy_attention: bool = False
+    scale_shift: bool = True
+    resample: str = "block"
+    sinusoid: str = "cos_sin"
+    groups: int = 32
+    narrow_groups: bool = False
+    eps: float = 1e-5
+    learned_sigma: bool = False
+    classes: int | None = None
+    class_label: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "channels", "n_blocks", "heads", "groups"):
+            whole(name, getattr(self, name), minimum=1)
+        if self.head_channels is not None:
+            whole("head_channels", self.head_channels, minimum=1)
+        for name in ("widths", "attn_resolutions"):
+            object.__setattr__(self, name, tuple(whole(name, value, 1) for value in getattr(self, name)))
+        one_of("resample", self.resample, RESAMPLINGS)
+        one_of("sinusoid", self.sinusoid, SINUSOIDS)
+        positive("eps", self.eps)
+        for name in ("legacy_attention", "scale_shift", "narrow_groups", "learned_sigma"):
+            one_of(name, getattr(self, name), (False, True))
+        if whole("model_channels", self.model_channels, minimum=4) % 2:
+            raise ValueError(mistake("model_channels", "even", repr(self.model_channels)))
+        if not 0 <= self.dropout < 1:
+            raise ValueError(mistake("dropout", "in [0, 1)", repr(self.dropout)))
+        if not self.widths:
+            raise ValueError(mistake("widths", "at least one level", "none"))
+        if self.image_size % 2 ** (len(self.widths) - 1):
+            halvings = len(self.widths) - 1
+            raise ValueError(mistake("image_size", f"divisible by 2^{halvings}", repr(self.image_size)))
+        check_class(self.classes, self.class_label)
+        self._check_divisible()
+
+    def _check_divisible(self) -> None:
+        for stage in layout(self):
+            for part in stage.parts:
+                if part.kind == "block" and part.inputs % self.groups_of(part.inputs):
+                    wanted = (
+                        f"such that every channel count is divisible by {self.groups_of(part.inputs)} groups"
+                    )
+                    raise ValueError(mistake("widths", wanted, f"{self.widths} (C = {part.inputs})"))
+                if part.kind == "attention" and part.inputs % self.heads_of(part.inputs):
+                    wanted = f"a divisor of every channel count with attention, {part.inputs} among them"
+                    name = "heads" if self.head_channels is None else "head_channels"
+                    raise ValueError(mistake(name, wanted, getattr(self, name)))
+
+    @property
+    def time_input(self) -> str:
+        """Labels are integers, as in the published training code."""
+        return "index"
+
+    def groups_of(self, channels: int) -> int:
+        """Groups of a normalisation of so many channels."""
+        return min(self.groups, channels // 4) if self.narrow_groups else self.groups
+
+    def heads_of(self, channels: int) -> int:
+        """Attention heads at so many channels."""
+        if self.head_channels is None:
+            return self.heads
+        # Not a divisor: one head too many, so that the check above fails with the channel count.
+        return -(-channels // self.head_channels)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of a stage: "conv", "block", "attention", "down" or "up"."""
+
+    kind: str
+    inputs: int
+    outputs: int
+    resample: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One entry of ``input_blocks``, ``output_blocks``, or the middle; whether its output is kept or one used."""
+
+    name: str
+    parts: tuple[Part, ...]
+    push: bool = False
+    pop: bool = False
+
+
+def layout(config: ADMConfig) -> list[Stage]:
+    """The network as the sequence of its stages, named as in guided-diffusion's state dicts."""
+    levels = range(len(config.widths))
+    attended = [config.image_size >> level in config.attn_resolutions for level in levels]
+    width = config.widths[0]
+    entries: list[tuple[Part, ...]] = [(Part("conv", config.channels, width),)]
+    skips = [width]
+    for level in levels:
+        for _ in range(config.n_blocks):
+            block = Part("block", width, config.widths[level])
+            width = config.widths[level]
+            attention = (Part("attention", width, width),) if attended[level] else ()
+            entries.append((block, *attention))
+            skips.append(width)
+        if level != levels[-1]:
+            entries.append((_resampler(config, width, "down"),))
+            skips.append(width)
+    stages = [Stage(f"input_blocks.{i}", parts, push=True) for i, parts in enumerate(entries)]
+    block = Part("block", width, width)
+    stages.append(Stage("middle_block", (block, Part("attention", width, width), block)))
+    count = 0
+    for level in reversed(levels):
+        for index in range(config.n_blocks + 1):
+            parts = [Part("block", width + skips.pop(), config.widths[level])]
+            width = config.widths[level]
+            if attended[level]:
+                parts.append(Part("attention", width, width))
+            if level and index == config.n_blocks:
+                parts.append(_resampler(config, width, "up"))
+            stages.append(Stage(f"output_blocks.{count}", tuple(parts), pop=True))
+            count += 1
+    return stages
+
+
+def _resampler(config: ADMConfig, width: int, kind: str) -> Part:
+    return Part("block" if config.resample == "block" else kind, width, width, resample=kind)
+
+
+class ADMBlock(nn.Module):
+    """Residual block of Dhariwal and Nichol, "Diffusion Models Beat GANs" (2021), section 3.
+
+    h = conv(SiLU(norm(conv(R(SiLU(norm(x)))) ...))), conditioned on the time by ``norm(h) (1 + scale) + shift``
+    or by adding to h; the result is shortcut(R(x)) + h, R being 2x2 mean, nearest doubling or nothing. The
+    embedding comes from ``emb_layers`` and is made by the network's ``embedding``, not here.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        *,
+        norms: tuple[Norm, Norm],
+        scale_shift: bool,
+        resample: str | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.resample = resample
+        self.dropout = dropout
+        self.in_layers = nn.ModuleDict({"0": norms[0], "2": Conv(inputs, outputs)})
+        self.embedding_width = 2 * outputs if scale_shift else outputs
+        self.emb_layers = nn.ModuleDict({"1": Dense(embedding, self.embedding_width)})
+        self.out_layers = nn.ModuleDict({"0": norms[1], "3": Conv(outputs, outputs)})
+        self.skip_connection = Conv(inputs, outputs, size=1) if inputs != outputs else None
+
+    def project(self, activated: Tensor) -> Tensor:
+        """[N, embedding_width] from the activated embedding [N, E]."""
+        return self.emb_layers["1"](activated)
+
+    @property
+    def last(self) -> nn.Module:
+        """The layer that ends the branch."""
+        return self.out_layers["3"]
+
+    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W], embedding [1 or B, embedding_width]; skip [B, C', H, W] is concatenated to x where given."""
+        norm, conv = cast(Norm, self.in_layers["0"]), cast(Conv, self.in_layers["2"])
+        if skip is None:
+            h = norm.silu(x)
+        else:
+            x, h = norm.silu_of_concat(x, skip)
+        h = resampled(h, self.resample)
+        if self.scale_shift:
+            h = self._modulated(conv(h), embedding)
+        else:
+            h = conv(h, embedding) if len(embedding) == 1 else conv(h) + embedding[:, :, None, None]
+            h = cast(Norm, self.out_layers["0"]).silu(h)
+        h = self.out_layers["3"](F.dropout(h, self.dropout, self.training))
+        x = resampled(x, self.resample)
+        return torch.add(x if self.skip_connection is None else self.skip_connection(x), h)
+
+    def _modulated(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """SiLU(norm(h) (1 + scale) + shift)."""
+        norm = cast(Norm, self.out_layers["0"])
+        scale, shift = embedding.chunk(2, 1)
+        if len(embedding) == 1:  # the same for all images: another affine map, which costs nothing
+            gain = 1 + scale[0]
+            return frozen.norm_silu(h, norm.weight * gain, norm.bias * gain + shift[0], norm.groups, norm.eps)
+        return F.silu(norm(h) * (1 + scale)[:, :, None, None] + shift[:, :, None, None])
+
+
+class HeadAttention(nn.Module):
+    """Multi-head self-attention over pixels with logits scaled by D^-1/2; the result is x + h.
+
+    ``legacy``: the 3 C channels of ``qkv`` are [heads, (q, k, v), D], otherwise [(q, k, v), heads, D].
+    """
+
+    def __init__(self, channels: int, norm: Norm, heads: int, legacy: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.legacy = legacy
+        self.norm = norm
+        self.qkv = PointDense(channels, 3 * channels)
+        self.proj_out = PointDense(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.qkv(to_tokens(self.norm(x)))
+        batch, pixels, _ = tokens.shape
+        if self.legacy:
+            q, k, v = tokens.view(batch, pixels, self.heads, 3, -1).permute(3, 0, 2, 1, 4)
+        else:
+            q, k, v = tokens.view(batch, pixels, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        h = frozen.attention(q, k, v).transpose(1, 2).reshape(batch, pixels, -1)
+        return torch.add(x, to_image(self.proj_out(h), x.shape[2:]))
+
+
+class Down(nn.Module):
+    """Half the resolution: stride-2 convolution ``op``, or the mean of 2x2 where there is none."""
+
+    def __init__(self, channels: int, kind: str) -> None:
+        super().__init__()
+        self.op: Conv | None = None
+        if kind != "plain":
+            self.op = Conv(channels, channels, stride=2, padding=0 if kind == "padded_conv" else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.op is None:
+            return frozen.mean_down(x)
+        return self.op(F.pad(x, (0, 1, 0, 1)) if self.op.padding == 0 else x)
+
+
+class Up(nn.Module):
+    """Twice the resolution: nearest, then the convolution ``conv`` where there is one."""
+
+    def __init__(self, channels: int, kind: str) -> None:
+        super().__init__()
+        self.conv = Conv(channels, channels) if kind != "plain" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = resampled(x, "up")
+        return x if self.conv is None else self.conv(x)
+
+
+def resampled(x: Tensor, kind: str | None) -> Tensor:
+    """2x2 mean ("down"), nearest doubling ("up") or x itself (None)."""
+    if kind == "down":
+        return frozen.mean_down(x)
+    return x if kind is None else F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def time_embedding(labels: Tensor, width: int, kind: str) -> Tensor:
+    """Sinusoids [N, width] of real labels [N] in float64, ``kind`` as in ``ADMConfig.sinusoid``."""
+    if kind == "sin_cos":
+        return sinusoid(labels, width)
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=labels.device) / half
+    angles = labels.double()[:, None] * torch.exp(-math.log(10000.0) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], 1)
 
 
 class ADM(HoistedNetwork):
@@ -51,17 +348,17 @@ class ADM(HoistedNetwork):
         self.out = nn.ModuleDict({"0": self._norm(last), "2": Conv(last, outputs)})
         ends = [0]
         for block in self._blocks():
-            ends.append(ends[-1] + block.row_width)
+            ends.append(ends[-1] + block.embedding_width)
         self._columns = list(pairwise(ends))
 
     def initialise(self, seed: int, init_scale: float = 1.0) -> None:
-        """Fill the weights as `DDPMpp.initialise` does; ``init_scale`` concerns the layers that end a branch."""
+        """Fill the weights as ``DDPMpp.initialise`` does; ``init_scale`` concerns the layers that end a branch."""
         ends = [block.last for block in self._blocks()]
         ends += [module.proj_out for module in self.modules() if isinstance(module, HeadAttention)]
         fill_network(self, [*ends, self.out["2"]], seed, init_scale)
 
     def embedding(self, labels: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Rows [N, S] for labels [N]: every block's projection of the embedding, side by side.
+        """Embeddings [N, S] of labels [N]: every block's projection of the embedding, side by side.
 
         ``classes`` int64 [N] are instead of the configuration's class. Computed in float32 at least, returned in
         the network's dtype.
@@ -80,10 +377,10 @@ class ADM(HoistedNetwork):
                 )
             h = h + self.label_emb.weight[classes].to(wide)
         h = F.silu(h)
-        return torch.cat([block.row(h) for block in self._blocks()], 1).to(own)
+        return torch.cat([block.project(h) for block in self._blocks()], 1).to(own)
 
-    def body(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The network on x [B, C, H, W] with rows [1 or B, S] of ``embedding``; the result is channels_last."""
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The network on x [B, C, H, W] with embedding [1 or B, S]; the result is channels_last."""
         h = x.contiguous(memory_format=torch.channels_last)
         kept: list[Tensor] = []
         columns = iter(self._columns)
@@ -92,7 +389,7 @@ class ADM(HoistedNetwork):
             for module in modules:
                 if isinstance(module, ADMBlock):
                     start, end = next(columns)
-                    h, skip = module(h, rows[:, start:end], skip), None
+                    h, skip = module(h, embedding[:, start:end], skip), None
                 else:
                     h = module(h)
             if stage.push:
@@ -134,3 +431,30 @@ class ADM(HoistedNetwork):
             resample=part.resample,
             dropout=config.dropout,
         )
+
+
+#: Official sizes.
+CONFIGS: dict[str, ADMConfig] = {
+    "adm-imagenet256": ADMConfig(
+        image_size=256,
+        model_channels=256,
+        widths=(256, 256, 512, 512, 1024, 1024),
+        n_blocks=2,
+        attn_resolutions=(32, 16, 8),
+        head_channels=64,
+        legacy_attention=True,
+        learned_sigma=True,
+    ),
+    "iddpm-cifar10": ADMConfig(
+        image_size=32,
+        model_channels=128,
+        widths=(128, 256, 256, 256),
+        n_blocks=3,
+        attn_resolutions=(16, 8),
+        heads=4,
+        legacy_attention=True,
+        resample="conv",
+        learned_sigma=True,
+        dropout=0.3,
+    ),
+}

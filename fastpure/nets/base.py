@@ -1,4 +1,4 @@
-"""What a network must offer for its time embedding to be computed once per table, and shapes of images."""
+"""What a network must offer for its time embedding to be computed once per table; checks of shapes and classes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class HoistedNetwork(nn.Module, ABC):
     """A network that splits into what depends on the label only and the rest.
 
     All images of a batch share the noise label of the step, and every purification with the same table walks
-    through the same labels, so the first part is computed once and reaches the second as one row.
+    through the same labels, so the first part is computed once and reaches the second as one vector.
     """
 
     @abstractmethod
     def embedding(self, labels: Tensor) -> Tensor:
-        """Rows [N, S] in the network's dtype for labels [N]."""
+        """Embeddings [N, S] of labels [N], in the network's dtype."""
 
     @abstractmethod
-    def body(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Output for images [B, C, H, W] and rows [1, S] (one label for all images) or [B, S]."""
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Output for images [B, C, H, W] and their embedding, [1, S] (one label for all images) or [B, S]."""
 
 
 def checked_shape(shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
@@ -32,6 +32,16 @@ def checked_shape(shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
         raise ValueError(mistake("image_shape", "(channels, height, width)", repr(shape)))
     channels, height, width = (whole("image_shape", value, 1) for value in shape)
     return channels, height, width
+
+
+def check_class(classes: int | None, class_label: int | None) -> None:
+    """Raise unless the label is one of so many classes, or None."""
+    if classes is not None:
+        whole("classes", classes, minimum=1)
+    if class_label is not None:
+        if classes is None:
+            raise ValueError(mistake("class_label", "None for a network without classes", class_label))
+        whole("class_label", class_label, 0, classes - 1)
 
 
 def same_layout(output: Tensor, x: Tensor) -> Tensor:

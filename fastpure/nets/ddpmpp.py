@@ -11,6 +11,7 @@ level and the image fed to every level.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
@@ -18,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import HoistedNetwork
-from .ddpmpp_config import DDPMppConfig, Step, layout
-from .initial import fill_network
+from ..errors import mistake, one_of, whole
+from .base import HoistedNetwork, check_class
 from .layers import (
     Attention,
     Conv,
@@ -31,17 +31,144 @@ from .layers import (
     ResidualInput,
     Table,
     Upsample,
+    fill_network,
     reference_norm,
     sinusoid,
 )
+
+
+@dataclass(frozen=True)
+class DDPMppConfig:
+    """Everything that determines a DDPM++ or NCSN++ network's parameters and arithmetic.
+
+    Attributes:
+        image_size: height and width in pixels.
+        channels: of the images.
+        nf: channels at full resolution.
+        ch_mult: level i has ``nf * ch_mult[i]`` channels; each level halves the resolution.
+        n_blocks: residual blocks per level.
+        attn_resolutions: in pixels; attention follows the blocks there.
+        block: "biggan" or "ddpm".
+        dropout: in training only.
+        embedding: "positional" or "fourier" (EDM's: random frequencies, of which the checkpoint has the values).
+        embedding_mult: the time embedding is so many times ``nf`` wide.
+        fir: resample with the filter [1, 3, 3, 1], as NCSN++ does.
+        residual_input: feed the image itself to every level, as NCSN++ does.
+        classes: as in ``ADMConfig``.
+        class_label: as in ``ADMConfig``.
+    """
+
+    image_size: int
+    channels: int = 3
+    nf: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+    n_blocks: int = 8
+    attn_resolutions: tuple[int, ...] = (16,)
+    block: str = "biggan"
+    dropout: float = 0.1
+    embedding: str = "positional"
+    embedding_mult: int = 1
+    fir: bool = False
+    residual_input: bool = False
+    classes: int | None = None
+    class_label: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "channels", "n_blocks", "embedding_mult"):
+            whole(name, getattr(self, name), minimum=1)
+        whole("nf", self.nf, minimum=4)
+        for name in ("ch_mult", "attn_resolutions"):
+            object.__setattr__(self, name, tuple(whole(name, value, 1) for value in getattr(self, name)))
+        one_of("block", self.block, ("biggan", "ddpm"))
+        one_of("embedding", self.embedding, ("positional", "fourier"))
+        for name in ("fir", "residual_input"):
+            one_of(name, getattr(self, name), (False, True))
+        if (self.fir or self.residual_input) and self.block != "biggan":
+            raise ValueError(
+                mistake("block", "'biggan' where fir or residual_input is used", repr(self.block))
+            )
+        if self.residual_input and not self.fir:
+            raise ValueError(mistake("fir", "True where residual_input is", "False"))
+        check_class(self.classes, self.class_label)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(mistake("dropout", "in [0, 1)", repr(self.dropout)))
+        if not self.ch_mult:
+            raise ValueError(mistake("ch_mult", "at least one multiplier", "none"))
+        if self.image_size % 2 ** (len(self.ch_mult) - 1):
+            halvings = len(self.ch_mult) - 1
+            raise ValueError(mistake("image_size", f"divisible by 2^{halvings}", repr(self.image_size)))
+        for channels in {step.inputs for step in layout(self) if step.kind in _NORMALISED}:
+            if channels % min(channels // 4, 32):
+                wanted = "such that every channel count is divisible by its number of groups, min(C // 4, 32)"
+                raise ValueError(mistake("nf", wanted, f"{self.nf} (C = {channels})"))
+
+    @property
+    def time_input(self) -> str:
+        """Labels are real numbers, 999 t."""
+        return "continuous"
+
+    @property
+    def learned_sigma(self) -> bool:
+        """Whether twice the channels come out: never."""
+        return False
+
+
+_NORMALISED = ("block", "attention", "norm")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One module of the network: its kind and channels, and whether it keeps its output or uses a kept one."""
+
+    kind: str  # "conv", "block", "attention", "down", "up", "residual" or "norm"
+    inputs: int
+    outputs: int
+    resample: str | None = None
+    push: bool = False
+    pop: bool = False
+
+
+def layout(config: DDPMppConfig) -> list[Step]:
+    """The network as the sequence of its modules, ``all_modules.2`` first."""
+    widths = [config.nf * multiplier for multiplier in config.ch_mult]
+    levels = range(len(widths))
+    attended = [config.image_size >> level in config.attn_resolutions for level in levels]
+    resampler = {"biggan": "block", "ddpm": None}[config.block]
+    steps = [Step("conv", config.channels, config.nf, push=True)]
+    skips = [config.nf]
+    width, image = config.nf, config.channels
+    for level in levels:
+        for _ in range(config.n_blocks):
+            steps.append(Step("block", width, widths[level], push=not attended[level]))
+            width = widths[level]
+            if attended[level]:
+                steps.append(Step("attention", width, width, push=True))
+            skips.append(width)
+        if level != levels[-1]:
+            steps.append(
+                Step(resampler or "down", width, width, resample="down", push=not config.residual_input)
+            )
+            if config.residual_input:
+                steps.append(Step("residual", image, width, push=True))
+                image = width
+            skips.append(width)
+    steps += [Step("block", width, width), Step("attention", width, width), Step("block", width, width)]
+    for level in reversed(levels):
+        for _ in range(config.n_blocks + 1):
+            steps.append(Step("block", width + skips.pop(), widths[level], pop=True))
+            width = widths[level]
+        if attended[level]:
+            steps.append(Step("attention", width, width))
+        if level:
+            steps.append(Step(resampler or "up", width, width, resample="up"))
+    return [*steps, Step("norm", width, width), Step("conv", width, config.channels)]
 
 
 class DDPMpp(HoistedNetwork):
     """The DDPM++ noise network. Its weights are undefined until ``initialise`` or a checkpoint fills them.
 
     x [B, C, H, W] in [-1, 1] scaling plus noise; ``labels`` real numbers [B] (999 t for the published
-    weights). What depends on the labels only is one row of numbers per label (``embedding``); ``body`` does
-    the rest.
+    weights). What depends on the labels only is one vector per label (``embedding``); ``body`` does the rest.
     """
 
     frequencies: Tensor | None
@@ -79,7 +206,7 @@ class DDPMpp(HoistedNetwork):
             self.frequencies.copy_(16 * torch.randn(self.frequencies.shape, generator=generator))
 
     def embedding(self, labels: Tensor) -> Tensor:
-        """Rows [N, S] for labels [N]: every block's projection of the time embedding, side by side.
+        """Embeddings [N, S] of labels [N]: every block's projection of the time embedding, side by side.
 
         Computed in float32 at least (float64 for a float64 network), returned in the network's dtype.
         """
@@ -99,8 +226,8 @@ class DDPMpp(HoistedNetwork):
         angles = labels.double()[:, None] * (2 * math.pi * self.frequencies.double())
         return torch.cat([angles.sin(), angles.cos()], 1)
 
-    def body(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The network on x [B, C, H, W] with rows [1 or B, S] of ``embedding``; returns [B, C, H, W].
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The network on x [B, C, H, W] with embedding [1 or B, S]; returns [B, C, H, W].
 
         The result is channels_last in memory, whatever x is.
         """
@@ -110,7 +237,7 @@ class DDPMpp(HoistedNetwork):
         modules = list(self.all_modules)[2:]
         for step, module, (start, end) in zip(self.steps, modules, self._columns, strict=True):
             if isinstance(module, ResBlock):
-                h = module(h, rows[:, start:end], kept.pop() if step.pop else None)
+                h = module(h, embedding[:, start:end], kept.pop() if step.pop else None)
             elif isinstance(module, Norm):
                 h = module.silu(h)
             elif isinstance(module, ResidualInput):
@@ -148,3 +275,15 @@ def _build(step: Step, config: DDPMppConfig) -> nn.Module:
         dropout=config.dropout,
         fir=config.fir,
     )
+
+
+#: Official sizes, and those of the bundled models.
+CONFIGS: dict[str, DDPMppConfig] = {
+    "ddpmpp-cifar10": DDPMppConfig(image_size=32),
+    "ddpmpp-cifar10-small": DDPMppConfig(
+        image_size=32, nf=32, ch_mult=(1, 2, 2), n_blocks=1, attn_resolutions=(8,), dropout=0.0
+    ),
+    "ddpmpp-digits": DDPMppConfig(
+        image_size=8, channels=1, nf=16, ch_mult=(1, 2), n_blocks=1, attn_resolutions=(4,), dropout=0.1
+    ),
+}

@@ -1,4 +1,4 @@
-"""`Denoiser`: one interface to every network. Its answer is always the predicted noise.
+"""``Denoiser``: one interface to every network. Its answer is always the predicted noise.
 
 State x = alpha x0 + sigma noise. A network predicts the noise itself ("eps"), the clean image ("x0") or the
 velocity v = alpha noise - sigma x0 ("v"; Salimans and Ho, "Progressive Distillation", 2022), and is told
@@ -9,7 +9,9 @@ the time as a real number ("continuous"), an integer ("index"), or as the noise 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -17,12 +19,57 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import mistake, one_of, whole
+from ..errors import CompileError, mistake, one_of, whole
+from ..schedule import VP
 from .base import HoistedNetwork, checked_shape, same_layout
-from .compiled import CompiledCall
-from .conditioning import Conditioning, usable_steps
+from .constant_weights import ConstantWeights
 from .layers import Conv
 from .registry import ARCHITECTURES, build, config_dict, named_config
+
+MODES = ("default", "max-autotune-no-cudagraphs")
+"""Modes of ``torch.compile``; those with CUDA graphs of their own would get in the way of the recorded steps."""
+
+
+class CompiledCall:
+    """Calls a function through ``torch.compile``; compilation happens at the first call.
+
+    Args:
+        backend: of ``torch.compile``.
+        mode: one of ``MODES``.
+    """
+
+    def __init__(self, backend: str = "inductor", mode: str = "default") -> None:
+        self.backend = one_of("backend", backend, torch.compiler.list_backends(exclude_tags=()))
+        self.mode = one_of("mode", mode, MODES)
+        self._compiled: Callable[..., Tensor] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledCall:
+        return CompiledCall(self.backend, self.mode)  # a copy has a network of its own to compile
+
+    def __reduce__(self) -> tuple[type[CompiledCall], tuple[str, str]]:
+        return CompiledCall, (self.backend, self.mode)
+
+    def __call__(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+        """``function(*args)``, compiled; ``function`` must be the same one at every call.
+
+        Raises:
+            CompileError: there is no compiler, or it fails; the message has its words.
+        """
+        if self._compiled is None:
+            mode = None if self.mode == "default" else self.mode
+            self._compiled = torch.compile(function, backend=self.backend, mode=mode)
+        try:
+            return self._compiled(*args)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise  # what the network itself raises
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            words = " ".join(lines[:2]) or type(error).__name__
+            raise CompileError(
+                f"the network could not be compiled by torch.compile(backend={self.backend!r}): {words}. "
+                "Install what it asks for (on a CPU a C++ compiler, on a GPU Triton too) or leave compilation out"
+            ) from error
+
 
 PREDICTIONS = ("eps", "x0", "v")
 TIME_INPUTS = ("continuous", "index", "sigma")
@@ -30,17 +77,60 @@ SCHEDULES = ("linear", "cosine")
 _KNOWN = tuple(kind for _, kind in ARCHITECTURES.values())
 
 
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """What a denoiser needs to know about the K steps of a table, computed once, independent of the images.
+
+    Attributes:
+        labels: [K] on the network's device; int64 for integer time, otherwise float32, or float64 for a float64
+            network.
+        embeddings: [K, S] for networks that hoist their embedding, else None.
+        alpha: the state at step k is ``alpha[k] x0 + sigma[k] noise``.
+        sigma: see ``alpha``.
+        usable: False for steps that have no label or no noise level, such as forward diffusion.
+    """
+
+    labels: Tensor
+    embeddings: Tensor | None
+    alpha: tuple[float, ...]
+    sigma: tuple[float, ...]
+    usable: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.alpha)
+
+    def noise_level(self, k: int) -> tuple[float, float]:
+        """(alpha, sigma) of step ``k``.
+
+        Raises:
+            ValueError: k is not a step of the table, or one at which no network can be called.
+        """
+        whole("k", k, 0, len(self) - 1)
+        if not self.usable[k]:
+            got = f"step {k} with alpha {self.alpha[k]}, sigma {self.sigma[k]}"
+            raise ValueError(mistake("k", "a step with a finite label, alpha > 0 and sigma > 0", got))
+        return self.alpha[k], self.sigma[k]
+
+    def batch_labels(self, k: int, batch: int) -> Tensor:
+        """The label of step ``k`` for every image, [batch]."""
+        return self.labels[k].expand(batch)
+
+    def embedding(self, k: int) -> Tensor | None:
+        """The hoisted embedding of step ``k``, [1, S]."""
+        return None if self.embeddings is None else self.embeddings[k : k + 1]
+
+
 class Denoiser(nn.Module):
-    """A diffusion network and its conventions. Made by `from_module`, `from_config` or `load_denoiser`.
+    """A diffusion network and its conventions. Made by ``from_module``, ``from_config`` or ``load_denoiser``.
 
     Attributes:
         network: the wrapped module.
-        prediction: what it predicts, one of `PREDICTIONS`.
-        time_input: how it is told the time, one of `TIME_INPUTS`.
+        prediction: what it predicts, one of ``PREDICTIONS``.
+        time_input: how it is told the time, one of ``TIME_INPUTS``.
         image_shape: (C, H, W).
         learned_sigma: whether it returns 2 C channels, of which the last C (a variance) are ignored.
-        schedule: what its steps and times mean, one of `SCHEDULES`; without meaning for "sigma" labels.
-        checkpoint: the report on the file it was loaded from (`fastpure.checkpoints.CheckpointReport`), or None.
+        schedule: what its steps and times mean, one of ``SCHEDULES``; without meaning for "sigma" labels.
+        checkpoint: the report on the file it was loaded from (``fastpure.checkpoints.CheckpointReport``), or None.
     """
 
     checkpoint: Any = None
@@ -79,6 +169,9 @@ class Denoiser(nn.Module):
     ) -> Denoiser:
         """Wrap a network: ``module(x [B, C, H, W], labels [B]) -> [B, C, H, W]``; it is not changed.
 
+        Where gradients are wanted it runs with its weights as constants (``ConstantWeights``), so that a step keeps
+        a half of what plain autograd keeps, or less.
+
         Labels are 999 t for "continuous" (floating), the step index for "index" (int64), sigma / alpha for
         "sigma" (floating). ``schedule`` "linear" is DDPM's and the VP-SDE's, 1000 steps; "cosine" that of Nichol
         and Dhariwal, 4000 steps. ``compile`` is short for ``.compiled()``.
@@ -99,7 +192,7 @@ class Denoiser(nn.Module):
         """Build a network with random weights, in evaluation mode: a name such as "ddpmpp-cifar10", or fields.
 
         Args:
-            name_or_dict: a name of `NETWORKS`, or a dict with "architecture" ("ddpmpp" if absent) and the
+            name_or_dict: a name of ``NETWORKS``, or a dict with "architecture" ("ddpmpp" if absent) and the
                 fields of its configuration class.
             seed: seed of the weights; the global random state is neither read nor changed.
             init_scale: scale of the weights that end each residual branch and the network. The default makes
@@ -136,7 +229,7 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """The network's own prediction [B, C, H, W] for x [B, C, H, W] and its own labels [B]; for training."""
         self._check_images(x)
-        return self._prediction_of(self.network(x, labels), x)
+        return self._prediction_of(self._answer(self.network, x, labels), x)
 
     def conditioning(
         self, tau: np.ndarray, index: np.ndarray, alpha: np.ndarray, sigma: np.ndarray
@@ -160,12 +253,12 @@ class Denoiser(nn.Module):
         labels = torch.tensor(
             np.nan_to_num(label, posinf=0.0, neginf=0.0), dtype=self._label_dtype(), device=device
         )
-        rows = None
+        embeddings = None
         # Weights in training get their gradient through the embedding too: then it stays inside the step.
         if isinstance(self.network, HoistedNetwork) and not self._trainable():
-            rows = self.network.embedding(labels)
+            embeddings = self.network.embedding(labels)
         return Conditioning(
-            labels, rows, tuple(levels[0]), tuple(levels[1]), usable_steps(label.tolist(), *levels)
+            labels, embeddings, tuple(levels[0]), tuple(levels[1]), _usable_steps(label.tolist(), *levels)
         )
 
     def noise_pred(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
@@ -180,15 +273,35 @@ class Denoiser(nn.Module):
                 network is in training mode (dropout would make the defence something else).
         """
         self._check_images(x)
-        if self.network.training:
-            raise ValueError(
-                mistake("denoiser", "in evaluation mode", "training mode", "Call denoiser.eval()")
-            )
+        self._check_evaluates()
         alpha, sigma = conditioning.noise_level(k)
         seen = x / alpha if self.time_input == "sigma" else x
         output = self._run(seen if self.dtype is None else seen.to(self.dtype), conditioning, k)
         output = self._prediction_of(output, x).to(x.dtype)
         return same_layout(self._to_noise(x, output, alpha, sigma), x)
+
+    def clean_image(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Expected clean image [B, C, H, W] given x = x0 + sigma noise, ``sigma`` [B] > 0: D(x; sigma) of Karras et al.
+
+        A network that is told the time gets that of the VP state with this noise level. Differentiable with
+        respect to x as often as the network is.
+
+        Raises:
+            TypeError, ValueError: x has another shape or dtype than the denoiser wants, or that is in training mode.
+        """
+        self._check_evaluates()
+        ratio = sigma.double()
+        alpha = torch.rsqrt(1.0 + ratio.square())
+        level, spread, scaled = (
+            values.to(x.dtype).view(-1, 1, 1, 1) for values in (alpha, alpha * ratio, ratio)
+        )
+        seen = x if self.time_input == "sigma" else level * x
+        output = self(seen if self.dtype is None else seen.to(self.dtype), self._labels_at(ratio)).to(x.dtype)
+        if self.prediction == "x0":
+            return output
+        if self.prediction == "v":
+            return level * (level * x) - spread * output
+        return x - scaled * output
 
     def cast(self, dtype: torch.dtype) -> Denoiser:
         """A frozen copy in evaluation mode, floating weights and buffers in ``dtype``; this one is unchanged.
@@ -240,14 +353,20 @@ class Denoiser(nn.Module):
 
     def _run(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
         function: Callable[..., Tensor] = self.network
-        labels: Tensor | None = None
         if isinstance(self.network, HoistedNetwork):
-            function, labels = self.network.body, conditioning.row(k)
-            if labels is None:
-                labels = self.network.embedding(conditioning.labels[k : k + 1])
+            function, told = self.network.body, conditioning.embedding(k)
+            if told is None:
+                told = self.network.embedding(conditioning.labels[k : k + 1])
         else:
-            labels = conditioning.batch_labels(k, len(x))
-        return function(x, labels) if self._call is None else self._call(function, x, labels)
+            told = conditioning.batch_labels(k, len(x))
+        return self._answer(function, x, told) if self._call is None else self._call(function, x, told)
+
+    def _answer(self, function: Callable[..., Tensor], x: Tensor, told: Tensor) -> Tensor:
+        """``function(x, told)``; networks other than our own then keep as little for the backward pass as ours."""
+        if isinstance(self.network, _KNOWN) or not (torch.is_grad_enabled() and x.requires_grad):
+            return function(x, told)
+        with ConstantWeights():
+            return function(x, told)
 
     def _trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self.network.parameters())
@@ -257,6 +376,16 @@ class Denoiser(nn.Module):
             return torch.int64
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
+    def _labels_at(self, ratio: Tensor) -> Tensor:
+        """Labels [B] for noise levels sigma / alpha = ``ratio`` [B]."""
+        if self.time_input == "sigma":
+            return ratio.to(self._label_dtype())
+        vp = VP()
+        slope, integral = vp.beta_max - vp.beta_min, torch.log1p(ratio.square())
+        t = 2.0 * integral / (vp.beta_min + torch.sqrt(vp.beta_min**2 + 2.0 * slope * integral))
+        label = torch.floor(1000.0 * t + 1e-6) if self.time_input == "index" else 999.0 * t
+        return label.to(self._label_dtype())
+
     def _to_noise(self, x: Tensor, output: Tensor, alpha: float, sigma: float) -> Tensor:
         if self.prediction == "x0":
             return (x - alpha * output) / sigma
@@ -264,6 +393,12 @@ class Denoiser(nn.Module):
             power = alpha * alpha + sigma * sigma
             return (sigma / power) * x + (alpha / power) * output
         return output
+
+    def _check_evaluates(self) -> None:
+        if self.network.training:
+            raise ValueError(
+                mistake("denoiser", "in evaluation mode", "training mode", "Call denoiser.eval()")
+            )
 
     def _check_images(self, x: Tensor) -> None:
         if not x.is_floating_point():
@@ -292,3 +427,11 @@ class Denoiser(nn.Module):
                 "Remove `detach` or `no_grad` from its forward, or call the purifier under torch.no_grad()"
             )
         return output[:, :channels] if self.learned_sigma else output
+
+
+def _usable_steps(labels: list[float], alpha: list[float], sigma: list[float]) -> tuple[bool, ...]:
+    """Which steps have a finite label and a proper noise level."""
+    return tuple(
+        all(map(math.isfinite, step)) and step[1] > 0 and step[2] > 0
+        for step in zip(labels, alpha, sigma, strict=True)
+    )

@@ -2,7 +2,7 @@
 
 Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), table 1: the denoiser is
 D(y; s) = c_skip y + c_out F(c_in y, c_noise) for y = x0 + s noise. Our state is x = alpha x0 + sigma noise, so
-y = x / alpha and s = sigma / alpha (`Denoiser` with time input "sigma"), and the noise is (y - D) / s. That
+y = x / alpha and s = sigma / alpha (``Denoiser`` with time input "sigma"), and the noise is (y - D) / s. That
 quotient is formed here on paper, because it cancels where s is small:
 
 * "vp": noise = F(y / sqrt(1 + s^2), 999 t(s)), t(s) being the time at which the continuous VP schedule has
@@ -23,11 +23,9 @@ import torch
 from torch import Tensor
 
 from ..errors import mistake, one_of, positive, whole
-from .adm import ADM
-from .adm_config import ADMConfig
+from .adm import ADM, ADMConfig
 from .base import HoistedNetwork
-from .ddpmpp import DDPMpp
-from .ddpmpp_config import DDPMppConfig
+from .ddpmpp import DDPMpp, DDPMppConfig
 
 PRECONDITIONINGS = ("vp", "edm", "cosine")
 BODIES: dict[str, tuple[type[Any], type[Any]]] = {
@@ -42,8 +40,11 @@ _OFFSET = 0.008
 class EDMConfig:
     """A network and its preconditioning.
 
-    ``network`` is the configuration of F, or a dict of its fields with "architecture"; ``preconditioning`` one of
-    `PRECONDITIONINGS`; ``sigma_data`` belongs to "edm", ``cosine_steps`` to "cosine".
+    Attributes:
+        network: the configuration of F, or a dict of its fields with "architecture".
+        preconditioning: one of ``PRECONDITIONINGS``.
+        sigma_data: standard deviation of the data, for "edm".
+        cosine_steps: steps of the schedule, for "cosine".
     """
 
     network: DDPMppConfig | ADMConfig
@@ -121,19 +122,19 @@ class EDM(HoistedNetwork):
         return c_in, c_noise, torch.zeros_like(s), torch.ones_like(s)
 
     def embedding(self, labels: Tensor) -> Tensor:
-        """Rows [N, S + 3] for noise levels [N]: F's rows, then c_in and the factors of y and F.
+        """Embeddings [N, S + 3] of noise levels [N]: F's own, then c_in and the factors of y and F.
 
-        The factors are too few to save anything by rounding them to half precision, so rows are float32 at least.
+        The factors are too few to save anything by rounding them to half precision, so all are float32 at least.
         """
         c_in, c_noise, of_y, of_f = self.coefficients(labels)
-        rows = self.network.embedding(c_noise)
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        return torch.cat([rows.to(wide), torch.stack([c_in, of_y, of_f], 1).to(wide)], 1)
+        own = self.network.embedding(c_noise)
+        wide = torch.promote_types(own.dtype, torch.float32)
+        return torch.cat([own.to(wide), torch.stack([c_in, of_y, of_f], 1).to(wide)], 1)
 
-    def body(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Predicted noise [B, C, H, W] for y [B, C, H, W] and rows [1 or B, S + 3]."""
-        c_in, of_y, of_f = (column[:, None, None, None] for column in rows[:, -3:].unbind(1))
-        output = self.network.body((x * c_in).to(x.dtype), rows[:, :-3].to(x.dtype))
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Predicted noise [B, C, H, W] for y [B, C, H, W] and embedding [1 or B, S + 3]."""
+        c_in, of_y, of_f = (column[:, None, None, None] for column in embedding[:, -3:].unbind(1))
+        output = self.network.body((x * c_in).to(x.dtype), embedding[:, :-3].to(x.dtype))
         output = output[:, : self.config.channels] * of_f
         return output if self.config.preconditioning != "edm" else output + of_y * x
 

@@ -10,9 +10,11 @@ An attack differentiates with respect to the image, never the weights. Then
 
 Plain autograd also keeps every convolution's input and SiLU's input: three times as much on DDPM++.
 
-Every function here takes the same arguments in all situations. Where a weight requires a gradient, or the
-input does not, it is the plain torch operation. A backward pass under ``create_graph=True`` is rebuilt from
-differentiable operations, so second derivatives are right (only not cheap).
+What the built-in networks call takes the same arguments in all situations: where a weight requires a gradient, or
+the input does not, it is the plain torch operation. ``convolution``, ``batch_norm``, ``silu``, ``sigmoid`` and
+``swish`` are for frozen weights only; ``constant_weights`` calls them in networks of other people. A backward pass
+under ``create_graph=True`` is rebuilt from differentiable operations, so second derivatives are right (only not
+always cheap).
 
 GroupNorm and SiLU run as one kernel of the host extension where that serves the tensors (float32 and bfloat16,
 channels_last), and as torch's operations elsewhere.
@@ -20,12 +22,15 @@ channels_last), and as torch's operations elsewhere.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..kernels import fused_on_host, group_norm_silu, group_norm_silu_vjp
 from .packed import PackedWeight, can_pack
@@ -48,6 +53,17 @@ def records(*tensors: Tensor | None) -> bool:
 
 
 # ---------------------------------------------------------------------------------------- convolution
+class Geometry(NamedTuple):
+    """All of a convolution but its tensors, in the order of ``torch.convolution``; one number per dimension."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    transposed: bool
+    output_padding: list[int]
+    groups: int
+
+
 def conv2d(
     x: Tensor,
     weight: Tensor,
@@ -64,43 +80,75 @@ def conv2d(
     if packed is not None and not can_pack(x, weight, stride, padding):
         packed = None
     if saves_nothing_for(x, weight, bias):
-        return _FrozenConv.apply(x, weight, bias, stride, padding, packed)
+        geometry = Geometry([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
+        return _Convolve.apply(x, weight, bias, geometry, packed)
     if packed is not None and not records(x, bias):
         return packed.convolve(x, weight, bias)
     return F.conv2d(x, weight, bias, stride, padding)
 
 
-class _FrozenConv(Function):
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """``torch.convolution`` with frozen weights, in as many dimensions as x has; keeps only the weight."""
+    return _Convolve.apply(x, weight, bias, geometry, None)
+
+
+class _Convolve(Function):
+    """x -> W x + b. Its derivative is ``_Pull``, whose derivative is W again.
+
+    Torch's own second derivative of a convolution also computes that of the weight, which nobody asked for.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        stride: int,
-        padding: int,
+        geometry: Geometry,
         packed: PackedWeight | None,
     ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.geometry = (x.shape, stride, padding)
+        ctx.settings = (x.shape, x.stride(), geometry)
         ctx.packed = packed
-        return (
-            F.conv2d(x, weight, bias, stride, padding) if packed is None else packed.convolve(x, weight, bias)
-        )
+        if packed is not None:
+            return packed.convolve(x, weight, bias)
+        return torch.convolution(x, weight, bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        if ctx.packed is not None and not torch.is_grad_enabled():
-            return ctx.packed.pull_back(v, weight), None, None, None, None, None
-        shape, stride, padding = ctx.geometry
-        # Measured (bench_network --convolutions): within 8 % of convolving with a flipped copy of the weight, either
-        # way, and needs no copy. The operator wants an input for its shape only and never reads it; an expanded
-        # scalar, as in torch.nn.grad.conv2d_input, would be written out in full (1x1: 1.09 ms, not 0.74).
-        unread = torch.empty(shape, dtype=v.dtype, device=v.device, memory_format=torch.channels_last)
-        geometry = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
-        v_x = _ATEN.convolution_backward(v, unread, weight, None, *geometry, [True, False, False])[0]
-        return v_x, None, None, None, None, None
+        if torch.is_grad_enabled():
+            v_x = _Pull.apply(v, weight, *ctx.settings)
+        elif ctx.packed is not None:
+            v_x = ctx.packed.pull_back(v, weight)
+        else:
+            v_x = _pull(v, weight, *ctx.settings)
+        return v_x, None, None, None, None
+
+
+def _pull(
+    v: Tensor, weight: Tensor, shape: torch.Size, strides: tuple[int, ...], geometry: Geometry
+) -> Tensor:
+    # Measured (bench_network --convolutions): within 8 % of convolving with a flipped copy of the weight, either way,
+    # and needs no copy. The operator wants an input for its shape and layout only and never reads it; an expanded
+    # scalar, as in torch.nn.grad.conv2d_input, would be written out in full (1x1: 1.09 ms, not 0.74).
+    unread = torch.empty_strided(shape, strides, dtype=v.dtype, device=v.device)
+    return _ATEN.convolution_backward(v, unread, weight, None, *geometry, [True, False, False])[0]
+
+
+class _Pull(Function):
+    """v -> W^T v."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, weight: Tensor, *settings: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.geometry = settings[-1]
+        return _pull(v, weight, *settings)
+
+    @staticmethod
+    def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        return _Convolve.apply(w, weight, None, ctx.geometry, None), None, None, None, None
 
 
 # ------------------------------------------------------------------------------------ GroupNorm + SiLU
@@ -217,6 +265,134 @@ class _FrozenConcatNormSilu(Function):
         return v_x, v_skip, None, None, None, None, None
 
 
+# ----------------------------------------------------------------------- activations of what is cheap to make
+class Recipe(NamedTuple):
+    """How to make a tensor again: ``make(*parts)``, the parts being small or kept by something else anyway."""
+
+    make: Callable[..., Tensor]
+    parts: tuple[Tensor | None, ...]
+
+
+def silu(z: Tensor, recipe: Recipe) -> Tensor:
+    """SiLU(z) that keeps the recipe's parts instead of z."""
+    return _Remade.apply(z, recipe, F.silu, _silu_vjp)
+
+
+def sigmoid(z: Tensor, recipe: Recipe) -> Tensor:
+    """sigmoid(z) that keeps the recipe's parts instead of its result."""
+    return _Remade.apply(z, recipe, torch.sigmoid, _sigmoid_vjp)
+
+
+def swish(z: Tensor, s: Tensor, recipe: Recipe) -> Tensor:
+    """z s with s = sigmoid(z), that is SiLU written out; keeps the recipe's parts instead of both."""
+    return _Remade.apply(
+        z, recipe, lambda z: z * s, _silu_vjp
+    )  # one pass; the product's own derivative takes four
+
+
+class _Remade(Function):
+    """z -> f(z), whose derivative makes z again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        recipe: Recipe,
+        f: Callable[[Tensor], Tensor],
+        vjp: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        # The parts are no arguments: the gradient reaches them through z, and second derivatives through ``make``.
+        ctx.save_for_backward(*recipe.parts)
+        ctx.make, ctx.vjp = recipe.make, vjp
+        return f(z)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        # Torch's own derivatives heed no autocast either, and z was made without.
+        autocast = torch._C._is_any_autocast_enabled()
+        with torch.autocast(v.device.type, enabled=False) if autocast else nullcontext():
+            return ctx.vjp(ctx.make(*ctx.saved_tensors), v), None, None, None
+
+
+def _silu_vjp(z: Tensor, v: Tensor) -> Tensor:
+    if torch.is_grad_enabled():
+        s = torch.sigmoid(z)
+        return v * (s * (1 + z * (1 - s)))
+    return _ATEN.silu_backward.grad_input(v, z, grad_input=z)  # nobody else sees z
+
+
+def _sigmoid_vjp(z: Tensor, v: Tensor) -> Tensor:
+    return _ATEN.sigmoid_backward(v, torch.sigmoid(z))
+
+
+# ----------------------------------------------------------------------- batch normalisation in evaluation mode
+def batch_norm(
+    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """``torch.nn.functional.batch_norm`` by running statistics, with frozen weights; keeps one scale per channel.
+
+    It is a scale and a shift, while torch's second derivative treats the statistics as if they were the image's.
+    """
+    scale = _scale(variance, weight, eps, x.dtype)
+    return _Normalise.apply(x, scale, (mean, variance, weight, bias, False, 0.0, eps))
+
+
+Identity = tuple[object, ...]
+_SCALES: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Running variance -> (identity of what the scale of its normalisation was made of, scale)."""
+
+
+def _scale(variance: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+    """The normalisation's derivative [1, C, 1, 1]; kept until a tensor it was made of changes."""
+    identity = (eps, dtype, _identity(variance), _identity(weight))
+    known = _SCALES.get(variance)
+    if known is not None and known[0] == identity:
+        return known[1]
+    with torch.no_grad():
+        scale = torch.rsqrt(variance + eps)
+        scale = (scale if weight is None else scale * weight).to(dtype).view(1, -1, 1, 1)
+    if None not in identity:
+        _SCALES[variance] = (identity, scale)
+    return scale
+
+
+def _identity(tensor: Tensor | None) -> Identity | None:
+    """What changes when the values do; None where torch does not count changes (inference tensors)."""
+    if tensor is None:
+        return ()
+    if tensor.is_inference():
+        return None
+    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor._version)
+
+
+class _Normalise(Function):
+    """x -> scale x + shift, by torch's own kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(scale)
+        return F.batch_norm(x, *arguments)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = ctx.saved_tensors
+        return _Scale.apply(v, scale), None, None
+
+
+class _Scale(Function):
+    """v -> scale v."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return v * scale
+
+    @staticmethod
+    def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = ctx.saved_tensors
+        return _Scale.apply(w, scale), None
+
+
 # -------------------------------------------------------------------------------------------- attention
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for q, k, v [..., S, D]; keeps q, k, v and recomputes the matrix."""
@@ -262,7 +438,11 @@ class _MeanDown(Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Tensor:
-        return F.interpolate(v * 0.25, scale_factor=2, mode="nearest")
+        v = v * 0.25
+        if v.is_contiguous(memory_format=torch.channels_last):
+            return F.interpolate(v, scale_factor=2, mode="nearest")
+        # Measured: in ordinary layout torch's interpolation takes two to five times as long as copying.
+        return v.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
 FIR = (1.0, 3.0, 3.0, 1.0)

@@ -4,7 +4,7 @@ Where Triton serves the activations (a CUDA device), a block is
 
     h, s = enter(x, skip)       h = R(SiLU(GroupNorm([x, skip]))), s = shortcut([x, skip]); no concatenation is made
     h = conv(h)                 without its bias, which torch would add in a pass of its own
-    h = norm_silu(h, row)       row = the convolution's bias + the time embedding
+    h = norm_silu(h, shift)     shift = the convolution's bias + the time embedding
     h = conv(h)                 without its bias
     out = leave(s, h, biases)   (s + h + biases) / sqrt(2) in one pass
 
@@ -34,13 +34,13 @@ from fastpure.kernels import (
 _PLAIN_NORM, _PLAIN_RESAMPLE = OPS["group_norm_silu"].reference, OPS["resample"].reference
 
 
-def usable(x: Tensor, module: nn.Module, row: Tensor | None = None) -> bool:
+def usable(x: Tensor, module: nn.Module, embedding: Tensor | None = None) -> bool:
     """Whether the fused kernels run for this input: Triton serves it and no weight of ``module`` is trained."""
     if not serves("group_norm_silu", "triton", x):
         return False
     if not torch.is_grad_enabled():
         return True
-    trained = row is not None and row.requires_grad
+    trained = embedding is not None and embedding.requires_grad
     return not trained and not any(weight.requires_grad for weight in module.parameters())
 
 
@@ -51,13 +51,13 @@ def norm_silu(
     groups: int,
     eps: float,
     *,
-    row: Tensor | None = None,
+    shift: Tensor | None = None,
     activate: bool = True,
 ) -> Tensor:
-    """SiLU(GroupNorm(x + row)); x [B, C, H, W], row [1 or B, C]. Keeps x and two numbers per group."""
+    """SiLU(GroupNorm(x + shift)); x [B, C, H, W], shift [1 or B, C]. Keeps x and two numbers per group."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return _NormSilu.apply(x, row, weight, bias, groups, eps, activate)
-    return group_norm_silu(x, weight, bias, groups, eps, row=row, activate=activate)[0]
+        return _NormSilu.apply(x, shift, weight, bias, groups, eps, activate)
+    return group_norm_silu(x, weight, bias, groups, eps, row=shift, activate=activate)[0]
 
 
 class _NormSilu(Function):
@@ -65,26 +65,26 @@ class _NormSilu(Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        row: Tensor | None,
+        shift: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         groups: int,
         eps: float,
         activate: bool,
     ) -> Tensor:
-        y, stats = group_norm_silu(x, weight, bias, groups, eps, row=row, activate=activate)
-        ctx.save_for_backward(x, row, weight, bias, stats)
+        y, stats = group_norm_silu(x, weight, bias, groups, eps, row=shift, activate=activate)
+        ctx.save_for_backward(x, shift, weight, bias, stats)
         ctx.settings = (groups, eps, activate)
         return y
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        x, row, weight, bias, stats = ctx.saved_tensors
+        x, shift, weight, bias, stats = ctx.saved_tensors
         groups, eps, activate = ctx.settings
         if torch.is_grad_enabled():
-            y, _ = _PLAIN_NORM(x, weight, bias, groups, eps, row=row, activate=activate)
+            y, _ = _PLAIN_NORM(x, weight, bias, groups, eps, row=shift, activate=activate)
             return torch.autograd.grad(y, x, v, create_graph=True)[0], *[None] * 6
-        v_x, _ = group_norm_silu_vjp(v, x, stats, weight, bias, groups, row=row, activate=activate)
+        v_x, _ = group_norm_silu_vjp(v, x, stats, weight, bias, groups, row=shift, activate=activate)
         return v_x, None, None, None, None, None, None
 
 
@@ -100,7 +100,7 @@ def enter(
 ) -> tuple[Tensor, Tensor]:
     """(R(SiLU(GroupNorm([x, skip]))), shortcut of R([x, skip])) with R = ``kind``: "up", "down" or None.
 
-    ``shortcut`` is the matrix [O, C] of a 1x1 convolution (its bias goes to `leave`), or None for the input itself
+    ``shortcut`` is the matrix [O, C] of a 1x1 convolution (its bias goes to ``leave``), or None for the input itself
     (then there is neither skip nor R).
     """
     differentiated = x.requires_grad or (skip is not None and skip.requires_grad)
@@ -167,7 +167,7 @@ def _shortcut(
 
 
 def _shortcut_vjp(v: Tensor, matrix: Tensor | None, kind: str | None) -> Tensor:
-    """The cotangent of [x, skip], side by side, as `group_norm_silu_vjp` adds it."""
+    """The cotangent of [x, skip], side by side, as ``group_norm_silu_vjp`` adds it."""
     if matrix is None:
         return v
     v = resample_vjp(v, "up") if kind == "up" else v

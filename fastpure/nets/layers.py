@@ -1,8 +1,10 @@
-"""Building blocks of the U-Nets: parameters named as in the published checkpoints, arithmetic in `frozen`.
+"""Building blocks of the U-Nets: parameters named as in the published checkpoints, arithmetic in ``frozen``.
 
 Activations are channels_last throughout, and so are convolution weights from birth. Measured on the CPU (B = 2,
 official size), that makes 3x3 convolutions on 32 and 16 pixels 3 to 8 % and 1x1 convolutions about 30 % faster;
 the small feature maps, where ordinary layout would be faster, run on packed weights. Attention's tokens are a view.
+
+Random weights, for networks that are to be trained or measured without a checkpoint, come last.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ class Conv(nn.Module):
         self.padding = size // 2 if padding is None else padding
         self.packed = PackedWeight()
 
-    def forward(self, x: Tensor, row: Tensor | None = None) -> Tensor:
-        """Convolve x [B, C, H, W]; ``row`` [1, outputs] is added to the bias, which costs nothing."""
-        bias = self.bias if row is None else self.bias + row[0]
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Convolve x [B, C, H, W]; ``shift`` [1, outputs] is added to the bias, which costs nothing."""
+        bias = self.bias if shift is None else self.bias + shift[0]
         return frozen.conv2d(x, self.weight, bias, self.stride, self.padding, self.packed)
 
 
@@ -110,7 +112,7 @@ class PointDense(nn.Module):
 
 
 class Table(nn.Module):
-    """One row of numbers per class: ``weight`` [classes, width]."""
+    """One vector per class: ``weight`` [classes, width]."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -130,8 +132,8 @@ def to_image(tokens: Tensor, size: torch.Size) -> Tensor:
 class ResBlock(nn.Module):
     """Residual block, 'biggan' (resamples inside, 1x1 convolution as shortcut) or 'ddpm' (``NIN_0``).
 
-    h = Conv_1(SiLU(GroupNorm_1(Conv_0(R(SiLU(GroupNorm_0(x)))) + row))); the result is (shortcut(x) +
-    h)/sqrt(2), R being 2x2 mean, nearest doubling or nothing. ``Dense_0`` makes the row from the time
+    h = Conv_1(SiLU(GroupNorm_1(Conv_0(R(SiLU(GroupNorm_0(x)))) + e))); the result is (shortcut(x) +
+    h)/sqrt(2), R being 2x2 mean, nearest doubling or nothing. ``Dense_0`` makes e from the time
     embedding; it is called by the network's ``embedding``, not here.
     """
 
@@ -162,28 +164,28 @@ class ResBlock(nn.Module):
         elif block == "ddpm" and inputs != outputs:
             self.NIN_0 = Projection(inputs, outputs)
 
-    def forward(self, x: Tensor, row: Tensor, skip: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], row [1 or B, outputs], skip [B, C', H, W] concatenated to x where given."""
+    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W], embedding [1 or B, outputs]; skip [B, C', H, W] is concatenated to x where given."""
         plain = self.NIN_0 is not None or (self.training and self.dropout > 0)
-        if not plain and fused.usable(x, self, row):
-            return self._fused(x, row, skip)
+        if not plain and fused.usable(x, self, embedding):
+            return self._fused(x, embedding, skip)
         if skip is None:
             h = self.GroupNorm_0.silu(x)
         else:
             x, h = self.GroupNorm_0.silu_of_concat(x, skip)
         h = _resample(h, self.resample, self.fir)
-        h = self.Conv_0(h, row) if len(row) == 1 else self.Conv_0(h) + row[:, :, None, None]
+        h = self.Conv_0(h, embedding) if len(embedding) == 1 else self.Conv_0(h) + embedding[:, :, None, None]
         h = self.GroupNorm_1.silu(h)
         h = self.Conv_1(F.dropout(h, self.dropout, self.training))
         return torch.add(self._shortcut(x), h).mul_(_RESIDUAL)
 
-    def _fused(self, x: Tensor, row: Tensor, skip: Tensor | None) -> Tensor:
+    def _fused(self, x: Tensor, embedding: Tensor, skip: Tensor | None) -> Tensor:
         first, second, shortcut = self.GroupNorm_0, self.GroupNorm_1, self.Conv_2
         matrix = None if shortcut is None else shortcut.weight[:, :, 0, 0]
         h, s = fused.enter(x, skip, first.weight, first.bias, first.groups, first.eps, matrix, self.resample)
         h = frozen.conv2d(h, self.Conv_0.weight, None, 1, 1)
-        row = row + self.Conv_0.bias
-        h = fused.norm_silu(h, second.weight, second.bias, second.groups, second.eps, row=row)
+        shift = embedding + self.Conv_0.bias
+        h = fused.norm_silu(h, second.weight, second.bias, second.groups, second.eps, shift=shift)
         h = frozen.conv2d(h, self.Conv_1.weight, None, 1, 1)
         bias = self.Conv_1.bias if shortcut is None else self.Conv_1.bias + shortcut.bias
         return fused.leave(s, h, bias, _RESIDUAL)
@@ -276,3 +278,39 @@ def sinusoid(labels: Tensor, width: int) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float64, device=labels.device) / (half - 1)
     angles = labels.double()[:, None] * torch.exp(-math.log(10000.0) * exponents)
     return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def _fill(module: nn.Module, scale: float, generator: torch.Generator) -> None:
+    """Fill a module's own weights: uniform with variance ``scale`` / mean(fan_in, fan_out), biases 0, norms 1, 0.
+
+    The variance is multiplied by 0.1 in attention's projections, and is at least 1e-10 / mean(fan_in, fan_out).
+    """
+    if isinstance(module, Norm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, Conv | Dense):
+        outputs, inputs = module.weight.shape[:2]
+        _uniform(module.weight, (inputs + outputs) * module.weight[0, 0].numel(), scale, generator)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, Projection):
+        _uniform(module.W, sum(module.W.shape), scale * 0.1, generator)
+        nn.init.zeros_(module.b)
+    elif isinstance(module, PointDense):
+        _uniform(module.weight, sum(module.weight.shape[:2]), scale * 0.1, generator)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, Table):
+        _uniform(module.weight, module.weight.shape[1], scale, generator)
+
+
+def fill_network(network: nn.Module, ends: list[nn.Module], seed: int, init_scale: float) -> None:
+    """Fill every module in order; ``init_scale`` is the scale of ``ends``, the last layers of all branches."""
+    generator = torch.Generator().manual_seed(seed)
+    small = {id(module) for module in ends}
+    for module in network.modules():
+        _fill(module, init_scale if id(module) in small else 1.0, generator)
+
+
+def _uniform(weight: Tensor, fans: int, scale: float, generator: torch.Generator) -> None:
+    bound = math.sqrt(6 * max(scale, 1e-10) / fans)
+    with torch.no_grad():
+        weight.uniform_(-bound, bound, generator=generator)

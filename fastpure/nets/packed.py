@@ -69,7 +69,7 @@ class PackedWeight:
 
 
 def can_pack(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether `PackedWeight` can take over, and gains: frozen weight on the CPU, stride 1, same-size output."""
+    """Whether ``PackedWeight`` can take over, and gains: frozen weight on the CPU, stride 1, same-size output."""
     size = weight.shape[2]
     fits = size % 2 == 1 and (stride, padding) == (1, size // 2)
     pays = weight.numel() >= SMALLEST_WEIGHT and 0 < x.numel() // x.shape[1] <= MOST_PIXELS

@@ -9,12 +9,10 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from ..errors import mistake, one_of
-from .adm import ADM
-from .adm_config import CONFIGS as ADM_CONFIGS
-from .adm_config import ADMConfig
-from .ddpmpp import DDPMpp
-from .ddpmpp_config import CONFIGS as DDPMPP_CONFIGS
-from .ddpmpp_config import DDPMppConfig
+from .adm import ADM, ADMConfig
+from .adm import CONFIGS as ADM_CONFIGS
+from .ddpmpp import CONFIGS as DDPMPP_CONFIGS
+from .ddpmpp import DDPMpp, DDPMppConfig
 from .edm import EDM, EDMConfig
 
 Config: TypeAlias = DDPMppConfig | ADMConfig | EDMConfig
@@ -34,7 +32,7 @@ NETWORKS: dict[str, tuple[str, Config]] = {
 
 
 def named_config(name_or_dict: str | dict[str, Any]) -> tuple[str, Config]:
-    """(architecture, configuration) for a name of `NETWORKS` or a dict of fields with "architecture".
+    """(architecture, configuration) for a name of ``NETWORKS`` or a dict of fields with "architecture".
 
     Raises:
         TypeError: neither a name nor a dict.
@@ -60,10 +58,10 @@ def named_config(name_or_dict: str | dict[str, Any]) -> tuple[str, Config]:
 
 
 def config_dict(network: nn.Module) -> dict[str, Any]:
-    """The dict from which `named_config` makes this network's architecture and configuration.
+    """The dict from which ``named_config`` makes this network's architecture and configuration.
 
     Raises:
-        TypeError: a network that is none of `ARCHITECTURES`, which only its own code could rebuild.
+        TypeError: a network that is none of ``ARCHITECTURES``, which only its own code could rebuild.
     """
     for _, kind in ARCHITECTURES.values():
         if isinstance(network, kind):

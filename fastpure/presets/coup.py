@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from .parts import ClassifierSpec, DataSpec, MethodSpec, Published
+from .parts import (
+    CIFAR10_512,
+    DDPM,
+    DDPMPP,
+    EPS,
+    WRN_28_10,
+    ClassifierSpec,
+    DataSpec,
+    MethodSpec,
+    Published,
+    autoattack,
+    bpda,
+    pgd,
+)
 from .preset import Preset
-from .shared import CIFAR10_512, DDPM, DDPMPP, EPS, WRN_28_10, autoattack, bpda, pgd
 
 _AA = "AutoAttack, min of rand and standard, one draw, torchsde adjoint without the guidance's Hessian"
 _NOTES = (

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from .parts import ClassifierSpec, MethodSpec, Published
-from .preset import Preset
-from .shared import (
+from .parts import (
     ADM_256,
     CIFAR10_512,
     DDPMPP,
@@ -15,10 +13,14 @@ from .shared import (
     WRN_28_10,
     WRN_50_2,
     WRN_70_16,
+    ClassifierSpec,
+    MethodSpec,
+    Published,
     autoattack,
     bpda,
     pgd,
 )
+from .preset import Preset
 
 _LINF = MethodSpec("diffpure", (("t", 0.1), ("dt", 1e-3), ("clip_output", False)))
 _L2 = MethodSpec("diffpure", (("t", 0.075), ("dt", 1e-3), ("clip_output", False)))

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from .parts import ClassifierSpec, DataSpec, MethodSpec, Published
+from .parts import (
+    CIFAR10_512,
+    DDPM,
+    DDPMPP,
+    EPS,
+    WRN_28_10,
+    ClassifierSpec,
+    DataSpec,
+    MethodSpec,
+    Published,
+    bpda,
+    pgd,
+)
 from .preset import Preset
-from .shared import CIFAR10_512, DDPM, DDPMPP, EPS, WRN_28_10, bpda, pgd
 
 _AGDM = MethodSpec("agdm", (("t", 0.07), ("scale", 1.0), ("eta", 1.0)), "auxiliary", "R")
 _AGDM_NOTES = (

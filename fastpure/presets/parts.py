@@ -5,7 +5,6 @@ Methods and attacks are referred to by name and settings and resolved when they 
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +18,8 @@ from ..classifiers.external import PRETRAINED
 from ..classifiers.native import is_native_classifier
 from ..data import Dataset, load_dataset
 from ..errors import mistake, one_of
-from ..purify.methods import METHODS, Method
+from ..methods import METHODS, Method, make, spec
 
-__all__ = ["TAGS", "AttackSpec", "ClassifierSpec", "DataSpec", "DenoiserSpec", "MethodSpec", "Published"]
-
-#: Evidence behind a number or constant.
 TAGS = {
     "C": "read in the official code",
     "P": "read in the paper",
@@ -32,9 +28,12 @@ TAGS = {
     "D": "derived",
     "R": "recommended here, in no primary source",
 }
+"""Evidence behind a number or constant."""
+
 Settings = tuple[tuple[str, Any], ...]
-#: Images in an official test set, for choosing from a part of it what would be chosen from the whole.
+
 _POPULATION = {"cifar10": 10_000, "cifar100": 10_000}
+"""Images in an official test set, for choosing from a part of it what would be chosen from the whole."""
 
 
 def _arguments(settings: Settings) -> str:
@@ -53,10 +52,10 @@ def _shown(value: Any) -> str:
 class MethodSpec:
     """A purification method by name, with its published constants.
 
-    Fields:
-        name, settings: of ``fastpure.purify.methods.METHODS``.
+    Attributes:
+        name, settings: of ``fastpure.methods.METHODS``.
         takes: the argument that is a network ("classifier", "auxiliary"), None if there is none.
-        tag: evidence for the constants, a key of `TAGS`.
+        tag: evidence for the constants, a key of ``TAGS``.
     """
 
     name: str
@@ -79,15 +78,13 @@ class MethodSpec:
                 mistake("method", f"among those of this fastpure, {', '.join(METHODS)}", self.name)
             )
         settings = {**dict(self.settings), **changes}
-        make: Any = METHODS[self.name]
-        known = inspect.signature(make).parameters
         for setting in settings:
-            one_of(f"settings of {self.name}", setting, known)
+            one_of(f"settings of {self.name}", setting, spec(self.name).arguments)
         if self.takes is not None:
             if network is None:
                 raise TypeError(mistake(self.takes, f"given: {self.name} is guided by it", "None"))
             settings[self.takes] = network
-        return make(**settings)
+        return make(self.name, **settings)
 
     def __str__(self) -> str:
         parts = [part for part in (self.takes, _arguments(self.settings)) if part]
@@ -99,7 +96,7 @@ class MethodSpec:
 class DenoiserSpec:
     """The diffusion model of a paper: what to download, and how it is told the time.
 
-    Fields:
+    Attributes:
         name: the published file.
         time_input: convention that the paper uses with it, if it is not the one the file is recognised with.
     """
@@ -116,7 +113,7 @@ class DenoiserSpec:
 class ClassifierSpec:
     """The classifier of a paper.
 
-    Fields:
+    Attributes:
         name: the published network.
         options: for ``load_classifier``, what its file cannot say.
         source: ``load_classifier``'s name for it if it is another library's, "" if it is a plain file.
@@ -155,7 +152,7 @@ class ClassifierSpec:
 class DataSpec:
     """Which images a paper evaluates.
 
-    Fields:
+    Attributes:
         dataset: a key of ``fastpure.data.DATASETS``.
         n: how many, None for all.
         choice: "random" (the literature's, from ``data_seed``) or "first".
@@ -208,7 +205,7 @@ class DataSpec:
 class AttackSpec:
     """An attack by name and settings.
 
-    Fields:
+    Attributes:
         role: "published", the paper's own, or "adaptive", with exact gradients.
     """
 
@@ -243,10 +240,10 @@ class AttackSpec:
 class Published:
     """A published number. Accuracies in percent, None where not given.
 
-    Fields:
+    Attributes:
         protocol: attack and rule it was measured with.
         source: where the digits were read.
-        tag: evidence, a key of `TAGS`.
+        tag: evidence, a key of ``TAGS``.
     """
 
     protocol: str
@@ -267,3 +264,62 @@ class Published:
         clean, robust = ("-" if value is None else f"{value:.2f}" for value in (self.clean, self.robust))
         text = f"clean {clean:>5}  robust {robust:>5}  {self.protocol}; {self.source} [{self.tag}]"
         return text + (f" ({self.note})" if self.note else "")
+
+
+DDPMPP = DenoiserSpec(
+    "score_sde vp/cifar10_ddpmpp_deep_continuous checkpoint_8.pth, EMA weights (fastpure: ddpmpp-cifar10)"
+)
+DDPMPP_INDEXED = DenoiserSpec(DDPMPP.name, "index")
+DDPM = DenoiserSpec("DDPM ema_cifar10 (Ho et al. 2020), EMA weights")
+ADM_256 = DenoiserSpec("guided-diffusion 256x256_diffusion_uncond.pt (learned sigma dropped)")
+EDM = DenoiserSpec("EDM cifar10-32x32-uncond-vp")
+
+WRN_28_10 = ClassifierSpec(
+    "WRN-28-10, RobustBench cifar10 Linf 'Standard', no normalisation", (("architecture", "wrn-28-10"),)
+)
+WRN_70_16 = ClassifierSpec(
+    "WRN-70-16, DiffPure's wrn-70-16-dropout, normalises inside", (("architecture", "wrn-70-16-dropout"),)
+)
+RN_50 = ClassifierSpec("ResNet-50, torchvision", source="torchvision:resnet50", size=224)
+WRN_50_2 = ClassifierSpec("WRN-50-2, torchvision", source="torchvision:wide_resnet50_2", size=224)
+DEIT_S = ClassifierSpec("DeiT-S, timm", source="timm:deit_small_patch16_224", size=224)
+
+CIFAR10_512 = DataSpec("cifar10", 512, 0)
+IMAGENET_512 = DataSpec("imagenet", 512, 0)
+
+EPS = 8 / 255
+
+
+def autoattack(norm: str, eps: float, gradient: str) -> tuple[AttackSpec, ...]:
+    """DiffPure's and COUP's protocol: AutoAttack rand and standard, each judged on one draw; report the minimum."""
+    shared = (("norm", norm), ("eps", eps), ("gradient", gradient), ("decision", "legacy"))
+    return tuple(
+        AttackSpec("autoattack", (("version", version), *shared)) for version in ("rand", "standard")
+    )
+
+
+def pgd(
+    norm: str,
+    eps: float,
+    n_iter: int = 200,
+    eot_iter: int = 20,
+    step_size: float | None = 0.007,
+    role: str = "adaptive",
+    random_start: bool = False,
+) -> AttackSpec:
+    """PGD+EOT; Lee and Kim's constants (200 iterations, 20 draws, step 0.007, no random start) by default."""
+    settings = (
+        ("norm", norm),
+        ("eps", eps),
+        ("n_iter", n_iter),
+        ("eot_iter", eot_iter),
+        ("step_size", step_size),
+        ("random_start", random_start),
+    )
+    return AttackSpec("pgd", settings, role)
+
+
+def bpda(norm: str, eps: float, n_iter: int, eot_iter: int, step_size: float | None) -> AttackSpec:
+    """PGD with the identity as the purifier's derivative."""
+    base = pgd(norm, eps, n_iter, eot_iter, step_size, "published")
+    return AttackSpec("pgd", (*base.settings, ("gradient", "bpda")))

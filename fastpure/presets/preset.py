@@ -13,11 +13,10 @@ from ..attacks import Attack
 from ..checkpoints import load_denoiser
 from ..data import Dataset
 from ..errors import mistake, one_of
+from ..methods import Method
 from ..nets import Denoiser
-from ..purify import Defense, Method, Purifier, ResizedPurifier
+from ..purify import Defense, Purifier, ResizedPurifier
 from .parts import AttackSpec, ClassifierSpec, DataSpec, DenoiserSpec, MethodSpec, Published
-
-__all__ = ["Preset", "Presets", "UnknownPreset"]
 
 
 @final
@@ -25,10 +24,18 @@ __all__ = ["Preset", "Presets", "UnknownPreset"]
 class Preset:
     """A published configuration.
 
-    ``recipe`` is the method with its constants, ``weights`` the diffusion model, ``target`` the classifier,
-    ``images`` the evaluated subset, ``attack_specs`` the attacks, ``numbers`` what was published. Printing gives
-    all of it. Names of `fastpure` that a paper's experiment needs and this version lacks are errors when they
-    are used, not before.
+    Printing gives all of it. Names of ``fastpure`` that a paper's experiment needs and this version lacks are errors
+    when they are used, not before.
+
+    Attributes:
+        name, title: what it is called, and which experiment it is.
+        recipe: the method with its constants.
+        weights: the diffusion model.
+        target: the classifier.
+        images: the evaluated subset.
+        attack_specs: the attacks.
+        numbers: what was published.
+        notes: what else a reader must know.
     """
 
     name: str

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from .parts import AttackSpec, ClassifierSpec, DataSpec, DenoiserSpec, MethodSpec, Published
+from .parts import (
+    CIFAR10_512,
+    DDPMPP_INDEXED,
+    EDM,
+    EPS,
+    WRN_28_10,
+    WRN_70_16,
+    AttackSpec,
+    ClassifierSpec,
+    DataSpec,
+    DenoiserSpec,
+    MethodSpec,
+    Published,
+    bpda,
+    pgd,
+)
 from .preset import Preset
-from .shared import CIFAR10_512, DDPMPP_INDEXED, EDM, EPS, WRN_28_10, WRN_70_16, bpda, pgd
 
 _ADBM = MethodSpec("adbm", (("t", 0.1), ("n_steps", 5), ("rounds", 1), ("schedule", "released")))
 _ADBM_WEIGHTS = DenoiserSpec("ADBM's fine-tuned DDPM++ (EMA)", "index")

@@ -1,9 +1,8 @@
-"""Purifiers, defences and the methods they follow."""
+"""Purifiers, the defences they are part of, and the door through which these are attacked and judged."""
 
-from . import methods
 from .defense import Defense
-from .methods import Method
 from .purifier import Purifier
 from .resized import ResizedPurifier
+from .target import Target, door, look_through
 
-__all__ = ["Defense", "Method", "Purifier", "ResizedPurifier", "methods"]
+__all__ = ["Defense", "Purifier", "ResizedPurifier", "Target", "door", "look_through"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +13,11 @@ from ..classifiers.features import probe_classes
 from ..errors import mistake, one_of, whole
 from ..kernels import Domain, NoiseKeys
 from ..reverse import SplitNoise
+from .inputs import Held, current_question, held_noise, holding
 from .purifier import Purifier
 
 PARTS = ("all", "forward", "reverse")
 """What ``Defense.fixed`` can hold still: all noise, that of the diffusion only, that of the reverse steps only."""
-
-
-@dataclass(frozen=True)
-class _Lock:
-    draw: int
-    part: str
 
 
 def _check_classes(purifier: Purifier, classifier: nn.Module) -> None:
@@ -55,7 +49,7 @@ class Defense(nn.Module):
         self.purifier = purifier
         self.classifier = classifier
         self._next_draw = 0
-        self._lock: _Lock | None = None
+        self._held: Held | None = None
 
     def forward(
         self,
@@ -67,7 +61,8 @@ class Defense(nn.Module):
     ) -> Tensor:
         """Logits [B, classes] of images ``x`` [B, C, H, W] float32 in [0, 1]; arguments as for ``Purifier``.
 
-        ``draw=None`` takes the frozen draw inside ``fixed`` and the next one of the counter otherwise.
+        ``draw=None`` takes the frozen draw inside ``fixed``; where a module around this defence is being attacked
+        or evaluated, the draw and ids asked for; and the next draw of a counter otherwise.
         """
         require_eval(self.classifier, "classifier")
         purified = self.purify(x, sample_ids, draw, domain=domain)
@@ -82,7 +77,7 @@ class Defense(nn.Module):
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
         """The purified images the classifier sees, [B, C, H, W]; arguments as for calling the defence."""
-        draw = self._draw(draw)
+        sample_ids, draw, domain = self._realisation(x, sample_ids, draw, domain)
         noise = self._split_noise(x, sample_ids, draw, domain)
         return self.purifier(x, sample_ids, draw, noise=noise, domain=domain)
 
@@ -95,7 +90,7 @@ class Defense(nn.Module):
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
         """Every state of the purification as ``Purifier.trajectory`` gives it; arguments as for calling."""
-        draw = self._draw(draw)
+        sample_ids, draw, domain = self._realisation(x, sample_ids, draw, domain)
         noise = self._split_noise(x, sample_ids, draw, domain)
         return self.purifier.trajectory(x, sample_ids, draw, noise=noise, domain=domain)
 
@@ -106,7 +101,7 @@ class Defense(nn.Module):
 
     @contextmanager
     def fixed(self, draw: int = 0, part: str = "all") -> Iterator[Defense]:
-        """Use one draw for every call inside the block: the same noise for attacker and evaluation.
+        """Use one draw for every call of this thread inside the block: the same noise for attacker and evaluation.
 
         ``part`` "forward" holds only the noise that diffuses the input, "reverse" only that of the reverse
         steps; the other part stays random, and ``draw`` of a call numbers it.
@@ -114,28 +109,30 @@ class Defense(nn.Module):
         Raises:
             ValueError: the method has no such part to hold, so that nothing would be fixed.
         """
-        lock = _Lock(whole("draw", draw, maximum=2**32 - 1), one_of("part", part, PARTS))
+        held = Held(whole("draw", draw, maximum=2**32 - 1), one_of("part", part, PARTS))
         rows = self.purifier.method.table().rows
         noisy = {"forward" if row.forward else "reverse" for row in rows if row.d != 0.0}
         if part != "all" and part not in noisy:
             choices = ", ".join(repr(name) for name in PARTS if name == "all" or name in noisy)
             expected = f"one of {choices} for {self.purifier.method.name}, which has no other noise"
             raise ValueError(mistake("part", expected, repr(part)))
-        before, self._lock = self._lock, lock
-        try:
+        with holding(self, held):
             yield self
-        finally:
-            self._lock = before
+
+    @property
+    def held(self) -> Held | None:
+        """The noise that ``fixed`` holds in this thread, if any."""
+        return held_noise(self) or self._held
 
     @property
     def fixed_draw(self) -> int | None:
         """The frozen draw where ``fixed`` holds all noise, else None. Attacks and evaluations honour it."""
-        return self._lock.draw if self._lock is not None and self._lock.part == "all" else None
+        return self.held.draw if self.held is not None and self.held.part == "all" else None
 
     def with_purifier(self, purifier: Purifier) -> Defense:
         """Another purifier in front of the same classifier, holding the same noise still as this one does now."""
         other = Defense(purifier, self.classifier)
-        other._lock = self._lock
+        other._held = self.held
         return other
 
     def train(self, mode: bool = True) -> Defense:
@@ -149,23 +146,33 @@ class Defense(nn.Module):
         """Predicted classes int64 [B]."""
         return self(x, sample_ids, draw).argmax(1)
 
-    def _draw(self, draw: int | Tensor | None) -> int | Tensor:
+    def _realisation(
+        self, x: Tensor, sample_ids: Tensor | list[int] | None, draw: int | Tensor | None, domain: Domain
+    ) -> tuple[Tensor | list[int] | None, int | Tensor, Domain]:
+        """Ids, draw and domain of a call: those given, the held draw, those asked for around it, or the next draw."""
         if draw is not None:
-            return draw
+            return sample_ids, draw, domain
+        question = current_question()
+        if question is not None:
+            ids, draw, domain = question.take(self, len(x))
+            sample_ids = ids if sample_ids is None else sample_ids
         if self.fixed_draw is not None:
-            return self.fixed_draw
+            return sample_ids, self.fixed_draw, Domain.DEFENSE if question is not None else domain
+        if draw is not None:
+            return sample_ids, draw, domain
         self._next_draw += 1
-        return self._next_draw - 1
+        return sample_ids, self._next_draw - 1, domain
 
     def _split_noise(
         self, x: Tensor, sample_ids: Tensor | list[int] | None, draw: int | Tensor, domain: Domain
     ) -> SplitNoise | None:
-        if self._lock is None or self._lock.part == "all":
+        held = self.held
+        if held is None or held.part == "all":
             return None
         ids = range(len(x)) if sample_ids is None else sample_ids
         seed = self.purifier.seed
         free = NoiseKeys.make(seed=seed, sample_ids=ids, draw=draw, domain=domain, device=x.device)
-        held = NoiseKeys.make(
-            seed=seed, sample_ids=ids, draw=self._lock.draw, domain=Domain.DEFENSE, device=x.device
+        still = NoiseKeys.make(
+            seed=seed, sample_ids=ids, draw=held.draw, domain=Domain.DEFENSE, device=x.device
         )
-        return SplitNoise(held, free) if self._lock.part == "forward" else SplitNoise(free, held)
+        return SplitNoise(still, free) if held.part == "forward" else SplitNoise(free, still)

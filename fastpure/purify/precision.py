@@ -1,10 +1,15 @@
-"""What the networks compute in. The state of the reverse process is float32 whatever is chosen here."""
+"""What the networks compute in, and that nothing else decides it: the caller's torch settings stay outside.
+
+The state of the reverse process is float32 whatever is chosen here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,9 +24,19 @@ class Precision:
     state: torch.dtype = torch.float32
     tf32: bool = False
 
-    def environment(self, device: torch.device) -> AbstractContextManager[None]:
-        """Context manager that switches TF32 on or off for the duration, and back; nothing to do off CUDA."""
-        return _tf32(self.tf32) if device.type == "cuda" else nullcontext()
+    @contextmanager
+    def environment(self, device: torch.device) -> Iterator[None]:
+        """Computing inside is in this precision: no autocast, and TF32 or bfloat16 products only if chosen here.
+
+        The caller's choices (``torch.autocast``, ``set_float32_matmul_precision``, ``allow_tf32``,
+        ``torch.backends.fp32_precision``) are in no run's identity, so they must not change a result.
+        """
+        with ExitStack() as stack:
+            if torch._C._is_any_autocast_enabled():
+                for kind in {"cpu", device.type}:
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(_SWITCH.set(self.tf32))
+            yield
 
 
 PRECISIONS = {
@@ -39,12 +54,96 @@ def precision(name: str) -> Precision:
     return PRECISIONS[one_of("precision", name, PRECISIONS)]
 
 
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, convolution.allow_tf32
-    matmul.allow_tf32 = convolution.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, convolution.allow_tf32 = before
+Setting = tuple[Callable[[], Any], Callable[[Any], None]]
+"""How to read and how to write one of torch's settings."""
+
+
+def _convolution_tf32(value: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = value
+
+
+_OLDER: tuple[tuple[Setting, Callable[[bool], Any]], ...] = (
+    (
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        lambda tf32: "high" if tf32 else "highest",
+    ),
+    ((lambda: torch.backends.cudnn.allow_tf32, _convolution_tf32), bool),
+)
+"""Settings that every torch has, with the value that each needs (``allow_tf32`` of products is the first of them).
+
+They cannot be read where only the newer ones were set.
+"""
+
+_NEWER = tuple(
+    (backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")
+)
+"""Settings of ``torch.backends.*.fp32_precision`` (torch 2.9), which inherit from their back end where unset."""
+
+_read_newer: Any = getattr(torch._C, "_get_fp32_precision_getter", None)
+_write_newer: Any = getattr(torch._C, "_set_fp32_precision_setter", None)
+
+
+class _Switch:
+    """The process's float32 settings: the first to need them changes them, the last to leave puts them back.
+
+    Threads that want different ones at the same time may see each other's; the caller's come back all the same.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users, self._tf32 = 0, False
+        self._outer: list[tuple[int, bool, Any]] = []
+
+    @contextmanager
+    def set(self, tf32: bool) -> Iterator[None]:
+        """``tf32`` inside the block, in all threads."""
+        with self._lock:
+            if not self._users or self._tf32 != tf32:
+                self._outer.append((self._users, self._tf32, _read()))
+                self._users, self._tf32 = 0, tf32
+                _write(tf32)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._users, self._tf32, found = self._outer.pop()
+                    _restore(found)
+
+
+def _read() -> Any:
+    older = []
+    for (read, _), _ in _OLDER:
+        value = None
+        with suppress(RuntimeError):  # "mix of the legacy and new APIs"
+            value = read()
+        older.append(value)
+    newer = {key: _read_newer(*key) for key in _NEWER} if _read_newer is not None else {}
+    return older, newer
+
+
+def _write(tf32: bool) -> None:
+    for (read, write), needed in _OLDER:
+        with suppress(RuntimeError):
+            if read() != needed(tf32):
+                write(needed(tf32))
+    if _write_newer is not None:
+        for backend, operation in _NEWER:
+            wanted = "tf32" if tf32 and backend == "cuda" else "ieee"
+            if _read_newer(backend, operation) != wanted:
+                _write_newer(backend, operation, wanted)
+
+
+def _restore(found: Any) -> None:
+    older, newer = found
+    for ((_, write), _), value in zip(_OLDER, older, strict=True):
+        if value is not None:
+            write(value)
+    for (backend, operation), value in newer.items():
+        inherited = _read_newer(backend, "all")
+        _write_newer(backend, operation, "none" if value == inherited else value)
+
+
+_SWITCH = _Switch()

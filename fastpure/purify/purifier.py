@@ -12,25 +12,27 @@ from torch import Tensor, nn
 from ..errors import mistake
 from ..guidance import Guidance
 from ..kernels import Domain, NoiseKeys
+from ..methods import Method
 from ..nets import Denoiser
 from ..reverse import (
     Call,
     Execution,
+    Executor,
     GeneratedNoise,
-    Graphs,
     MemoryPlan,
     NoiseSource,
     Process,
     RecordedNoise,
     SplitNoise,
     check_backend,
-    planned,
+    executor_for,
+    perform,
+    perform_states,
     reverse,
     states,
 )
-from .checks import check_range, check_seed
-from .inference import outside_inference_mode
-from .methods import Method
+from ..reverse.step import evaluate
+from .inputs import check_range, check_seed, current_question, differ, outside_inference_mode
 from .precision import Precision
 from .precision import precision as precision_named
 
@@ -69,7 +71,8 @@ class Purifier(nn.Module):
         memory: "auto", "store", "recompute" or bytes; what is kept for the backward pass.
         backend: "graph" replays recorded steps (CUDA graphs), "eager" launches every operation when it is due,
             "auto" takes graphs on CUDA and goes on eagerly, with one warning, where a step cannot be recorded
-            (a network or guidance that waits for the device); "graph" raises there. The results are the same.
+            (a network or guidance that waits for the device); "graph" raises there. Or an ``Executor``, such as
+            ``Graphs`` with limits of its own, which several purifiers may share. The results are the same.
             Recorded noise (``noise=``) always runs eagerly.
 
     The noise is a pure function of (seed, sample id, draw, step): an image gets the same result in any batch,
@@ -84,7 +87,7 @@ class Purifier(nn.Module):
         precision: str = "fp32",
         memory: str | int = "auto",
         gradient_precision: str | None = None,
-        backend: str = "auto",
+        backend: str | Executor = "auto",
     ) -> None:
         super().__init__()
         self.training = False
@@ -113,12 +116,20 @@ class Purifier(nn.Module):
         self._networks.training = False
         self._processes: dict[tuple[str, torch.device], Process] = {}
         self._costs: dict[tuple[object, ...], int] = {}
-        self._recordings: Graphs | None = None
+        self._executor: Executor | None = None
+
+    @property
+    def executor(self) -> Executor:
+        """What carries the steps out on the device where the networks are now."""
+        if self._executor is None:
+            rows = self.method.procedure is None
+            self._executor = executor_for(self.backend, self.device, rows)
+        return self._executor
 
     @property
     def execution(self) -> Execution:
         """How steps are carried out, and why: what is planned before the first call, what happened after it."""
-        return self._graphs().execution
+        return self.executor.execution
 
     @property
     def denoiser(self) -> Denoiser:
@@ -141,7 +152,7 @@ class Purifier(nn.Module):
         self,
         x: Tensor,
         sample_ids: Tensor | list[int] | None = None,
-        draw: int | Tensor = 0,
+        draw: int | Tensor | None = None,
         *,
         noise: RecordedNoise | SplitNoise | None = None,
         domain: Domain = Domain.DEFENSE,
@@ -151,7 +162,8 @@ class Purifier(nn.Module):
         Args:
             x: images. Differentiable; the gradient is that of the exact discrete computation.
             sample_ids: B distinct non-negative integers that name the images; 0..B-1 if omitted.
-            draw: which realisation of the noise, one for all or int64 [B].
+            draw: which realisation of the noise, one for all or int64 [B]; 0 if omitted. Inside a module that is
+                attacked or evaluated, omitted ids and draws are those the attack or evaluation asks for.
             noise: recorded arrays, or keys of one's own, instead of noise from seed, ids, draw and domain.
             domain: whose noise: the deployed defence's (default), an attack's, or an evaluation's.
 
@@ -165,7 +177,9 @@ class Purifier(nn.Module):
         prepared = self._prepare(x, sample_ids, draw, noise, domain)
         if prepared is None:
             return x.clone()
-        u = (reverse(*prepared) + 1.0) * 0.5
+        (call, state, context), rule = prepared, self.method.procedure
+        end = reverse(call, state, context) if rule is None else perform(call, rule, state, context)
+        u = (end + 1.0) * 0.5
         return (u.clamp(0.0, 1.0) if self.method.clip_output else u).to(x.dtype)
 
     @outside_inference_mode
@@ -173,20 +187,42 @@ class Purifier(nn.Module):
         self,
         x: Tensor,
         sample_ids: Tensor | list[int] | None = None,
-        draw: int | Tensor = 0,
+        draw: int | Tensor | None = None,
         *,
         noise: RecordedNoise | SplitNoise | None = None,
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
-        """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped; differentiable.
+        """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped.
 
-        The first is the input, the last the purified image before clamping. Arguments and errors as for calling
-        the purifier.
+        The first is the input, the last the purified image before clamping. Differentiable unless the method has a
+        procedure of its own. Arguments and errors as for calling the purifier.
         """
         prepared = self._prepare(x, sample_ids, draw, noise, domain)
         if prepared is None:
             return x.new_empty((len(self.method.steps) + 1, *x.shape))
-        return ((torch.stack(states(*prepared)) + 1.0) * 0.5).to(x.dtype)
+        (call, state, context), rule = prepared, self.method.procedure
+        visited = states(call, state, context) if rule is None else perform_states(call, rule, state, context)
+        return ((torch.stack(visited) + 1.0) * 0.5).to(x.dtype)
+
+    @torch.no_grad()
+    def own_noise(self, x: Tensor, sample_ids: Tensor) -> str:
+        """ "" or the network that answers the same question differently, so that no draw reproduces a purification.
+
+        Asked twice, in the last step that calls a network; arguments as for calling the purifier.
+        """
+        prepared = self._prepare(x, sample_ids, 0, None, Domain.EVALUATION)
+        networks = [k for k, row in enumerate(self.method.steps.rows) if row.calls_network]
+        if prepared is None or not networks:
+            return ""
+        call, state, context = prepared
+        with call.environment():
+            first, second = (
+                evaluate(call.process, networks[-1], state, context, call.noise) for _ in range(2)
+            )
+        for name, one, other in zip(("the denoiser", "the guidance"), first, second, strict=True):
+            if one is not None and other is not None and differ(one, other):
+                return name
+        return ""
 
     def with_method(self, method: Method) -> Purifier:
         """The same networks, seed and precisions with another method."""
@@ -220,18 +256,22 @@ class Purifier(nn.Module):
         self,
         x: Tensor,
         sample_ids: Tensor | list[int] | None,
-        draw: int | Tensor,
+        draw: int | Tensor | None,
         noise: RecordedNoise | SplitNoise | None,
         domain: Domain,
     ) -> tuple[Call, Tensor, tuple[Tensor, ...]] | None:
         """Checked arguments as (call, initial state, guidance context); None for an empty batch."""
         self._check_images(x)
         device = x.device
+        question = current_question()
+        if draw is None and noise is None and question is not None:
+            ids, draw, domain = question.take(self, len(x))
+            sample_ids = ids if sample_ids is None else sample_ids
         # Built before the empty batch leaves, so that a wrong id or draw is an error for it too.
         keys = NoiseKeys.make(
             seed=self.seed,
             sample_ids=range(len(x)) if sample_ids is None else sample_ids,
-            draw=draw,
+            draw=0 if draw is None else draw,
             domain=domain,
             device=device,
         )
@@ -250,9 +290,15 @@ class Purifier(nn.Module):
         environment = partial(engine.precision.environment, device)
         with environment():
             context = engine.guidance.context(state) if engine.guidance is not None else ()
-        process = self._process(name, device)
-        procedure = self.method.procedure
-        call = Call(process, source, keys.sample_ids, self.memory, self._costs, environment, procedure)
+        call = Call(
+            process=self._process(name, device),
+            noise=source,
+            sample_ids=keys.sample_ids,
+            plan=self.memory,
+            costs=self._costs,
+            environment=environment,
+            executor=self.executor,
+        )
         return call, state, context
 
     def _process(self, name: str, device: torch.device) -> Process:
@@ -265,20 +311,15 @@ class Purifier(nn.Module):
                     engine.guidance,
                     device,
                     engine.precision.state,
-                    self._graphs(),
                 )
         return self._processes[name, device]
-
-    def _graphs(self) -> Graphs:
-        if self._recordings is None:
-            plan = planned(self.backend, self.device, rows=self.method.procedure is None)
-            self._recordings = Graphs(plan, insist=self.backend == "graph")
-        return self._recordings
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # Weights may have moved: what was precomputed from them is stale.
         self._processes.clear()
-        self._recordings = None
+        if self._executor is not None:
+            self._executor.clear()
+        self._executor = None
         return super()._apply(fn, recurse)
 
     def _check_images(self, x: Tensor) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..classifiers.resized import resize
 from ..errors import mistake, whole
+from ..methods import Method
 from ..nets import Denoiser
-from .methods import Method
 from .purifier import Purifier
 
 
@@ -47,6 +47,10 @@ class ResizedPurifier(Purifier):
         states = super().trajectory(self._enlarged(x), *args, **options)
         smaller = resize(states.flatten(0, 1), self.size)
         return smaller.unflatten(0, states.shape[:2])
+
+    def own_noise(self, x: Tensor, sample_ids: Tensor) -> str:
+        """See ``Purifier.own_noise``."""
+        return super().own_noise(self._enlarged(x), sample_ids)
 
     def with_method(self, method: Method) -> ResizedPurifier:
         """The same networks, size, seed and precisions with another method."""

@@ -19,7 +19,7 @@ from ..errors import mistake
 from ..evaluate import Comparison, Finding, Report, Run, compare_runs
 from ..evaluate.identity import canonical
 from ..evaluate.shards import describe
-from ..evaluate.weakness import NOT_ATTACKS, across, gradient_mode
+from ..evaluate.weakness import across, gradient_mode, seeks
 from .rebuild import network_calls
 
 LEADING = ("t", "dt", "n_steps", "scale")
@@ -52,7 +52,7 @@ class Entry:
     @property
     def corrupted(self) -> bool:
         """Whether the "attack" is random corruption, which seeks nothing."""
-        return self.attacked and self.identity["attack"]["name"] in NOT_ATTACKS
+        return self.attacked and not seeks(self.identity["attack"]["name"])
 
     @property
     def purified(self) -> bool:

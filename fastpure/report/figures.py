@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..intervals import wilson
-from ..purify import Defense
+from ..purify import Target
 from .chart import Chart, cut, listed, warned
 from .data import Entry
 from .pictures import states_of
@@ -130,23 +130,23 @@ def trace_charts(entries: Sequence[Entry]) -> list[Chart]:
     return charts
 
 
-def walk(entry: Entry, defense: Defense, n: int, clean: bool = True) -> Walk:
+def walk(entry: Entry, target: Target, n: int, clean: bool = True) -> Walk:
     """The classifier's confidence at every state of the reverse process, for the first ``n`` images of a run.
 
     ``clean``: on the originals as well, where there are adversarial images.
     """
     positions = entry.run.positions[:n].tolist()
     labels = torch.from_numpy(entry.run.labels[:n])
-    rows = defense.purifier.method.table().rows
+    rows = target.method.table().rows
     top: dict[str, tuple[float, ...]] = {}
     true: dict[str, tuple[float, ...]] = {}
     right: dict[str, tuple[int, ...]] = {}
     times: tuple[float, ...] = ()
     for which in ("adversarial", "clean")[not entry.attacked : 2 if clean or not entry.attacked else 1]:
-        states = states_of(entry, defense, which, positions)
+        states = states_of(entry, target, which, positions)
         kept, times = _reverse_part(states, [(row.t, row.forward) for row in rows])
         with torch.no_grad():
-            found = [defense.classify(state).softmax(1).cpu() for state in kept]
+            found = [target.classify(state).softmax(1).cpu() for state in kept]
         top[which] = tuple(float(p.amax(1).mean()) for p in found)
         true[which] = tuple(float(p.gather(1, labels[:, None]).mean()) for p in found)
         right[which] = tuple(int((p.argmax(1) == labels).sum()) for p in found)

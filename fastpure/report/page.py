@@ -17,7 +17,8 @@ from ..errors import mistake, whole
 from ..evaluate import Run
 from ..evaluate.identity import canonical
 from ..files import replace_file
-from ..purify import Defense
+from ..purify import Target
+from ..version import __version__
 from . import svg, tables
 from .data import LEVEL, Entry, doubts, matrices, open_entries
 from .figures import Walk, sweep_chart, trace_charts, walk, walk_charts, walk_names
@@ -169,7 +170,7 @@ def collect(
     defenses, notes = _defenses(shown, given, networks) if options.images or options.traced else ({}, {})
     charts = [sweep_chart(sweep) for sweep in sweeps(entries)]
     traces = trace_charts(entries)
-    walked = [e for e in shown if options.traced and isinstance(defenses.get(e.key), Defense)]
+    walked = [e for e in shown if options.traced and e.key in defenses and defenses[e.key].purifies]
     names = [chart.name for chart in (*charts, *traces)]
     files = file_names(names + walk_names(walked[:MOST_WALKS]), shown if options.images else [])
     check(files)
@@ -184,7 +185,7 @@ def collect(
                 gallery(entry, defenses.get(entry.key), options.images, notes.get(entry.key, ""))
             )
         defended = defenses.get(entry.key)
-        if entry in walked[:MOST_WALKS] and isinstance(defended, Defense):
+        if defended is not None and entry in walked[:MOST_WALKS]:
             say(f"confidence along run {entry.key}")
             # Originals take the same way through the same defence: once is enough.
             clean = all(defenses.get(done.entry.key) is not defended for done in walks)
@@ -226,7 +227,7 @@ def render(values: dict[str, Any]) -> str:
         bar=lambda interval, style: Markup(svg.interval_bar(interval, style)),
         tables=tables,
         style=Markup(Path(__file__).with_name(STYLE).read_text()),
-        version=_version(),
+        version=__version__,
     )
     return environment.get_template(TEMPLATE).render(values) + "\n"
 
@@ -255,10 +256,10 @@ def refuse_file(folder: Path) -> None:
 
 def _defenses(
     entries: Sequence[Entry], given: tuple[nn.Module, ...], networks: tuple[Any, nn.Module] | None
-) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    found: dict[str, nn.Module] = {}
+) -> tuple[dict[str, Target], dict[str, str]]:
+    found: dict[str, Target] = {}
     notes: dict[str, str] = {}
-    known: dict[str, nn.Module] = {}
+    known: dict[str, Target] = {}
     for entry in entries:
         if not entry.purified:  # its recorded decisions are those of the bare classifier
             continue
@@ -280,9 +281,3 @@ def _protocols(entries: Sequence[Entry]) -> list[tuple[str, str, list[str]]]:
         row = found.setdefault(protocol.hash, (str(protocol), tables.explain(protocol), []))
         row[2].append(entry.key)
     return list(found.values())
-
-
-def _version() -> str:
-    from .. import __version__
-
-    return __version__

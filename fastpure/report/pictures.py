@@ -14,13 +14,12 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..attacks.gradient import realisation
 from ..evaluate.judging import frozen
 from ..evaluate.protocol import FIRST_DRAW
 from ..kernels import Domain
-from ..purify import Defense
+from ..purify import Target
 from .data import Entry
 
 ROWS = 64
@@ -97,16 +96,16 @@ class Gallery:
         return {kind: meaning for kind, meaning in KINDS.items() if kind in own}
 
 
-def gallery(entry: Entry, defense: nn.Module | None, n_images: int, note: str = "") -> Gallery:
+def gallery(entry: Entry, target: Target | None, n_images: int, note: str = "") -> Gallery:
     """Pictures of up to ``n_images`` images, of every kind that occurs in turn, and counts of label flips.
 
     Args:
-        defense: that of the run (its identity was compared), or None.
+        target: the defence of the run (its identity was compared), or None.
         note: why it is None.
     """
     bare = None
-    if isinstance(defense, Defense):
-        bare = {which: bare_classes(defense, entry.run.images(which)) for which in _inputs(entry)}
+    if target is not None and target.purifies:
+        bare = {which: bare_classes(target, entry.run.images(which)) for which in _inputs(entry)}
     kinds = what_happened(entry, bare)
     chosen = choose(kinds, n_images)
     positions = entry.run.positions[chosen].tolist()
@@ -120,19 +119,19 @@ def gallery(entry: Entry, defense: nn.Module | None, n_images: int, note: str = 
         x = entry.run.images(which, positions)
         opinion = None if bare is None else bare[which][chosen]
         rows.append(_given(entry, which, x, chosen, opinion))
-        if isinstance(defense, Defense) and which == entry.judged:
-            rows.append(_purified(entry, defense, which, x, chosen))
+        if target is not None and target.purifies and which == entry.judged:
+            rows.append(_purified(entry, target, which, x, chosen))
     if entry.attacked:
         rows.insert(1, _noise(entry, positions))
     return Gallery(entry, columns, tuple(rows), () if bare is None else flips(entry, bare), note)
 
 
-def bare_classes(defense: Defense, x: np.ndarray) -> np.ndarray:
+def bare_classes(target: Target, x: np.ndarray) -> np.ndarray:
     """Classes int64 [n] that the classifier without purification gives to images [n, C, H, W]."""
-    device = defense.purifier.device
+    device = target.device
     with torch.no_grad():
         batches = [
-            defense.classify(part.to(device)).argmax(1).cpu() for part in torch.from_numpy(x).split(ROWS)
+            target.classify(part.to(device)).argmax(1).cpu() for part in torch.from_numpy(x).split(ROWS)
         ]
     return torch.cat(batches).numpy() if batches else np.zeros(0, np.int64)
 
@@ -174,12 +173,11 @@ def choose(kinds: Sequence[str], n: int) -> list[int]:
     return sorted(taken, key=lambda i: (order.index(kinds[i]), i))
 
 
-def states_of(entry: Entry, defense: Defense, which: str, positions: Sequence[int]) -> Tensor:
+def states_of(entry: Entry, target: Target, which: str, positions: Sequence[int]) -> Tensor:
     """Every state of the purification of these images on the first evaluation draw, [K + 1, B, C, H, W]."""
-    x, ids = _asked(entry, defense, entry.run.images(which, positions), positions)
-    with torch.no_grad(), frozen(defense, entry.run.protocol):
-        draw, domain = realisation(defense, torch.full_like(ids, FIRST_DRAW), Domain.EVALUATION)
-        return defense.trajectory(x, ids, draw, domain=domain)
+    x, ids = _asked(entry, target, entry.run.images(which, positions), positions)
+    with torch.no_grad(), frozen(target, entry.run.protocol):
+        return target.trajectory(x, ids, torch.full_like(ids, FIRST_DRAW), Domain.EVALUATION)
 
 
 def data_uri(image: np.ndarray) -> str:
@@ -201,11 +199,10 @@ def _inputs(entry: Entry) -> tuple[str, ...]:
     return ("clean", "adversarial") if entry.attacked else ("clean",)
 
 
-def _asked(entry: Entry, defense: Defense, x: np.ndarray, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _asked(entry: Entry, target: Target, x: np.ndarray, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
     place = {int(p): i for i, p in enumerate(entry.run.positions)}
     ids = torch.from_numpy(entry.run.sample_ids[[place[int(p)] for p in positions]])
-    device = defense.purifier.device
-    return torch.from_numpy(x).to(device), ids.to(device)
+    return torch.from_numpy(x).to(target.device), ids.to(target.device)
 
 
 Row = tuple[str, str, tuple[Tile, ...]]
@@ -229,12 +226,11 @@ def _given(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: np.
     return _noun(entry, which), said, tuple(tiles)
 
 
-def _purified(entry: Entry, defense: Defense, which: str, x: np.ndarray, chosen: list[int]) -> Row:
-    images, ids = _asked(entry, defense, x, entry.run.positions[chosen].tolist())
-    with torch.no_grad(), frozen(defense, entry.run.protocol):
-        draw, domain = realisation(defense, torch.full_like(ids, FIRST_DRAW), Domain.EVALUATION)
-        purified = defense.purify(images, ids, draw, domain=domain)
-        guesses = defense.classify(purified).argmax(1).cpu().numpy()
+def _purified(entry: Entry, target: Target, which: str, x: np.ndarray, chosen: list[int]) -> Row:
+    images, ids = _asked(entry, target, x, entry.run.positions[chosen].tolist())
+    with torch.no_grad(), frozen(target, entry.run.protocol):
+        purified = target.purify(images, ids, torch.full_like(ids, FIRST_DRAW), Domain.EVALUATION)
+        guesses = target.classify(purified).argmax(1).cpu().numpy()
     right = entry.run.correct(which)[chosen]
     tiles = []
     for i, image in enumerate(purified.float().cpu().numpy()):

@@ -6,7 +6,6 @@ by SHA-256. Anything that differs is a reason not to use it, which the page then
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -16,22 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks import ATTACKS, Transfer
+from .. import methods
 from ..attacks.base import Attack
 from ..checkpoints import load_denoiser
 from ..classifiers import load_classifier
 from ..data import Dataset
 from ..errors import FastpureError
-from ..evaluate.controls import CONTROLS
-from ..evaluate.identity import canonical, describe_defense, differences, plain, weights_sha256
+from ..evaluate.controls import KINDS
+from ..evaluate.identity import canonical, describe_defense, differences
+from ..evaluate.plan import count_queries
 from ..evaluate.protocol import Protocol
-from ..evaluate.queries import count_queries
+from ..methods import Method
 from ..nets import Denoiser
-from ..purify import Defense, Method, Purifier, methods
+from ..purify import Defense, Purifier, Target, look_through
+from ..purify.description import plain, weights_sha256
 from ..zoo import CLASSIFIERS, DENOISERS
-
-NETWORKS = ("classifier", "auxiliary")
-"""Parameters of methods that are networks."""
 
 SMALL = 8
 """Height and width of the images on which the queries of an attack are counted, at most."""
@@ -58,8 +56,7 @@ def rebuild_attack(described: Mapping[str, Any]) -> Attack:
     Raises:
         CannotRebuild: an unknown attack, or one with settings that plain values do not hold.
     """
-    kinds: dict[str, Any] = {kind.__name__: kind for kind in (*ATTACKS.values(), *CONTROLS.values())}
-    kind = kinds.get(described["name"])
+    kind: Any = KINDS.get(described["name"])
     if kind is None:
         raise CannotRebuild(f"this fastpure has no attack {described['name']}")
     known = {field.name for field in fields(kind)}
@@ -82,18 +79,19 @@ def rebuild_method(described: Mapping[str, Any], classifier: nn.Module) -> Metho
     Raises:
         CannotRebuild: an unknown method, one guided by something else, or a table that came out differently.
     """
-    function: Any = methods.METHODS.get(described["name"])
-    if function is None:
-        raise CannotRebuild(f"this fastpure has no method {described['name']}")
-    settings = {**described["settings"], **_networks(function, described, classifier)}
+    name, settings = described["name"], dict(described["settings"])
+    if name not in methods.METHODS:
+        raise CannotRebuild(f"this fastpure has no method {name}")
+    takes = methods.spec(name)
+    guided = described["guidance"] is not None or "sha256" in canonical(described.get("procedure"))
+    if takes.network is not None and (takes.required or guided):
+        settings[takes.network] = classifier
     try:
-        method: Method = function(**settings)
+        method = methods.make(name, **settings)
     except (TypeError, ValueError) as error:
-        raise CannotRebuild(
-            f"{described['name']} cannot be made from its stored settings: {error}"
-        ) from error
+        raise CannotRebuild(f"{name} cannot be made from its stored settings: {error}") from error
     if method.steps.digest != described["steps"]:
-        raise CannotRebuild(f"{described['name']} has another step table than in the run")
+        raise CannotRebuild(f"{name} has another step table than in the run")
     return method
 
 
@@ -121,7 +119,7 @@ def rebuild_defense(
     return defense
 
 
-def find_defense(described: Mapping[str, Any], given: tuple[nn.Module, ...], networks: Any) -> nn.Module:
+def find_defense(described: Mapping[str, Any], given: tuple[nn.Module, ...], networks: Any) -> Target:
     """The defence of an identity: among those ``given``, or put together from ``networks`` or bundled ones.
 
     Args:
@@ -132,18 +130,18 @@ def find_defense(described: Mapping[str, Any], given: tuple[nn.Module, ...], net
     Raises:
         CannotRebuild: none of these is the defence of the run.
     """
-    for defense in given:
-        if not differences(dict(described), describe_defense(defense)):
-            return defense
+    for target in map(look_through, given):
+        if not differences(dict(described), target.describe()):
+            return target
     reasons = [f"none of the {len(given)} given defences is the one of the run"] if given else []
     if networks is not None:
         try:
-            return _put_together(described, *networks)
+            return look_through(_put_together(described, *networks))
         except CannotRebuild as error:
             reasons.append(str(error))
     for denoiser, classifier, guide in _bundled(described):
         with suppress(CannotRebuild):
-            return _put_together(described, denoiser, classifier, guide)
+            return look_through(_put_together(described, denoiser, classifier, guide))
     # That bundled networks are not those of the run is of interest only to one who offered no others.
     raise CannotRebuild("; ".join(reasons) or "its networks are not the bundled ones")
 
@@ -166,20 +164,16 @@ def _put_together(
 def queries(attack: str, protocol: Protocol, shape: tuple[int, ...], n_classes: int, purified: bool) -> Any:
     """(gradients, judgements) per image of an attack given as canonical text, if it breaks nothing; None if unknown.
 
-    A number of the attack alone: counted against a stand-in that costs nothing, see `count_queries`.
+    A number of the attack alone: counted against a stand-in that costs nothing, see ``count_queries``.
     """
     import json
 
     try:
         rebuilt = rebuild_attack(json.loads(attack))
-        stand_in: nn.Module = _Head().eval()
-        if purified:
-            network = Denoiser.from_module(nn.Identity().eval(), image_shape=shape)  # type: ignore[arg-type]
-            stand_in = Defense(Purifier(network, methods.diffpure(t=0.01, dt=0.01)), stand_in)
         classes = tuple(str(i) for i in range(n_classes))
         one = torch.zeros(1, dtype=torch.int64)
         data = Dataset(torch.zeros((1, *shape)), one, one.clone(), classes, "stand-in", "none")
-        return count_queries(stand_in, data, rebuilt, protocol)
+        return count_queries(data, rebuilt, protocol, random=purified, purifies=purified)
     except (FastpureError, ValueError, TypeError):
         return None
 
@@ -188,7 +182,7 @@ def network_calls(identity: Mapping[str, Any], protocol: Protocol, judged: int, 
     """Images through the denoiser (the classifier where nothing purifies) of a run, at most; None if not known.
 
     Args:
-        judged: recorded (image, input, draw) rows, which cost one purification each.
+        judged: recorded triples (image, input, draw), which cost one purification each.
         images: finished images, each of which was attacked once. A gradient counts twice, forward and backward.
     """
     defense, data, per = identity["defense"], identity["data"], 1
@@ -198,7 +192,8 @@ def network_calls(identity: Mapping[str, Any], protocol: Protocol, judged: int, 
             per = rebuild_method(defense["method"], _Head().eval()).steps.n_network_calls
         except CannotRebuild:
             return None
-    if identity["attack"] is None or identity["attack"]["name"] == Transfer.__name__:
+    attack = identity["attack"]
+    if attack is None or (attack["name"] in KINDS and not KINDS[attack["name"]].asks):
         return per * judged
     channels, height, width = data["image_shape"]
     # How often an attack asks does not depend on the size of the images; how long it takes to find out does.
@@ -234,16 +229,6 @@ def _bundled_denoiser(name: str) -> Denoiser:
 @cache
 def _bundled_classifier(name: str) -> nn.Module:
     return load_classifier(name)
-
-
-def _networks(function: Any, described: Mapping[str, Any], classifier: nn.Module) -> dict[str, nn.Module]:
-    """The classifier under the name a method takes it by, if the described one had it."""
-    guided = described["guidance"] is not None or "sha256" in canonical(described.get("procedure"))
-    return {
-        name: classifier
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name in NETWORKS and (guided or parameter.default is inspect.Parameter.empty)
-    }
 
 
 def _same(stored: Mapping[str, Any], made: Any, what: str) -> None:

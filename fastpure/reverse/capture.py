@@ -3,8 +3,8 @@
 Everything a recorded row reads besides weights lies in buffers that stay where they are: the state, the register,
 the cotangents, the guidance's context, the noise keys (seed, sample ids, draws) and the number of the step. Labels
 and embedding rows are looked up by that number while the graph runs, so one recording serves all steps of a kind, all
-draws and all images. What Python numbers tell a row apart is its `RowKind`; rows of another kind are another recording.
-The denoiser and the guidance gradient do not depend on each other and are recorded side by side.
+draws and all images. What Python numbers tell a row apart is its ``RowKind``; rows of another kind are another
+recording. The denoiser and the guidance gradient do not depend on each other and are recorded side by side.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..guidance import Guidance, GuidanceStep
-from ..guidance.base import Pullback
+from ..guidance import VJP, Guidance, GuidanceStep
 from ..kernels import NoiseKeys
 from .noise import GeneratedNoise, NoiseSource
 from .recorder import Recorder, Work
-from .step import Context, Process, Tape, advance, evaluate, linearize, pull_row
+from .step import Context, Process, Tape, advance, evaluate, linearize, row_vjp
 
 SENTINEL = 2**32 - 1
-"""Sample id of the rows that fill a batch up; their results are cut off."""
+"""Sample id of the images that fill a batch up; their results are cut off."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,9 @@ def kind_of(process: Process, k: int, noise: NoiseSource) -> RowKind | None:
         return None
     reads = row.p != 0.0 or row.s != 0.0
     after = rows[k + 1] if k + 1 < len(rows) else None
-    pulled = row.writes_register and after is not None and (after.p != 0.0 or after.s != 0.0)
-    shape = (row.calls_guidance, row.d != 0.0, row.forward, row.clip, reads, row.writes_register, pulled)
+    # Of the register it writes a row has a cotangent only where the next one reads it.
+    handed_on = row.writes_register and after is not None and (after.p != 0.0 or after.s != 0.0)
+    shape = (row.calls_guidance, row.d != 0.0, row.forward, row.clip, reads, row.writes_register, handed_on)
     numbers: tuple[float, ...] = ()
     denoiser, guidance = process.denoiser, process.guidance
     if denoiser.prediction != "eps" or denoiser.time_input == "sigma":
@@ -87,12 +87,15 @@ class Recorded:
 class Slot:
     """A row whose tape stays in the recorder's pool between its two replays.
 
-    ``saved`` and ``tape`` keep that memory from being given to later recordings: autograd lets go of what it saved
-    once the pull has been recorded. ``owner`` counts who filled it.
+    Attributes:
+        forward, vjp: the two.
+        saved, tape: keep that memory from being given to later recordings: autograd lets go of what it saved once
+            the VJP has been recorded.
+        owner: counts who filled it.
     """
 
     forward: Recorded = field(default_factory=Recorded)
-    pull: Recorded = field(default_factory=Recorded)
+    vjp: Recorded = field(default_factory=Recorded)
     saved: list[Tensor] = field(default_factory=list)
     tape: Tape | None = None
     owner: int = 0
@@ -124,25 +127,26 @@ class Family:
         self.keys = NoiseKeys(torch.zeros_like(ids[:1]), ids, torch.zeros_like(ids))
         self.step = torch.zeros_like(ids[:1])
         self.forwards: dict[RowKind, Recorded] = {}
-        self.pulls: dict[RowKind, Recorded] = {}
+        self.vjps: dict[RowKind, Recorded] = {}
         self.slots: dict[int, Slot] = {}
         self.slot_bytes = 0
         self.passes = self.gradients = 0
         # Kept alive: a recording reads the addresses these weights have now, whatever becomes of their modules.
-        networks = (process.denoiser, *(process.guidance.networks() if process.guidance else ()))
-        self._weights = [t.detach() for net in networks for t in (*net.parameters(), *net.buffers())]
+        self._weights = [
+            t.detach() for net in process.networks() for t in (*net.parameters(), *net.buffers())
+        ]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers and of the recorder's pool; weights are not counted."""
         buffers = [self.x, self.register, self.v, self.w, *self.context]
-        recorded = [*self.forwards.values(), *self.pulls.values()]
-        recorded += [part for slot in self.slots.values() for part in (slot.forward, slot.pull)]
+        recorded = [*self.forwards.values(), *self.vjps.values()]
+        recorded += [part for slot in self.slots.values() for part in (slot.forward, slot.vjp)]
         outputs = [tensor for part in recorded for tensor in part.outputs.values()]
         return self.recorder.nbytes + sum(tensor.nbytes for tensor in (*buffers, *outputs))
 
     def fill_up(self, batch: int) -> None:
-        """Zeros and sentinels behind the first ``batch`` rows: what an earlier, larger batch left is not used."""
+        """Zeros and sentinels behind the first ``batch`` images: what an earlier, larger batch left is not used."""
         for buffer in (self.x, self.register, self.v, self.w, self.keys.draws, *self.context):
             buffer[batch:].zero_()
         self.keys.sample_ids[batch:].fill_(SENTINEL)
@@ -161,19 +165,19 @@ class Family:
             self.forwards[kind] = done
         return self.forwards[kind]
 
-    def pull(self, kind: RowKind, k: int) -> Recorded:
+    def vjp(self, kind: RowKind, k: int) -> Recorded:
         """The recording of the row's recomputation and transpose."""
-        if kind not in self.pulls:
+        if kind not in self.vjps:
             done = Recorded()
 
             def work() -> None:
                 here, noise = self._here(kind)
                 tape = self._side_by_side(linearize(here, k, self.x, self.context, noise))
-                self._pull_row(done, here, k, tape)
+                self._row_vjp(done, here, k, tape)
 
             (done.replay,) = self.recorder.record(work)
-            self.pulls[kind] = done
-        return self.pulls[kind]
+            self.vjps[kind] = done
+        return self.vjps[kind]
 
     def slot(self, kind: RowKind, k: int) -> Slot:
         """The two recordings of row ``k`` that keep its tape in between."""
@@ -183,17 +187,17 @@ class Family:
             def forward() -> None:
                 here, noise = self._here(kind)
                 slot.saved = []
-                # It may hold parts of the buffers too: those are filled again before the pull is replayed.
+                # It may hold parts of the buffers too: those are filled again before the VJP is replayed.
                 with torch.autograd.graph.saved_tensors_hooks(_keeper(slot.saved), lambda tensor: tensor):
                     tape = linearize(here, k, self.x, self.context, noise)
                 slot.tape = self._side_by_side(tape)
                 self._advance(slot.forward, here, k, (tape.noise_pred, tape.guidance), noise)
 
-            def pull() -> None:
+            def vjp() -> None:
                 here, _ = self._here(kind)
-                self._pull_row(slot.pull, here, k, slot.tape)
+                self._row_vjp(slot.vjp, here, k, slot.tape)
 
-            slot.forward.replay, slot.pull.replay = self.recorder.record(forward, pull)
+            slot.forward.replay, slot.vjp.replay = self.recorder.record(forward, vjp)
             self.slot_bytes = max(self.slot_bytes, self.recorder.nbytes - before)
             self.slots[k] = slot
         return self.slots[k]
@@ -203,16 +207,17 @@ class Family:
         process, n = self.process, len(self.process.table)
         known = process.conditioning
         labels = known.labels.index_select(0, self.step).expand(n)
-        rows = None if known.rows is None else known.rows.index_select(0, self.step).expand(n, -1)
+        embeddings = known.embeddings
+        if embeddings is not None:
+            embeddings = embeddings.index_select(0, self.step).expand(n, -1)
         guidance = process.guidance
         if guidance is not None:
             guidance = _Beside(guidance, self.recorder, self.recorder.fork())
         here = replace(
             process,
-            conditioning=replace(known, labels=labels, rows=rows),
+            conditioning=replace(known, labels=labels, embeddings=embeddings),
             steps=self.step.expand(n),
             guidance=guidance,
-            graphs=None,
         )
         return here, _StaticNoise(replace(self.keys, domain=kind.domain), self.step)
 
@@ -228,31 +233,31 @@ class Family:
         done.emit("x", x_next)
         done.emit("register", register)
 
-    def _pull_row(self, done: Recorded, here: Process, k: int, tape: Tape | None) -> None:
+    def _row_vjp(self, done: Recorded, here: Process, k: int, tape: Tape | None) -> None:
         after = here.table.rows[k + 1] if k + 1 < len(here.table) else None
         w = self.w if after is not None and (after.p != 0.0 or after.s != 0.0) else None
-        v_x, v_context, v_register = pull_row(here, k, self.x, tape, self.v, w)
+        v_x, v_context, v_register = row_vjp(here, k, self.x, tape, self.v, w)
         done.emit("v", v_x)
         done.emit("w", v_register)
         for i, part in enumerate(v_context):
             done.emit(f"context {i}", part)
 
     def _side_by_side(self, tape: Tape) -> Tape:
-        """The same tape with the guidance pulled back beside the denoiser."""
-        pull_noise_pred, pull_guidance, recorder = tape.pull_noise_pred, tape.pull_guidance, self.recorder
-        if pull_guidance is None:
+        """The same tape with the guidance's VJP beside the denoiser's."""
+        noise_pred_vjp, guidance_vjp, recorder = tape.noise_pred_vjp, tape.guidance_vjp, self.recorder
+        if guidance_vjp is None:
             return tape
         marks: list[object] = []
 
         def first(v: Tensor) -> Tensor:
             marks.append(recorder.fork())
-            return pull_noise_pred(v)
+            return noise_pred_vjp(v)
 
         def second(v: Tensor) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
             with recorder.beside(marks.pop()):
-                return pull_guidance(v)
+                return guidance_vjp(v)
 
-        return replace(tape, pull_noise_pred=first, pull_guidance=second)
+        return replace(tape, noise_pred_vjp=first, guidance_vjp=second)
 
 
 def _keeper(saved: list[Tensor]) -> Callable[[Tensor], Tensor]:
@@ -265,7 +270,7 @@ def _keeper(saved: list[Tensor]) -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True)
 class _Beside(Guidance):
-    """A guidance evaluated beside whatever was issued after ``mark``. Its pullback is left to the caller."""
+    """A guidance evaluated beside whatever was issued after ``mark``. Its VJP is left to the caller."""
 
     inner: Guidance
     recorder: Recorder
@@ -278,9 +283,7 @@ class _Beside(Guidance):
         with self.recorder.beside(self.mark):
             return self.inner.gradient(x, context, step)
 
-    def linearize(
-        self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep
-    ) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep) -> tuple[Tensor, VJP]:
         with self.recorder.beside(self.mark):
             return self.inner.linearize(x, context, step)
 

@@ -2,13 +2,13 @@
 
 A recording costs a second and pays where launching a step's operations takes longer than running them: small
 batches, and half precision up to large ones. It gives the same bits as launching them, because it is the same
-operations. A batch that is smaller than a recorded one (but not by half) is filled up with rows of zeros under a
+operations. A batch that is smaller than a recorded one (but not by half) is filled up with zeros under a
 sentinel id and its result cut off; larger ones are recorded for themselves.
 
 What the memory plan keeps for the backward pass is recorded too, each row in memory of its own, but only from the
 third gradient of a shape on: it takes two recordings per row, which a single gradient does not earn back. Until
 then kept rows are launched as they are, and so are, in the first passes, rows that differ in numbers a recording
-fixes (`capture.RowKind`). If such memory is filled again before it is read (two purifications of
+fixes (``capture.RowKind``). If such memory is filled again before it is read (two purifications of
 one shape whose backward passes come later), the older one recomputes.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ from torch import Tensor
 from ..errors import CaptureError
 from ..kernels import OPS, NoiseKeys, forced_backend
 from .capture import Family, Recorded, RowKind, Slot, kind_of, layout_of
-from .recorder import RECORDERS, Execution
-from .rows import EagerRows, Pulled, Rows
-from .step import Context, Process
+from .noise import NoiseSource
+from .recorder import RECORDERS
+from .step import Context, Cotangents, EagerRows, Execution, Executor, Process, Rows
 
 FIRST_KEEPING = 3
 """The gradient of a family from which on kept rows are recorded."""
@@ -38,10 +38,17 @@ FIRST_APART = 5
 ROWS_APART = 256
 """Most recordings of one family; rows of further kinds are launched, not recorded."""
 
+ASKED_FOR = Execution("graph", "asked for")
+
 
 @dataclass(frozen=True)
 class GraphLimits:
-    """Bounds of the cache: batches (of one shape and process) and bytes; None is half the device's memory."""
+    """Bounds of the cache.
+
+    Attributes:
+        families: most batches, each of one shape and process.
+        nbytes: most bytes of all together; None is half the device's memory.
+    """
 
     families: int = 8
     nbytes: int | None = None
@@ -55,30 +62,52 @@ class GraphLimits:
         )
 
 
-class Graphs:
-    """The recordings of one purifier: least recently used batches leave first.
+@final
+class Graphs(Executor):
+    """Records steps and replays them: least recently used batches leave first.
 
     Args:
         execution: what is planned.
         insist: raise CaptureError where something cannot be recorded, instead of going on eagerly.
+        limits: of what is held.
     """
 
-    def __init__(self, execution: Execution, insist: bool, limits: GraphLimits | None = None) -> None:
+    manner: ClassVar[str] = "steps are replayed"
+
+    def __init__(
+        self,
+        execution: Execution = ASKED_FOR,
+        insist: bool = True,
+        limits: GraphLimits | None = None,
+    ) -> None:
         self.execution = execution
         self.insist = insist
         self.limits = limits or GraphLimits()
         self._families: OrderedDict[tuple[Any, int], Family] = OrderedDict()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graphs:
-        return Graphs(
-            self.execution, self.insist, self.limits
-        )  # recordings can be neither copied nor pickled
+        # Recordings can be neither copied nor pickled.
+        return Graphs(self.execution, self.insist, self.limits)
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[Any, ...]]:
         return Graphs, (self.execution, self.insist, self.limits)
 
     def __len__(self) -> int:
         return len(self._families)
+
+    def __repr__(self) -> str:
+        return f"Graphs({self.execution}, insist={self.insist}, {self.limits})"
+
+    @classmethod
+    def reason_against(cls, device: torch.device | None) -> str | None:
+        """See ``Executor.reason_against``."""
+        if device is None:
+            reasons = {kind: recorder.reason_against() for kind, recorder in RECORDERS.items()}
+            known = None in reasons.values()
+            return None if known else ", ".join(f"{kind}: {reason}" for kind, reason in reasons.items())
+        if device.type not in RECORDERS:
+            return f"graphs need a CUDA device, the networks are on {device}"
+        return RECORDERS[device.type].reason_against()
 
     @property
     def nbytes(self) -> int:
@@ -89,11 +118,12 @@ class Graphs:
         """Forget every recording: weights moved."""
         self._families.clear()
 
-    def rows(self, eager: EagerRows, x: Tensor) -> Rows:
-        """The rows of ``eager`` on recordings for a batch like ``x``."""
+    def rows(self, process: Process, x: Tensor, context: Context, noise: NoiseSource) -> Rows:
+        """The rows of ``process`` on recordings for a batch like ``x``; eager ones once recording was given up."""
+        eager = EagerRows(process, context, noise)
         if self.execution.backend == "eager" or x.device.type not in RECORDERS:
             return eager
-        family = self._family(eager.process, x, eager.context)
+        family = self._family(process, x, context)
         family.passes += 1
         return CapturedRows(self, family, eager, len(x))
 
@@ -145,17 +175,17 @@ class CapturedRows(Rows):
         self._loaded: NoiseKeys | None = None
 
     def forward(
-        self, k: int, x: Tensor, register: Tensor | None, *, pulled: bool = False
+        self, k: int, x: Tensor, register: Tensor | None, *, vjp_follows: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See ``Rows.forward``."""
         kind = self._kind(k)
         if kind is None:
-            return self._eager.forward(k, x, register, pulled=pulled)
+            return self._eager.forward(k, x, register, vjp_follows=vjp_follows)
         self._load(k, x, register)
         try:
             recorded = self._family.forward(kind, k)
-            if pulled:  # now, because a backward pass runs in a thread of autograd's
-                self._family.pull(kind, k)
+            if vjp_follows:  # now, because a backward pass runs in a thread of autograd's
+                self._family.vjp(kind, k)
         except CaptureError as error:
             self._graphs.give_up(error)
             return self._eager.forward(k, x, register)
@@ -173,7 +203,7 @@ class CapturedRows(Rows):
             if self._family.gradients < FIRST_KEEPING:
                 return self._eager.forward_keeping(k, x, register)
             if not self._graphs.room_for(self._family.slot_bytes, x.device):
-                return *self.forward(k, x, register, pulled=True), None
+                return *self.forward(k, x, register, vjp_follows=True), None
         self._load(k, x, register)
         try:
             slot = self._family.slot(kind, k)
@@ -184,20 +214,20 @@ class CapturedRows(Rows):
         slot.forward.replay()
         return *self._state(slot.forward), (slot, slot.owner)
 
-    def backward(self, k: int, x: Tensor, tape: Any, v: Tensor, w: Tensor | None) -> Pulled:
-        """See ``Rows.backward``."""
+    def vjp(self, k: int, x: Tensor, tape: Any, v: Tensor, w: Tensor | None) -> Cotangents:
+        """See ``Rows.vjp``."""
         kind = self._kind(k)
-        recorded = self._family.pulls.get(kind) if kind is not None else None
+        recorded = self._family.vjps.get(kind) if kind is not None else None
         if isinstance(tape, tuple):
             slot, owner = tape
             assert isinstance(slot, Slot)
             if slot.owner == owner and kind is not None:
                 slot.owner += 1  # autograd's buffers in it are spent
-                recorded = slot.pull
+                recorded = slot.vjp
         elif tape is not None:
             recorded = None
         if recorded is None:
-            return self._eager.backward(k, x, tape, v, w)
+            return self._eager.vjp(k, x, tape, v, w)
         self._load(k, x, None)
         _fill(self._family.v, v)
         if w is not None:
@@ -256,7 +286,7 @@ class CapturedRows(Rows):
 
 
 def _fill(buffer: Tensor, value: Tensor) -> None:
-    """Copy into the first rows; those behind stay as they are."""
+    """Copy into the first entries; those behind stay as they are."""
     (buffer if len(value) == len(buffer) else buffer[: len(value)]).copy_(value)
 
 

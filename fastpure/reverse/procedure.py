@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, named
 from ..guidance import GuidanceStep
+from .loop import Call
 from .memory import count_saved_bytes
 from .noise import NoiseSource
-from .step import Context, Process, range_scale
-
-if TYPE_CHECKING:
-    from .adjoint import Call
+from .step import Context, Process, range_scale, wants_gradient
 
 State = tuple[Tensor, ...]
 
@@ -51,12 +49,12 @@ class Procedure(ABC):
 
 
 def perform(call: Call, procedure: Procedure, x: Tensor, context: Context) -> Tensor:
-    """Run the procedure from ``x`` [B, C, H, W]; differentiable in ``x`` and in floating ``context`` tensors.
+    """``reverse`` for a procedure: differentiable in ``x`` [B, C, H, W] and in floating ``context`` tensors.
 
     Raises:
         NonFiniteError: NaN or Inf appeared, with the step and the sample ids.
     """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *context)):
+    if wants_gradient(x, *context):
         end = _Perform.apply(call, procedure, x, *context)
     else:
         with torch.no_grad(), call.environment():
@@ -64,6 +62,14 @@ def perform(call: Call, procedure: Procedure, x: Tensor, context: Context) -> Te
     if not bool(torch.isfinite(end).all()):
         _explain(call, procedure, x, context)
     return end
+
+
+def perform_states(call: Call, procedure: Procedure, x: Tensor, context: Context) -> list[Tensor]:
+    """``states`` for a procedure, without gradient: the image before the first row and after every row."""
+    visited = [x.detach()]
+    with torch.no_grad(), call.environment():
+        run(call, procedure, visited[0], context, visit=lambda k, image: visited.append(image))
+    return visited
 
 
 def run(
@@ -106,7 +112,7 @@ class _Perform(torch.autograd.Function):
         leaves, end = ctx.graph or _recorded(call, procedure, ctx.tensors)
         ctx.graph = None
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        # The pullback is linear in v, so a power of two per sample keeps small gradients inside float16 exactly.
+        # The VJP is linear in v, so a power of two per sample keeps small gradients inside float16 exactly.
         scale = (
             range_scale(v).flatten()
             if call.process.denoiser.dtype == torch.float16
@@ -119,8 +125,8 @@ class _Perform(torch.autograd.Function):
             ]
         if parts[0] is not None and not bool(torch.isfinite(parts[0]).all()):
             bad = ~torch.isfinite(parts[0]).flatten(1).all(1)
-            ids = ", ".join(str(int(i)) for i in call.sample_ids[bad][:8])
-            raise NonFiniteError(f"the gradient of the purification is NaN or Inf for sample id {ids}")
+            samples = named(call.sample_ids, bad)
+            raise NonFiniteError(f"the gradient of the purification is NaN or Inf for {samples}")
         return (None, None, *(parts.pop(0) if leaf.requires_grad else None for leaf in leaves))
 
 
@@ -140,8 +146,8 @@ def _explain(call: Call, procedure: Procedure, x: Tensor, context: Context) -> N
     def look(k: int, image: Tensor) -> None:
         bad = ~torch.isfinite(image).flatten(1).all(1)
         if bool(bad.any()):
-            ids = ", ".join(str(int(i)) for i in call.sample_ids[bad][:8])
-            raise NonFiniteError(f"NaN or Inf appeared at step {k} for sample id {ids}; the input was finite")
+            samples = named(call.sample_ids, bad)
+            raise NonFiniteError(f"NaN or Inf appeared at step {k} for {samples}; the input was finite")
 
     with torch.no_grad(), call.environment():
         run(call, procedure, x.detach(), tuple(t.detach() for t in context), visit=look)
@@ -160,8 +166,7 @@ def _steps_to_keep(call: Call, procedure: Procedure, x: Tensor, context: Context
 
 def _bytes_per_step(call: Call, procedure: Procedure, x: Tensor, context: Context) -> int:
     process = call.process
-    networks = [process.denoiser, *(process.guidance.networks() if process.guidance else ())]
-    weights = [tensor for network in networks for tensor in network.state_dict().values()]
+    weights = [tensor for network in process.networks() for tensor in network.state_dict().values()]
     with torch.enable_grad(), count_saved_bytes(x, *weights) as saved:
         state = procedure.begin(x.detach().requires_grad_(True))
         # The first step that calls the network: rows before it only add noise.
@@ -204,7 +209,7 @@ def steered(process: Process, k: int, x: Tensor, context: Context, noise: NoiseS
     assert process.guidance is not None
     row = process.table.rows[k]
     step = GuidanceStep(k, row.alpha, row.sigma, lambda: noise.guidance(k, x))
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *context)):
+    if wants_gradient(x, *context):
         return _Steered.apply(process.guidance, step, x, *context)
     return process.guidance.gradient(x, context, step)
 
@@ -212,11 +217,11 @@ def steered(process: Process, k: int, x: Tensor, context: Context, noise: NoiseS
 class _Steered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, guidance: Any, step: GuidanceStep, x: Tensor, *context: Tensor) -> Tensor:
-        g, ctx.pull = guidance.linearize(x, context, step)
+        g, ctx.vjp = guidance.linearize(x, context, step)
         return g
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
-        v_x, v_context = ctx.pull(v)
+        v_x, v_context = ctx.vjp(v)
         return (None, None, v_x, *v_context)

@@ -9,15 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 
 import torch
 
-from ..errors import CaptureError, KernelUnavailable, one_of
+from ..errors import CaptureError
 from ..kernels import preload
 
 Work = Callable[[], None]
-BACKENDS = ("auto", "graph", "eager")
 WARM_UPS = 2
 """Runs before the first recording: libraries load kernels and make plans when first asked."""
 
@@ -160,52 +158,3 @@ def _first_cause(error: BaseException) -> str:
 
 RECORDERS: dict[str, type[Recorder]] = {"cuda": CudaRecorder}
 """Device type -> what records there."""
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How the steps of a purification are carried out: ``backend`` "graph" or "eager", and why that one."""
-
-    backend: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.backend} ({self.reason})"
-
-
-def planned(backend: str, device: torch.device, rows: bool = True) -> Execution:
-    """What ``backend`` ("auto", "graph" or "eager") means on ``device``; ``rows``: the method is a table's rows.
-
-    Raises:
-        ValueError: another word.
-        KernelUnavailable: "graph", where nothing can be recorded.
-    """
-    if one_of("backend", backend, BACKENDS) == "eager":
-        return Execution("eager", "asked for")
-    recorder = RECORDERS.get(device.type)
-    if not rows:
-        reason: str | None = "the method walks its table by a rule of its own, which is not recorded"
-    elif recorder is None:
-        reason = f"graphs need a CUDA device, the networks are on {device}"
-    else:
-        reason = recorder.reason_against()
-    if reason is None:
-        return Execution("graph", "asked for" if backend == "graph" else f"steps are replayed on {device}")
-    if backend == "graph":
-        raise KernelUnavailable(f"backend='graph' was asked for, but {reason}. Use backend='auto' or 'eager'")
-    return Execution("eager", reason)
-
-
-def check_backend(backend: str) -> str:
-    """Return ``backend`` if it is known and something on this machine can carry it out.
-
-    Raises:
-        ValueError: an unknown word.
-        KernelUnavailable: "graph" on a machine where nothing can be recorded.
-    """
-    if one_of("backend", backend, BACKENDS) == "graph":
-        reasons = {name: recorder.reason_against() for name, recorder in RECORDERS.items()}
-        if None not in reasons.values():
-            listed = ", ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            raise KernelUnavailable(f"backend='graph' was asked for, but {listed}")
-    return backend

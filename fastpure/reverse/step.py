@@ -1,35 +1,44 @@
-"""One row of the table, forward and linearised: everything the loop and the adjoint share."""
+"""One row of the table: its arithmetic, forward and transposed, and who carries it out.
+
+The arithmetic is ``evaluate`` (the networks), ``advance`` (the state) and ``row_vjp`` (the transpose of both). An
+``Executor`` decides how a row's operations reach the device; loop and adjoint need not know how.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import mistake
-from ..guidance import Guidance, GuidanceStep
-from ..guidance.base import Pullback
+from ..guidance import VJP, Guidance, GuidanceStep
 from ..kernels import NoiseKeys, Stream, affine_row, affine_row_vjp
 from ..nets import Conditioning, Denoiser
 from ..schedule import StepTable
 from .noise import NoiseSource
 
-if TYPE_CHECKING:
-    from .graphs import Graphs
-
 Context = tuple[Tensor, ...]
+"""What the guidance read from the purifier's input."""
+
+Cotangents = tuple[Tensor, tuple["Tensor | None", ...], "Tensor | None"]
+"""Of (state, context, register); None stands for zero."""
 
 
 @dataclass(frozen=True, eq=False)
 class Process:
     """A denoiser, a table and a guidance on one device: all that is constant over calls.
 
-    ``matrix`` is the table for the kernel [K, 16] in the state's dtype, ``steps`` the row numbers [K] int64;
-    both live on the device so that a captured loop can read them there. ``graphs`` replays rows instead of
-    launching their operations one by one.
+    Attributes:
+        denoiser: predicts the noise.
+        conditioning: what the denoiser is told at each row, computed once.
+        table: a row per step.
+        matrix: the table for the kernel [K, 16] in the state's dtype, on the device.
+        steps: the row numbers [K] int64; on the device too, so that a recorded row can read its own there.
+        guidance: added to the score where the table says so.
     """
 
     denoiser: Denoiser
@@ -38,7 +47,6 @@ class Process:
     matrix: Tensor
     steps: Tensor
     guidance: Guidance | None
-    graphs: Graphs | None = None
 
     @staticmethod
     def build(
@@ -47,7 +55,6 @@ class Process:
         guidance: Guidance | None,
         device: torch.device,
         dtype: torch.dtype,
-        graphs: Graphs | None = None,
     ) -> Process:
         """Move the table to ``device`` in the state's ``dtype`` and compute what does not depend on x."""
         if table.uses_guidance and guidance is None:
@@ -59,23 +66,32 @@ class Process:
         )
         matrix = torch.tensor(table.matrix, dtype=dtype, device=device)
         steps = torch.arange(len(table), device=device)
-        return Process(denoiser, conditioning, table, matrix, steps, guidance, graphs)
+        return Process(denoiser, conditioning, table, matrix, steps, guidance)
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The denoiser and the guidance's networks."""
+        return (self.denoiser, *(self.guidance.networks() if self.guidance else ()))
 
 
 @dataclass(frozen=True)
 class Tape:
-    """Outputs of the networks at one state with their pullbacks; a pullback may be called once."""
+    """Outputs of the networks at one state, each with its VJP; a VJP may be called once."""
 
     noise_pred: Tensor
-    pull_noise_pred: Callable[[Tensor], Tensor]
+    noise_pred_vjp: Callable[[Tensor], Tensor]
     guidance: Tensor | None
-    pull_guidance: Pullback | None
+    guidance_vjp: VJP | None
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether a gradient with respect to one of ``tensors`` is being recorded."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def evaluate(
     process: Process, k: int, x: Tensor, context: Context, noise: NoiseSource
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Predicted noise and guidance gradient at row ``k``, without graphs; None where the row ignores them."""
+    """Predicted noise and guidance gradient at row ``k``, without gradient; None where the row ignores them."""
     row = process.table.rows[k]
     noise_pred = guidance = None
     if row.calls_network:
@@ -86,7 +102,7 @@ def evaluate(
 
 
 def linearize(process: Process, k: int, x: Tensor, context: Context, noise: NoiseSource) -> Tape:
-    """Predicted noise and guidance gradient at row ``k`` together with what their pullbacks need.
+    """Predicted noise and guidance gradient at row ``k`` together with their VJPs.
 
     Raises:
         ValueError: the denoiser's output is cut off from its input (``detach`` or ``no_grad`` inside).
@@ -102,32 +118,32 @@ def linearize(process: Process, k: int, x: Tensor, context: Context, noise: Nois
 
     half = process.denoiser.dtype == torch.float16
 
-    def pull(v: Tensor) -> Tensor:
+    def noise_pred_vjp(v: Tensor) -> Tensor:
         scale = range_scale(v) if half else 1.0
         return torch.autograd.grad(noise_pred, leaf, v * scale)[0] / scale
 
-    guidance, pull_guidance = None, None
+    guidance, guidance_vjp = None, None
     if process.table.rows[k].calls_guidance and process.guidance is not None:
         step = _guidance_step(process, k, x, noise)
-        guidance, pull_guidance = process.guidance.linearize(x, context, step)
-        pull_guidance = _in_range(pull_guidance) if half else pull_guidance
-    return Tape(noise_pred.detach(), pull, guidance, pull_guidance)
+        guidance, guidance_vjp = process.guidance.linearize(x, context, step)
+        guidance_vjp = _in_range(guidance_vjp) if half else guidance_vjp
+    return Tape(noise_pred.detach(), noise_pred_vjp, guidance, guidance_vjp)
 
 
 def range_scale(v: Tensor) -> Tensor:
     """Power of two per sample [B, 1, ...] that brings the largest entry of ``v`` to about 1.
 
-    A pullback is linear, so scaling its argument and its result is exact; float16 holds nothing below 6e-8, and
+    A VJP is linear, so scaling its argument and its result is exact; float16 holds nothing below 6e-8, and
     the gradients of a confident classifier are smaller than that.
     """
     largest = v.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.exp2(-torch.floor(torch.log2(largest))).view(-1, *(1,) * (v.dim() - 1))
 
 
-def _in_range(pull: Pullback) -> Pullback:
+def _in_range(vjp: VJP) -> VJP:
     def scaled(v: Tensor) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
         scale = range_scale(v)
-        through_state, through_context = pull(v * scale)
+        through_state, through_context = vjp(v * scale)
         unscaled = tuple(None if part is None else part / scale for part in through_context)
         return None if through_state is None else through_state / scale, unscaled
 
@@ -161,13 +177,13 @@ def advance(
     )
 
 
-def pull_row(
+def row_vjp(
     process: Process, k: int, x: Tensor | None, tape: Tape | None, v: Tensor, w: Tensor | None
-) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor | None]:
-    """Transpose of row ``k``: cotangents of (state, context, register) from those of its outputs (v, w).
+) -> Cotangents:
+    """Transpose of row ``k``: cotangents of what it read from those of its outputs (state v, register w).
 
-    v_x = a v + q w + J_eps^T (b v + r w) + H_g^T (c v + u w), with the clipping mask where the row clips
-    (methods: the exact discrete adjoint). Noise plays no part.
+    v_x = a v + q w + J_eps^T (b v + r w) + H_g^T (c v + u w), with the clipping mask where the row clips. Noise
+    plays no part.
     """
     row = process.table.rows[k]
     v_x, v_pred, v_guidance, v_register = affine_row_vjp(
@@ -182,9 +198,131 @@ def pull_row(
     )
     v_context: tuple[Tensor | None, ...] = ()
     if tape is not None and row.calls_network:
-        v_x = v_x + tape.pull_noise_pred(v_pred)
-    if tape is not None and tape.pull_guidance is not None and v_guidance is not None:
-        through_state, v_context = tape.pull_guidance(v_guidance)
+        v_x = v_x + tape.noise_pred_vjp(v_pred)
+    if tape is not None and tape.guidance_vjp is not None and v_guidance is not None:
+        through_state, v_context = tape.guidance_vjp(v_guidance)
         if through_state is not None:
             v_x = v_x + through_state
     return v_x, v_context, v_register
+
+
+class Rows(ABC):
+    """The rows of a table for one batch. States and cotangents are [B, C, H, W]; nothing returned is used again."""
+
+    @abstractmethod
+    def forward(
+        self, k: int, x: Tensor, register: Tensor | None, *, vjp_follows: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next state and register; ``vjp_follows`` announces that ``vjp`` will be asked for this row."""
+
+    @abstractmethod
+    def forward_keeping(
+        self, k: int, x: Tensor, register: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, object | None]:
+        """The same, and what ``vjp`` needs to do without the networks (None: it will recompute)."""
+
+    @abstractmethod
+    def vjp(self, k: int, x: Tensor, tape: object | None, v: Tensor, w: Tensor | None) -> Cotangents:
+        """The transpose of row ``k`` at state ``x`` for cotangents ``v`` of the state and ``w`` of the register."""
+
+    @abstractmethod
+    def kept(self, chosen: frozenset[int]) -> frozenset[int]:
+        """The rows whose tapes are kept, given what the memory plan chose."""
+
+
+class EagerRows(Rows):
+    """Every operation is launched when it is due."""
+
+    def __init__(self, process: Process, context: Context, noise: NoiseSource) -> None:
+        self.process = process
+        self.context = context
+        self.noise = noise
+
+    def forward(
+        self, k: int, x: Tensor, register: Tensor | None, *, vjp_follows: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See ``Rows.forward``."""
+        outputs = evaluate(self.process, k, x, self.context, self.noise)
+        return advance(self.process, k, x, register, outputs, self.noise.row(k))
+
+    def forward_keeping(
+        self, k: int, x: Tensor, register: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, object | None]:
+        """See ``Rows.forward_keeping``; what is kept is a ``Tape``."""
+        tape = linearize(self.process, k, x, self.context, self.noise)
+        outputs = (tape.noise_pred, tape.guidance)
+        return *advance(self.process, k, x, register, outputs, self.noise.row(k)), tape
+
+    def vjp(self, k: int, x: Tensor, tape: Any, v: Tensor, w: Tensor | None) -> Cotangents:
+        """See ``Rows.vjp``."""
+        known = tape if isinstance(tape, Tape) else None
+        if known is None and self.process.table.rows[k].calls_network:
+            known = linearize(self.process, k, x, self.context, self.noise)
+        return row_vjp(self.process, k, x, known, v, w)
+
+    def kept(self, chosen: frozenset[int]) -> frozenset[int]:
+        """What was chosen."""
+        return chosen
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the steps of a purification are carried out: by which executor of ``EXECUTORS``, and why by that one."""
+
+    backend: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} ({self.reason})"
+
+
+class Executor(ABC):
+    """Carries out rows. It may keep what it prepared for the next batch, but the result is always ``EagerRows``'.
+
+    Attributes:
+        manner: how it goes about a step, in a few words that complete "... on cuda:0".
+        execution: what is planned before the first step, what happened after it.
+    """
+
+    manner: ClassVar[str]
+    execution: Execution
+
+    @abstractmethod
+    def __init__(self, execution: Execution, insist: bool) -> None:
+        """``insist``: raise where a step cannot be carried out like this, instead of falling back to eager rows."""
+
+    @classmethod
+    @abstractmethod
+    def reason_against(cls, device: torch.device | None) -> str | None:
+        """Why no step on ``device`` can be carried out like this (None: on no device here); None if it can."""
+
+    @abstractmethod
+    def rows(self, process: Process, x: Tensor, context: Context, noise: NoiseSource) -> Rows:
+        """The rows of ``process`` for a batch like ``x``."""
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory it holds from one batch to the next, which is not free for a step's activations."""
+        return 0
+
+    def clear(self) -> None:  # noqa: B027
+        """Forget what was prepared: weights moved."""
+
+
+@final
+@dataclass(frozen=True)
+class EagerExecutor(Executor):
+    """Launches every operation when it is due: serves every device, prepares nothing and never falls back."""
+
+    manner: ClassVar[str] = "operations are launched one by one"
+    execution: Execution = Execution("eager", "asked for")
+    insist: bool = True
+
+    @classmethod
+    def reason_against(cls, device: torch.device | None) -> str | None:
+        """None."""
+        return None
+
+    def rows(self, process: Process, x: Tensor, context: Context, noise: NoiseSource) -> Rows:
+        """``EagerRows``."""
+        return EagerRows(process, context, noise)

@@ -1,13 +1,14 @@
 """Noise schedules and solvers as float64 tables: numpy only, no torch."""
 
 from .edm import edm, karras_grid
-from .langevin import langevin, predictor_corrector
 from .solvers import (
     ancestral,
     dpm_solver_pp,
     exponential_sde,
     forward_diffusion,
     guidance_variances,
+    langevin,
+    predictor_corrector,
     probability_flow,
     reverse_sde,
     strided,
@@ -15,23 +16,9 @@ from .solvers import (
 from .table import KERNEL_COLUMNS, KERNEL_WIDTH, Row, StepTable
 from .vp import VP, CosineVP, DiscreteVP, IndexedSchedule, SampledVP
 
-SOLVERS = {
-    "reverse_sde": reverse_sde,
-    "exponential_sde": exponential_sde,
-    "probability_flow": probability_flow,
-    "ancestral": ancestral,
-    "strided": strided,
-    "dpm_solver_pp": dpm_solver_pp,
-    "edm": edm,
-    "langevin": langevin,
-    "predictor_corrector": predictor_corrector,
-}
-"""Every solver by name."""
-
 __all__ = [
     "KERNEL_COLUMNS",
     "KERNEL_WIDTH",
-    "SOLVERS",
     "VP",
     "CosineVP",
     "DiscreteVP",

@@ -26,14 +26,22 @@ KERNEL_COLUMNS = ("a", "b", "c", "d", "p", "q", "r", "u", "s", "alpha", "sigma",
 KERNEL_WIDTH = 16
 """Row stride of the kernel matrix; the columns after ``KERNEL_COLUMNS`` are zero."""
 
+DIGEST_COLUMNS = (*"abcdpqrus", "alpha", "sigma", "t", "tau", "index", "clip", "forward")
+"""Columns that every digest holds. Never add one: a later column is digested where it differs from its default."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """One step. ``alpha`` and ``sigma`` describe the state the network sees: alpha x0 + sigma noise.
+    """One step.
 
-    ``t`` is diffusion time in (0, 1] (for discrete chains (index + 1) / n). ``tau`` is the label of a network
-    with real-valued time input, ``index`` that of one with integer input. ``clip`` clamps the predicted clean
-    image to [-1, 1]. ``forward`` marks the diffusion of the input, which calls no network.
+    Attributes:
+        a, b, c, d, p, q, r, u, s: coefficients of x, e, g, z and h, named as above.
+        alpha, sigma: the state the network sees is alpha x0 + sigma noise.
+        t: diffusion time in (0, 1] (for discrete chains (index + 1) / n).
+        tau: label of a network with real-valued time input.
+        index: label of a network with integer input.
+        clip: whether the predicted clean image is clamped to [-1, 1].
+        forward: whether this is the diffusion of the input, which calls no network.
     """
 
     a: float
@@ -72,6 +80,9 @@ class Row:
 @dataclass(frozen=True)
 class StepTable:
     """A whole sampler: immutable, hashable by value, concatenated with ``+`` for multi-round methods.
+
+    Attributes:
+        rows: the steps, in the order in which they are taken.
 
     Raises:
         ValueError: no rows, a coefficient that is not finite, a network row without a noise level, or a row
@@ -118,8 +129,12 @@ class StepTable:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the table's values; names cached graphs and stored results."""
-        text = "\n".join(repr(row) for row in self.rows)
+        """SHA-256 of the table's values; names cached graphs and stored results.
+
+        A column that this library gains later leaves the digest of a table that does not use it as it was, so that
+        run files outlive it.
+        """
+        text = "\n".join(_digested(row) for row in self.rows)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -160,3 +175,10 @@ class StepTable:
             kind = "forward" if row.forward else "clipped" if row.clip else "reverse"
             lines.append(f"{k:>3} {kind} " + "".join(f"{getattr(row, name):12.6g}" for name in names))
         return "\n".join(lines)
+
+
+def _digested(row: Row) -> str:
+    """The text of a row in a digest: ``repr`` as of version 0.1.0, and what came later where it is used."""
+    later = [field for field in fields(row) if field.name not in DIGEST_COLUMNS]
+    used = [field.name for field in later if getattr(row, field.name) != field.default]
+    return "Row(" + ", ".join(f"{name}={getattr(row, name)!r}" for name in (*DIGEST_COLUMNS, *used)) + ")"

@@ -8,6 +8,8 @@ import fastpure as fp
 from fastpure.attacks.apgd_loop import DenseLoop
 from fastpure.attacks.base import Problem
 from fastpure.attacks.gradient import Query
+from fastpure.purify import look_through
+from fastpure.purify.target import ASKED
 from tests.attacks.toys import Pixels, images, mixture_defense
 
 
@@ -43,7 +45,7 @@ def test_broken_images_are_left_alone_where_nothing_is_random():
     result = fp.attacks.APGDCE(eps=0.05, n_iter=20, n_restarts=3)(Counting(), x, y)
     broken = ~result.robust_correct[:, 0]
     assert 0 < int(broken.sum()) < 12
-    assert asked[1] == 12
+    assert asked[ASKED] == 12, "after the questions at the door"
     assert set(asked[-12:-2]) == {int((~broken).sum())}, "the last restart goes on with the others only"
     left = torch.isnan(result.losses).any(0)
     assert torch.equal(left, broken)
@@ -68,7 +70,7 @@ def test_losses_and_gradients_are_averages_over_the_same_draws():
     result = run(defense, x, y, sample_ids=[5, 6, 7])
     # The one step: the first query takes draws 0 to 5, the one after the step 6 to 11.
     ids = torch.tensor([5, 6, 7])
-    start = run.start(Problem(defense, x, y, ids), 0)
+    start = run.start(Problem(look_through(defense), x, y, ids), 0)
     leaf = start.clone().requires_grad_(True)
     domain = fp.attacks.gradient.Domain.ATTACK
     total = sum(torch.nn.functional.cross_entropy(defense(leaf, ids, d, domain=domain), y) for d in range(6))
@@ -92,7 +94,7 @@ def test_the_candidate_has_the_fewest_correct_draws_and_then_the_highest_loss():
         return Query(gradient, torch.tensor([loss[i]]), torch.tensor([correct[i]]))
 
     x = torch.full((1, 1, 2, 2), 0.5)
-    found = DenseLoop(ask, x, x - 0.3, "Linf", 0.3, 4).run(stop=False, report=lambda i, value: None)
+    found = DenseLoop(ask, x, x - 0.3, "Linf", 0.3, 4).run(stop=False, tick=lambda i, value: None)
     assert torch.equal(found.x, points[3])
     assert (float(found.correct), float(found.loss)) == (0.25, 2.0)
     assert torch.equal(found.best, points[4])

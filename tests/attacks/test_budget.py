@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastpure.attacks import Budget
-from fastpure.attacks.projection import onto_l1_ball_in_box
+from fastpure.attacks.budget import onto_l1_ball_in_box
 
 FINITE = st.floats(-3, 3, width=32)
 

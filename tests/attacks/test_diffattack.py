@@ -38,7 +38,7 @@ def test_loss_and_gradient_are_those_of_the_plain_loop(defense):
 
     ours, theirs = x.clone().requires_grad_(True), x.clone().requires_grad_(True)
     states = defense.purifier.trajectory(ours, noise=fp.RecordedNoise(xi, z))
-    value, expected = deviation(defense, ours, states), plain(theirs)
+    value, expected = deviation(defense.purifier.method, ours, states), plain(theirs)
     assert torch.allclose(value, expected, rtol=1e-9)
     found = torch.autograd.grad(value.sum(), ours)[0]
     assert torch.allclose(found, torch.autograd.grad(expected.sum(), theirs)[0], rtol=1e-8, atol=1e-12)
@@ -52,7 +52,7 @@ def test_it_raises_the_deviation_and_is_pgd_without_it():
     assert torch.equal(plain.x_adv, fp.attacks.PGD(**settings)(defense, x, y).x_adv)
 
     def how_far(images):
-        return float(deviation(defense, images, defense.trajectory(images, draw=0)).mean())
+        return float(deviation(defense.purifier.method, images, defense.trajectory(images, draw=0)).mean())
 
     assert how_far(heavy.x_adv) > how_far(x)
     assert how_far(heavy.x_adv) > how_far(plain.x_adv)

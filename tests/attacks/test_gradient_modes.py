@@ -11,16 +11,16 @@ from torch import nn
 import fastpure as fp
 from fastpure.attacks import MODES, PGD, GradientMode
 from fastpure.attacks.gradient import objective, query
-from fastpure.attacks.gradient_modes import surrogate_method
 from fastpure.attacks.losses import cross_entropy
 from fastpure.kernels import Domain
+from fastpure.purify import look_through
 from tests.attacks.toys import Pixels, images, mixture_defense, scaling_defense
-from tests.purify.small import SMALL
+from tests.methods.small import SMALL
 from tests.reverse import toys
 
 
 def gradient(defense: nn.Module, mode: GradientMode, x, y, draws: int = 2) -> torch.Tensor:
-    goal = objective(mode.logits(defense), cross_entropy)
+    goal = objective(mode.logits(look_through(defense)), cross_entropy)
     return query(goal, x, y, torch.arange(len(x)), range(draws), 64).gradient
 
 
@@ -78,7 +78,7 @@ def test_each_mode_is_the_gradient_of_its_own_function(coup):
 def test_the_value_under_bpda_is_the_deployed_one_bitwise(coup):
     defense, x, _ = coup
     ids, draws = torch.arange(3), torch.tensor([4, 4, 4])
-    logits = GradientMode("bpda").logits(defense)(x, ids, draws)
+    logits = GradientMode("bpda").logits(look_through(defense))(x, ids, draws)
     assert torch.equal(logits, defense(x, ids, 4, domain=Domain.ATTACK))
 
 
@@ -93,7 +93,9 @@ def test_the_continuous_adjoint_runs_the_same_forward_and_approaches_the_exact_g
     cosines = []
     for dt in (0.02, 0.002):
         variant = with_method(defense, make(t=0.1, dt=dt))
-        logits = GradientMode("adjoint").logits(variant)(x, torch.arange(3), torch.tensor([1, 1, 1]))
+        logits = GradientMode("adjoint").logits(look_through(variant))(
+            x, torch.arange(3), torch.tensor([1, 1, 1])
+        )
         assert torch.allclose(logits, variant(x, torch.arange(3), 1, domain=Domain.ATTACK), atol=1e-5)
         pair = [gradient(variant, GradientMode(mode), x, y, 1).flatten(1) for mode in ("exact", "adjoint")]
         cosines.append(float(torch.cosine_similarity(*pair).mean()))
@@ -129,7 +131,7 @@ def test_fixed_noise_reaches_every_mode():
     for name in ("bpda", "surrogate"):
         with defense.fixed(draw=3):
             first = gradient(defense, GradientMode(name), x, y, draws=1)
-            goal = objective(GradientMode(name).logits(defense), cross_entropy)
+            goal = objective(GradientMode(name).logits(look_through(defense)), cross_entropy)
             later = query(goal, x, y, torch.arange(2), range(7, 8), 64).gradient
         assert torch.equal(first, later), "every draw is the frozen one"
         assert not torch.equal(first, gradient(defense, GradientMode(name), x, y, draws=1))
@@ -163,16 +165,18 @@ def test_every_mode_is_named_and_mistakes_are_clear():
     with pytest.raises(ValueError, match="`surrogate_dt` must be the only one"):
         PGD(gradient="surrogate", surrogate_steps=3, surrogate_dt=0.1)
     with pytest.raises(TypeError, match=r"`defense` must be a fastpure.Defense for gradient='bpda'"):
-        GradientMode("bpda").logits(Pixels())
+        GradientMode("bpda").logits(look_through(Pixels()))
     unguided = mixture_defense(Pixels())
     with pytest.raises(ValueError, match="it has no guidance to detach"):
-        GradientMode("detached").logits(unguided)
+        GradientMode("detached").logits(look_through(unguided))
     with pytest.raises(ValueError, match="the adjoint exists for diffpure, coup"):
-        GradientMode("adjoint").logits(mixture_defense(Pixels(), fp.methods.ddim(n_steps=2)))
+        GradientMode("adjoint").logits(look_through(mixture_defense(Pixels(), fp.methods.ddim(n_steps=2))))
     with pytest.raises(
         ValueError, match="`gradient` must be 'surrogate' with surrogate_steps for method ddim"
     ):
-        GradientMode("surrogate", dt=0.1).logits(mixture_defense(Pixels(), fp.methods.ddim(n_steps=2)))
+        GradientMode("surrogate", dt=0.1).logits(
+            look_through(mixture_defense(Pixels(), fp.methods.ddim(n_steps=2)))
+        )
     assert replace(PGD(), gradient="bpda").mode() == GradientMode("bpda")
 
 
@@ -192,9 +196,9 @@ def test_every_method_can_be_attacked_in_every_mode_it_has(name):
         cut = gradient(defense, GradientMode("detached"), x, y, 1)
         assert not torch.equal(cut, exact)
     if {"dt", "n_steps", "n_iter"} & {setting for setting, _ in method.settings}:
-        assert GradientMode("surrogate").logits(defense)(x, ids, ids).shape == (2, 4)
-        calls = [each.steps.n_network_calls for each in (surrogate_method(method), method)]
+        assert GradientMode("surrogate").logits(look_through(defense))(x, ids, ids).shape == (2, 4)
+        calls = [each.steps.n_network_calls for each in (method.coarser(), method)]
         assert calls[0] < calls[1] or calls[1] == 1
     else:
         with pytest.raises(ValueError, match=f"another mode for method {name}"):
-            GradientMode("surrogate").logits(defense)
+            GradientMode("surrogate").logits(look_through(defense))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import fastpure as fp
-from fastpure.attacks.lockstep import together
+from fastpure.attacks.pyautoattack import together
+from fastpure.purify.target import ASKED
 from tests.attacks.toys import Pixels, images, mixture_defense
 
 
@@ -81,7 +82,7 @@ def test_square_shares_its_network_calls():
 
     x = images(6)
     fp.attacks.Square(eps=1e-5, n_queries=10)(Counting(), x, Pixels()(x).argmax(1))
-    assert sizes[1:12] == [6] * 11, "one call per round for all images"
+    assert sizes[ASKED : ASKED + 11] == [6] * 11, "one call per round for all images"
     sizes.clear()
     defense = mixture_defense(Counting())
     fp.attacks.Square(eps=0.02, n_queries=2, eot_iter=3, batch_size=9)(defense, x, Pixels()(x).argmax(1))

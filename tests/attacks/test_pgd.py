@@ -9,6 +9,7 @@ from torch import nn
 import fastpure as fp
 from fastpure.attacks.gradient import eot_gradient, score
 from fastpure.attacks.losses import LOSSES
+from fastpure.purify import look_through
 from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
 
 
@@ -54,9 +55,11 @@ def test_reaches_the_optimum_on_a_linear_classifier(norm):
 def test_gradient_is_the_mean_over_draws_however_it_is_batched(defense):
     x, y = images()
     ids = torch.arange(len(x))
-    whole, losses = eot_gradient(defense, x, y, ids, range(3, 7), LOSSES["ce"], 64)
+    whole, losses = eot_gradient(look_through(defense), x, y, ids, range(3, 7), LOSSES["ce"], 64)
     for batch_size in (1, 5, 24):
-        part, part_losses = eot_gradient(defense, x, y, ids, range(3, 7), LOSSES["ce"], batch_size)
+        part, part_losses = eot_gradient(
+            look_through(defense), x, y, ids, range(3, 7), LOSSES["ce"], batch_size
+        )
         assert torch.allclose(part, whole, atol=1e-6)
         assert torch.allclose(part_losses, losses, atol=1e-5)
     from fastpure.kernels import Domain
@@ -69,7 +72,7 @@ def test_gradient_is_the_mean_over_draws_however_it_is_batched(defense):
 def test_decisions_use_noise_the_attack_has_not_seen(defense):
     x, y = images()
     ids = torch.arange(len(x))
-    correct = score(defense, x, y, ids, 5, 64)
+    correct = score(look_through(defense), x, y, ids, 5, 64)
     assert correct.shape == (6, 5)
     from fastpure.kernels import Domain
 
@@ -97,8 +100,8 @@ def test_a_frozen_defense_is_attacked_and_judged_on_its_frozen_noise(defense):
     x, y = images(3)
     ids = torch.arange(3)
     with defense.fixed(draw=4):
-        a, _ = eot_gradient(defense, x, y, ids, range(0, 1), LOSSES["ce"], 64)
-        b, _ = eot_gradient(defense, x, y, ids, range(9, 10), LOSSES["ce"], 64)
+        a, _ = eot_gradient(look_through(defense), x, y, ids, range(0, 1), LOSSES["ce"], 64)
+        b, _ = eot_gradient(look_through(defense), x, y, ids, range(9, 10), LOSSES["ce"], 64)
         result = fp.attacks.PGD(eps=0.1, n_iter=2, eot_iter=5, eval_draws=7)(defense, x, y)
     assert torch.equal(a, b)
     assert result.robust_correct.shape == (3, 1)

@@ -7,8 +7,7 @@ import torch
 
 import fastpure as fp
 from fastpure.attacks import LowFrequency, StAdv
-from fastpure.attacks.low_frequency import filtered
-from fastpure.attacks.perceptual import PerceptualBudget
+from fastpure.attacks.low_frequency import PerceptualBudget, filtered
 from fastpure.attacks.stadv import roughness, warp
 from fastpure.errors import MissingExtra
 from tests.attacks.test_every_attack import mean_square
@@ -81,7 +80,7 @@ def test_the_perceptual_projection_goes_as_far_as_it_may():
 
 def test_lpips_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lpips", None)
-    from fastpure.attacks.perceptual import lpips_vgg
+    from fastpure.attacks.low_frequency import lpips_vgg
 
     lpips_vgg.cache_clear()
     with pytest.raises(

@@ -49,8 +49,9 @@ def test_the_defence_is_not_asked_by_the_attack_itself():
             raise AssertionError("asked")
 
     from fastpure.attacks.base import Problem
+    from fastpure.purify import look_through
 
-    problem = Problem(Untouchable(), X, Y, IDS)
+    problem = Problem(look_through(Untouchable()), X, Y, IDS)
     assert torch.equal(transfer().propose(problem, lambda i, loss: None).x, (X + 0.02).clamp(0, 1))
     assert not Transfer.asks
     assert PGD.asks

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 import fastpure as fp
+from fastpure.methods import Method
 from fastpure.nets import Denoiser
 from fastpure.nets.oracle import GaussianMixture
-from fastpure.purify import Method
 
 SHAPE = (1, 5, 5)
 SIZE = 25

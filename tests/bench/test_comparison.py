@@ -9,8 +9,8 @@ import torch
 from typer.testing import CliRunner
 
 import fastpure as fp
-from fastpure.bench import Comparison, compare, interleave, ratio
-from fastpure.bench.memory import peak_megabytes
+from fastpure.baselines import Comparison, compare, interleave, ratio
+from fastpure.baselines.timing import peak_megabytes
 from fastpure.cli.main import app
 
 SMALL = {"network": "ddpmpp-digits", "batch": 2, "steps": 3, "repeats": 1}

@@ -10,7 +10,7 @@ import fastpure as fp
 from bench import robustness_cifar10 as cifar10
 from bench import robustness_digits as digits
 from bench.robustness import Row, Study, alarms, comparisons, finished, lines, lowest, run_rows, worst
-from fastpure.evaluate.lock import FileLock
+from fastpure.files import FileLock
 from tests.evaluate.toys import attack, dataset, defense
 
 FRESH = fp.protocols.fresh(2)

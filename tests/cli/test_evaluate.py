@@ -203,6 +203,10 @@ def test_values_are_read_as_written(text, value):
         (["evaluate", "--method", "none", "--t", "0.1"], "`--t` has no effect"),
         (["evaluate", "--set", "attack.strength=3"], "`--set attack.strength`: pgd has no such setting"),
         (["evaluate", "--set", "method.magic=3"], "`--set method.magic`: coup has no such setting"),
+        (
+            ["evaluate", "--preset", "adbm-cifar10-linf", "--set", "method.classifier=net.pt"],
+            "`--set method.classifier` has no effect: adbm-cifar10-linf is not guided",
+        ),
         (["evaluate", "--set", "protocol.magic=3"], "`settings of fresh` must be one of 'draws'"),
         (["evaluate", "--set", "eps=3"], "`--set` must be method.NAME=VALUE"),
         (["evaluate", "--protocol", "best"], "`protocol` must be one of 'fresh'"),

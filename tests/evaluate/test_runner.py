@@ -113,7 +113,7 @@ class Restless(nn.Module):
         (
             {"defense": Restless().eval()},
             ValueError,
-            "`defense` must be deterministic, or a fastpure.Defense",
+            "`defense` must be differentiable, got logits without a gradient",
         ),
         ({"defense": nn.Linear(2, 2)}, ValueError, "`defense` must be in evaluation mode"),
         ({"dataset": torch.zeros(3)}, TypeError, "`dataset` must be a fastpure.data.Dataset"),

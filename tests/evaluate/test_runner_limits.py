@@ -13,7 +13,6 @@ import fastpure as fp
 from fastpure.errors import OutOfMemory, RunInterrupted
 from fastpure.evaluate.judging import even
 from fastpure.evaluate.progress import Progress
-from fastpure.evaluate.runner import iterations
 from fastpure.evaluate.store import RunStore
 from fastpure.evaluate.work import Worker
 from tests.evaluate.toys import attack, evaluate, run_file
@@ -105,13 +104,13 @@ def test_an_interrupt_keeps_the_finished_blocks_and_says_how_to_go_on(tmp_path, 
 
 
 def test_iterations_for_the_progress_bar():
-    assert iterations(None) == 0
-    assert iterations(attack(n_iter=7)) == 7
-    assert iterations(fp.attacks.APGDCE(n_iter=5, n_restarts=3)) == 15
+    assert attack(n_iter=7).iterations() == 7
+    assert fp.attacks.APGDCE(n_iter=5, n_restarts=3).iterations() == 15
+    assert fp.controls.GaussianNoise().iterations() == 0
     both = fp.attacks.AutoAttack(
         version="custom", attacks=("apgd-ce", "apgd-t"), n_iter=5, n_target_classes=4
     )
-    assert iterations(both) == 5 + 20
+    assert both.iterations() == 5 + 20
 
 
 def test_progress_shows_images_iterations_accuracy_and_time_left():

@@ -16,7 +16,7 @@ from fastpure.guidance import (
     SquaredError,
     StructuralSimilarity,
 )
-from tests.purify.cases import auxiliary
+from tests.methods.cases import auxiliary
 from tests.reverse.toys import SHAPE, toy_classifier
 
 CASES = {

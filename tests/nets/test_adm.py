@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastpure import Denoiser, load_denoiser
 from fastpure.nets import ADM, ADMConfig
-from fastpure.nets.adm_config import CONFIGS
+from fastpure.nets.adm import CONFIGS
 from fastpure.reverse.memory import count_saved_bytes
 from tests.golden import FOLDER, config, published, relative_error, tensors
 from tests.nets.helpers import normal, output_and_vjp, plain_autograd
@@ -105,24 +105,24 @@ def test_fast_path_equals_plain_autograd(name):
     network = random_adm(name)
     x, labels = normal(2, 3, 8, 8), torch.tensor([3.0, 700.0])
     v = normal(2, network.out["2"].weight.shape[0], 8, 8, seed=1)
-    rows = network.embedding(labels)
-    for row in (rows, rows[:1]):  # a row per image, and one for all
-        fast = output_and_vjp(network.body, x, row, v)
+    embeddings = network.embedding(labels)
+    for embedding in (embeddings, embeddings[:1]):  # one per image, and one for all
+        fast = output_and_vjp(network.body, x, embedding, v)
         with plain_autograd():
-            plain = output_and_vjp(network.body, x, row, v)
+            plain = output_and_vjp(network.body, x, embedding, v)
         for ours, theirs in zip(fast, plain, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
-    alone = torch.cat([network.body(x[i : i + 1], rows[i : i + 1]) for i in range(2)])
+    alone = torch.cat([network.body(x[i : i + 1], embeddings[i : i + 1]) for i in range(2)])
     torch.testing.assert_close(network(x, labels), alone, rtol=0, atol=1e-11)
 
 
 def test_keeps_little_for_the_backward_pass():
     network = random_adm("blocks", dtype=torch.float32, image_size=32, widths=(32, 32), attn_resolutions=())
-    x, row = torch.randn(1, 3, 32, 32), network.embedding(torch.tensor([5.0]))
+    x, embedding = torch.randn(1, 3, 32, 32), network.embedding(torch.tensor([5.0]))
 
     def kept() -> int:
         with count_saved_bytes(*network.parameters()) as counter:
-            network.body(x.clone().requires_grad_(True), row)
+            network.body(x.clone().requires_grad_(True), embedding)
         return counter.total
 
     fast = kept()

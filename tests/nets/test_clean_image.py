@@ -9,7 +9,7 @@ import torch
 
 from fastpure import Denoiser, load_denoiser
 from fastpure.checkpoints import save_denoiser
-from fastpure.nets import PREDICTIONS, TIME_INPUTS, clean_image
+from fastpure.nets import PREDICTIONS, TIME_INPUTS
 from fastpure.schedule import VP
 from fastpure.schedule.edm import level
 from tests.nets.helpers import golden_denoiser
@@ -23,7 +23,7 @@ def test_clean_image_is_the_state_less_its_noise(prediction, time_input):
     denoiser = make(prediction, time_input).cast(torch.float64)
     x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sigmas = [0.45, 0.5, 0.55]
-    ours = clean_image(denoiser, x, torch.tensor(sigmas))
+    ours = denoiser.clean_image(x, torch.tensor(sigmas))
     for i, sigma in enumerate(sigmas):
         sigma = float(torch.tensor(sigma))
         row = level(sigma, VP())
@@ -34,7 +34,7 @@ def test_clean_image_is_the_state_less_its_noise(prediction, time_input):
 
 def test_training_mode_is_refused():
     with pytest.raises(ValueError, match="evaluation mode"):
-        clean_image(make().train(), torch.zeros(1, *SHAPE), torch.ones(1))
+        make().train().clean_image(torch.zeros(1, *SHAPE), torch.ones(1))
 
 
 def test_the_schedule_travels_with_the_file(tmp_path):

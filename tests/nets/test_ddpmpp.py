@@ -50,17 +50,17 @@ def test_digits_network_is_small():
 
 
 def test_embedding_is_hoisted_exactly():
-    """One row for all images, a row per image and the direct forward pass are one function."""
+    """One embedding for all images, one per image and the direct forward pass are one function."""
     network = random_network(dtype=torch.float64)
     x = normal(3, 2, 8, 8)
     labels = torch.tensor([99.9, 3.0, 500.25])
     direct = network(x, labels)
-    rows = network.embedding(labels)
-    assert rows.shape == (3, sum(step.outputs for step in network.steps if step.kind == "block"))
+    embeddings = network.embedding(labels)
+    assert embeddings.shape == (3, sum(step.outputs for step in network.steps if step.kind == "block"))
     for i in range(3):
-        alone = network.body(x, rows[i : i + 1])
+        alone = network.body(x, embeddings[i : i + 1])
         torch.testing.assert_close(alone[i], direct[i], rtol=0, atol=1e-12)
-    assert not torch.allclose(direct, network.body(x, rows[:1]), atol=1e-3)
+    assert not torch.allclose(direct, network.body(x, embeddings[:1]), atol=1e-3)
 
 
 def test_sinusoid_is_the_reference_formula_in_float64():
@@ -73,11 +73,11 @@ def test_sinusoid_is_the_reference_formula_in_float64():
 def test_half_precision_network_sees_the_exact_label():
     """bfloat16 cannot tell 99.9 from 100; the embedding is computed before rounding."""
     network = random_network().to(torch.bfloat16)
-    rows = network.embedding(torch.tensor([99.9, 100.0]))
-    assert rows.dtype == torch.bfloat16
+    embeddings = network.embedding(torch.tensor([99.9, 100.0]))
+    assert embeddings.dtype == torch.bfloat16
     exact = network.double().embedding(torch.tensor([99.9, 100.0]))
-    assert relative_error(rows.double(), exact) < 2**-8
-    assert not torch.equal(rows[0], rows[1])
+    assert relative_error(embeddings.double(), exact) < 2**-8
+    assert not torch.equal(embeddings[0], embeddings[1])
 
 
 def test_memory_layout_of_the_input_is_irrelevant():

@@ -109,11 +109,11 @@ def test_learned_variance_is_dropped():
         plain.noise_pred(x, table(plain), 1)
 
 
-def test_hoisted_rows_equal_the_direct_call():
+def test_hoisted_embeddings_equal_the_direct_call():
     denoiser = golden_denoiser("ddpmpp_tiny").cast(torch.float64)
     x = normal(2, 3, 16, 16)
     conditioning = table(denoiser)
-    assert conditioning.rows.shape[0] == len(conditioning) == 3
+    assert conditioning.embeddings.shape[0] == len(conditioning) == 3
     for k in (1, 2):
         direct = denoiser(x, torch.full((2,), TAU[k], dtype=torch.float64))
         torch.testing.assert_close(denoiser.noise_pred(x, conditioning, k), direct, rtol=0, atol=1e-12)
@@ -124,8 +124,8 @@ def test_weights_in_training_are_not_hoisted():
     denoiser = Denoiser.from_config("ddpmpp-digits")
     denoiser.noise_pred(normal(2, 1, 8, 8, dtype=torch.float32), table(denoiser), 1).square().sum().backward()
     assert denoiser.network.all_modules[0].weight.grad.abs().max() > 0
-    assert table(denoiser).rows is None
-    assert table(denoiser.frozen()).rows is not None
+    assert table(denoiser).embeddings is None
+    assert table(denoiser.frozen()).embeddings is not None
 
 
 def test_dtypes_and_layouts():
@@ -236,8 +236,8 @@ def test_steps_without_a_network_call(k):
 
 def test_unusable_steps_do_not_disturb_the_others():
     denoiser = golden_denoiser("ddpmpp_tiny")
-    rows = denoiser.conditioning(np.array([math.nan, 5.0]), INDEX[:2], ALPHA[:2], SIGMA[:2]).rows
-    assert torch.isfinite(rows).all()
+    found = denoiser.conditioning(np.array([math.nan, 5.0]), INDEX[:2], ALPHA[:2], SIGMA[:2])
+    assert torch.isfinite(found.embeddings).all()
 
 
 def test_columns_of_different_length():
@@ -275,7 +275,7 @@ def test_from_config_dict():
     assert not denoiser.network.training
 
 
-def test_one_row_per_image_matches_one_row_for_all():
+def test_one_embedding_per_image_matches_one_for_all():
     network = random_network(dtype=torch.float64)
-    x, row = normal(3, 2, 8, 8), network.embedding(torch.tensor([40.0]))
-    torch.testing.assert_close(network.body(x, row), network.body(x, row.expand(3, -1)), rtol=0, atol=1e-12)
+    x, one = normal(3, 2, 8, 8), network.embedding(torch.tensor([40.0]))
+    torch.testing.assert_close(network.body(x, one), network.body(x, one.expand(3, -1)), rtol=0, atol=1e-12)

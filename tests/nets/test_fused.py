@@ -50,8 +50,8 @@ def test_output_and_gradient_are_those_of_the_plain_network(network):
 def test_one_row_for_all_images_and_one_per_image_agree(network):
     x = normal(2, 2, 8, 8)
     with on_fused_kernels(), torch.no_grad():
-        rows = network.embedding(LABELS)
-        assert relative(network.body(x, rows[:1]), network.body(x, rows)) < 1e-14
+        embeddings = network.embedding(LABELS)
+        assert relative(network.body(x, embeddings[:1]), network.body(x, embeddings)) < 1e-14
 
 
 def test_second_derivatives_are_those_of_the_plain_network(network):

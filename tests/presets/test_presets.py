@@ -12,9 +12,9 @@ from torch import nn
 import fastpure as fp
 from fastpure.attacks import ATTACKS, PGD
 from fastpure.data import Dataset
+from fastpure.methods import METHODS
 from fastpure.presets import TAGS, AttackSpec, DataSpec, MethodSpec, Preset, Presets, Published, parts
 from fastpure.purify import ResizedPurifier
-from fastpure.purify.methods import METHODS
 
 NAMES = sorted(fp.presets)
 

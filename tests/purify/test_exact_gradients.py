@@ -9,8 +9,8 @@ import torch
 
 import fastpure as fp
 from fastpure.nets import Denoiser
-from tests.purify import written_out as plain
-from tests.purify.cases import CASES, PROCEDURES, edm_case, error, inputs, networks, ours, reference
+from tests.methods import written_out as plain
+from tests.methods.cases import CASES, PROCEDURES, edm_case, error, inputs, networks, ours, reference
 from tests.reverse.toys import SHAPE
 
 

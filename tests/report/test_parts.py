@@ -13,6 +13,7 @@ import fastpure as fp
 from fastpure.data import load_dataset
 from fastpure.evaluate.identity import describe_defense
 from fastpure.intervals import wilson
+from fastpure.purify import look_through
 from fastpure.report import svg
 from fastpure.report.chart import listed
 from fastpure.report.data import holm, open_entries, value_text
@@ -122,7 +123,7 @@ def test_network_calls_are_those_of_the_plan(tmp_path):
 
 
 def test_what_is_rebuilt_is_what_was_stored():
-    from fastpure.evaluate.identity import plain
+    from fastpure.purify.description import plain
 
     for made in (
         attack(eps=8 / 255, batch_size=256),
@@ -218,8 +219,8 @@ def test_confidence_ends_where_the_decision_is_taken(tmp_path):
     path = run(tmp_path / "r.sqlite", made, attack())
     with ExitStack() as stack:
         (entry,) = open_entries([path], stack)
-        found = walk(entry, made, 5)
-        states = states_of(entry, made, "adversarial", entry.run.positions[:5].tolist())
+        found = walk(entry, look_through(made), 5)
+        states = states_of(entry, look_through(made), "adversarial", entry.run.positions[:5].tolist())
         guesses = made.classify(states[-1]).argmax(1)
         assert torch.equal(guesses, torch.from_numpy(entry.run.predicted("adversarial")[:5, 0]))
         assert found.times[0] == pytest.approx(0.02)
@@ -235,7 +236,7 @@ def test_confidence_ends_where_the_decision_is_taken(tmp_path):
             wilson(int(right.sum()), 5).low,
             wilson(int(right.sum()), 5).high,
         )
-        assert "clean" not in walk(entry, made, 5, clean=False).top
+        assert "clean" not in walk(entry, look_through(made), 5, clean=False).top
 
 
 def test_holm_by_hand():

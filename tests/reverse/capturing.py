@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import fastpure as fp
-from fastpure.purify.methods import Method
+from fastpure.methods import Method
 from tests.reverse import test_adjoint
 from tests.reverse.toys import SHAPE, toy_denoiser
 
@@ -43,4 +43,4 @@ def same(found, exact):
 
 
 def families(purifier):
-    return list(purifier._graphs()._families.values())
+    return list(purifier.executor._families.values())

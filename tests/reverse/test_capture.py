@@ -14,7 +14,7 @@ from fastpure.kernels import Domain
 from fastpure.nets import Denoiser
 from fastpure.reverse import recorder
 from fastpure.reverse.graphs import FIRST_APART, FIRST_KEEPING
-from tests.purify.cases import auxiliary
+from tests.methods.cases import auxiliary
 from tests.reverse.capturing import METHODS, both, families, images, pair, same
 from tests.reverse.toys import SHAPE, ToyNet, toy_classifier, toy_denoiser
 from tests.reverse.tracing import TracingRecorder
@@ -60,7 +60,7 @@ def test_networks_told_the_noise_level_are_recorded_per_level(device, name):
         assert len(families(graphed)[0].forwards) == (2 if name == "index" else apart)
     for draw in range(2):
         assert same(both(graphed, x, draw=draw), both(eager, x, draw=draw))
-    assert len(families(graphed)[0].pulls) == (2 if name == "index" else 5)
+    assert len(families(graphed)[0].vjps) == (2 if name == "index" else 5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])
@@ -76,7 +76,7 @@ def test_the_bundled_network_in_every_precision(device, precision):
         for draw in range(FIRST_KEEPING if memory == "store" else 1):
             x = torch.rand(2, 1, 8, 8, device=device)
             assert same(both(graphed, x, draw=draw), both(eager, x, draw=draw))
-        assert len(families(graphed)[0].pulls if memory == "recompute" else families(graphed)[0].slots) > 0
+        assert len(families(graphed)[0].vjps if memory == "recompute" else families(graphed)[0].slots) > 0
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])
@@ -152,7 +152,7 @@ def test_gradients_through_what_the_guidance_reads_from_the_input(device, name, 
         x = images(3, device, draw).double()
         assert same(both(graphed, x, draw=draw), both(eager, x, draw=draw))
     (family,) = families(graphed)
-    assert len(family.slots if memory == "store" else family.pulls) > 0
+    assert len(family.slots if memory == "store" else family.vjps) > 0
     out, grad = both(graphed, x[:2], draw=4)
     assert torch.allclose(out, both(eager, x[:2], draw=4)[0], atol=1e-12)
     assert torch.allclose(grad, both(eager, x[:2], draw=4)[1], atol=1e-10)

@@ -22,7 +22,7 @@ def test_nothing_returned_is_overwritten(device):
     trajectory, (out, grad) = graphed.trajectory(x), both(graphed, x)
     copies = [t.clone() for t in (trajectory, out, grad)]
     (family,) = families(graphed)
-    recorded = [*family.forwards.values(), *family.pulls.values()]
+    recorded = [*family.forwards.values(), *family.vjps.values()]
     for buffer in (family.x, family.v, *(t for part in recorded for t in part.outputs.values())):
         buffer.fill_(float("nan"))
     assert same((trajectory, out, grad), copies)
@@ -49,13 +49,13 @@ def test_backward_passes_may_come_late_and_twice(device, memory):
 def test_the_cache_is_bounded_in_number_and_bytes(device):
     method = METHODS["coup_step"](toy_classifier(torch.float32).to(device))
     graphed, eager = pair(method, device)
-    graphed._graphs().limits = GraphLimits(families=2)
+    graphed.executor.limits = GraphLimits(families=2)
     for n in (1, 3, 9, 1, 9, 3):
         x = images(n, device, n)
         assert torch.equal(graphed(x), eager(x))
-        assert len(graphed._graphs()) <= 2
+        assert len(graphed.executor) <= 2
     assert [family.batch for family in families(graphed)] == [9, 3]
-    graphed._graphs().limits = GraphLimits(nbytes=1)
+    graphed.executor.limits = GraphLimits(nbytes=1)
     assert torch.equal(graphed(images(9, device)), eager(images(9, device)))
     assert [family.batch for family in families(graphed)] == [9]  # the one in use stays
     for turn in range(FIRST_KEEPING + 1):
@@ -77,7 +77,7 @@ def test_changed_weights_are_seen(device):
     assert torch.equal(graphed(x), eager(x))
     assert len(families(graphed)) == 2
     graphed.to(device)
-    assert len(graphed._graphs()) == 0
+    assert len(graphed.executor) == 0
 
 
 def test_what_chooses_kernels_chooses_recordings(device):
@@ -94,6 +94,6 @@ def test_copies_and_pickles_begin_without_recordings(device):
     x = images(2, device)
     out = graphed(x)
     for other in (copy.deepcopy(graphed), pickle.loads(pickle.dumps(graphed))):
-        assert len(other._graphs()) == 0
+        assert len(other.executor) == 0
         assert torch.equal(other(x), out)
     assert torch.equal(out, eager(x))

@@ -13,8 +13,8 @@ from torch import nn
 import fastpure as fp
 from fastpure.errors import CaptureError, KernelUnavailable
 from fastpure.guidance import Guidance
+from fastpure.methods import Method
 from fastpure.nets import Denoiser
-from fastpure.purify.methods import Method
 from fastpure.reverse.graphs import FIRST_APART
 from tests.reverse.capturing import both, families, images, pair, same
 from tests.reverse.toys import SHAPE, ToyNet, toy_denoiser
@@ -60,7 +60,7 @@ def test_a_guidance_that_reads_the_step_is_recorded_per_step_with_its_noise(devi
     for draw in range(4):  # two passes each
         x = images(2, device, draw)
         assert same(both(graphed, x, draw=draw), both(eager, x, draw=draw))
-    assert len(families(graphed)[0].forwards) == len(families(graphed)[0].pulls) == 4
+    assert len(families(graphed)[0].forwards) == len(families(graphed)[0].vjps) == 4
 
 
 def test_a_guidance_that_waits_for_the_device_runs_eagerly_and_says_so_once(device):
@@ -80,7 +80,7 @@ def test_a_guidance_that_waits_for_the_device_runs_eagerly_and_says_so_once(devi
         warnings.simplefilter("error")
         assert same(both(auto, x, draw=1), both(eager, x, draw=1))
         assert torch.equal(auto(images(5, device)), eager(images(5, device)))
-    assert len(auto._graphs()) == 0
+    assert len(auto.executor) == 0
 
 
 def test_insisting_on_graphs_raises_with_the_reason(device):

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from fastpure.kernels import NoiseKeys
-from fastpure.reverse import Call, GeneratedNoise, MemoryPlan, Procedure, Process, reverse, states
+from fastpure.reverse import (
+    Call,
+    GeneratedNoise,
+    MemoryPlan,
+    Procedure,
+    Process,
+    perform,
+    perform_states,
+)
 from fastpure.schedule import reverse_sde
 from tests.reverse.toys import SHAPE, toy_denoiser
 
@@ -63,7 +71,7 @@ def environment() -> Iterator[None]:
 def call(memory) -> Call:
     process = Process.build(toy_denoiser(), reverse_sde(0.1, 0.025), None, torch.device("cpu"), torch.float64)
     keys = NoiseKeys.make(seed=0, sample_ids=[0, 1])
-    return Call(process, GeneratedNoise(keys), keys.sample_ids, MemoryPlan(memory), {}, environment, Toy())
+    return Call(process, GeneratedNoise(keys), keys.sample_ids, MemoryPlan(memory), {}, environment)
 
 
 def images() -> tuple[Tensor, Tensor]:
@@ -83,7 +91,7 @@ def plain(x: Tensor, weight: Tensor) -> Tensor:
 def test_gradients_reach_the_image_and_the_context(memory):
     x, weight = (t.requires_grad_(True) for t in images())
     expected = plain(x, weight)
-    out = reverse(call(memory), x, (weight,))
+    out = perform(call(memory), Toy(), x, (weight,))
     assert torch.allclose(out, expected, atol=1e-12)
     grads = [torch.autograd.grad(end.square().sum(), (x, weight)) for end in (out, expected)]
     for ours, theirs in zip(*grads, strict=True):
@@ -95,15 +103,15 @@ def test_both_passes_run_in_the_environment(memory):
     """Otherwise the backward pass of a float32 purifier would run in TF32 on a GPU."""
     x, weight = images()
     Watched.seen.clear()
-    reverse(call(memory), x.requires_grad_(True), (weight,)).sum().backward()
+    perform(call(memory), Toy(), x.requires_grad_(True), (weight,)).sum().backward()
     assert ("backward", True) in Watched.seen
     assert all(inside for _, inside in Watched.seen)
 
 
 def test_states_are_every_image_on_the_way():
     x, weight = images()
-    visited = states(call("auto"), x, (weight,))
+    visited = perform_states(call("auto"), Toy(), x, (weight,))
     assert len(visited) == 5
     assert torch.equal(visited[0], x)
-    assert torch.equal(visited[-1], reverse(call("auto"), x, (weight,)))
+    assert torch.equal(visited[-1], perform(call("auto"), Toy(), x, (weight,)))
     assert torch.allclose(visited[-1], plain(x, weight), atol=1e-12)

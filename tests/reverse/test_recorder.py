@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastpure.errors import CaptureError, KernelUnavailable
-from fastpure.reverse import recorder
-from fastpure.reverse.recorder import CudaRecorder, Execution, check_backend, planned
+from fastpure.reverse import Execution, check_backend, planned, recorder
+from fastpure.reverse.recorder import CudaRecorder
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SIZE = 1 << 20

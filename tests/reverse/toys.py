@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastpure.methods import Method
 from fastpure.nets import Denoiser
-from fastpure.purify import Method
 
 SHAPE = (2, 8, 8)
 

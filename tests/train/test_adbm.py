@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastpure.train.batches import Purpose, StepRandom
 from fastpure.train.losses import AdbmLoss, Bridge, ContinuousTimes
-from fastpure.train.losses.inner import inner_network
+from fastpure.train.losses.base import inner_network
 from tests.train.helpers import RoughDenoiser, batch_of, fresh, guide
 
 TIMES = ContinuousTimes()

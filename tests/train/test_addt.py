@@ -24,7 +24,7 @@ from fastpure.train.losses import (
     rbgm,
 )
 from fastpure.train.losses.addt import sign_step
-from fastpure.train.losses.inner import inner_network
+from fastpure.train.losses.base import inner_network
 from tests.golden import arrays
 from tests.train.helpers import RoughDenoiser, batch_of, fresh, guide
 

@@ -81,7 +81,7 @@ def _train(out: Path, processes: int, *more: str) -> subprocess.CompletedProcess
         launch += ["accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
         launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         launch += ["--main_process_port", "0", "-m"]
-    words = [*launch, "fastpure.train", *more, "--data", "digits", "--out", str(out), "--batch-size", "16"]
+    words = [*launch, "fastpure", "train", *more, "--data", "digits", "--out", str(out), "--batch-size", "16"]
     return subprocess.run(
         [*words, "--steps", str(STEPS)],
         capture_output=True,

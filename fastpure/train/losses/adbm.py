@@ -18,8 +18,7 @@ from ...errors import mistake, one_of, positive, whole
 from ...schedule import VP
 from ..batches import Batch, Purpose, StepRandom
 from .addt import sign_step
-from .base import Augment, evaluation_mode, weights_digest
-from .inner import Network, classification_gradient, inner_network
+from .base import Augment, Network, classification_gradient, evaluation_mode, inner_network, weights_digest
 from .levels import ContinuousTimes, Level
 
 __all__ = ["AdbmLoss", "Bridge"]

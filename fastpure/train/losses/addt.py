@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ...classifiers import require_eval
 from ...errors import mistake, one_of, positive, whole
 from ..batches import Batch, Purpose, StepRandom
-from .base import Augment, weights_digest
-from .inner import Network, classification_gradient, inner_network
+from .base import Augment, Network, classification_gradient, inner_network, weights_digest
 from .levels import ContinuousTimes, Level, Levels
 
 __all__ = ["AddtLinfLoss", "AddtLoss", "mix", "rbgm"]

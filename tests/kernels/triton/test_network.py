@@ -9,7 +9,7 @@ import torch
 
 from fastpure.kernels import use_backend
 from fastpure.nets import DDPMpp, fused
-from fastpure.nets.ddpmpp_config import CONFIGS
+from fastpure.nets.ddpmpp import CONFIGS
 from tests.kernels.closeness import distance
 from tests.kernels.triton.cases import DEVICE
 

@@ -1,0 +1,80 @@
+"""Purification methods as data: a table, a guidance and what happens at the two ends.
+
+Each function returns a frozen, printable, hashable ``Method``; none has a loop of its own. A new method is one
+function decorated with ``method`` in a file of this folder and one line in ``METHODS``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import one_of
+from .adaptive import adp
+from .base import Factory, Method, Spec, spaced_indices
+from .diffpure import coup, coup_unguided, diffpure, diffpure_ode
+from .guided import agdm, gdmp, langevin
+from .likelihood import likelihood_max
+from .retrained import adbm, addt
+from .samplers import ddim, ddpm, dpm_solver, edm, vp_sde
+from .staged import GRADUAL, SURROGATE, gradual, one_shot
+
+__all__ = [
+    "GRADUAL",
+    "METHODS",
+    "SURROGATE",
+    "Method",
+    "Spec",
+    "adbm",
+    "addt",
+    "adp",
+    "agdm",
+    "coup",
+    "coup_unguided",
+    "ddim",
+    "ddpm",
+    "diffpure",
+    "diffpure_ode",
+    "dpm_solver",
+    "edm",
+    "gdmp",
+    "gradual",
+    "langevin",
+    "likelihood_max",
+    "make",
+    "one_shot",
+    "spaced_indices",
+    "spec",
+    "vp_sde",
+]
+
+METHODS: dict[str, Factory[...]] = {
+    "diffpure": diffpure,
+    "diffpure_ode": diffpure_ode,
+    "coup": coup,
+    "coup_unguided": coup_unguided,
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "dpm_solver": dpm_solver,
+    "gdmp": gdmp,
+    "agdm": agdm,
+    "adbm": adbm,
+    "addt": addt,
+    "vp_sde": vp_sde,
+    "edm": edm,
+    "gradual": gradual,
+    "one_shot": one_shot,
+    "langevin": langevin,
+    "likelihood_max": likelihood_max,
+    "adp": adp,
+}
+"""Every method by name."""
+
+
+def make(name: str, **settings: Any) -> Method:
+    """The method called ``name`` with these settings; ValueError lists the known names."""
+    return METHODS[one_of("method", name, METHODS)](**settings)
+
+
+def spec(name: str) -> Spec:
+    """What the method called ``name`` takes; ValueError lists the known names."""
+    return METHODS[one_of("method", name, METHODS)].spec

@@ -1,0 +1,280 @@
+"""What a purification method is, data that describes and rebuilds itself, and index arithmetic that methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, cast, final
+
+import numpy as np
+from torch import nn
+
+from ..errors import mistake, one_of, positive, whole
+from ..guidance import Guidance
+from ..nets import Denoiser
+from ..reverse import Procedure
+from ..schedule import StepTable
+from ..schedule.solvers import check_time
+from ..signatures import REQUIRED, arguments
+
+COARSER = 5
+"""A coarser method takes one step for this many of the method's unless told otherwise."""
+
+P = ParamSpec("P")
+Condition = Callable[[Mapping[str, Any]], bool]
+"""Whether something holds of the arguments of a method, by name."""
+
+
+@final
+@dataclass(frozen=True)
+class Spec:
+    """What a method takes.
+
+    Attributes:
+        name: of the method.
+        settings: every setting with its default, in the order of the arguments; the network is none of them.
+        network: the argument that is a network, None if the method takes none.
+        required: whether there is no such method without that network.
+        steps: the setting that says how many or how long the steps are, None if none does.
+    """
+
+    name: str
+    settings: tuple[tuple[str, Any], ...]
+    network: str | None = None
+    required: bool = False
+    steps: str | None = None
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of all arguments: the network's, where there is one, and those of the settings."""
+        return (*(() if self.network is None else (self.network,)), *dict(self.settings))
+
+
+class Factory(Protocol[P]):
+    """A function of ``fastpure.methods``: makes a method of settings and, where it takes one, a network.
+
+    Attributes:
+        spec: what it takes.
+    """
+
+    spec: Spec
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Method:
+        """The method."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to purify.
+
+    The functions of ``fastpure.methods`` make methods that know how they were made and can be made anew with other
+    settings. One put together by hand purifies just as well, but can only be replaced.
+
+    Attributes:
+        name: of the function that made it.
+        settings: the arguments it was made with, for printing and for stored results.
+        steps: the table, a row per step.
+        guidance: what is added to the score, None if nothing is.
+        clip_output: whether the purified image is clamped to [0, 1]; published COUP does, published DiffPure does not.
+        procedure: walks the table where its rows alone do not say how.
+        schedule: the noise schedule that a denoiser which is told times or steps must have been trained with.
+        note: what to call results, where that matters.
+        network: the network it was made with, None if it was made without; not part of its value, as guidance is.
+        factory: the function that made it, None for one put together by hand.
+    """
+
+    name: str
+    settings: tuple[tuple[str, object], ...]
+    steps: StepTable = field(repr=False)
+    guidance: Guidance | None = field(default=None, repr=False)
+    clip_output: bool = False
+    procedure: Procedure | None = field(default=None, repr=False)
+    schedule: str = field(default="linear", repr=False)
+    note: str = field(default="", repr=False)
+    network: nn.Module | None = field(default=None, repr=False, compare=False)
+    factory: Factory[...] | None = field(default=None, repr=False, compare=False)
+
+    @staticmethod
+    def of(
+        table: StepTable,
+        guidance: Guidance | None = None,
+        clip_output: bool = False,
+        procedure: Procedure | None = None,
+        *,
+        schedule: str = "linear",
+        note: str = "",
+        resolved: Mapping[str, object] | None = None,
+    ) -> Method:
+        """What a function decorated with ``method`` returns: the parts that its arguments make, not yet named.
+
+        ``resolved`` are settings that are recorded with another value than they were given, such as a number of steps
+        in place of None.
+        """
+        settings = tuple((resolved or {}).items())
+        return Method("", settings, table, guidance, clip_output, procedure, schedule, note)
+
+    def table(self) -> StepTable:
+        """The step table, one row per step, the diffusion of the input (if any) being row 0."""
+        return self.steps
+
+    def rebuilt(self, **changes: object) -> Method:
+        """The same method with other settings; the rest, its network included, is what it was made with.
+
+        What the method chose for itself counts as a setting: ``ddpm(t=0.1)`` with ``t=0.2`` keeps its 100 steps.
+
+        Raises:
+            ValueError: it has no such setting or cannot have that value, or was put together by hand.
+        """
+        if self.factory is None:
+            remedy = "Make it again with Method(...), or by a function decorated with methods.base.method"
+            raise ValueError(
+                mistake("method", "one that fastpure.methods made", f"{self.name}, made by hand", remedy)
+            )
+        spec = self.factory.spec
+        for setting in changes:
+            one_of(f"settings of {self.name}", setting, dict(spec.settings))
+        network = {} if spec.network is None else {spec.network: self.network}
+        return self.factory(**{**dict(self.settings), **changes, **network})
+
+    @property
+    def step_setting(self) -> str | None:
+        """The setting by which ``coarser`` makes the steps fewer, None if this method has none."""
+        steps = None if self.factory is None else self.factory.spec.steps
+        return steps if steps in dict(self.settings) else None
+
+    def coarser(self, steps: int | None = None, dt: float | None = None) -> Method:
+        """The same method in fewer steps: a fifth of them, or ``steps``, or steps of length ``dt``.
+
+        Raises:
+            ValueError: the method has no steps to change, both were given, or ``dt`` where steps are counted.
+        """
+        setting, settings = self.step_setting, dict[str, Any](self.settings)
+        if setting is None:
+            raise ValueError(mistake("method", "one whose settings say how many steps it takes", self.name))
+        if steps is not None:
+            whole("steps", steps, minimum=1)
+            if dt is not None:
+                raise ValueError(mistake("dt", "None where steps are given", dt))
+        if setting == "dt":
+            n = steps or max(1, round(self.steps.n_network_calls / COARSER))
+            return self.rebuilt(dt=settings["t"] / n if dt is None else positive("dt", dt))
+        if dt is not None:
+            remedy = f"Give `steps`, which becomes {setting}"
+            raise ValueError(mistake("dt", f"None for {self.name}, whose steps are counted", dt, remedy))
+        n = steps or max(1, round(settings[setting] / COARSER))
+        # Fewer steps of the same length would stop earlier.
+        longer = {"dt": settings["dt"] * (settings[setting] / n)} if "dt" in settings else {}
+        return self.rebuilt(**{setting: n}, **longer)
+
+    def detached(self) -> Method:
+        """The same method with its guidance a constant to whoever differentiates: a weaker attacker, by name.
+
+        Raises:
+            ValueError: the method has no such setting.
+        """
+        if "guidance_grad" not in dict(self.settings):
+            raise ValueError(mistake("method", "one with the setting guidance_grad", self.name))
+        return self.rebuilt(guidance_grad="detached")
+
+    def check_denoiser(self, denoiser: Denoiser) -> None:
+        """Raise ValueError if ``denoiser`` has another schedule or image shape than this method needs."""
+        if self.guidance is not None:
+            self.guidance.check_images(denoiser.image_shape)
+        if denoiser.time_input != "sigma" and denoiser.schedule != self.schedule:
+            expected = f"trained on the {self.schedule} schedule for {self.name}"
+            found = f"one trained on the {denoiser.schedule} schedule"
+            raise ValueError(mistake("denoiser", expected, found))
+
+    def __str__(self) -> str:
+        text = ", ".join(f"{name}={value!r}" for name, value in self.settings)
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.name}({text}): {self.steps.n_network_calls} network calls{note}"
+
+
+def method(
+    *,
+    network: str | None = None,
+    steps: str | None = None,
+    since: Mapping[str, object] | None = None,
+    only: Mapping[str, Condition] | None = None,
+    order: tuple[str, ...] = (),
+) -> Callable[[Callable[P, Method]], Factory[P]]:
+    """Decorates a function that returns ``Method.of(...)``: its arguments become the method's settings.
+
+    Args:
+        network: the argument that is a network ("classifier", "auxiliary"); the method keeps it beside its settings.
+        steps: the setting that says how many steps there are, or "dt" for their length, of which ``t`` is the whole.
+        since: settings that came after the method's first release, with the value that it had before. They are
+            recorded only where they differ, so that older run files still name the same method.
+        only: settings that mean something, and are recorded, only where this holds of the arguments as given.
+        order: settings that are printed first, where that is another order than the arguments'.
+    """
+    since, only = since or {}, only or {}
+
+    def decorate(function: Callable[P, Method]) -> Factory[P]:
+        name, taken = function.__name__, arguments(function)
+        settings = {key: value for key, value in taken.items() if key != network}
+        if any(settings[key] != value for key, value in since.items()):
+            # What is left out comes back as the default.
+            raise TypeError(mistake("since", f"the defaults of {name}", since))
+        named = dict.fromkeys((*order, *settings))
+
+        @wraps(function)
+        def make(*args: P.args, **kwargs: P.kwargs) -> Method:
+            # First of all, so that a wrong call raises Python's own TypeError, with this function's name.
+            made = function(*args, **kwargs)
+            given = {**taken, **dict(zip(taken, args, strict=False)), **kwargs}
+            values = {**given, **dict(made.settings)}
+            recorded = tuple(
+                (key, values[key])
+                for key in named
+                if (key not in since or values[key] != since[key]) and (key not in only or only[key](given))
+            )
+            kept = None if network is None else given[network]
+            return replace(made, name=name, settings=recorded, network=kept, factory=factory)
+
+        required = network is not None and taken[network] is REQUIRED
+        factory = cast(Factory[P], make)
+        factory.spec = Spec(name, tuple(settings.items()), network, required, steps)
+        return factory
+
+    return decorate
+
+
+def discrete_index(t: float, n: int = 1000) -> int:
+    """Zero-based index of the step that ends at time ``t``: 99 for t = 0.1 of 1000 steps."""
+    steps = int(np.floor(check_time(t) * n + 1e-6))
+    if steps < 1:
+        raise ValueError(mistake("t", f"at least one of {n} discrete steps, {1 / n}", t))
+    return steps - 1
+
+
+def start_index(t: float, n: int = 1000) -> int:
+    """Index of the diffusion in methods that diffuse one step further than they come back from: 100 for t = 0.1."""
+    index = discrete_index(t, n) + 1
+    if index >= n:
+        raise ValueError(mistake("t", f"at most {(n - 1) / n}", t))
+    return index
+
+
+def spaced_indices(start: int, n_steps: int, spacing: str) -> list[int]:
+    """``n_steps`` of the indices start..0, descending.
+
+    "trailing" ends each block of equal length and so begins at ``start``; "linspace" includes both ends.
+    """
+    one_of("spacing", spacing, ("trailing", "linspace"))
+    whole("n_steps", n_steps, minimum=1, maximum=start + 1)
+    if spacing == "linspace":
+        return [round(i) for i in np.linspace(start, 0, n_steps)]
+    return [round((start + 1) * (n_steps - k) / n_steps) - 1 for k in range(n_steps)]
+
+
+def number(argument: str, value: float) -> float:
+    """Return ``value`` as float if it is a finite number >= 0; otherwise raise TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(mistake(argument, "a number >= 0", f"{type(value).__name__} {value!r}"))
+    if not 0 <= value < float("inf"):
+        raise ValueError(mistake(argument, "a finite number >= 0", value))
+    return float(value)

@@ -1,0 +1,461 @@
+"""The one door: whatever is attacked, evaluated or reported is a ``Target``, and nothing behind it asks for types.
+
+``door`` looks through wrappers, asks the thing a few times on one image, and so knows what it is: whether its noise is
+ours to number (a ``Defense``, also inside somebody's module), its own (a module that answers differently each time), or
+none. Attacks and evaluations then ask for logits of (images, ids, draws) and need not know more.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, NoReturn, final
+
+import torch
+from torch import Tensor, nn
+
+from ..classifiers.base import call_constant, call_frozen, require_eval
+from ..errors import NonFiniteError, mistake, named, whole
+from ..kernels import Domain
+from ..methods import Method
+from ..reverse import Execution
+from .defense import Defense
+from .description import describe_module, plain, weights_sha256
+from .inputs import Held, Question, asking, differ, held_noise, holding
+from .purifier import Purifier
+
+ASKED = 8
+"""How often a module is asked about one image before it counts as deterministic: coin flips inside it may agree."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target(ABC):
+    """What an attack attacks and an evaluation judges.
+
+    Attributes:
+        module: what the caller handed in, wrappers that change nothing taken off.
+        n_classes: how many classes there are; 0 before anybody has looked.
+        own_noise: "" or which part draws noise that nobody can number, so that it never answers the same twice.
+    """
+
+    module: nn.Module
+    n_classes: int = 0
+    own_noise: str = ""
+
+    @property
+    @abstractmethod
+    def numbered(self) -> bool:
+        """Whether there is noise that ids and draws name, and that ``fixed`` can hold."""
+
+    @property
+    @abstractmethod
+    def frozen(self) -> bool:
+        """Whether the caller holds all numbered noise still."""
+
+    @abstractmethod
+    def fixed(self, draw: int = 0, part: str = "all") -> AbstractContextManager[object]:
+        """One realisation of the noise for every question inside the block; see ``Defense.fixed``.
+
+        Raises:
+            TypeError: it has no noise that can be held.
+            ValueError: it has no such part.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Parts, settings and weights as plain values: what a run's identity holds."""
+
+    @abstractmethod
+    def _answer(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of the images, or None where the module does not say."""
+        return None
+
+    @property
+    def network_calls(self) -> int:
+        """Calls of a diffusion model in one answer; 1 where there is none."""
+        return 1
+
+    @property
+    def execution(self) -> Execution | None:
+        """How purification steps are carried out; None where nothing purifies."""
+        return None
+
+    @property
+    def budgets_memory(self) -> bool:
+        """Whether it recomputes rather than runs out of memory."""
+        return False
+
+    @property
+    def purifies(self) -> bool:
+        """Whether ``method``, ``purify``, ``classify``, ``trajectory`` and ``with_method`` work."""
+        return False
+
+    @property
+    def method(self) -> Method:
+        """How it purifies."""
+        self.no_purifier("a method")
+
+    def purify(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
+        """The purified images that its classifier sees, [B, C, H, W]; arguments as for ``logits``."""
+        self.no_purifier("purify")
+
+    def trajectory(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
+        """Every state of the purification, [K + 1, B, C, H, W] in [0, 1] units, unclamped."""
+        self.no_purifier("trajectory")
+
+    def classify(self, purified: Tensor) -> Tensor:
+        """Logits [B, classes] of images that have been purified."""
+        self.no_purifier("classify")
+
+    def with_method(self, method: Method) -> Target:
+        """The same networks and held noise with another method."""
+        self.no_purifier("with_method")
+
+    def no_purifier(self, purpose: str, remedy: str = "") -> NoReturn:
+        """Raise TypeError: ``purpose`` needs a ``Defense``."""
+        inside = [name for name, part in self.module.named_modules() if isinstance(part, Defense)]
+        remedy = f"Attack its {inside[0]!r}, the Defense inside" if inside else remedy
+        expected = f"a fastpure.Defense for {purpose}"
+        raise TypeError(mistake("defense", expected, type(self.module).__name__, remedy))
+
+    @property
+    def defense(self) -> Defense:
+        """The ``Defense`` itself; raises TypeError where there is none."""
+        self.no_purifier("this")
+
+    def realisation(self, draws: Tensor, domain: Domain) -> tuple[int | Tensor, Domain]:
+        """The draw and domain that a question about ``draws`` is answered with: the held ones where noise is held."""
+        return draws, domain
+
+    @final
+    @property
+    def is_random(self) -> bool:
+        """Whether different draws see different noise: then attacks average and decisions take many draws."""
+        return bool(self.own_noise) or (self.numbered and not self.frozen)
+
+    @final
+    @property
+    def device(self) -> torch.device:
+        """Where its networks are."""
+        tensors = chain(self.module.parameters(), self.module.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    @final
+    def logits(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
+        """Logits [N, classes] of (image, draw) pairs, differentiable in the images.
+
+        Args:
+            x: images [N, C, H, W] in [0, 1].
+            ids: sample ids int64 [N]; several pairs may share one.
+            draws: int64 [N].
+            domain: whose noise.
+
+        Raises:
+            NonFiniteError: NaN or Inf, with the sample ids.
+            ValueError: no logits of this shape.
+        """
+        if not self.own_noise:
+            answer = self._answer(x, ids, draws, domain)
+        else:
+            # A module may draw one noise for a whole batch: pairs of different draws must be different calls.
+            parts = [(draws == draw).nonzero()[:, 0] for draw in draws.unique()]
+            answers = [self._answer(x[part], ids[part], draws[part], domain) for part in parts]
+            answer = (
+                torch.cat(answers)[torch.argsort(torch.cat(parts))]
+                if parts
+                else self._answer(x, ids, draws, domain)
+            )
+        return self._looked_at(answer, ids)
+
+    def _looked_at(self, answer: Any, ids: Tensor) -> Tensor:
+        if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != len(ids):
+            got = f"shape {list(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+            remedy = "Wrap it in a module that returns the logits alone"
+            raise ValueError(
+                mistake("defense", f"a module that returns logits [{len(ids)}, classes]", got, remedy)
+            )
+        bad = ~torch.isfinite(answer.detach()).all(1)
+        if bool(bad.any()):
+            name = type(self.classifier).__name__
+            raise NonFiniteError(f"the classifier {name} answered NaN or Inf for {named(ids, bad)}")
+        return answer
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The network that answers."""
+        return self.module
+
+    @final
+    def probed(self, x: Tensor, ids: Tensor, n_labels: int = 0) -> Target:
+        """The same, having been asked about the first of the images ``x``.
+
+        Raises:
+            NonFiniteError, ValueError: no finite logits [B, classes], or fewer classes than ``n_labels``.
+        """
+        with torch.no_grad():
+            known = self._probed(x[:1], ids[:1])
+        if known.n_classes < n_labels:
+            expected = (
+                f"a classifier of at least {n_labels} classes, because there are labels 0..{n_labels - 1}"
+            )
+            raise ValueError(mistake("defense", expected, f"{known.n_classes} classes"))
+        return known
+
+    @abstractmethod
+    def _probed(self, x: Tensor, ids: Tensor) -> Target: ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Defended(Target):
+    """A ``Defense``: its noise is numbered by (id, draw, domain), and its parts can be asked for."""
+
+    module: Defense
+
+    @property
+    def numbered(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def frozen(self) -> bool:
+        """See ``Target.frozen``."""
+        return self.module.fixed_draw is not None
+
+    def fixed(self, draw: int = 0, part: str = "all") -> AbstractContextManager[object]:
+        """See ``Target.fixed``."""
+        return self.module.fixed(draw, part)
+
+    @property
+    def defense(self) -> Defense:
+        """It."""
+        return self.module
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """See ``Target.image_shape``."""
+        return self.module.purifier.image_shape
+
+    @property
+    def network_calls(self) -> int:
+        """See ``Target.network_calls``."""
+        return self.method.steps.n_network_calls
+
+    @property
+    def execution(self) -> Execution:
+        """See ``Target.execution``."""
+        return self.module.purifier.execution
+
+    @property
+    def budgets_memory(self) -> bool:
+        """With ``memory="auto"``."""
+        return self.module.purifier.memory.choice == "auto"
+
+    @property
+    def purifies(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def method(self) -> Method:
+        """See ``Target.method``."""
+        return self.module.purifier.method
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The defended classifier."""
+        return self.module.classifier
+
+    def purify(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
+        """See ``Target.purify``."""
+        draw, domain = self.realisation(draws, domain)
+        return self.module.purify(x, ids, draw, domain=domain)
+
+    def trajectory(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
+        """See ``Target.trajectory``."""
+        draw, domain = self.realisation(draws, domain)
+        return self.module.trajectory(x, ids, draw, domain=domain)
+
+    def classify(self, purified: Tensor) -> Tensor:
+        """See ``Target.classify``."""
+        return self.module.classify(purified)
+
+    def with_method(self, method: Method) -> Defended:
+        """See ``Target.with_method``."""
+        purifier = self.module.purifier.with_method(method)
+        return replace(self, module=self.module.with_purifier(purifier))
+
+    def describe(self) -> dict[str, Any]:
+        """See ``Target.describe``."""
+        purifier = self.module.purifier
+        return {
+            "kind": "defense",
+            "purifier": {"class": type(purifier).__name__, "image_shape": list(purifier.image_shape)},
+            "method": plain(purifier.method),
+            "seed": purifier.seed,
+            "precision": purifier.precision,
+            "gradient_precision": purifier.gradient_precision,
+            "denoiser": {**purifier.denoiser.describe(), "sha256": weights_sha256(purifier.denoiser)},
+            "classifier": describe_module(self.module.classifier),
+        }
+
+    def realisation(self, draws: Tensor, domain: Domain) -> tuple[int | Tensor, Domain]:
+        """See ``Target.realisation``."""
+        # Held noise is the deployed defence's own: attacker and decision see the same.
+        held = self.module.fixed_draw
+        return (draws, domain) if held is None else (held, Domain.DEFENSE)
+
+    def _answer(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
+        draw, domain = self.realisation(draws, domain)
+        return self.module(x, ids, draw, domain=domain)
+
+    def _probed(self, x: Tensor, ids: Tensor) -> Defended:
+        # Its parts one by one: a whole purification would cost as much as an attack's step.
+        first = self._looked_at(self.module.classify(x), ids)
+        own = "the classifier" if _differs(first, lambda: self.module.classify(x)) else ""
+        return replace(
+            self, n_classes=first.shape[1], own_noise=own or self.module.purifier.own_noise(x, ids)
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Bare(Target):
+    """Any other module from [0, 1] images to logits.
+
+    Purifiers inside it take the ids and draws of the question, so a wrapped defence keeps its randomness. What differs
+    between two answers nevertheless is noise of its own.
+
+    Attributes:
+        inside: the modules that took their noise from the question when probed, with the number of their calls.
+    """
+
+    inside: Mapping[nn.Module, int] = field(default_factory=dict)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether something inside took numbered noise."""
+        return bool(self.inside)
+
+    @property
+    def frozen(self) -> bool:
+        """See ``Target.frozen``."""
+        held = (isinstance(part, Defense) and part.fixed_draw is not None for part in self.inside)
+        return held_noise(self.module) is not None or (self.numbered and all(held))
+
+    def fixed(self, draw: int = 0, part: str = "all") -> AbstractContextManager[object]:
+        """See ``Target.fixed``; a part of the noise can be held in the one ``Defense`` inside only."""
+        if not self.numbered:
+            self.no_purifier("noise that can be held", "Nothing is random here: use PGD")
+        if part == "all":
+            return holding(self.module, Held(whole("draw", draw, maximum=2**32 - 1)))
+        (one, *more) = self.inside
+        if more or not isinstance(one, Defense):
+            raise ValueError(mistake("part", "'all' for a module around several purifiers", repr(part)))
+        return one.fixed(draw, part)
+
+    @property
+    def network_calls(self) -> int:
+        """See ``Target.network_calls``."""
+        calls = (n * _purifier(part).method.steps.n_network_calls for part, n in self.inside.items())
+        return sum(calls) or 1
+
+    @property
+    def execution(self) -> Execution | None:
+        """That of the first purifier inside."""
+        return next((_purifier(part).execution for part in self.inside), None)
+
+    def describe(self) -> dict[str, Any]:
+        """See ``Target.describe``."""
+        described: dict[str, Any] = {"kind": "module", "classifier": describe_module(self.module)}
+        inside = [part for part in self.module.modules() if isinstance(part, Defense)]
+        if inside:
+            described["inside"] = [Defended(part).describe() for part in inside]
+        return described
+
+    def _answer(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
+        held = held_noise(self.module)
+        if held is not None:
+            draws, domain = torch.full_like(draws, held.draw), Domain.DEFENSE
+        return self._ask(x, ids, draws, domain, bool(self.inside))[0]
+
+    def _ask(
+        self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain, purifies: bool
+    ) -> tuple[Tensor, Question]:
+        require_eval(self.module, "defense")
+        # Purifiers hold their weights constant themselves; around them nothing but the call must change.
+        call = call_constant if purifies else call_frozen
+        with asking(ids, draws, domain) as question:
+            return call(self.module, x), question
+
+    def _probed(self, x: Tensor, ids: Tensor) -> Bare:
+        draws = torch.zeros_like(ids)
+        devices = [x.device] if x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # a module that draws from the global generator must not move it
+            inside = any(isinstance(part, Defense | Purifier) for part in self.module.modules())
+            first, question = self._ask(x, ids, draws, Domain.EVALUATION, inside)
+            first = self._looked_at(first, ids)
+            again = lambda: self._ask(x, ids, draws, Domain.EVALUATION, inside)[0]  # noqa: E731
+            own = "the module" if _differs(first, again, 2 if question.calls else ASKED) else ""
+        return replace(self, n_classes=first.shape[1], own_noise=own, inside=question.calls)
+
+
+def _purifier(part: nn.Module) -> Purifier:
+    found = part.purifier if isinstance(part, Defense) else part
+    assert isinstance(found, Purifier)
+    return found
+
+
+def _differs(first: Tensor, again: Callable[[], Tensor], asked: int = ASKED) -> bool:
+    """Whether one of ``asked`` - 1 further answers is not the first one."""
+    return any(differ(first, again()) for _ in range(asked - 1))
+
+
+def look_through(defense: nn.Module | Target) -> Target:
+    """``defense`` as a target, not asked anything yet; wrappers that only pass images on are taken off.
+
+    Raises:
+        TypeError: it is no module.
+    """
+    if isinstance(defense, Target):
+        return defense
+    if not isinstance(defense, nn.Module):
+        raise TypeError(mistake("defense", "a Defense or an nn.Module", type(defense).__name__))
+    module = _unwrapped(defense)
+    return Defended(module) if isinstance(module, Defense) else Bare(module)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """``module`` without wrappers around a purifier that change no number, or itself."""
+    if not any(isinstance(part, Defense | Purifier) for part in module.modules()):
+        return module
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrapped(module.module)
+    if isinstance(module, torch._dynamo.OptimizedModule):
+        return _unwrapped(module._orig_mod)
+    if type(module) is nn.Sequential and len(module) == 1:
+        return _unwrapped(module[0])
+    return module
+
+
+def door(defense: nn.Module | Target, x: Tensor, ids: Tensor, n_labels: int = 0) -> Target:
+    """``defense`` as a target that has been asked about the first of the images ``x`` [B, C, H, W].
+
+    Args:
+        defense: a ``Defense``, a module around one, or any module from [0, 1] images to logits.
+        x: images in [0, 1], at least one, on the device of its networks.
+        ids: their sample ids int64 [B].
+        n_labels: one more than the largest label.
+
+    Raises:
+        TypeError: it is no module.
+        NonFiniteError, ValueError: it does not return finite logits [B, classes] with enough classes, or is in training
+            mode.
+    """
+    return look_through(defense).probed(x, ids, n_labels)

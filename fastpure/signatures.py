@@ -1,0 +1,19 @@
+"""What functions take: the one place that reads signatures, and only while the package is imported.
+
+Methods, protocols and commands are functions that are called with settings by name. They are asked once what these
+are, and whoever wants to know later asks the value that was made of the answer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Final
+
+REQUIRED: Final = inspect.Parameter.empty
+"""Stands where an argument has no default."""
+
+
+def arguments(function: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of ``function`` in their order, each with its default or ``REQUIRED``."""
+    return {name: found.default for name, found in inspect.signature(function).parameters.items()}

@@ -1,0 +1,38 @@
+"""Every method in a few steps on toy networks."""
+
+from __future__ import annotations
+
+import torch
+
+import fastpure as fp
+from tests.methods.cases import auxiliary
+from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
+
+SMALL = {
+    "diffpure": lambda: fp.methods.diffpure(t=0.1, dt=0.02),
+    "diffpure_ode": lambda: fp.methods.diffpure_ode(t=0.1, dt=0.02),
+    "coup": lambda: fp.methods.coup(toy_classifier(), t=0.1, dt=0.02),
+    "coup_unguided": lambda: fp.methods.coup_unguided(t=0.1, dt=0.02),
+    "ddpm": lambda: fp.methods.ddpm(t=0.1, n_steps=4),
+    "ddim": lambda: fp.methods.ddim(t=0.1, n_steps=4, eta=0.5),
+    "dpm_solver": lambda: fp.methods.dpm_solver(t=0.1, n_steps=4, stochastic=True),
+    "gdmp": lambda: fp.methods.gdmp(t=0.004, rounds=2),
+    "agdm": lambda: fp.methods.agdm(auxiliary(), t=0.004, scale=100.0, features="noised"),
+    "adbm": lambda: fp.methods.adbm(rounds=2),
+    "addt": lambda: fp.methods.addt("ddpm", 50),
+    "vp_sde": lambda: fp.methods.vp_sde(strength=0.003),
+    "edm": lambda: fp.methods.edm(n_steps=4),
+    "gradual": lambda: fp.methods.gradual(fp.methods.SURROGATE),
+    "one_shot": lambda: fp.methods.one_shot(),
+    "langevin": lambda: fp.methods.langevin(n_steps=4),
+    "likelihood_max": lambda: fp.methods.likelihood_max(n_iter=2, classifier=toy_classifier()),
+    "adp": lambda: fp.methods.adp(n_iter=2),
+}
+
+
+def images(n):
+    return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def purifier(method, **settings):
+    return fp.Purifier(toy_denoiser(), method, precision="fp64", **settings)

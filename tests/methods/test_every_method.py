@@ -1,0 +1,95 @@
+"""What every method in ``METHODS`` promises."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastpure as fp
+from tests.methods.small import SMALL, images, purifier
+from tests.reverse.toys import toy_classifier, toy_denoiser
+
+
+def test_every_method_is_tried_here():
+    assert set(SMALL) == set(fp.methods.METHODS)
+    assert set(SMALL) <= set(fp.methods.__all__)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_image_does_not_feel_its_batch(name):
+    ours = purifier(SMALL[name](), seed=5)
+    u, ids = images(4).requires_grad_(True), torch.tensor([7, 0, 12, 3])
+    whole = ours(u, sample_ids=ids)
+    (grad,) = torch.autograd.grad(whole.square().sum(), u)
+    order = torch.tensor([2, 3, 1])
+    part = u[order].detach().requires_grad_(True)
+    some = ours(part, sample_ids=ids[order])
+    (grad_some,) = torch.autograd.grad(some.square().sum(), part)
+    assert torch.allclose(some, whole[order], atol=1e-12)
+    assert torch.allclose(grad_some, grad[order], atol=1e-10 * float(grad.abs().max()))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_draws_are_repeatable_and_different(name):
+    ours, u = purifier(SMALL[name]()), images(2)
+    assert torch.equal(ours(u, draw=1), ours(u, draw=1))
+    assert not torch.equal(ours(u, draw=1), ours(u, draw=2))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_inference_mode_gives_the_same_and_spoils_nothing(name):
+    u = images(2)
+    expected = purifier(SMALL[name]())(u)
+    ours = purifier(SMALL[name]())
+    with torch.inference_mode():
+        assert torch.equal(ours(u + 0.0), expected)
+        assert torch.equal(ours.trajectory(u + 0.0)[0], ours.trajectory(u)[0])
+    leaf = u.clone().requires_grad_(True)
+    (grad,) = torch.autograd.grad(ours(leaf).square().sum(), leaf)
+    assert bool(grad.isfinite().all())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_printing_names_the_method_and_its_cost(name):
+    method = SMALL[name]()
+    text = str(method)
+    assert text.startswith(f"{name}(")
+    assert f"{method.table().n_network_calls} network calls" in text
+    assert ("AGDM-style" in text) == (name == "agdm")
+    assert hash(method) == hash(method)
+
+
+@pytest.mark.parametrize(
+    "name", ["gdmp", "adbm", "addt", "edm", "one_shot", "likelihood_max", "adp", "langevin"]
+)
+def test_clip_output_belongs_to_the_method(name):
+    make = fp.methods.METHODS[name]
+    small = {"t": 0.004} if name == "gdmp" else {"n_steps": 4} if name in ("edm", "langevin") else {}
+    small = {"sampler": "ddpm", "n_steps": 50} if name == "addt" else small
+    free, held = (purifier(make(**small, clip_output=clip))(images(4)) for clip in (False, True))
+    assert torch.equal(held, free.clamp(0, 1))
+
+
+@pytest.mark.parametrize("name", ["gdmp", "agdm", "adbm", "vp_sde", "likelihood_max", "adp", "langevin"])
+def test_attacks_take_every_method(name):
+    """PGD with EOT through the public API: inside its budget, and the loss goes up."""
+    ours = fp.Purifier(toy_denoiser(torch.float32), SMALL[name](), seed=1)
+    classifier = toy_classifier(torch.float32)
+    defense = fp.Defense(ours, classifier)
+    u = 0.25 + 0.5 * images(4).float()
+    y = classifier(u).argmax(1)
+    result = fp.attacks.PGD(norm="Linf", eps=0.1, n_iter=4, eot_iter=2)(defense, u, y)
+    assert float((result.x_adv - u).abs().max()) <= 0.1 + 1e-6
+    assert float(result.losses[-1].mean()) > float(result.losses[0].mean())
+
+
+def test_every_method_is_documented_with_its_source():
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(fp.methods.METHODS)
+    for make in fp.methods.METHODS.values():
+        assert len(make.__doc__.split()) > 10
