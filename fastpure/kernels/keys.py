@@ -113,7 +113,7 @@ class NoiseKeys:
         return self.sample_ids.shape[0]
 
     def __getitem__(self, index: slice | Tensor) -> NoiseKeys:
-        """The keys of some rows of the batch (a slice or an index tensor)."""
+        """The keys of some samples of the batch (a slice or an index tensor)."""
         return NoiseKeys(self.seed, self.sample_ids[index], self.draws[index], self.domain)
 
     @property

@@ -49,7 +49,13 @@ OPTIONS = {"enable_fp_fusion": False}
 
 @dataclass(frozen=True)
 class Support:
-    """The outcome of loading: the module, or the reason why there is none; and whether it interprets."""
+    """The outcome of loading.
+
+    Attributes:
+        module: Triton, or None.
+        reason: why there is no module; None if there is one.
+        interpreted: whether kernels run in Triton's interpreter, on the CPU.
+    """
 
     module: ModuleType | None
     reason: str | None
@@ -139,7 +145,13 @@ RULES: dict[int, dict[str, TileRule]] = {80: _AMPERE, 90: _AMPERE | {}}
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile of ``pixels`` by ``channels`` (powers of two) for ``warps`` warps; ``groups`` whole groups (fused)."""
+    """What one program works on.
+
+    Attributes:
+        pixels, channels: its sides, powers of two.
+        warps: how many warps share it.
+        groups: whole groups it holds (fused kernels); 0 where it may cut groups.
+    """
 
     pixels: int
     channels: int
@@ -189,8 +201,8 @@ def free_tile(architecture: int, kernel: str, size: int, channels: int, itemsize
 def finish_tile(tiles: int, width: int) -> Tile:
     """Partial numbers of ``tiles`` tiles by one group of ``width`` channels, read a block at a time."""
     block = ceil_power(width)
-    rows = min(ceil_power(tiles), max(1, FINISH_BLOCK // block))
-    return Tile(rows, block, min(4, max(1, rows * block // 256)))
+    count = min(ceil_power(tiles), max(1, FINISH_BLOCK // block))
+    return Tile(count, block, min(4, max(1, count * block // 256)))
 
 
 def flat_tile(architecture: int, kernel: str, itemsize: int) -> Tile:

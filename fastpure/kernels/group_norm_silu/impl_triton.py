@@ -73,7 +73,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Plan:
-    """Launches in order, and the tiles of pixels for which partial sums need room (0: none)."""
+    """How a problem is solved.
+
+    Attributes:
+        launches: in the order they run.
+        tiles: tiles of pixels for which partial sums need room; 0 if none are kept.
+    """
 
     launches: tuple[Launch, ...]
     tiles: int = 0
