@@ -19,13 +19,14 @@ from ..data.jpeg_pack import is_jpeg_pack
 from ..data.listing import left_out, walk
 from ..data.numpy_files import Arrays, Choice, images_of
 from ..data.pictures import IMAGE_SUFFIXES, PHOTOGRAPHS, Picture
-from ..data.regular import open_regular
+from ..data.regular import affordable, open_regular
 from ..errors import DataError, mistake
 from ..files import replacing
 
 __all__ = ["ArrayFile", "ImageFile", "Source", "find_sources", "remarks"]
 
 _ARRAY_SUFFIXES = (".npy", ".npz")
+_PER_IMAGE = 512  # bytes that a run keeps for each image, in its batches and their ids
 _IDS = ("sample_ids", "ids", "index")
 
 
@@ -137,6 +138,8 @@ class ArrayFile(Source):
             raise DataError(
                 f"{self.path}: expected uint8 or floating [N, C, H, W], [N, H, W, C] or [N, H, W], found {header}"
             )
+        images = header.shape[0]
+        affordable(_PER_IMAGE * images, self.path.stat().st_size, f"{self.path}: with {images} images, it")
         return choice
 
     @cached_property

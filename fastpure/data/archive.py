@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import final
 
 from ..errors import DataError
-from .regular import affordable, open_regular, read_regular, size_of
+from .regular import affordable, open_regular, read_regular, reason, size_of
 
 __all__ = ["Archive"]
 
@@ -102,7 +102,7 @@ class Archive:
         except DataError:
             raise
         except Exception as error:  # damaged archives raise about every type there is
-            raise DataError(f"{self.path}: damaged, or not a tar archive: {error}") from error
+            raise DataError(f"{self.path}: damaged, or not a tar archive: {reason(error)}") from error
 
     @cached_property
     def _unpacked(self) -> bytes:

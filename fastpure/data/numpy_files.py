@@ -17,7 +17,7 @@ from typing import IO, Any, BinaryIO, final
 import numpy as np
 
 from ..errors import DataError
-from .regular import affordable, open_regular, size_of
+from .regular import affordable, open_regular, reason, size_of
 
 __all__ = ["IMAGE_KEYS", "ArrayHeader", "Arrays", "Choice", "images_of"]
 
@@ -167,8 +167,8 @@ def _sentences(path: Path) -> Iterator[None]:
     except Exception as error:
         kind = ".npy" if _is_npy(path) else ".npz"
         # numpy's remedies (allow_pickle, max_header_size) are none for a file of others
-        reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
-        raise DataError(f"{path}: cannot be read as {kind}: {reason}") from error
+        said = reason(error).partition(". ")[0]
+        raise DataError(f"{path}: cannot be read as {kind}: {said}") from error
 
 
 def _lone(stream: BinaryIO, path: Path) -> ArrayHeader:

@@ -25,7 +25,7 @@ from typing import Any, Literal, final
 import numpy as np
 
 from ..errors import DataError
-from .regular import read_regular
+from .regular import read_regular, reason
 
 __all__ = [
     "IMAGENET",
@@ -206,7 +206,7 @@ class Picture:
         except DataError:
             raise
         except Image.DecompressionBombError as error:
-            raise DataError(f"{self.source}: too many pixels: {error}") from error
+            raise DataError(f"{self.source}: too many pixels: {reason(error)}") from error
         except Exception as error:  # damaged pictures raise about every type there is
             raise DataError(_undecodable(self.source, error)) from error
 
@@ -239,7 +239,7 @@ def to_bytes(levels: np.ndarray) -> np.ndarray:
 
 
 def _undecodable(source: str, error: Exception) -> str:
-    return f"{source}: cannot be decoded as an image: {error or type(error).__name__}"
+    return f"{source}: cannot be decoded as an image: {reason(error)}"
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from ..errors import DataError
 
-__all__ = ["SPARE", "affordable", "open_regular", "read_regular", "size_of"]
+__all__ = ["SPARE", "affordable", "open_regular", "read_regular", "reason", "size_of"]
 
 SPARE = 2**28
 """Bytes that a file of any size may ask for; beyond them, four times what the file itself holds."""
@@ -58,7 +58,13 @@ def read_regular(path: str | Path, expected: str = "", largest: int | None = Non
         try:
             return file.read()
         except (OSError, MemoryError) as error:
-            raise DataError(f"{path}: cannot be read: {error or 'not enough memory'}") from error
+            raise DataError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What a library said of a damaged file, short enough for a sentence: it may quote all of the file."""
+    said = str(error).partition("\n")[0]
+    return (said if len(said) <= 200 else said[:200] + "...") or type(error).__name__
 
 
 def size_of(file: BinaryIO) -> int:

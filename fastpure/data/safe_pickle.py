@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from .regular import reason
 
 __all__ = ["safe_loads"]
 
@@ -29,7 +30,7 @@ def safe_loads(content: bytes, source: str) -> Any:
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
     except Exception as error:  # damaged pickles raise about every type there is
-        raise DataError(f"{source}: damaged pickle: {type(error).__name__}: {error}") from error
+        raise DataError(f"{source}: damaged pickle: {type(error).__name__}: {reason(error)}") from error
 
 
 def _check_claims(content: bytes) -> None:
