@@ -95,12 +95,13 @@ class ImageFile(Source):
         return _bytes(images)
 
     def write(self, target: Path, encoded: np.ndarray) -> None:
-        """A PNG file."""
+        """A PNG file. It keeps the colour profile, without which a phone's picture would look pale."""
         from PIL import Image
 
+        profile = Picture.open(self.path, PHOTOGRAPHS).profile(grey=encoded.shape[1] == 1)
         pixels = encoded[0, 0] if encoded.shape[1] == 1 else encoded[0].transpose(1, 2, 0)
         with replacing(target) as file:
-            Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG")
+            Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", icc_profile=profile)
 
     def named_ids(self) -> list[int]:
         """The last number in the file's name."""

@@ -143,6 +143,12 @@ class Picture:
             return self._decoded.convert("RGB") if self._decoded.mode == "L" else self._decoded
         return Image.fromarray(to_bytes(self.array()[0])).convert("RGB")
 
+    def profile(self, grey: bool) -> bytes | None:
+        """The ICC profile that says how its numbers look, if it is one for grey (or else for RGB) pixels."""
+        found = self._image.info.get("icc_profile")
+        wanted = b"GRAY" if grey else b"RGB "
+        return found if isinstance(found, bytes) and found[16:20] == wanted else None
+
     @cached_property
     def _orientation(self) -> int:
         if not self._reading.upright:

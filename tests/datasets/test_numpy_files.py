@@ -8,6 +8,7 @@ import pickle
 import struct
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,21 @@ def test_a_key_where_there_is_no_choice_is_a_mistake(tmp_path: Path) -> None:
     ):
         load_dataset("arrays", path=tmp_path / "set.npz")
     assert len(load_dataset("arrays", path=tmp_path / "set.npz", key="pictures")) == 3
+
+
+def test_the_command_line_s_experiments_take_a_key_too(tmp_path: Path) -> None:
+    from fastpure.cli.experiment import build
+    from fastpure.cli.options import Request
+
+    path = tmp_path / "set.npz"
+    np.savez(path, images=CLEAN, adversarial=ATTACKED, labels=np.arange(3))
+    wanted = Request(data="arrays", data_path=path, classifier="digits", method="none", attack="none")
+    with pytest.raises(DataError, match="2 arrays have the shape of images"):
+        build(wanted)
+    found = build(replace(wanted, key="adversarial")).dataset
+    assert torch.equal(found.images, torch.from_numpy(ATTACKED))
+    with pytest.raises(ValueError, match="`--key` must be left out with --preset"):
+        build(replace(wanted, key="x", preset="coup-cifar10-linf", method=None))
 
 
 def npy(shape: str, kind: str = "|u1", body: bytes = b"") -> bytes:

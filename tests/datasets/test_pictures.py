@@ -30,6 +30,7 @@ RANDOM = np.random.RandomState(0)
 COLOUR = RANDOM.randint(0, 256, (4, 6, 3), dtype=np.uint8)
 GREY = RANDOM.randint(0, 256, (4, 6), dtype=np.uint8)
 LEVELS = np.array([[0, 255, 256, 1023], [4095, 32768, 65000, 65535]], np.uint16)
+COLOURED = Image.fromarray(COLOUR)
 PALETTE = [10, 20, 30, 200, 100, 50, 0, 255, 0]
 INDICES = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
 
@@ -197,11 +198,26 @@ def test_photographs_come_out_upright(tmp_path: Path, kind: str, value: int) -> 
         assert np.array_equal(np.asarray(result), upright)
 
 
+def test_photographs_keep_the_profile_that_says_how_their_numbers_look(tmp_path: Path) -> None:
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for name, image, kept in (
+        ("colour.jpg", COLOURED, profile),
+        ("grey.png", Image.fromarray(GREY), None),  # whose profile is for other pixels
+    ):
+        image.save(tmp_path / name, icc_profile=profile)
+        (source,) = find_sources([tmp_path / name])
+        channels = 3 if kept else 1
+        source.write(tmp_path / "out.png", source.encode(source.load([0], (channels, 4, 6))))
+        with Image.open(tmp_path / "out.png") as result:
+            assert result.info.get("icc_profile") == kept
+
+
 def frames(kind: str) -> bytes:
     return encoded(COLOURED, kind, save_all=True, append_images=[Image.new("RGB", (6, 4), "red")])
 
 
-COLOURED = Image.fromarray(COLOUR)
 REFUSED = {
     "animated png": (frames("PNG"), "2 frames; expected one picture.*Save one frame"),
     "animated webp": (frames("WEBP"), "2 frames"),
