@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import final
 
 from ..errors import DataError
+from .listing import contents
 from .regular import affordable, open_regular, read_regular, reason, size_of
 
 __all__ = ["Archive"]
@@ -50,7 +51,7 @@ class Archive:
     def names(self) -> set[str]:
         """Names of all regular files, without their folders."""
         if self.path.is_dir():
-            return {file.name for file in self.path.iterdir() if file.is_file()}
+            return {file.name for file in contents(self.path) if file.is_file()}
         with self._members() as members:
             return {Path(member.name).name for member, _ in members}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from ..errors import DataError, mistake, one_of
 from .base import Dataset, class_names, numbered
 from .jpeg_pack import is_jpeg_pack, read_jpeg_pack
-from .listing import left_out
+from .listing import contents, left_out
 from .numpy_files import Arrays, images_of
 from .regular import affordable
 
@@ -46,8 +47,8 @@ def read_arrays(
         key: the array of an ``.npz`` that holds the images; needed where several have the shape of images.
 
     Returns:
-        The data set; ``sample_ids`` are positions where the file has none. Its ``note`` says which array was taken
-        where there was a choice, and what was not read.
+        The data set; ``sample_ids`` are positions where the file has none. Its ``note``, and a warning, say which
+        array was taken where there was a choice, and what was not read.
 
     Raises:
         ValueError: an unknown layout, or a ``key`` for a folder or a JPEG pack.
@@ -65,6 +66,8 @@ def read_arrays(
             _no_key(key, file)
             return read_jpeg_pack(file, name or file.stem, split)
         arrays, note = _from_npz(found, key)
+    if note and key is None:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
     images = channels_first(arrays["images"], layout, str(path))
     labels, ids = (_integers(arrays, part, len(images), path) for part in ("labels", "ids"))
     if labels is None:
@@ -137,7 +140,7 @@ def _from_folder(path: Path) -> tuple[dict[str, np.ndarray], str]:
         del wanted["ids"]
     opened = {key: Arrays.open(file) for key, file in wanted.items()}
     _check_count(opened["images"], "")
-    others = [file for file in path.iterdir() if file not in wanted.values()]
+    others = [file for file in contents(path) if file not in wanted.values()]
     return {key: arrays.read("") for key, arrays in opened.items()}, left_out(others)
 
 
@@ -147,9 +150,13 @@ def _from_npz(arrays: Arrays, key: str | None) -> tuple[dict[str, np.ndarray], s
     _check_count(arrays, choice.name)
     taken = {"images": choice.name}
     for part, names in _KEYS.items():
-        for name in names:
-            if name in arrays.headers and name != choice.name:
-                taken.setdefault(part, name)
+        there = [name for name in names if name in arrays.headers and name != choice.name]
+        if len(there) > 1:
+            raise DataError(
+                f"{arrays.path}: {' and '.join(there)} may both be the {part}; expected one. Rename the rest"
+            )
+        if there:
+            taken[part] = there[0]
     rest = [name for name in arrays.headers if name not in taken.values()]
     note = "; ".join(filter(None, (choice.why, f"not read: {', '.join(rest[:8])}" if rest else "")))
     return {part: arrays.read(name) for part, name in taken.items()}, note

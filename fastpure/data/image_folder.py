@@ -12,7 +12,7 @@ import torch
 
 from ..errors import DataError, mistake, whole
 from .base import Dataset, literature_rows
-from .listing import Listing, list_classes
+from .listing import Listing, contents, list_classes
 from .pictures import TORCHVISION, Picture, Reading
 
 __all__ = ["read_image_folder"]
@@ -135,8 +135,8 @@ def _root(path: Path, split: str) -> tuple[Path, str]:
         raise DataError(f"{path}: no such folder; expected one subfolder per class")
     for name in (split, "val") if split == "test" else (split,):
         folder = path / name
-        if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
-            others = sorted(entry.name for entry in path.iterdir() if entry.name not in _SPLITS)
+        if folder.is_dir() and any(entry.is_dir() for entry in contents(folder)):
+            others = [entry.name for entry in contents(path) if entry.name not in _SPLITS]
             shown = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
             return folder, f"not read beside it: {shown}" if others else ""
     return path, ""

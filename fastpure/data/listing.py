@@ -12,7 +12,7 @@ from typing import final
 from ..errors import DataError
 from .pictures import IMAGE_SUFFIXES
 
-__all__ = ["Listing", "left_out", "list_classes", "walk"]
+__all__ = ["Listing", "contents", "left_out", "list_classes", "walk"]
 
 UNREAD = (".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".svg", ".tga", ".psd", ".ico", ".webm")
 """Suffixes of pictures that are not read; they are counted by their own, since they may be missed."""
@@ -100,6 +100,11 @@ def walk(top: Path) -> Iterator[Path]:
     for folder, names in sorted(found):
         for name in sorted(names):
             yield Path(folder, name)
+
+
+def contents(folder: Path) -> list[Path]:
+    """What is in ``folder`` itself, sorted. Raises DataError: it cannot be listed."""
+    return [folder / name for name in sorted(entry.name for entry in _scan(folder))]
 
 
 def left_out(files: Iterable[Path], before: str = "not read: ") -> str:

@@ -8,6 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -146,6 +147,23 @@ def test_a_link_to_itself_and_a_very_deep_folder_end(tmp_path: Path) -> None:
         while deep != tmp_path:  # pytest's own clean-up would recurse
             deep.rmdir()
             deep = deep.parent
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet", "arrays", "cifar10"])
+def test_folders_that_may_not_be_listed_are_named(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in ("images", "labels"):
+        np.save(
+            tmp_path / f"{file}.npy", np.zeros((1, 4, 4), np.uint8) if file == "images" else np.zeros(1, int)
+        )
+
+    def denied(folder: object) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(DataError, match="cannot be listed: Permission denied"):
+        load_dataset(name, path=tmp_path)
 
 
 def test_splits_are_told_from_classes(tmp_path: Path) -> None:

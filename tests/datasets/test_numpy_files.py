@@ -48,7 +48,8 @@ def attack_archive(path: Path, **change: np.ndarray) -> Path:
 
 def test_of_an_attack_s_archive_the_attacked_images_are_taken(tmp_path: Path) -> None:
     path = attack_archive(tmp_path / "adversarial.npz")
-    data = load_dataset("arrays", path=path)
+    with pytest.warns(UserWarning, match="x_adv, the attacked images"):
+        data = load_dataset("arrays", path=path)
     assert torch.equal(data.images, torch.from_numpy(ATTACKED))
     assert data.sample_ids.tolist() == [5, 3, 9]
     assert (
@@ -56,7 +57,7 @@ def test_of_an_attack_s_archive_the_attacked_images_are_taken(tmp_path: Path) ->
         in data.describe()
     )
     assert torch.equal(load_dataset("arrays", path=path, key="x").images, torch.from_numpy(CLEAN))
-    assert load_dataset("arrays", path=path, n=2).describe().endswith(f"({data.note})")
+    assert data.subset(2).describe().endswith(f"({data.note})")
 
 
 def test_purify_purifies_the_attacked_images_and_keeps_the_rest(tmp_path: Path) -> None:
@@ -104,6 +105,12 @@ def test_several_arrays_of_images_are_refused_until_one_is_named(
         assert f"{name}, as asked for" in data.note
     with pytest.raises(DataError, match=r"has no array 'y'.*it has"):
         load_dataset("arrays", path=path, key="y")
+
+
+def test_two_arrays_that_may_be_the_labels_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=CLEAN, labels=np.arange(3), targets=np.array([2, 2, 2]))
+    with pytest.raises(DataError, match=r"labels and targets may both be the labels; expected one"):
+        load_dataset("arrays", path=tmp_path / "set.npz")
 
 
 def test_a_key_where_there_is_no_choice_is_a_mistake(tmp_path: Path) -> None:
@@ -247,7 +254,8 @@ def test_a_folder_of_arrays_says_what_else_it_holds(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", CLEAN)
     np.save(tmp_path / "labels.npy", np.arange(3))
     np.save(tmp_path / "images_adv.npy", ATTACKED)
-    assert load_dataset("arrays", path=tmp_path).note == "not read: 1 file (1 .npy)"
+    with pytest.warns(UserWarning, match=r"not read: 1 file \(1 \.npy\)"):
+        assert load_dataset("arrays", path=tmp_path).note == "not read: 1 file (1 .npy)"
 
 
 PICKLES = {
