@@ -48,7 +48,7 @@ def build(wanted: Request) -> Experiment:
     from ..purify import Defense, Purifier
 
     device = checked_device(wanted.device)
-    dataset = load_dataset(wanted.data, "test", path=wanted.data_path)
+    dataset = load_dataset(wanted.data, "test", path=wanted.data_path, key=wanted.key)
     if wanted.n is not None:
         dataset = dataset.subset(wanted.n, wanted.data_seed)
     classifier = load_classifier(_needed(wanted, "classifier")).to(device)
@@ -193,6 +193,8 @@ def _from_preset(wanted: Request) -> Experiment:
     preset = PRESETS[str(wanted.preset)]
     if wanted.method is not None:
         raise ValueError("`--method` must be left out with --preset, which names its own")
+    if wanted.key is not None:
+        raise ValueError("`--key` must be left out with --preset, whose data set has one set of images")
     changes = method_settings(preset.recipe.name, wanted, dict(preset.recipe.settings))
     network = spec(preset.recipe.name).network
     file = changes.pop(network, None) if network is not None else None

@@ -20,6 +20,10 @@ KINDS = ("method", "attack", "protocol")
 
 Data = Annotated[str, typer.Option(help="Data set: digits needs no file, others need --data-path.")]
 DataPath = Annotated[Path | None, typer.Option(help="File or folder with the images.")]
+Key = Annotated[
+    str | None,
+    typer.Option(help="For --data arrays: which array of the .npz holds the images, if several could."),
+]
 N = Annotated[
     int | None, typer.Option(help="How many test images, chosen as in the literature. (default: all)")
 ]
@@ -91,6 +95,7 @@ class Request:
 
     data: str = "digits"
     data_path: Path | None = None
+    key: str | None = None
     n: int | None = None
     data_seed: int = 0
     denoiser: str | None = None
@@ -109,6 +114,7 @@ class Request:
 def request(
     data: Data = "digits",
     data_path: DataPath = None,
+    key: Key = None,
     n: N = None,
     data_seed: DataSeed = 0,
     denoiser: DenoiserFile = None,
@@ -135,6 +141,7 @@ def request(
     return Request(
         data=data,
         data_path=data_path,
+        key=key,
         n=n,
         data_seed=data_seed,
         denoiser=denoiser,

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..methods import Method
     from ..presets import Preset
     from ..purify import Purifier
-    from .purify_inputs import Source
 
 
 Inputs = Annotated[
@@ -59,6 +58,12 @@ Ids = Annotated[
         "the last number in its file name (for .npz the array sample_ids, ids or index)."
     ),
 ]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        help="Which array of an .npz holds the images, if several could; of an archive of fastpure attack it is x_adv."
+    ),
+]
 Size = Annotated[
     int | None,
     typer.Option(help="Side of the images, if the diffusion model's is another: they are resized inside."),
@@ -84,6 +89,7 @@ def purify(
     seed: Seed = 0,
     draws: Draws = 1,
     ids: Ids = "position",
+    key: Key = None,
     size: Size = None,
     batch_size: BatchSize = 16,
     precision: PrecisionName = "fp32",
@@ -92,21 +98,22 @@ def purify(
 ) -> None:
     """Purify images and write them to OUT under the same names and in the same format.
 
-    Pictures become PNG with 8 bits per channel, so that nothing is lost to compression; arrays keep dtype, range
-    and layout. Pixels outside [0, 1] are clamped. Interrupt at any time: the same command continues and ends with
-    the same bytes. Files of another run are overwritten with --force only.
+    Pictures become upright PNG with 8 bits per channel, so that nothing is lost to compression; arrays keep dtype,
+    range and layout, and the other arrays of an .npz are copied. Pixels outside [0, 1] are clamped. Interrupt at any
+    time: the same command continues and ends with the same bytes. Files of another run are overwritten with --force
+    only.
 
     Example: fastpure purify photos --out purified --denoiser digits --method diffpure --t 0.1
     """
     import torch
 
-    from .purify_inputs import find_sources
+    from .purify_inputs import find_sources, remarks
     from .purify_run import PurifyRun
 
     _check(ids, draws, batch_size)
     _keep_apart(inputs, out)
-    sources = tuple(find_sources(inputs))
-    _say_png(sources)
+    sources = tuple(find_sources(inputs, key))
+    print("".join(f"{line}\n" for line in remarks(inputs, sources)), end="")
     chosen = {"t": t, "dt": dt, "n_steps": steps, "scale": scale}
     given = {**{name: value for name, value in chosen.items() if value is not None}, **_parsed(settings)}
     purifier, networks = _purifier(denoiser, classifier, method, preset, given, size, seed, precision, device)
@@ -120,6 +127,7 @@ def purify(
             "seed": seed,
             "draws": draws,
             "ids": ids,
+            "key": key,
             "image_shape": list(purifier.image_shape),
             "batch_size": batch_size,
             "precision": precision,
@@ -169,13 +177,6 @@ def _keep_apart(inputs: list[Path], out: Path) -> None:
     for path in inputs:
         if path.is_dir() and path.resolve() in (out.resolve(), *out.resolve().parents):
             raise ValueError(mistake("--out", "a folder outside of the inputs", f"{out}, in {path}"))
-
-
-def _say_png(sources: tuple[Source, ...]) -> None:
-    changed = [source for source in sources if source.path.suffix.lower() != source.name.suffix.lower()]
-    if changed:
-        example = f"{changed[0].path.name} becomes {changed[0].name.name}"
-        print(f"{len(changed)} pictures are written as PNG, which loses nothing: {example}")
 
 
 def _purifier(

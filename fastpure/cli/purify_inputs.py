@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.arrays import IMAGE_KEYS, read_npy
-from ..data.image_folder import IMAGE_SUFFIXES
 from ..data.jpeg_pack import is_jpeg_pack
+from ..data.listing import left_out, walk
+from ..data.numpy_files import Arrays, Choice, images_of
+from ..data.pictures import IMAGE_SUFFIXES, PHOTOGRAPHS, Picture
+from ..data.regular import affordable, open_regular
 from ..errors import DataError, mistake
 from ..files import replacing
 
-__all__ = ["ArrayFile", "ImageFile", "Source", "find_sources"]
+__all__ = ["ArrayFile", "ImageFile", "Source", "find_sources", "remarks"]
 
+_ARRAY_SUFFIXES = (".npy", ".npz")
+_PER_IMAGE = 512  # bytes that a run keeps for each image, in its batches and their ids
 _IDS = ("sample_ids", "ids", "index")
-_MODES = {1: "L", 3: "RGB"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Source(ABC):
 
     def digest(self) -> str:
         """SHA-256 of the content."""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             digest = hashlib.sha256()
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
@@ -68,7 +70,7 @@ class Source(ABC):
 @final
 @dataclass(frozen=True)
 class ImageFile(Source):
-    """A picture. What comes out is PNG with 8 bits per channel, whatever went in."""
+    """A picture. What comes out is an upright PNG with 8 bits per channel, whatever went in."""
 
     @property
     def count(self) -> int:
@@ -76,38 +78,30 @@ class ImageFile(Source):
         return 1
 
     def load(self, rows: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-        """The picture, grey or in colour as ``shape`` asks for."""
-        from PIL import Image
-
+        """The picture, grey or in colour as ``shape`` asks for, with all bits it has."""
         channels, height, width = shape
-        try:
-            with Image.open(self.path) as image:
-                if image.size != (width, height):
-                    found = f"{image.size[0]}x{image.size[1]}"
-                    raise DataError(f"{self.path}: {found}, but the denoiser's images are {width}x{height}")
-                if "A" in image.mode or "transparency" in image.info or image.mode.startswith(("I", "F")):
-                    raise DataError(f"{self.path}: mode {image.mode}; expected 8 bits and no transparency")
-                if channels == 1 and image.mode not in ("L", "1"):
-                    raise DataError(f"{self.path}: in colour, but the denoiser's images are grey")
-                pixels = np.array(image.convert(_MODES[channels]))
-        except DataError:
-            raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.path}: cannot be decoded as an image: {error}") from error
-        pixels = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-        return torch.from_numpy(pixels[None].astype(np.float32) / 255)
+        picture = Picture.open(self.path, PHOTOGRAPHS)
+        if (picture.width, picture.height) != (width, height):
+            found = f"{picture.width}x{picture.height}"
+            raise DataError(f"{self.path}: {found}, but the denoiser's images are {width}x{height}")
+        if channels == 1 and not picture.grey:
+            raise DataError(f"{self.path}: in colour, but the denoiser's images are grey")
+        pixels = picture.array()
+        values = pixels.astype(np.float32) / (255 if pixels.dtype == np.uint8 else 65535)
+        return torch.from_numpy(values).expand(channels, height, width)[None].contiguous()
 
     def encode(self, images: Tensor) -> np.ndarray:
         """uint8 ``[1, C, H, W]``."""
         return _bytes(images)
 
     def write(self, target: Path, encoded: np.ndarray) -> None:
-        """A PNG file."""
+        """A PNG file. It keeps the colour profile, without which a phone's picture would look pale."""
         from PIL import Image
 
+        profile = Picture.open(self.path, PHOTOGRAPHS).profile(grey=encoded.shape[1] == 1)
         pixels = encoded[0, 0] if encoded.shape[1] == 1 else encoded[0].transpose(1, 2, 0)
         with replacing(target) as file:
-            Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG")
+            Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", icc_profile=profile)
 
     def named_ids(self) -> list[int]:
         """The last number in the file's name."""
@@ -122,42 +116,40 @@ class ImageFile(Source):
 class ArrayFile(Source):
     """A ``.npy``, or an ``.npz`` of which one array holds the images and the others are kept as they are."""
 
+    key: str | None = None
+
     @property
     def count(self) -> int:
         """Length of the first axis."""
-        return len(self._images)
+        return self._arrays.headers[self.choice.name].shape[0]
+
+    @property
+    def kept(self) -> list[str]:
+        """The other arrays."""
+        return [name for name in self._arrays.headers if name != self.choice.name]
 
     @cached_property
-    def _archive(self) -> dict[str, np.ndarray]:
-        if self.path.suffix.lower() == ".npy":
-            return {"": read_npy(self.path)}
-        try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except Exception as error:  # damaged archives raise about every type there is
-            raise DataError(f"{self.path}: cannot be read as .npz: {error}") from error
-
-    @cached_property
-    def _key(self) -> str:
-        if "" in self._archive:
-            return ""
-        if is_jpeg_pack(self._archive):
+    def choice(self) -> Choice:
+        """Which array holds the images. Raises DataError if that cannot be told, or it cannot hold any."""
+        if is_jpeg_pack(self._arrays.headers):
             raise DataError(f"{self.path}: a JPEG pack, not an array of images")
-        names = [name for name in IMAGE_KEYS if name in self._archive]
-        if not names:
-            found = ", ".join(self._archive)
-            raise DataError(f"{self.path}: lacks images ({' or '.join(IMAGE_KEYS)}); it has {found}")
-        return names[0]
+        choice = images_of(self._arrays, None if self.path.suffix.lower() == ".npy" else self.key)
+        header = self._arrays.headers[choice.name]
+        if not header.like_images or 0 in header.shape:
+            raise DataError(
+                f"{self.path}: expected uint8 or floating [N, C, H, W], [N, H, W, C] or [N, H, W], found {header}"
+            )
+        images = header.shape[0]
+        affordable(_PER_IMAGE * images, self.path.stat().st_size, f"{self.path}: with {images} images, it")
+        return choice
+
+    @cached_property
+    def _arrays(self) -> Arrays:
+        return Arrays.open(self.path)
 
     @cached_property
     def _images(self) -> np.ndarray:
-        images = self._archive[self._key]
-        if images.ndim not in (3, 4) or not (images.dtype == np.uint8 or images.dtype.kind == "f"):
-            found = f"{images.dtype} {images.shape}"
-            raise DataError(
-                f"{self.path}: expected uint8 or floating [N, C, H, W], [N, H, W, C] or [N, H, W], found {found}"
-            )
-        return images
+        return self._arrays.read(self.choice.name)
 
     def _channels_last(self, shape: tuple[int, int, int]) -> bool:
         channels, height, width = shape
@@ -192,20 +184,14 @@ class ArrayFile(Source):
     def write(self, target: Path, encoded: np.ndarray) -> None:
         """The same kind of file; an ``.npz`` keeps its other arrays, their order and whether it is compressed."""
         with replacing(target) as file:
-            if self._key == "":
-                np.save(file, encoded)
-                return
-            arrays = {**self._archive, self._key: encoded}
-            with zipfile.ZipFile(self.path) as archive:
-                packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-            (np.savez_compressed if packed else np.savez)(file, **arrays)  # type: ignore[arg-type]
+            self._arrays.copy_to(file, self.choice.name, encoded)
 
     def named_ids(self) -> list[int]:
         """The array of ids in the file."""
         for name in _IDS:
-            ids = self._archive.get(name)
-            if ids is not None and ids.dtype.kind in "iu" and ids.shape == (self.count,):
-                return [int(value) for value in ids]
+            header = self._arrays.headers.get(name)
+            if header is not None and header.dtype.kind in "iu" and header.shape == (self.count,):
+                return [int(value) for value in self._arrays.read(name)]
         raise DataError(f"{self.path}: has no array of {self.count} ids ({' or '.join(_IDS)})")
 
 
@@ -213,10 +199,11 @@ def _bytes(images: Tensor) -> np.ndarray:
     return (images.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
-def find_sources(inputs: Sequence[Path]) -> list[Source]:
+def find_sources(inputs: Sequence[Path], key: str | None = None) -> list[Source]:
     """All input files, sorted by their names in the output folder.
 
-    A single folder gives its files at their relative places; of several inputs, folders keep their own names.
+    A single folder gives its files at their relative places; of several inputs, folders keep their own names. Links to
+    folders are followed. ``key`` is the array of the ``.npz`` files that holds the images.
 
     Raises:
         DataError: an input is missing, of an unknown kind, or empty; or two of them would get one name.
@@ -226,18 +213,24 @@ def find_sources(inputs: Sequence[Path]) -> list[Source]:
     found: list[Source] = []
     for path in inputs:
         if path.is_dir():
-            files = [file for file in sorted(path.rglob("*")) if file.is_file() and _wanted(file, path)]
-            if not files:
-                kinds = ", ".join((*IMAGE_SUFFIXES, ".npy", ".npz"))
-                raise DataError(f"{path}: no images or arrays in this folder ({kinds})")
             parent = PurePosixPath() if len(inputs) == 1 else PurePosixPath(path.resolve().name)
-            found += [_source(file, parent / file.relative_to(path).as_posix()) for file in files]
-        elif not path.is_file():
+            files = [file for file in walk(path) if _wanted(file, path)]
+            found += [_source(file, parent / file.relative_to(path).as_posix(), key) for file in files]
+            if not files:
+                kinds = ", ".join((*IMAGE_SUFFIXES, *_ARRAY_SUFFIXES))
+                raise DataError(
+                    f"{path}: no images or arrays in this folder ({kinds})"
+                    + left_out(walk(path), "; it holds ")
+                )
+        elif not path.exists():
             raise DataError(f"{path}: no such file or folder")
         elif _wanted(path, path.parent):
-            found.append(_source(path, PurePosixPath(path.name)))
+            found.append(_source(path, PurePosixPath(path.name), key))
         else:
-            raise DataError(f"{path}: neither an image ({', '.join(IMAGE_SUFFIXES)}) nor .npy nor .npz")
+            kinds = f"neither an image ({', '.join(IMAGE_SUFFIXES)}) nor .npy nor .npz"
+            raise DataError(f"{path}: {kinds}, or hidden. Rename or convert it")
+    if key is not None and not any(source.path.suffix.lower() == ".npz" for source in found):
+        raise ValueError(mistake("--key", "left out: no input is an .npz", repr(key)))
     taken: dict[PurePosixPath, Path] = {}
     for source in found:
         if source.name in taken:
@@ -246,12 +239,27 @@ def find_sources(inputs: Sequence[Path]) -> list[Source]:
     return sorted(found, key=lambda source: source.name.as_posix())
 
 
+def remarks(inputs: Sequence[Path], sources: Sequence[Source]) -> list[str]:
+    """What would not be expected, a line each: pictures that change their format, an array chosen, files not read."""
+    lines = []
+    changed = [source for source in sources if source.path.suffix.lower() != source.name.suffix.lower()]
+    if changed:
+        example = f"{changed[0].path.name} becomes {changed[0].name.name}"
+        lines.append(f"{len(changed)} pictures are written as PNG, which loses nothing: {example}")
+    for source in sources:
+        if isinstance(source, ArrayFile) and source.choice.why:
+            kept = ", ".join(source.kept)
+            lines.append(f"{source.path.name}: purifies {source.choice.why}; keeps {kept} as they are")
+    others = [file for path in inputs if path.is_dir() for file in walk(path) if not _wanted(file, path)]
+    return [*lines, left_out(others)] if others else lines
+
+
 def _wanted(file: Path, root: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return not hidden and file.suffix.lower() in (*IMAGE_SUFFIXES, ".npy", ".npz")
+    return not hidden and file.suffix.lower() in (*IMAGE_SUFFIXES, *_ARRAY_SUFFIXES)
 
 
-def _source(path: Path, name: PurePosixPath) -> Source:
+def _source(path: Path, name: PurePosixPath, key: str | None) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageFile(path, name if name.suffix.lower() == ".png" else name.with_suffix(".png"))
-    return ArrayFile(path, name)
+    return ArrayFile(path, name, key)

@@ -12,6 +12,7 @@ from .cifar import cifar10, cifar100
 from .digits import digits
 from .image_folder import read_image_folder
 from .jpeg_pack import read_jpeg_pack
+from .pictures import IMAGENET, TORCHVISION, Reading
 
 __all__ = [
     "DATASETS",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 Where = str | Path | None
-Reader = Callable[[str, Where, int | None, int], Dataset]
+Reader = Callable[[str, Where, int | None, int, str | None], Dataset]
 
 
 def _digits(split: str, path: Where) -> Dataset:
@@ -36,30 +37,40 @@ def _digits(split: str, path: Where) -> Dataset:
     return digits(split)
 
 
-def _whole(read: Callable[[str, Where], Dataset]) -> Reader:
+def _whole(name: str, read: Callable[[str, Where], Dataset]) -> Reader:
     """A reader of everything; a subset is taken afterwards."""
 
-    def reader(split: str, path: Where, n: int | None, data_seed: int) -> Dataset:
+    def reader(split: str, path: Where, n: int | None, data_seed: int, key: str | None) -> Dataset:
+        _no_key(name, key)
         dataset = read(split, path)
         return dataset if n is None else dataset.subset(n, data_seed)
 
     return reader
 
 
-def _folder(name: str, resize: int | None, crop: int | None) -> Reader:
+def _folder(name: str, reading: Reading, resize: int | None, crop: int | None) -> Reader:
     """A reader that decodes the chosen images only."""
 
-    def reader(split: str, path: Where, n: int | None, data_seed: int) -> Dataset:
+    def reader(split: str, path: Where, n: int | None, data_seed: int, key: str | None) -> Dataset:
         one_of("split", split, ("train", "test"))
+        _no_key(name, key)
         folder = _needed(path, name)
-        return read_image_folder(folder, name, split, resize=resize, crop=crop, n=n, data_seed=data_seed)
+        return read_image_folder(
+            folder, name, split, resize=resize, crop=crop, n=n, data_seed=data_seed, reading=reading
+        )
 
     return reader
 
 
-def _arrays(split: str, path: Where) -> Dataset:
+def _arrays(split: str, path: Where, n: int | None, data_seed: int, key: str | None) -> Dataset:
     one_of("split", split, ("train", "test"))
-    return read_arrays(_needed(path, "arrays"), split=split)
+    dataset = read_arrays(_needed(path, "arrays"), split=split, key=key)
+    return dataset if n is None else dataset.subset(n, data_seed)
+
+
+def _no_key(name: str, key: str | None) -> None:
+    if key is not None:
+        raise ValueError(f"`key` must not be given for data set {name!r} (it is for 'arrays'), got {key!r}")
 
 
 def _needed(path: Where, name: str) -> str | Path:
@@ -69,12 +80,12 @@ def _needed(path: Where, name: str) -> str | Path:
 
 
 DATASETS: dict[str, Reader] = {
-    "digits": _whole(_digits),
-    "cifar10": _whole(cifar10),
-    "cifar100": _whole(cifar100),
-    "imagenet": _folder("imagenet", 256, 224),
-    "folder": _folder("folder", None, None),
-    "arrays": _whole(_arrays),
+    "digits": _whole("digits", _digits),
+    "cifar10": _whole("cifar10", cifar10),
+    "cifar100": _whole("cifar100", cifar100),
+    "imagenet": _folder("imagenet", IMAGENET, 256, 224),
+    "folder": _folder("folder", TORCHVISION, None, None),
+    "arrays": _arrays,
 }
 
 
@@ -85,6 +96,7 @@ def load_dataset(
     path: str | Path | None = None,
     n: int | None = None,
     data_seed: int = 0,
+    key: str | None = None,
 ) -> Dataset:
     """The data set ``name`` (a key of `DATASETS`).
 
@@ -95,10 +107,11 @@ def load_dataset(
         split: ``"train"`` or ``"test"``.
         path: the file or folder with the images, for data sets that do not ship with a dependency.
         n, data_seed: keep only ``n`` images, those of ``Dataset.subset(n, data_seed)``; None keeps all.
+        key: for ``"arrays"``: which array of the ``.npz`` holds the images, where several could.
 
     Raises:
         ValueError: an unknown name or split; ``path`` missing or not wanted; ``n`` out of range.
         DataError: the file is missing or corrupt; the message gives the reason.
     """
     one_of("name", name, DATASETS)
-    return DATASETS[name](split, path, n, data_seed)
+    return DATASETS[name](split, path, n, data_seed, key)

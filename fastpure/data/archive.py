@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import tarfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
 from ..errors import DataError
+from .listing import contents
+from .regular import affordable, open_regular, read_regular, reason, size_of
 
 __all__ = ["Archive"]
 
-#: No file of a known data set is larger; a tar member that claims to be would only fill the memory.
+#: No file of a known data set is larger.
 _LARGEST = 2**28
-_DAMAGED = (tarfile.TarError, OSError, EOFError, zlib.error, gzip.BadGzipFile)
+_MOST_MEMBERS = 1000  # the official archives have nine
+_BLOCK = 1 << 20
+_PACKED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open))
 
 
 @final
@@ -43,48 +51,73 @@ class Archive:
     def names(self) -> set[str]:
         """Names of all regular files, without their folders."""
         if self.path.is_dir():
-            return {file.name for file in self.path.iterdir() if file.is_file()}
-        return {Path(member.name).name for member in self._members() if member.isfile()}
+            return {file.name for file in contents(self.path) if file.is_file()}
+        with self._members() as members:
+            return {Path(member.name).name for member, _ in members}
 
     def read(self, names: list[str]) -> dict[str, bytes]:
         """Contents of the files called ``names``, wherever in the archive they stand.
 
         Raises:
-            DataError: a file is missing, stands there twice, or the archive is damaged.
+            DataError: a file is missing, stands there twice, is larger than any that is known, or the archive is
+                damaged.
         """
-        if self.path.is_dir():
-            found = {name: self.path / name for name in names if (self.path / name).is_file()}
-            self._require(names, set(found))
-            return {name: file.read_bytes() for name, file in found.items()}
-        return self._read_tar(names)
-
-    def _members(self) -> list[tarfile.TarInfo]:
-        try:
-            with tarfile.open(self.path) as tar:
-                return tar.getmembers()
-        except _DAMAGED as error:
-            raise DataError(f"{self.path}: damaged, or not a tar archive: {error}") from error
-
-    def _read_tar(self, names: list[str]) -> dict[str, bytes]:
         contents: dict[str, bytes] = {}
-        try:
+        if self.path.is_dir():
+            contents = {
+                name: read_regular(self.path / name, largest=_LARGEST)
+                for name in names
+                if (self.path / name).is_file()
+            }
+        else:
             # Read where they stand; nothing is ever extracted to the disk.
-            with tarfile.open(self.path) as tar:
-                for member in tar:
+            with self._members() as members:
+                for member, tar in members:
                     name = Path(member.name).name
-                    if name not in names or not member.isfile():
+                    if name not in names:
                         continue
                     if name in contents:
                         raise DataError(f"{self.path}: holds {name} twice")
-                    if member.size > _LARGEST:
-                        raise DataError(f"{self.path}: {name} claims to have {member.size} bytes")
                     file = tar.extractfile(member)
                     contents[name] = file.read() if file is not None else b""
-        except _DAMAGED as error:
-            raise DataError(f"{self.path}: damaged, or not a tar archive: {error}") from error
-        self._require(names, set(contents))
+        if missing := [name for name in names if name not in contents]:
+            raise DataError(f"{self.path}: lacks {', '.join(missing)}")
         return contents
 
-    def _require(self, names: list[str], found: set[str]) -> None:
-        if missing := [name for name in names if name not in found]:
-            raise DataError(f"{self.path}: lacks {', '.join(missing)}")
+    @contextmanager
+    def _members(self) -> Iterator[Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]]:
+        """All regular members, as many as are believed."""
+
+        def each(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+            for count, member in enumerate(tar):
+                if count == _MOST_MEMBERS:
+                    raise DataError(
+                        f"{self.path}: more than {_MOST_MEMBERS} files; expected an official archive"
+                    )
+                if member.isfile():
+                    yield member, tar
+
+        try:
+            with tarfile.open(fileobj=io.BytesIO(self._unpacked), mode="r:") as tar:
+                yield each(tar)
+        except DataError:
+            raise
+        except Exception as error:  # damaged archives raise about every type there is
+            raise DataError(f"{self.path}: damaged, or not a tar archive: {reason(error)}") from error
+
+    @cached_property
+    def _unpacked(self) -> bytes:
+        """The tar file without its compression, so that no header can ask for more than is there."""
+        with open_regular(self.path) as stream:
+            size, start = size_of(stream), stream.read(8)
+            stream.seek(0)
+            opener = next((opener for magic, opener in _PACKED if start.startswith(magic)), None)
+            if opener is None:
+                return stream.read()
+            unpacked = io.BytesIO()
+            source = opener(stream)
+            while block := source.read(_BLOCK):
+                # twice, since a growing buffer is copied
+                affordable(2 * (unpacked.tell() + len(block)), size, f"{self.path}: unpacking it")
+                unpacked.write(block)
+            return unpacked.getvalue()

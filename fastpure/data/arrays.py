@@ -2,83 +2,90 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..errors import DataError, mistake, one_of
-from .base import Dataset
+from .base import Dataset, class_names, numbered
 from .jpeg_pack import is_jpeg_pack, read_jpeg_pack
+from .listing import contents, left_out
+from .numpy_files import Arrays, images_of
+from .regular import affordable
 
-__all__ = ["IMAGE_KEYS", "LAYOUTS", "channels_first", "read_arrays", "read_npy"]
+__all__ = ["LAYOUTS", "channels_first", "read_arrays"]
 
 LAYOUTS = ("auto", "NCHW", "NHWC")
-IMAGE_KEYS = ("images", "x", "data", "pixels")
 _KEYS = {
-    "images": IMAGE_KEYS,
     "labels": ("labels", "y", "targets"),
     "ids": ("sample_ids", "ids", "index"),
     "classes": ("classes", "class_names"),
 }
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
+_PER_IMAGE = 16  # bytes that a label and an id take in the data set, whatever they take in the file
 
 
 def read_arrays(
-    path: str | Path, name: str | None = None, split: str = "test", layout: str = "auto"
+    path: str | Path,
+    name: str | None = None,
+    split: str = "test",
+    layout: str = "auto",
+    key: str | None = None,
 ) -> Dataset:
     """Images and labels from ``path``.
 
     Args:
         path: an ``.npz`` with the images under "images", "x", "data" or "pixels", the labels under "labels",
             "y" or "targets", and optionally sample ids ("sample_ids", "ids" or "index") and class names
-            ("classes" or "class_names"); or a folder with ``images.npy``, ``labels.npy`` and optionally
-            ``ids.npy``; or a JPEG pack. Images are uint8, or floating in [0, 1].
+            ("classes" or "class_names"); an archive of ``fastpure attack``, whose attacked images are taken; a folder
+            with ``images.npy``, ``labels.npy`` and optionally ``ids.npy``; or a JPEG pack. Images are uint8, or
+            floating in [0, 1].
         name: for reports; the file's own name if None.
         layout: ``"NCHW"``, ``"NHWC"``, or ``"auto"``, which goes by the axis that is 1 or 3 long. Images
             ``[N, H, W]`` are grey.
+        key: the array of an ``.npz`` that holds the images; needed where several have the shape of images.
 
     Returns:
-        The data set; ``sample_ids`` are positions where the file has none.
+        The data set; ``sample_ids`` are positions where the file has none. Its ``note``, and a warning, say which
+        array was taken where there was a choice, and what was not read.
 
     Raises:
-        ValueError: an unknown layout.
-        DataError: nothing is there, it is damaged, an array is missing or of the wrong type, shape or range.
+        ValueError: an unknown layout, or a ``key`` for a folder or a JPEG pack.
+        DataError: nothing is there, it is damaged, an array is missing or of the wrong type, shape or range, or it is
+            not plain which one holds the images.
     """
     one_of("layout", layout, LAYOUTS)
     file = Path(path)
-    arrays = _from_folder(file) if file.is_dir() else _from_npz(file)
-    if arrays is None:
-        return read_jpeg_pack(file, name or file.stem, split)
+    if file.is_dir():
+        _no_key(key, file)
+        arrays, note = _from_folder(file)
+    else:
+        found = Arrays.open(file, "an .npz with images and labels")
+        if is_jpeg_pack(found.headers):
+            _no_key(key, file)
+            return read_jpeg_pack(file, name or file.stem, split)
+        arrays, note = _from_npz(found, key)
+    if note and key is None:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
     images = channels_first(arrays["images"], layout, str(path))
-    labels, ids = (_integers(arrays, key, len(images), path) for key in ("labels", "ids"))
+    labels, ids = (_integers(arrays, part, len(images), path) for part in ("labels", "ids"))
     if labels is None:
-        raise DataError(f"{path}: lacks labels")
-    count = int(labels.max()) + 1 if len(labels) else 1
-    classes = arrays.get("classes", np.arange(count))
+        raise DataError(f"{path}: lacks labels ({' or '.join(_KEYS['labels'])})")
+    top = int(labels.max()) if len(labels) else 0
+    names = arrays.get("classes")
     try:
         return Dataset(
             pixels=torch.from_numpy(images),
             labels=torch.from_numpy(labels),
             sample_ids=torch.arange(len(images)) if ids is None else torch.from_numpy(ids),
-            classes=tuple(str(label) for label in classes),
+            classes=numbered(top, "are these labels?") if names is None else class_names(names, str(path)),
             name=name or file.stem,
             split=split,
+            note=note,
         )
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: {error}") from error
-
-
-def read_npy(path: Path) -> np.ndarray:
-    """The array in a ``.npy`` file. Raises DataError if it is missing, damaged or holds objects."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        return np.load(path, allow_pickle=False)
-    except _DAMAGED as error:
-        raise DataError(f"{path}: cannot be read as .npy: {error}") from error
 
 
 def channels_first(images: np.ndarray, layout: str, source: str) -> np.ndarray:
@@ -121,30 +128,45 @@ def _integers(arrays: dict[str, np.ndarray], key: str, count: int, path: str | P
     return values.astype(np.int64)
 
 
-def _from_folder(path: Path) -> dict[str, np.ndarray]:
-    arrays = {key: read_npy(path / f"{key}.npy") for key in ("images", "labels")}
-    if (path / "ids.npy").exists():
-        arrays["ids"] = read_npy(path / "ids.npy")
-    return arrays
+def _no_key(key: str | None, path: Path) -> None:
+    if key is not None:
+        raise ValueError(mistake("key", f"left out: {path} holds one set of images", repr(key)))
 
 
-def _from_npz(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of an ``.npz`` by what they are; None for a JPEG pack."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected an .npz with images and labels")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if is_jpeg_pack(archive.files):
-                return None
-            found = {
-                part: next((name for name in names if name in archive.files), None)
-                for part, names in _KEYS.items()
-            }
-            if found["images"] is None:
-                expected = " or ".join(_KEYS["images"])
-                raise DataError(f"{path}: lacks images ({expected}); it has {', '.join(archive.files)}")
-            return {part: archive[name] for part, name in found.items() if name is not None}
-    except DataError:
-        raise
-    except (*_DAMAGED, AttributeError) as error:
-        raise DataError(f"{path}: cannot be read as .npz: {error}") from error
+def _from_folder(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays by what they are, and what else is in the folder."""
+    wanted = {key: path / f"{key}.npy" for key in ("images", "labels", "ids")}
+    if not wanted["ids"].exists():
+        del wanted["ids"]
+    opened = {key: Arrays.open(file) for key, file in wanted.items()}
+    _check_count(opened["images"], "")
+    others = [file for file in contents(path) if file not in wanted.values()]
+    return {key: arrays.read("") for key, arrays in opened.items()}, left_out(others)
+
+
+def _from_npz(arrays: Arrays, key: str | None) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of an ``.npz`` by what they are, and what was taken and left."""
+    choice = images_of(arrays, key)
+    _check_count(arrays, choice.name)
+    taken = {"images": choice.name}
+    for part, names in _KEYS.items():
+        there = [name for name in names if name in arrays.headers and name != choice.name]
+        if len(there) > 1:
+            raise DataError(
+                f"{arrays.path}: {' and '.join(there)} may both be the {part}; expected one. Rename the rest"
+            )
+        if there:
+            taken[part] = there[0]
+    rest = [name for name in arrays.headers if name not in taken.values()]
+    note = "; ".join(filter(None, (choice.why, f"not read: {', '.join(rest[:8])}" if rest else "")))
+    return {part: arrays.read(name) for part, name in taken.items()}, note
+
+
+def _check_count(arrays: Arrays, name: str) -> None:
+    """Refuse billions of images without pixels: a file of nothing says so in a few bytes."""
+    shape = arrays.headers[name].shape
+    if not shape or 0 in shape:
+        raise DataError(f"{arrays.path}: holds no images: {arrays.headers[name]}")
+    affordable(
+        _PER_IMAGE * shape[0], arrays.path.stat().st_size, f"{arrays.path}: with {shape[0]} images, it"
+    )

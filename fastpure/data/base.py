@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, mistake, whole
+from .pictures import TORCHVISION, Picture
+
+MOST_CLASSES = 2**17
+"""How many classes are numbered where they have no names (ImageNet-21k has 21,841)."""
 
 
 @final
@@ -28,6 +32,7 @@ class Dataset:
         classes: one name per label.
         name, split: where the images come from, for reports.
         levels: the byte value that stands for 1.0 (255 for photographs, 16 for digits).
+        note: which array was taken, and what else was there and was not read; in words, empty if nothing.
 
     Two data sets are the same when their `checksum` is; ``==`` compares identity only.
 
@@ -42,6 +47,7 @@ class Dataset:
     name: str
     split: str
     levels: int = 255
+    note: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(str(label) for label in self.classes))
@@ -86,7 +92,7 @@ class Dataset:
         )
         for tensor in (self.pixels, self.labels, self.sample_ids):
             digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
-        digest.update("\n".join(self.classes).encode())
+        digest.update("\n".join(self.classes).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def batch(self, rows: Tensor) -> Tensor:
@@ -137,7 +143,7 @@ class Dataset:
         shape = "x".join(str(size) for size in self.image_shape)
         return (
             f"{self.name}/{self.split}: {len(self)} images {shape}, {len(self.classes)} classes, "
-            f"checksum {self.checksum[:12]}"
+            f"checksum {self.checksum[:12]}" + (f" ({self.note})" if self.note else "")
         )
 
 
@@ -146,6 +152,26 @@ def literature_rows(count: int, n: int, data_seed: int) -> np.ndarray:
     whole("n", n, 1, count)
     whole("data_seed", data_seed, 0, 2**32 - 1)
     return np.random.RandomState(data_seed).choice(count, n, replace=False)
+
+
+def numbered(top: int, remedy: str = "give `classes`") -> tuple[str, ...]:
+    """Class names for labels up to ``top`` that come without. Raises DataError: so many that they can be no labels."""
+    if top >= MOST_CLASSES:
+        raise DataError(
+            f"labels up to {top} without class names; expected at most {MOST_CLASSES - 1}: {remedy}"
+        )
+    return tuple(map(str, range(top + 1)))
+
+
+def class_names(names: np.ndarray, source: str) -> tuple[str, ...]:
+    """Class names out of a file's array of text or numbers. Raises DataError: more than anybody has."""
+    if names.ndim != 1 or names.size > MOST_CLASSES:
+        raise DataError(
+            f"{source}: class names are {names.shape}, expected a vector of at most {MOST_CLASSES}"
+        )
+    return tuple(
+        name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names.tolist()
+    )
 
 
 def _kind(value: object) -> str:
@@ -180,8 +206,9 @@ def from_torch(
     """The items ``(image, label)`` of a map-style torch Dataset.
 
     Args:
-        source: has ``len`` and indexing. Images are PIL images or uint8 arrays ``[H, W, C]`` or ``[H, W]``, or
-            tensors ``[C, H, W]``: uint8, or floating in [0, 1] (not normalised). Labels are integers.
+        source: has ``len`` and indexing. Images are PIL images (decoded as `fastpure.data.pictures` says: palettes
+            through their colours, 16-bit grey as float32, transparency on white) or uint8 arrays ``[H, W, C]`` or
+            ``[H, W]``, or tensors ``[C, H, W]``: uint8, or floating in [0, 1] (not normalised). Labels are integers.
         name, split: for reports; the class of ``source`` if ``name`` is None.
         rows: which positions to read; all if None.
         classes: class names; ``source.classes`` or numbers if None.
@@ -216,11 +243,11 @@ def from_torch(
             pixels=torch.stack(images),
             labels=torch.tensor(labels, dtype=torch.int64),
             sample_ids=torch.tensor(chosen, dtype=torch.int64),
-            classes=tuple(map(str, range(max(labels) + 1) if names is None else names)),
+            classes=numbered(max(labels)) if names is None else tuple(map(str, names)),
             name=name or type(source).__name__,
             split=split,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # torch's word for a label of 2**63
         raise DataError(f"{type(source).__name__}: {error}") from error
 
 
@@ -237,12 +264,25 @@ def _item(source: Any, row: int) -> tuple[Tensor, int]:
 
 def _image(image: Any, row: int) -> Tensor:
     if not isinstance(image, Tensor):
-        array = np.array(image)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3):
-            raise DataError(f"item {row} is {array.dtype} {array.shape}, expected uint8 [H, W, C] or [H, W]")
-        image = torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+        image = torch.from_numpy(_array(image, row))
     if image.ndim != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
         raise DataError(
             f"item {row} is {image.dtype} {list(image.shape)}, expected uint8 or floating [C, H, W]"
         )
+    if image.shape[0] not in (1, 3) and image.shape[2] in (1, 3):
+        raise DataError(f"item {row} is {list(image.shape)}, expected the channels first: [C, H, W]")
     return image if image.dtype == torch.uint8 else image.to(torch.float32)
+
+
+def _array(image: Any, row: int) -> np.ndarray:
+    """``[C, H, W]``: uint8, or float32 for 16-bit pictures."""
+    if hasattr(image, "getbands"):  # a PIL image; Pillow is not asked for otherwise
+        pixels = Picture(image, f"item {row}", TORCHVISION).array()
+        return pixels.copy() if pixels.dtype == np.uint8 else pixels.astype(np.float32) / 65535
+    array = np.array(image)
+    coloured = array.ndim == 3 and array.shape[2] in (1, 3)
+    if array.dtype != np.uint8 or not (array.ndim == 2 or coloured):
+        raise DataError(
+            f"item {row} is {array.dtype} {array.shape}, expected uint8 [H, W, C] with 1 or 3 channels, or [H, W]"
+        )
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy()

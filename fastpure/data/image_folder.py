@@ -12,11 +12,13 @@ import torch
 
 from ..errors import DataError, mistake, whole
 from .base import Dataset, literature_rows
+from .listing import Listing, contents, list_classes
+from .pictures import TORCHVISION, Picture, Reading
 
-__all__ = ["IMAGE_SUFFIXES", "decode", "read_image_folder"]
+__all__ = ["read_image_folder"]
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 _WORDNET = re.compile(r"n\d{8}")
+_SPLITS = ("train", "val", "test")
 
 
 def read_image_folder(
@@ -29,8 +31,9 @@ def read_image_folder(
     n: int | None = None,
     data_seed: int = 0,
     classes: Sequence[str] | None = None,
+    reading: Reading = TORCHVISION,
 ) -> Dataset:
-    """Images in ``path/CLASS/FILE``, or in ``path/SPLIT/CLASS/FILE`` (``val`` counts as ``test``).
+    """Images below ``path/CLASS``, or ``path/SPLIT/CLASS`` (``val`` counts as ``test``): torchvision's ``ImageFolder``.
 
     Args:
         resize: the shorter side becomes this long (bilinear with antialiasing, as torchvision's Resize).
@@ -38,58 +41,63 @@ def read_image_folder(
         n, data_seed: keep ``n`` images only, those of ``subset(n, data_seed)``, and decode no others.
         classes: folder names in label order; sorted names if None. Needed where a folder has a part of the
             classes a classifier knows, because labels are positions in this list.
+        reading: what is done with transparency and unusual kinds of pictures (`fastpure.data.pictures`).
 
     Returns:
-        The data set; classes are folder names, ``sample_ids`` are positions among all files, sorted by class
-        and name, whether or not they are kept.
+        The data set; classes are folder names, ``sample_ids`` are positions among all files in the order of
+        ``ImageFolder`` (`list_classes`), whether or not they are kept. Bytes: 16-bit grey is rounded to 8. Files that
+        are there and are not read are counted in its ``note``, and in a warning.
 
     Raises:
         TypeError, ValueError: a size is not a positive integer.
-        DataError: no such folder, no images, a class that is not listed, a file that cannot be decoded, or
-            images of different sizes without ``resize`` and ``crop``. The message gives the file.
+        DataError: no such folder, a class without images, a class that is not listed, a file that cannot be decoded,
+            or images of different sizes without ``resize`` and ``crop``. The message gives the file.
     """
     for argument, value in (("resize", resize), ("crop", crop)):
         if value is not None:
             whole(argument, value, 1)
-    root = _root(Path(path), split)
-    files, names = _listing(root, classes)
+    root, beside = _root(Path(path), split)
+    found = list_classes(root)
+    names, labels = _labels(root, found, classes)
+    note = "; ".join(filter(None, (found.note, beside)))
+    if note:
+        warnings.warn(f"{root}: {note}", stacklevel=2)
+    files = found.files
     rows = np.arange(len(files)) if n is None else literature_rows(len(files), n, data_seed)
     pixels: np.ndarray | None = None
     for position, row in enumerate(rows):
-        image = decode(files[row][0], resize, crop)
+        image = _decode(files[row][0], reading, resize, crop)
         if pixels is None:
-            pixels = np.empty((len(rows), *image.shape), dtype=np.uint8)
+            pixels = _room((len(rows), *image.shape), root)
         if image.shape != pixels.shape[1:]:
             first = "x".join(map(str, pixels.shape[1:]))
-            found = "x".join(map(str, image.shape))
-            raise DataError(f"{files[row][0]}: {found}, the first one is {first}; give `resize` and `crop`")
+            shape = "x".join(map(str, image.shape))
+            raise DataError(f"{files[row][0]}: {shape}, the first one is {first}; give `resize` and `crop`")
         pixels[position] = image
     assert pixels is not None  # a folder without images was refused, and n is at least 1
     return Dataset(
         pixels=torch.from_numpy(pixels),
-        labels=torch.tensor([files[row][1] for row in rows], dtype=torch.int64),
+        labels=torch.tensor([labels[files[row][1]] for row in rows], dtype=torch.int64),
         sample_ids=torch.from_numpy(rows.astype(np.int64)),
         classes=names,
         name=name,
         split=split,
+        note=note,
     )
 
 
-def decode(path: Path, resize: int | None = None, crop: int | None = None) -> np.ndarray:
-    """One image file as uint8 ``[3, H, W]``, resized and cropped as `read_image_folder` says.
-
-    Raises:
-        DataError: the file cannot be decoded, or is smaller than ``crop``.
-    """
+def _decode(path: Path, reading: Reading, resize: int | None, crop: int | None) -> np.ndarray:
+    """One picture as uint8 ``[3, H, W]``, resized and cropped as `read_image_folder` says."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded as an image: {error}") from error
+    image = Picture.open(path, reading).rgb()
     if resize is not None:
-        image = image.resize(_shorter_side(image.size, resize), Image.Resampling.BILINEAR)
+        width, height = _shorter_side(image.size, resize)
+        if max(width, height) > 100 * resize:
+            raise DataError(
+                f"{path}: {image.size[0]}x{image.size[1]} would become {width}x{height}. Crop it first"
+            )
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     if crop is not None:
         width, height = image.size
         if min(width, height) < crop:
@@ -97,6 +105,17 @@ def decode(path: Path, resize: int | None = None, crop: int | None = None) -> np
         left, top = round((width - crop) / 2), round((height - crop) / 2)
         image = image.crop((left, top, left + crop, top + crop))
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
+
+
+def _room(shape: tuple[int, ...], root: Path) -> np.ndarray:
+    try:
+        return np.empty(shape, dtype=np.uint8)
+    except MemoryError as error:
+        needed = float(np.prod(shape, dtype=float)) / 1e9
+        raise DataError(
+            f"{root}: {shape[0]} images of {'x'.join(map(str, shape[1:]))} need {needed:.1f} GB of memory, which is "
+            "not there. Take fewer with `n`"
+        ) from error
 
 
 def _shorter_side(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -107,22 +126,28 @@ def _shorter_side(size: tuple[int, int], side: int) -> tuple[int, int]:
     return int(side * width / height), side
 
 
-def _root(path: Path, split: str) -> Path:
+def _root(path: Path, split: str) -> tuple[Path, str]:
+    """The folder of the class folders, and what stands beside it unread, in words.
+
+    A folder called like the split is one if it holds folders; ImageNet's own ``test`` holds unlabelled files.
+    """
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; expected one subfolder per class")
     for name in (split, "val") if split == "test" else (split,):
-        if (path / name).is_dir():
-            return path / name
-    return path
+        folder = path / name
+        if folder.is_dir() and any(entry.is_dir() for entry in contents(folder)):
+            others = [entry.name for entry in contents(path) if entry.name not in _SPLITS]
+            shown = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+            return folder, f"not read beside it: {shown}" if others else ""
+    return path, ""
 
 
-def _listing(root: Path, classes: Sequence[str] | None) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
-    """(file, label) of every image, sorted by class and name; and the class names."""
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not folders:
-        raise DataError(f"{root}: holds no subfolders; expected one per class")
-    names = tuple(folder.name for folder in folders) if classes is None else tuple(classes)
-    unknown = [folder.name for folder in folders if folder.name not in names]
+def _labels(
+    root: Path, found: Listing, classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The class names, and the label of each class folder among them."""
+    names = found.classes if classes is None else tuple(classes)
+    unknown = [name for name in found.classes if name not in names]
     if unknown:
         raise DataError(
             f"{root}: " + mistake("classes", "a list of all class folders", f"none for {unknown[0]}")
@@ -133,13 +158,4 @@ def _listing(root: Path, classes: Sequence[str] | None) -> tuple[list[tuple[Path
             "classifier of all 1000 does not use. Give `classes` (all 1000 names in order).",
             stacklevel=3,
         )
-    label = {name: index for index, name in enumerate(names)}
-    files = [
-        (file, label[folder.name])
-        for folder in folders
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-    ]
-    if not files:
-        raise DataError(f"{root}: no image files ({', '.join(IMAGE_SUFFIXES)}) in its class folders")
-    return files, names
+    return names, tuple(names.index(name) for name in found.classes)

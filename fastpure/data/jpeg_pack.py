@@ -6,10 +6,9 @@ Keys: ``jpeg`` uint8 (all files one after the other), ``offsets`` int64 ``[N + 1
 
 from __future__ import annotations
 
-import io
-import zipfile
-import zlib
+import math
 from collections.abc import Container
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,11 +16,16 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from .base import Dataset
+from .base import Dataset, class_names
+from .numpy_files import Arrays
+from .pictures import TORCHVISION, Picture
+from .regular import affordable
 
 __all__ = ["is_jpeg_pack", "read_jpeg_pack"]
 
 _REQUIRED = ("jpeg", "offsets", "labels", "classes")
+_PACKED = 100  # a JPEG smaller than its pixels by more shows nothing
+_JPEG = replace(TORCHVISION, formats=("JPEG",))
 
 
 def read_jpeg_pack(path: str | Path, name: str, split: str) -> Dataset:
@@ -41,7 +45,7 @@ def read_jpeg_pack(path: str | Path, name: str, split: str) -> Dataset:
             pixels=torch.from_numpy(pixels),
             labels=torch.from_numpy(arrays["labels"].astype(np.int64)),
             sample_ids=torch.from_numpy(index.astype(np.int64)),
-            classes=tuple(str(label) for label in arrays["classes"]),
+            classes=class_names(arrays["classes"], str(path)),
             name=name,
             split=split,
         )
@@ -55,18 +59,15 @@ def is_jpeg_pack(keys: Container[str]) -> bool:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a JPEG pack (.npz)")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in _REQUIRED if key not in archive]
-            if missing:
-                raise DataError(f"{path}: not a JPEG pack, it lacks {', '.join(missing)}")
-            return {key: archive[key] for key in (*_REQUIRED, "index") if key in archive}
-    except DataError:
-        raise
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read as .npz: {error}") from error
+    found = Arrays.open(path, "a JPEG pack (.npz)")
+    missing = [key for key in _REQUIRED if key not in found.headers]
+    if missing:
+        raise DataError(f"{path}: not a JPEG pack, it lacks {', '.join(missing)}")
+    if images := [name for name, header in found.headers.items() if header.like_images]:
+        raise DataError(
+            f"{path}: a JPEG pack with other images in it ({', '.join(images)}); expected one of them"
+        )
+    return {key: found.read(key) for key in (*_REQUIRED, "index") if key in found.headers}
 
 
 def _check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -85,25 +86,24 @@ def _check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _decode(path: Path, data: bytes, offsets: np.ndarray) -> np.ndarray:
-    """All images as uint8 ``[N, C, H, W]``."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError("reading JPEG packs needs Pillow: pip install pillow") from error
+    """All images as uint8 ``[N, C, H, W]``. Sizes are compared by the headers, before anything is decoded."""
     bounds = offsets.tolist()
-    pixels: np.ndarray | None = None
-    for i, (start, stop) in enumerate(pairwise(bounds)):
-        try:
-            with Image.open(io.BytesIO(data[start:stop]), formats=["JPEG"]) as picture:
-                image = np.asarray(picture)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{path}: image {i} cannot be decoded: {error}") from error
-        image = image[:, :, None] if image.ndim == 2 else image
-        if pixels is None:
-            pixels = np.empty((len(bounds) - 1, *image.transpose(2, 0, 1).shape), dtype=np.uint8)
-        if image.transpose(2, 0, 1).shape != pixels.shape[1:]:
-            raise DataError(f"{path}: image {i} is {image.shape}, the first one differs")
-        pixels[i] = image.transpose(2, 0, 1)
-    if pixels is None:
-        raise DataError(f"{path}: holds no images")
+    parts = [(i, data[start:stop]) for i, (start, stop) in enumerate(pairwise(bounds))]
+    shapes = [_shape(_picture(path, i, part)) for i, part in parts]
+    for i, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise DataError(f"{path}: image {i} is {shape}, the first one is {shapes[0]}")
+    wanted = len(shapes) * math.prod(shapes[0])
+    affordable(wanted, len(data), f"{path}: with {len(shapes)} images, it", times=_PACKED)
+    pixels = np.empty((len(shapes), *shapes[0]), dtype=np.uint8)
+    for i, part in parts:
+        pixels[i] = _picture(path, i, part).array()
     return pixels
+
+
+def _picture(path: Path, i: int, content: bytes) -> Picture:
+    return Picture.of_bytes(content, f"{path}: image {i}", _JPEG)
+
+
+def _shape(picture: Picture) -> tuple[int, int, int]:
+    return 1 if picture.grey else 3, picture.height, picture.width

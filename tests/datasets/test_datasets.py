@@ -165,7 +165,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     start, stop = arrays["offsets"][1:3]
     arrays["jpeg"][start:stop] = 0
     np.savez(tmp_path / "zeroed.npz", **arrays)
-    with pytest.raises(DataError, match="image 1 cannot be decoded"):
+    with pytest.raises(DataError, match="image 1: cannot be decoded as an image"):
         read_jpeg_pack(tmp_path / "zeroed.npz", "any", "test")
 
 
