@@ -218,6 +218,8 @@ class FileLock:
 
     def _acquire(self, path: Path) -> None:
         try:
+            if not issubclass(filelock.FileLock, filelock.SoftFileLock):
+                self.path.touch()  # a file that cannot be made looks like one that is locked to filelock
             self._lock = self._taken(filelock.FileLock, path)
         except (OSError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno not in NO_LOCKS:

@@ -84,7 +84,7 @@ def test_a_full_disk_is_ours_even_through_a_library_that_raises_its_own(
                 raise RuntimeError("the encoder's own words") from None
 
     monkeypatch.setattr(files.Watched, "write", full)
-    with pytest.raises(DiskFull, match="no space left to write .*file"):
+    with pytest.raises(DiskFull, match=r"no space left to write .*file"):
         encode()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert target.read_bytes() == b"old"

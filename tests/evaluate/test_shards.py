@@ -25,8 +25,9 @@ def test_shards_make_the_whole(tmp_path):
         assert run.content_digest() == expected
         assert run.seconds()["attack"] > 0
         assert fp.Report.of(run).n_images == 10
+    assert merge(out, paths) == out, "given again it is done already"
     with pytest.raises(StoreUnavailable, match="exists"):
-        merge(out, paths)
+        merge(paths[0], paths)
     with pytest.raises(
         RunMismatch, match=r"4 of 10 images are in none of the shards \(1/3, 3/3\)|images are in none"
     ):
