@@ -91,7 +91,7 @@ def replacing(target: str | Path) -> Iterator[IO[bytes]]:
         _sweep_once(path.parent, os.getpid())
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path.name), suffix=PARTIAL)
     raw = Watched(handle, "wb")
-    file = io.BufferedWriter(raw)
+    file = io.BufferedWriter(raw, 1 << 20)
     try:
         yield file
         with disk(target):
