@@ -1,20 +1,78 @@
-"""Files that a crash leaves old or new, never half written, and that one process at a time writes."""
+"""Files that a crash leaves old or new, never half written, that one process at a time writes, and that a killed
+command writes on when it is given again.
+
+What the operating system says of a file that cannot be written becomes `StoreUnavailable` or `DiskFull` here.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import errno
+import hashlib
+import io
+import json
 import os
+import re
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import IO, final
+from typing import IO, Any, final
 
-from .errors import RunLocked, StoreUnavailable
+import filelock
+
+from .errors import DiskFull, RunLocked, StoreUnavailable
 
 PARTIAL = ".partial"
-"""How the hidden temporary files end; one that a killed process left behind may be deleted."""
+"""How the hidden temporary files end. `sweep` deletes those of processes that are gone."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+def real(path: str | Path) -> Path:
+    """Where ``path`` leads, so that two names of one file are one."""
+    try:
+        return Path(path).resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise StoreUnavailable(f"{path} cannot be followed to a file: {error}") from error
+
+
+def unwritable(path: str | Path, error: OSError) -> StoreUnavailable:
+    """The exception for ``error`` while ``path`` was written."""
+    if error.errno in FULL:
+        return DiskFull(
+            f"no space left to write {path}. What was finished before is safe: free some space and start the same "
+            "again"
+        )
+    return StoreUnavailable(f"{path} cannot be written: {error.strerror or error}")
+
+
+@contextmanager
+def disk(path: str | Path) -> Iterator[None]:
+    """Make an OSError of the block, which does nothing but write ``path``, one of ours."""
+    try:
+        yield
+    except StoreUnavailable:
+        raise
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+@final
+class Watched(io.FileIO):
+    """A file that remembers why it could not be written: encoders in between raise what they like."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """As ever."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 @contextmanager
@@ -22,23 +80,34 @@ def replacing(target: str | Path) -> Iterator[IO[bytes]]:
     """A binary file that becomes ``target`` when the block ends well; folders are made as needed.
 
     It is written beside ``target`` under a hidden temporary name, flushed to the disk and renamed. If the
-    block raises, the temporary file is removed and ``target`` stays as it was.
+    block raises, the temporary file is removed and ``target`` stays as it was. A link stays one.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full.
+        StoreUnavailable, DiskFull: the folder cannot be written, or the disk is full.
     """
-    path = Path(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+    path = real(target)
+    with disk(target):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_once(path.parent, os.getpid())
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path.name), suffix=PARTIAL)
+    raw = Watched(handle, "wb")
+    file = io.BufferedWriter(raw, 1 << 20)
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
+        yield file
+        with disk(target):
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)  # temporary files are private to the user
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
+            os.fsync(handle)
+            file.close()
+            os.chmod(partial, 0o644)  # temporary files are private to the user
+            os.replace(partial, path)
+    except BaseException as failure:
+        with suppress(OSError):
+            file.close()  # which flushes once more
+        raw.close()
+        with suppress(OSError):
+            os.unlink(partial)
+        if raw.error is not None and isinstance(failure, Exception):
+            raise unwritable(target, raw.error) from failure
         raise
 
 
@@ -49,48 +118,202 @@ def replace_file(target: str | Path, content: bytes) -> Path:
     return Path(target)
 
 
+def partial_name(target: Path) -> Path:
+    """A new hidden name beside ``target`` for what a writer of its own will rename to it."""
+    return target.with_name(f"{_prefix(target.name)}{os.urandom(4).hex()}{PARTIAL}")
+
+
+def sync_folder(folder: Path) -> None:
+    """See renames in ``folder`` to the disk, where the system lets a program ask for that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _prefix(name: str) -> str:
+    """How the temporary files for ``name`` begin: they tell whose they are, by machine and process."""
+    if len(os.fsencode(name)) > 180:  # names may have 255 bytes
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f".{name}.{_machine()}-{os.getpid()}-"
+
+
+_LEFTOVER = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-z_]{8}\.partial(?:-journal)?", re.DOTALL)
+
+
+def sweep(folder: str | Path) -> None:
+    """Delete the temporary files that killed processes of this machine left in ``folder``.
+
+    Nothing else is touched: not those of running processes, of other machines, or of other programs.
+    """
+    with suppress(OSError):  # a folder that cannot be listed or changed has no say in the work to come
+        for entry in list(os.scandir(folder)):
+            found = _LEFTOVER.fullmatch(entry.name)
+            if found and found[1] == _machine() and not _alive(int(found[2])):
+                os.unlink(entry.path)
+
+
+@cache
+def _sweep_once(folder: Path, process: int) -> None:
+    """Not at every file: a folder of many results would be listed as often."""
+    sweep(folder)
+
+
+@cache
+def _machine() -> str:
+    """Eight digits for this host and, in a container, its own numbering of processes."""
+    numbering = Path("/proc/self/ns/pid")
+    own = os.readlink(numbering) if numbering.is_symlink() else ""
+    return hashlib.sha256(f"{socket.gethostname()} {own}".encode()).hexdigest()[:8]
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":
+        return True  # to ask there is to end it
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
 @final
 class FileLock:
-    """An exclusive lock on ``<file>.lock`` beside the run file, which names its holder.
+    """An exclusive lock for writing ``path``, in ``<file>.lock`` beside the file it leads to, which names its holder.
 
-    A lock row inside the file would outlive a killed process; the kernel drops this one. Readers need no lock.
+    A lock row inside the file would outlive a killed process; the operating system drops this one. Readers need none.
+
+    File systems without locks (some NFS and Lustre mounts) get a file ``<file>.lock-soft`` instead, which is there
+    while the lock is held. One whose process is gone is recognised on the same machine only; of another machine's the
+    error says which file to delete. Machines of which only one can lock the common file system do not see each other.
 
     Raises:
         RunLocked: another process holds it.
-        StoreUnavailable: the folder cannot be written.
+        StoreUnavailable, DiskFull: the lock cannot be written; it is not held then.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.with_name(path.name + ".lock")
-        while True:
-            try:
-                self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            except OSError as error:
-                raise StoreUnavailable(f"{path} cannot be written: {error.strerror or error}") from error
-            try:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                holder = os.pread(self._handle, 200, 0).decode(errors="replace").strip()
-                os.close(self._handle)
-                raise RunLocked(
-                    f"{path} is being written by another process ({holder or 'unnamed'}). Wait for it, or stop it; "
-                    "nothing was changed"
-                ) from error
-            if self._is_current():
-                break
-            os.close(self._handle)  # its last holder removed the file between our open and our lock
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        place = real(path)
+        self.path = place.with_name(f"{place.name}.lock")
+        self._lock: filelock.BaseFileLock | None = None
+        with disk(path):
+            self._acquire(path)
 
     def release(self) -> None:
         """Give the lock back and remove its file."""
-        if self._handle >= 0:
-            self.path.unlink(missing_ok=True)
-            os.close(self._handle)
-            self._handle = -1
+        lock, self._lock = self._lock, None
+        if lock is None:
+            return
+        if not isinstance(lock, filelock.SoftFileLock):
+            with suppress(
+                OSError
+            ):  # before the lock is given back, so that it is no successor's; not on Windows
+                self.path.unlink()
+        with suppress(OSError):
+            lock.release()
 
-    def _is_current(self) -> bool:
+    def _acquire(self, path: Path) -> None:
         try:
-            return os.stat(self.path).st_ino == os.fstat(self._handle).st_ino
-        except FileNotFoundError:
-            return False
+            if not issubclass(filelock.FileLock, filelock.SoftFileLock):
+                self.path.touch()  # a file that cannot be made looks like one that is locked to filelock
+            self._lock = self._taken(filelock.FileLock, path)
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
+            self.path.unlink(missing_ok=True)
+            self.path = self.path.with_name(f"{self.path.name}-soft")
+            self._lock = self._taken(filelock.SoftFileLock, path)
+        if isinstance(self._lock, filelock.SoftFileLock):
+            return  # which names its holder itself
+        try:
+            with Watched(self.path, "r+") as file:
+                file.seek(1)  # Windows locks the first byte, and lets nobody read it
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+                file.truncate()
+        except BaseException:
+            self.release()
+            raise
+
+    def _taken(self, kind: type[filelock.BaseFileLock], path: Path) -> filelock.BaseFileLock:
+        holder = self._holder()  # before trying: old versions of filelock empty the file as they try
+        # Not per thread: who closes a store need not be who opened it.
+        lock = kind(self.path, timeout=0, thread_local=False, fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            remedy = "Wait for it, or stop it"
+            if issubclass(kind, filelock.SoftFileLock):
+                remedy = (
+                    f"Wait for it, or stop it; if it is gone, delete {self.path}: this file system has no locks that "
+                    "end with their process"
+                )
+            raise RunLocked(
+                f"{path} is being written by another process ({holder or self._holder() or 'unnamed'}). {remedy}; "
+                "nothing was changed"
+            ) from error
+        return lock
+
+    def _holder(self) -> str:
+        """Who holds the lock, as its file says; empty if that cannot be read."""
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(1 if os.name == "nt" else 0)
+                text = (file.read(200) or b"").decode(errors="replace").strip("\0 \n")
+        except OSError:
+            return ""
+        soft = re.match(r"(\d+)\n([^\n]+)", text)
+        return f"process {soft[1]} on {soft[2]}" if soft else text
+
+
+@final
+class Unfinished:
+    """Several files that one command writes, which may be killed between two of them and given again.
+
+    Until all are there, a hidden note beside the first tells which were written, and their SHA-256: these are the
+    command's own and may be replaced without being asked, if nobody changed them since.
+
+    Args:
+        first: the file beside which the note lies, the same each time.
+    """
+
+    def __init__(self, first: str | Path) -> None:
+        place = real(first)
+        self.note = place.with_name(f".{place.name}.unfinished")
+        self._written: dict[str, str] = {}
+        with suppress(OSError, ValueError):
+            found = json.loads(self.note.read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                self._written = found
+
+    def ours(self, path: str | Path) -> bool:
+        """Whether ``path`` is a file that the killed command wrote."""
+        digest = self._written.get(str(real(path)))
+        return digest is not None and Path(path).is_file() and digest == _digest(Path(path).read_bytes())
+
+    def write(self, path: str | Path, content: bytes) -> Path:
+        """As `replace_file`; noted first."""
+        self._written[str(real(path))] = _digest(content)
+        replace_file(self.note, json.dumps(self._written, indent=1).encode())
+        return replace_file(path, content)
+
+    def done(self) -> None:
+        """All are there."""
+        with disk(self.note):
+            self.note.unlink(missing_ok=True)
+
+
+@contextmanager
+def unfinished(paths: Sequence[str | Path], within: Unfinished | None = None) -> Iterator[Unfinished]:
+    """``within``, or an `Unfinished` of its own for ``paths``, which is done when the block ends well."""
+    batch = within or Unfinished(paths[0])
+    yield batch
+    if within is None:
+        batch.done()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

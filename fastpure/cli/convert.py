@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,14 +58,14 @@ def convert(
 
     if target.suffix != ".safetensors":
         raise ValueError(mistake("OUT", "a file name that ends in .safetensors", str(target)))
-    if target.exists() and not force:
-        raise ValueError(mistake("OUT", "a new file", f"{target}, which exists", "Overwrite it with --force"))
+    if target.exists() and not force and _content(target) is None:
+        raise ValueError(_exists(target))
     stored = getattr(torch, one_of("--dtype", dtype, DTYPES)) if dtype else None
     if source.is_file() and read_metadata(source).get("kind") == "classifier":
         for option, value in (("format", format), ("config", config), ("class-label", class_label)):
             if value is not None:
                 raise ValueError(f"`--{option}` must not be given for a classifier, got {value}")
-        _convert_classifier(source, target, stored)
+        _convert_classifier(source, target, stored, force)
         return
     denoiser = load_denoiser(source, format, config, class_label=class_label)
     report = denoiser.checkpoint
@@ -72,15 +76,57 @@ def convert(
         "source_weights": report.ema,
     }
     earlier = dict(note.split(": ", 1) for note in report.notes) if report.format == "native" else {}
-    save_denoiser(denoiser, target, notes={**notes, **earlier}, dtype=stored)
+    _write(
+        target, force, lambda path: save_denoiser(denoiser, path, notes={**notes, **earlier}, dtype=stored)
+    )
     typer.echo(str(report))
     typer.echo(f"\nwritten: {target} ({target.stat().st_size:,} bytes)")
 
 
-def _convert_classifier(source: Path, target: Path, stored: torch.dtype | None) -> None:
+def _convert_classifier(source: Path, target: Path, stored: torch.dtype | None, force: bool) -> None:
     from ..checkpoints.weights import read_metadata
     from ..classifiers.native import RESERVED, read_classifier, save_classifier
 
     earlier = {name: value for name, value in read_metadata(source).items() if name not in RESERVED}
-    save_classifier(read_classifier(source), target, notes=earlier, dtype=stored)
+    network = read_classifier(source)
+    _write(target, force, lambda path: save_classifier(network, path, notes=earlier, dtype=stored))
     typer.echo(f"written: {target} ({target.stat().st_size:,} bytes)")
+
+
+def _write(target: Path, force: bool, save: Callable[[Path], Any]) -> None:
+    """Save; a file that is there must be this very conversion, as after a kill at the end of it, unless ``force``."""
+    from ..files import partial_name, real
+
+    if force or not target.exists():
+        save(target)
+        return
+    aside = partial_name(real(target))
+    try:
+        save(aside)
+        same = _content(aside) == _content(target)
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+    if not same:
+        raise ValueError(_exists(target))
+
+
+def _content(file: Path) -> tuple[Any, str] | None:
+    """Header and SHA-256 of the weights of a safetensors file, whose notes come in any order; None if it is none."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > file.stat().st_size:
+                return None
+            header, digest = json.loads(stream.read(length)), hashlib.sha256()
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+            return header, digest.hexdigest()
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _exists(target: Path) -> str:
+    from ..errors import mistake
+
+    return mistake("OUT", "a new file", f"{target}, which exists", "Overwrite it with --force")

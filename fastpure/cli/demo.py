@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .demo_parts import Parts, identity
 from .demo_settings import Setting, choose, default, place
 from .options import number
 
@@ -84,6 +85,8 @@ def demo(
     exactly through the whole purification, guidance included. Accuracies are measured on noise the attack has not
     seen, with 95 % Wilson intervals.
 
+    Interrupted, the same command continues with the next defence.
+
     Example: fastpure demo --data cifar10 --images cifar-10-python.tar.gz
     """
     from ..data import load_dataset
@@ -110,9 +113,11 @@ def demo(
         raise ValueError(f"`--n` must be in 1..{len(dataset)}, the test images there are, got {setting.n}")
     dataset = dataset.subset(setting.n, data_seed=0)
     defenses = build(setting)
-    results = attack_all(setting, defenses, dataset)
+    parts = Parts(out)
+    results = attack_all(setting, defenses, dataset, parts)
     print_table(setting, results)
     figures.demo(out, dataset, defenses, {name: result.x_adv for name, result in results.items()})
+    parts.done()
     print(f"\nwrote {out}")
 
 
@@ -134,8 +139,13 @@ def build(setting: Setting) -> dict[str, nn.Module]:
     return defenses
 
 
-def attack_all(setting: Setting, defenses: dict[str, nn.Module], data: Dataset) -> dict[str, AttackResult]:
-    """Attack each defence on the same images, COUP once more as its authors did; with a progress bar."""
+def attack_all(
+    setting: Setting, defenses: dict[str, nn.Module], data: Dataset, parts: Parts
+) -> dict[str, AttackResult]:
+    """Attack each defence on the same images, COUP once more as its authors did; with a progress bar.
+
+    What is among ``parts`` is taken from there.
+    """
     from tqdm import tqdm
 
     import fastpure as fp
@@ -158,9 +168,14 @@ def attack_all(setting: Setting, defenses: dict[str, nn.Module], data: Dataset) 
             def report(iteration: int, loss: float) -> None:
                 bar.update()
 
-            results[name] = chosen(
-                defense, data.images, data.labels, sample_ids=data.sample_ids, report=report
-            )
+            key = identity(defense, data, chosen)
+            found = parts.read(key)
+            if found is None:
+                found = chosen(defense, data.images, data.labels, sample_ids=data.sample_ids, report=report)
+                parts.write(key, found)
+            else:
+                bar.update(setting.n_iter)
+            results[name] = found
     return results
 
 

@@ -8,7 +8,6 @@ hidden folder until their array is whole.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ResumeError, mistake
-from ..files import PARTIAL, replace_file, replacing
+from ..files import PARTIAL, FileLock, disk, replace_file, replacing
 from .purify_inputs import ImageFile, Source
 
 __all__ = ["Piece", "PurifyRun"]
@@ -114,22 +113,24 @@ class PurifyRun:
 
         Raises:
             ValueError: the folder is an input, or lies in one.
-            ResumeError: another process holds it, it belongs to other settings, or files that this run would
-                write are there without being its own; ``force`` starts over instead of the latter two.
+            RunLocked: another process holds it.
+            ResumeError: it belongs to other settings, or files that this run would write are there without being
+                its own; ``force`` starts over instead.
+            StoreUnavailable, DiskFull: it cannot be written; what is finished stays.
         """
         self._keep_inputs()
-        pieces = self.out / PIECES
-        pieces.mkdir(parents=True, exist_ok=True)
-        with (pieces / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ResumeError(f"{self.out}: another process is purifying into this folder") from error
-            try:
-                yield self._claim(force)
-            finally:
-                if not any(pieces.glob("*.npy")):
-                    shutil.rmtree(pieces)
+        with disk(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.out / RUN_FILE)
+        try:
+            with disk(self.out):
+                continued = self._claim(force)
+            yield continued
+        finally:
+            pieces = self.out / PIECES
+            if not any(pieces.glob("*.npy")):
+                shutil.rmtree(pieces, ignore_errors=True)
+            lock.release()
 
     def execute(self, purify: Callable[[Tensor, list[int], int], Tensor], done: Callable[[int], None]) -> int:
         """Purify what is missing; gives how many results that were.
@@ -190,8 +191,9 @@ class PurifyRun:
             if not all(place.exists() for place in places):
                 return
             source.write(target, np.concatenate([np.load(place, allow_pickle=False) for place in places]))
-        for place in places:
-            place.unlink(missing_ok=True)
+        with disk(self.out):
+            for place in places:
+                place.unlink(missing_ok=True)
 
     def _keep_inputs(self) -> None:
         """No input may become an output: it would be overwritten, or purified again on continuing."""

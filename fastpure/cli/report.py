@@ -57,6 +57,7 @@ def report(
 
       fastpure report runs/*.sqlite --figures docs/figures
     """
+    from ..files import unfinished
     from ..report import Options, write_csv, write_parquet
     from ..report import report as make
     from ..report.export import TABLES, require_pyarrow
@@ -65,26 +66,28 @@ def report(
     options = Options(title, images, traced)
     folders = [(folder, kind) for folder, kind in ((csv, "csv"), (parquet, "parquet")) if folder is not None]
     wanted = [out, *(folder / f"{name}.{kind}" for folder, kind in folders for name in TABLES)]
-    refuse_existing(wanted, force)  # before any work, and before the first of several files
-    if parquet is not None:
-        require_pyarrow()
-    pair = _networks(denoiser, classifier, device)
-    make(  # which knows the names of its pictures, and refuses before it writes
-        runs,
-        out,
-        figures=figures,
-        networks=pair,
-        options=options,
-        force=force,
-        say=lambda text: typer.echo(text, err=True),
-        wrote=lambda path: typer.echo(f"wrote {path}"),
-    )
-    if parquet is not None:
-        for path in write_parquet(runs, parquet, force=force):
-            typer.echo(f"wrote {path}")
-    if csv is not None:
-        for path in write_csv(runs, csv, force=force):
-            typer.echo(f"wrote {path}")
+    with unfinished([out]) as batch:
+        refuse_existing(wanted, force, batch)  # before any work, and before the first of several files
+        if parquet is not None:
+            require_pyarrow()
+        pair = _networks(denoiser, classifier, device)
+        make(  # which knows the names of its pictures, and refuses before it writes
+            runs,
+            out,
+            figures=figures,
+            networks=pair,
+            options=options,
+            force=force,
+            say=lambda text: typer.echo(text, err=True),
+            wrote=lambda path: typer.echo(f"wrote {path}"),
+            within=batch,
+        )
+        if parquet is not None:
+            for path in write_parquet(runs, parquet, force=force, within=batch):
+                typer.echo(f"wrote {path}")
+        if csv is not None:
+            for path in write_csv(runs, csv, force=force, within=batch):
+                typer.echo(f"wrote {path}")
 
 
 def _networks(denoiser: str | None, classifier: str | None, device: str) -> tuple[Any, nn.Module] | None:

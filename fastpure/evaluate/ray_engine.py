@@ -13,6 +13,9 @@ from .work import Block, Worker
 MAX_LOSSES = 3
 """How often one block may lose its worker before the run gives up: then the block itself is what kills."""
 
+PATIENCE = 300
+"""Seconds to wait for a worker while none has anything to do."""
+
 
 class Remote:
     """What runs in a Ray actor: a `Worker` of its own, with the driver's number of threads."""
@@ -22,8 +25,8 @@ class Remote:
         self.worker = worker
 
     def run(self, positions: list[int]) -> list[Block]:
-        """Finish a block; several smaller ones if memory runs out."""
-        return list(self.worker.run(positions))
+        """Finish a block; several smaller ones if memory runs out; no positions only show that the worker is there."""
+        return list(self.worker.run(positions)) if positions else []
 
 
 def ray_blocks(
@@ -72,37 +75,56 @@ class _Pool:
         self.payload = ray.put(worker)
 
     def run(self, todo: list[list[int]]) -> Iterator[Block]:
-        waiting, losses = list(reversed(todo)), dict.fromkeys(range(len(todo)), 0)
-        numbers = {tuple(block): i for i, block in enumerate(todo)}
+        waiting, losses = list(reversed(todo)), dict.fromkeys((tuple(block) for block in todo), 0)
         running: dict[Any, tuple[Any, list[int]]] = {}
-        idle = [self._start() for _ in range(self.size)] if waiting else []
+        # Blocks go only to workers that answer: one that replaces a lost one may wait for a slot for ever.
+        starting = dict(self._start() for _ in range(self.size)) if waiting else {}
+        idle: list[Any] = []
         try:
             while waiting or running:
                 while waiting and idle:
                     actor, block = idle.pop(), waiting.pop()
                     running[actor.run.remote(block)] = (actor, block)
-                (ready, *_), _ = self.ray.wait(list(running), num_returns=1)
-                actor, block = running.pop(ready)
+                patience = None if running else PATIENCE
+                ready, _ = self.ray.wait([*running, *starting], num_returns=1, timeout=patience)
+                if not ready:
+                    raise EngineUnavailable(
+                        f"no Ray worker could be started for {PATIENCE} s. Finished blocks are safe; the same command "
+                        "continues when the cluster has free slots"
+                    )
+                (done,) = ready
+                actor, block = running.pop(done) if done in running else (starting.pop(done), [])
                 try:
-                    finished = self.ray.get(ready)
-                except (self.ray.exceptions.RayActorError, self.ray.exceptions.WorkerCrashedError) as error:
-                    number = numbers[tuple(block)]
-                    losses[number] += 1
-                    if losses[number] > MAX_LOSSES:
-                        raise EngineUnavailable(
-                            f"the block at positions {block[0]}..{block[-1]} lost its worker {MAX_LOSSES + 1} times: "
-                            f"{str(error).splitlines()[0]}. Finished blocks are safe; try a smaller batch_size"
-                        ) from error
-                    waiting.append(block)
-                    idle.append(self._start())
+                    finished = self.ray.get(done)
+                except self._lost() as error:
+                    self.ray.kill(actor, no_restart=True)
+                    self._count(block, losses, error)
+                    waiting += [block] if block else []
+                    starting |= [self._start()]
                     continue
                 except self.ray.exceptions.RayTaskError as error:
                     raise (error.cause if isinstance(error.cause, Exception) else error) from None
                 idle.append(actor)
                 yield from finished
         finally:
-            for actor in (*idle, *(actor for actor, _ in running.values())):
+            for actor in (*idle, *starting.values(), *(actor for actor, _ in running.values())):
                 self.ray.kill(actor, no_restart=True)
 
-    def _start(self) -> Any:
-        return self.actor.remote(self.payload, torch.get_num_threads())
+    def _lost(self) -> tuple[type[Exception], ...]:
+        """What says that a worker, its host, or a result that lay there is gone."""
+        known = self.ray.exceptions
+        return known.RayActorError, known.WorkerCrashedError, known.ObjectLostError
+
+    def _count(self, block: list[int], losses: dict[tuple[int, ...], int], error: Exception) -> None:
+        losses[tuple(block)] = losses.get(tuple(block), 0) + 1
+        if losses[tuple(block)] > MAX_LOSSES:
+            what = f"the block at positions {block[0]}..{block[-1]}" if block else "the start of the run"
+            raise EngineUnavailable(
+                f"{what} lost its worker {MAX_LOSSES + 1} times: {str(error).splitlines()[0]}. Finished blocks are "
+                "safe; try a smaller batch_size"
+            ) from error
+
+    def _start(self) -> tuple[Any, Any]:
+        """A sign that a new actor answers, and the actor."""
+        actor = self.actor.remote(self.payload, torch.get_num_threads())
+        return actor.run.remote([]), actor

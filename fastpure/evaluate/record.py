@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -12,6 +13,12 @@ import numpy as np
 
 INPUTS = ("clean", "adversarial", "transfer")
 """What was judged: the original, the attacked image, and the attacked image on noise the attacker did not know."""
+
+LARGEST = 2**24
+"""Numbers in the largest array that is read: a file says how large its images are, and may be lying."""
+
+HIGHEST_RATIO = 1040
+"""zlib compresses no further."""
 
 
 @final
@@ -96,5 +103,12 @@ def unpack(blob: bytes, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         ValueError, zlib.error: the blob is damaged or of another size.
     """
-    planes = np.frombuffer(zlib.decompress(blob), dtype=np.uint8).reshape(4, -1)
+    size = 4 * math.prod(shape)
+    if not 0 <= size <= min(4 * LARGEST, HIGHEST_RATIO * len(blob)):  # before anything is allocated
+        raise ValueError(f"{len(blob)} bytes cannot hold {shape} numbers")
+    stream = zlib.decompressobj()
+    content = stream.decompress(blob, size + 1)
+    if len(content) != size or not stream.eof or stream.unused_data:
+        raise ValueError(f"a compressed array is not one of {shape} numbers")
+    planes = np.frombuffer(content, dtype=np.uint8).reshape(4, -1)
     return np.ascontiguousarray(planes.T).view("<f4").astype(np.float32).reshape(shape)

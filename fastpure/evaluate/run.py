@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +17,21 @@ import torch
 
 from ..attacks import Transfer
 from ..errors import RunDamaged, mistake, one_of
+from ..files import real
 from .identity import canonical
 from .protocol import Protocol
 from .record import INPUTS, ImageRecord, unpack
-from .schema import APPLICATION_ID, READ_ERRORS, VERSION, read
+from .schema import (
+    APPLICATION_ID,
+    READ_ERRORS,
+    VERSION,
+    checksum,
+    checksums,
+    foreign_tables,
+    read,
+    sealed_rows,
+    trouble,
+)
 
 
 @final
@@ -34,27 +47,36 @@ class Run:
         meta = read_meta(connection, path)
         if meta is None:
             raise RunDamaged(f"{path} holds no run: it was interrupted before it began")
-        self.identity: dict[str, Any] = json.loads(meta["identity"])
-        self.share: dict[str, int] = json.loads(meta["share"])
+        self.identity, self.share = meta
 
     @staticmethod
     def open(path: str | Path, *, verify: bool = True) -> Run:
         """Open a run file for reading, also while it is written or in a folder that is read-only.
 
+        Warns of a file from before identities had checksums: there a changed setting would be shown as if measured.
+
         Raises:
             FileNotFoundError: no such file.
-            RunDamaged: not a run file, of another version, or (``verify``) contradicting its checksums.
+            RunDamaged: not a run file, of another version, or contradicting its checksums (without ``verify`` those
+                of the identity only).
+            StoreUnavailable: a log beside it, which holds some of its images, cannot be read where it is.
         """
         file = Path(path)
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such run file")
-        mode = "mode=ro" if file.with_name(file.name + "-wal").exists() else "mode=ro&immutable=1"
-        name = str(file.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-        connection = sqlite3.connect(f"file:{name}?{mode}", uri=True, isolation_level=None)
+        place = real(file)
+        name = str(place).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+        connection = sqlite3.connect(f"file:{name}?{_mode(place)}", uri=True, isolation_level=None)
         try:
             run = Run(connection, file)
             if verify:
                 run.verify()
+            if not run.sealed:
+                warnings.warn(
+                    f"{file} is from before identities and timings had checksums: were they changed, nobody would "
+                    "notice. Its images are verified; the command that made it, given again, adds the checksums",
+                    stacklevel=2,
+                )
         except BaseException:
             connection.close()
             raise
@@ -74,7 +96,10 @@ class Run:
     def protocol(self) -> Protocol:
         """The protocol of the run."""
         known = Protocol.__dataclass_fields__
-        return Protocol(**{name: v for name, v in self.identity["protocol"].items() if name in known})
+        try:
+            return Protocol(**{name: v for name, v in self.identity["protocol"].items() if name in known})
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise RunDamaged(f"{self.path} names no protocol that is known here: {error}") from error
 
     @property
     def n_total(self) -> int:
@@ -85,6 +110,14 @@ class Run:
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W)."""
         return tuple(self.identity["data"]["image_shape"])
+
+    @cached_property
+    def sealed(self) -> bool:
+        """Whether identity, sessions and timings have checksums too; images always have."""
+        try:
+            return checksums(self._connection) is not None
+        except READ_ERRORS as error:
+            raise trouble(error, self.path, "read") from error
 
     @property
     def complete(self) -> bool:
@@ -152,7 +185,7 @@ class Run:
 
     def traces(self) -> np.ndarray:
         """The attack's loss at each iterate, float32 [n, n_iter]; NaN where images had fewer iterates."""
-        rows = self._connection.execute("SELECT n_trace, trace FROM images ORDER BY position").fetchall()
+        rows = self._rows("SELECT n_trace, trace FROM images ORDER BY position")
         traces = np.full((len(rows), max((row[0] for row in rows), default=0)), np.nan, dtype=np.float32)
         for i, (length, blob) in enumerate(rows):
             traces[i, :length] = unpack(blob, (length,))
@@ -163,12 +196,10 @@ class Run:
         column = {"clean": "x", "adversarial": "x_adv"}[one_of("which", which, ("clean", "adversarial"))]
         found = []
         for position in self.positions.tolist() if positions is None else positions:
-            row = self._connection.execute(
-                f"SELECT {column} FROM images WHERE position = ?", (int(position),)
-            ).fetchone()
-            if row is None or row[0] is None:
+            rows = self._rows(f"SELECT {column} FROM images WHERE position = ?", (int(position),))
+            if not rows or rows[0][0] is None:
                 raise ValueError(mistake("positions", f"of finished images with a {which} one", position))
-            found.append(unpack(row[0], self.image_shape))
+            found.append(unpack(rows[0][0], self.image_shape))
         return np.stack(found) if found else np.zeros((0, *self.image_shape), np.float32)
 
     def as_attack(self) -> Transfer:
@@ -187,7 +218,7 @@ class Run:
 
     def sessions(self) -> list[dict[str, Any]]:
         """Every start of the run: time, environment and settings."""
-        rows = self._connection.execute("SELECT started, environment, settings FROM sessions ORDER BY id")
+        rows = self._rows("SELECT started, environment, settings FROM sessions ORDER BY id")
         return [
             {"started": r[0], "environment": json.loads(r[1]), "settings": json.loads(r[2])} for r in rows
         ]
@@ -196,17 +227,15 @@ class Run:
         """Time spent in all sessions, by part."""
         parts = ("clean", "attack", "judging", "store")
         sums = ", ".join(f"coalesce(sum({part}), 0.0)" for part in parts)
-        row = self._connection.execute(f"SELECT {sums} FROM blocks").fetchone()
+        (row,) = self._rows(f"SELECT {sums} FROM blocks")
         return dict(zip(parts, row, strict=True))
 
     def history(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         """Rows of ``sessions`` and of ``blocks`` (without their ids), for merging."""
-        sessions = self._connection.execute(
-            "SELECT id, started, environment, settings FROM sessions"
-        ).fetchall()
-        blocks = self._connection.execute(
+        sessions = self._rows("SELECT id, started, environment, settings FROM sessions ORDER BY id")
+        blocks = self._rows(
             "SELECT session, n, first, clean, attack, judging, store, finished FROM blocks ORDER BY id"
-        ).fetchall()
+        )
         return sessions, blocks
 
     def records(self) -> Iterator[ImageRecord]:
@@ -228,18 +257,39 @@ class Run:
             raise RunDamaged(f"{self.path} is damaged after position {position}: {error}") from error
 
     def verify(self) -> None:
-        """Check the file's structure and every record; RunDamaged says what is wrong."""
+        """Check the file's structure and every row; RunDamaged says what is wrong."""
         try:
-            report = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            orphans = self._connection.execute(
-                "SELECT count(*) FROM draws WHERE position NOT IN (SELECT position FROM images)"
-            ).fetchone()[0]
+            wrong = self._wrong()
         except READ_ERRORS as error:
-            raise RunDamaged(f"{self.path} is damaged: {error}") from error
-        if report != "ok" or orphans:
-            raise RunDamaged(f"{self.path} is damaged: {report if report != 'ok' else 'draws without image'}")
+            raise trouble(error, self.path, "read") from error
+        if wrong:
+            raise RunDamaged(f"{self.path} is damaged: {wrong}")
         for _ in self.records():
             pass
+
+    def _wrong(self) -> str:
+        """What contradicts itself outside of the images' own checksums; empty if nothing."""
+        report = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if report != "ok":
+            return str(report)
+        foreign = foreign_tables(self._connection)
+        if foreign:
+            return f"its table {foreign[0]} is not as fastpure makes it"
+        count = "SELECT count(*) FROM"
+        (orphans,) = self._connection.execute(
+            f"{count} draws WHERE position NOT IN (SELECT position FROM images)"
+        ).fetchone()
+        if orphans:
+            return "draws without image"
+        (there,) = self._connection.execute(f"{count} images").fetchone()
+        (noted,) = self._connection.execute("SELECT coalesce(sum(n), 0) FROM blocks").fetchone()
+        if there != noted:
+            return f"{noted} images were written, {there} are there"
+        stored, rows = checksums(self._connection) or {}, sealed_rows(self._connection)
+        for (kind, row), sha in stored.items():
+            if (kind, row) not in rows or sha != checksum(kind, rows[kind, row]):
+                return f"its {kind} {row} is not the one written"
+        return ""
 
     def content_digest(self) -> str:
         """SHA-256 (hexadecimal) of identity and results; equal runs have equal digests, timings left out."""
@@ -248,16 +298,22 @@ class Run:
             digest.update(record.sha256())
         return digest.hexdigest()
 
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.ProgrammingError as error:
+            raise ValueError(f"{self.path}: the run is closed; open it again") from error
+        except READ_ERRORS as error:
+            raise trouble(error, self.path, "read") from error
+
     def _column(self, name: str, dtype: Any) -> np.ndarray:
-        rows = self._connection.execute(f"SELECT {name} FROM images ORDER BY position").fetchall()
+        rows = self._rows(f"SELECT {name} FROM images ORDER BY position")
         values = [np.nan if row[0] is None else row[0] for row in rows]
         return np.array(values, dtype=dtype)
 
     def _draws(self, which: str, column: str) -> np.ndarray:
         one_of("which", which, INPUTS)
-        rows = self._connection.execute(
-            f"SELECT {column} FROM draws WHERE input = ? ORDER BY position, draw", (which,)
-        ).fetchall()
+        rows = self._rows(f"SELECT {column} FROM draws WHERE input = ? ORDER BY position, draw", (which,))
         values = np.array([np.nan if row[0] is None else row[0] for row in rows], dtype=np.float64)
         n = len(self.positions)
         return values.reshape(n, len(values) // n if n else 0)
@@ -277,9 +333,23 @@ class Run:
         return protocol
 
 
-def read_meta(connection: sqlite3.Connection, path: Path | None) -> dict[str, str] | None:
-    """The meta table; None for an empty database. RunDamaged for anything that is not a run file."""
+def _mode(place: Path) -> str:
+    """How SQLite is to open a file that is only read."""
+    log = place.with_name(place.name + "-wal")
+    if log.exists() and (log.stat().st_size or os.access(place.parent, os.W_OK)):
+        return "mode=ro"
+    journal = place.with_name(place.name + "-journal")
+    if journal.exists() and journal.stat().st_size:
+        return "mode=rw"  # a kill while the log was folded: SQLite must put the file back first
+    return "mode=ro&immutable=1"
+
+
+def read_meta(
+    connection: sqlite3.Connection, path: Path | None
+) -> tuple[dict[str, Any], dict[str, int]] | None:
+    """Identity and share, verified; None for an empty database. RunDamaged for anything that is not a run file."""
     try:
+        connection.execute("PRAGMA trusted_schema = OFF")
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -289,6 +359,27 @@ def read_meta(connection: sqlite3.Connection, path: Path | None) -> dict[str, st
             raise RunDamaged(f"{path} is an SQLite file, but not a run of fastpure; it was not touched")
         if version != VERSION:
             raise RunDamaged(f"{path} has schema version {version}, this fastpure reads version {VERSION}")
-        return dict(connection.execute("SELECT key, value FROM meta").fetchall())
-    except sqlite3.DatabaseError as error:
-        raise RunDamaged(f"{path} is not a readable run file: {error}; it was not touched") from error
+        if foreign := foreign_tables(connection):
+            raise RunDamaged(f"{path} is damaged: its table {foreign[0]} is not as fastpure makes it")
+        stored = (checksums(connection) or {}).get(("meta", 0))
+        meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+        if stored is not None and stored != checksum("meta", [meta.get("identity"), meta.get("share")]):
+            raise RunDamaged(
+                f"{path} is damaged: its identity, the settings under which it was measured, is not the one written"
+            )
+        identity, share = json.loads(meta["identity"]), json.loads(meta["share"])
+        shape, n = identity["data"]["image_shape"], identity["data"]["n"]
+        if not (all(type(side) is int and side > 0 for side in shape) and type(n) is int and n > 0):
+            raise ValueError(f"its identity tells of {n} images of shape {shape}")
+        if not {"index", "of", "unit"} <= share.keys() or not {"protocol", "attack"} <= identity.keys():
+            raise ValueError("its identity lacks a part")
+        return identity, share
+    except READ_ERRORS as error:
+        problem = trouble(error, path, "read")
+        if isinstance(problem, RunDamaged):
+            problem = RunDamaged(f"{path} is not a readable run file: {error}; it was not touched")
+        raise problem from error
+    except AttributeError as error:
+        raise RunDamaged(
+            f"{path} is not a readable run file: its identity is no table of settings"
+        ) from error

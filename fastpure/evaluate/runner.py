@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ def evaluate(
     except KeyboardInterrupt as stop:
         raise RunInterrupted(_farewell(store, len(dataset), part)) from stop
     finally:
-        store.close()
+        if remark := store.close():
+            warnings.warn(remark, stacklevel=2)
 
 
 def _run(store: RunStore, worker: Worker, todo: list[list[int]], run_blocks: Blocks, progress: bool) -> None:

@@ -16,6 +16,8 @@ draws       one row per image, input and draw: ``input`` ("clean", "adversarial"
             ``predicted`` class, ``correct`` 0 or 1, cross-entropy ``loss``.
 sessions    one row per start: time, environment (versions, device, threads, SHA-256 of the code), batch sizes.
 blocks      one row per transaction: seconds for clean draws, attack, judging; ``store`` is the previous write's.
+checksums   SHA-256 of the rows of ``meta`` (kind "meta", id 0, both together), ``sessions`` ("session") and
+            ``blocks`` ("block"), see `checksum`. Files made before this table existed are read without it.
 ==========  ======================================================================================================
 
 ``sessions`` and ``blocks`` tell how a result came about and are no part of it: `Run.content_digest` leaves them
@@ -24,13 +26,19 @@ out, and is equal for an unbroken run, a resumed one and merged shards.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import sqlite3
+import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..errors import DiskFull, FastpureError, RunDamaged, StoreUnavailable
 from .record import INPUTS, ImageRecord, Judged, pack, unpack
 
 APPLICATION_ID = 0x66703031
@@ -57,21 +65,96 @@ CREATE TABLE blocks (
 """
 
 
-def create(connection: sqlite3.Connection, meta: dict[str, str]) -> None:
-    """Make all tables and the meta rows in one transaction: there is never half a schema."""
-    statements = [text for text in TABLES.split(";") if text.strip()]
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for statement in statements:
-            connection.execute(statement)
-        connection.executemany("INSERT INTO meta VALUES (?, ?)", sorted(meta.items()))
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
+CHECKSUMS = """CREATE TABLE checksums (
+    kind TEXT NOT NULL, id INTEGER NOT NULL, sha256 BLOB NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID"""
+
+_STATEMENTS = [text.strip() for text in TABLES.split(";") if text.strip()] + [CHECKSUMS]
+_TABLES = {text.split()[2]: text for text in _STATEMENTS}
+
+
+def create(connection: sqlite3.Connection, identity: str, share: str) -> None:
+    """Make all tables and the meta rows; the caller holds the transaction, so that there is never half a schema."""
+    for statement in _STATEMENTS:
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", [("identity", identity), ("share", share)])
+    seal(connection, "meta", 0, [identity, share])
+
+
+def foreign_tables(connection: sqlite3.Connection) -> list[str]:
+    """What of the schema is not as `create` makes it: a view or trigger would run whatever its author likes."""
+    rows = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    wrong = [name for kind, name, sql in rows if kind == "trigger"]
+    wrong += [name for kind, name, sql in rows if name in _TABLES and (kind, sql) != ("table", _TABLES[name])]
+    missing = _TABLES.keys() - {name for _, name, _ in rows} - {"checksums"}
+    return [*wrong, *sorted(missing)]
+
+
+def checksum(kind: str, values: Sequence[Any]) -> bytes:
+    """SHA-256 of a row: of its kind and values as JSON."""
+    text = json.dumps([kind, *values], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).digest()
+
+
+def seal(connection: sqlite3.Connection, kind: str, row: int, values: Sequence[Any]) -> None:
+    """Keep the checksum of a row; the caller holds the transaction."""
+    connection.execute("INSERT INTO checksums VALUES (?, ?, ?)", (kind, row, checksum(kind, values)))
+
+
+_SEALED = {
+    "session": "SELECT id, started, environment, settings FROM sessions",
+    "block": "SELECT id, session, n, first, clean, attack, judging, store, finished FROM blocks",
+}
+
+
+def sealed_rows(connection: sqlite3.Connection) -> dict[tuple[str, int], list[Any]]:
+    """The values of every row that has a checksum, by kind and id."""
+    meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+    rows: dict[tuple[str, int], list[Any]] = {("meta", 0): [meta.get("identity"), meta.get("share")]}
+    for kind, query in _SEALED.items():
+        rows |= {(kind, row[0]): list(row[1:]) for row in connection.execute(query)}
+    return rows
+
+
+def checksums(connection: sqlite3.Connection) -> dict[tuple[str, int], bytes] | None:
+    """The checksums by kind and id; None in a file that is older than they are."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'checksums'").fetchone():
+        return None
+    return {(kind, row): sha for kind, row, sha in connection.execute("SELECT * FROM checksums")}
+
+
+def seal_all(connection: sqlite3.Connection) -> None:
+    """Give a file of an older version its missing checksums; the caller holds the transaction."""
+    found = checksums(connection)
+    if found is None:
+        connection.execute(CHECKSUMS)
+    for (kind, row), values in sealed_rows(connection).items():
+        if (kind, row) not in (found or {}):
+            seal(connection, kind, row, values)
+
+
+def add_session(connection: sqlite3.Connection, started: str, environment: str, settings: str) -> int:
+    """Add a row of ``sessions``; returns its id."""
+    values = [started, environment, settings]
+    cursor = connection.execute(
+        "INSERT INTO sessions (started, environment, settings) VALUES (?, ?, ?)", values
+    )
+    seal(connection, "session", row := int(cursor.lastrowid or 0), values)
+    return row
+
+
+def add_block(
+    connection: sqlite3.Connection, session: int, n: int, first: int, seconds: Sequence[float], finished: str
+) -> None:
+    """Add a row of ``blocks``; ``seconds`` are those of clean, attack, judging and store."""
+    values = [session, n, first, *(None if value is None else float(value) for value in seconds), finished]
+    cursor = connection.execute(
+        "INSERT INTO blocks (session, n, first, clean, attack, judging, store, finished) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        values,
+    )
+    seal(connection, "block", int(cursor.lastrowid or 0), values)
 
 
 def insert(connection: sqlite3.Connection, records: Iterable[ImageRecord]) -> None:
@@ -120,6 +203,7 @@ def read(
     rows = connection.execute("SELECT * FROM images ORDER BY position")
     for position, sample_id, label, x, x_adv, distance, zero, verdict, n_trace, trace, sha in rows:
         judged, consistent = _judged(connection, position, label)
+        consistent &= zero in (None, 0, 1) and verdict in (None, 0, 1)
         record = ImageRecord(
             position=position,
             sample_id=sample_id,
@@ -141,13 +225,60 @@ def _judged(connection: sqlite3.Connection, position: int, label: int) -> tuple[
         (position,),
     ).fetchall()
     judged: dict[str, Judged] = {}
+    consistent = all(row[3] == int(row[2] == label) for row in rows)
     for name in INPUTS:
         own = [row for row in rows if row[0] == name]
         if own:
-            loss = np.array([np.nan if row[4] is None else row[4] for row in own], dtype=np.float32)
+            stored = np.array([np.nan if row[4] is None else row[4] for row in own], dtype=np.float64)
+            with np.errstate(over="ignore"):
+                loss = stored.astype(np.float32)
             judged[name] = Judged(np.array([row[2] for row in own], dtype=np.int64), loss)
-    return judged, all(row[3] == int(row[2] == label) for row in rows)
+            consistent &= np.array_equal(loss, stored, equal_nan=True)  # the checksum is of 32 bits
+            consistent &= [row[1] for row in own] == list(range(len(own)))
+    return judged, consistent
 
 
-READ_ERRORS = (sqlite3.Error, ValueError, zlib.error, TypeError, OverflowError)
+READ_ERRORS = (
+    sqlite3.Error,
+    ValueError,
+    zlib.error,
+    TypeError,
+    OverflowError,
+    KeyError,
+    struct.error,
+    RecursionError,
+)
 """What reading a damaged file can raise."""
+
+_OF_THE_DISK = ("unable to open", "readonly", "disk I/O", "locked", "full")
+
+
+def trouble(error: Exception, path: Path | None, doing: str) -> FastpureError:
+    """The exception for what SQLite says while a file is read or written (``doing``).
+
+    Before Python 3.11 its errors have no codes, only words.
+    """
+    text = str(error)
+    if not (isinstance(error, sqlite3.OperationalError) and any(word in text for word in _OF_THE_DISK)):
+        return RunDamaged(f"{path} is damaged: {text}")
+    if "full" in text or ("disk I/O" in text and doing == "written" and _is_full(path)):
+        return DiskFull(
+            f"no space left to write {path}. The finished images are safe: free some space and start the same run again"
+        )
+    beside = [] if path is None else [path.with_name(path.name + end) for end in ("-wal", "-journal")]
+    beside = [file for file in beside if file.exists() and file.stat().st_size]
+    if doing == "read" and beside:
+        return StoreUnavailable(
+            f"{path} cannot be read where it is: {text}. {beside[0].name} lies beside it and holds finished images "
+            "that are not in it yet; to read them, their folder must be writable. Copy both files to one that is, and "
+            "open the copy"
+        )
+    return StoreUnavailable(f"{path} cannot be {doing}: {text}; nothing was lost")
+
+
+def _is_full(path: Path | None) -> bool:
+    """What SQLite calls an I/O error is a full disk where the log's index has no room."""
+    try:
+        return path is not None and shutil.disk_usage(path.absolute().parent).free < 1 << 16
+    except OSError:
+        return False

@@ -6,16 +6,18 @@ run: the merged file has the same content digest.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunMismatch, StoreUnavailable, mistake, whole
-from .identity import differences
+from ..errors import DiskFull, RunDamaged, RunMismatch, StoreUnavailable, mistake, whole
+from ..files import FULL, disk, partial_name, real, sweep, sync_folder
+from .identity import canonical, differences
 from .run import Run
-from .store import WHOLE, RunStore
+from .store import WHOLE, RunStore, claim
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -48,28 +50,37 @@ def blocks(n_images: int, batch_size: int, part: dict[str, int], done: set[int])
 
 
 def merge(out: str | Path, shards: Sequence[str | Path]) -> Path:
-    """Put finished shards together into one run file, written atomically.
+    """Put finished shards together into one run file, which gets its name when it is whole and verified.
+
+    Given again after it was killed it ends the same, also if the file was there already.
 
     Raises:
         RunMismatch: the shards are of different runs, overlap, or one is missing or unfinished.
         RunDamaged: one of them is damaged.
-        StoreUnavailable: ``out`` exists or cannot be written.
+        RunLocked: another process writes ``out``.
+        StoreUnavailable, DiskFull: ``out`` holds something else, or cannot be written. Nothing is changed then.
         FileNotFoundError: a shard does not exist.
     """
     target = Path(out)
     if not shards:
         raise ValueError(mistake("shards", "at least one run file", "none"))
-    if target.exists():
-        raise StoreUnavailable(f"{target} exists; merge into a new file")
     with ExitStack() as stack:
         runs = [stack.enter_context(Run.open(path)) for path in shards]
         _check_parts(runs)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        stack.callback(claim(target).release)
+        if target.exists():
+            _check_merged(target, runs)
+            return target
+        partial = partial_name(real(target))
         try:
-            _copy(runs, partial)
-            os.replace(partial, target)
+            _copy(runs, partial, target)
+            with disk(target):
+                os.replace(partial, real(target))
         finally:
-            partial.unlink(missing_ok=True)
+            for left in (partial, partial.with_name(partial.name + "-journal")):
+                with suppress(OSError):
+                    left.unlink()
+        sync_folder(real(target).parent)
     return target
 
 
@@ -96,15 +107,49 @@ def _check_parts(runs: list[Run]) -> None:
         )
 
 
-def _copy(runs: list[Run], path: Path) -> None:
-    store = RunStore(path, runs[0].identity, settings={"merged_from": [str(run.path) for run in runs]})
+def _copy(runs: list[Run], partial: Path, target: Path) -> None:
+    """Write all of ``runs`` to ``partial``, see it to the disk, and read it back from there."""
+    merged_from = {"merged_from": [str(run.path) for run in runs]}
+    with disk(target):
+        sweep(partial.parent)
     try:
-        store.copy_from(runs)
-        merged, expected = store.read(), runs[0].n_total
-        assert len(merged.positions) == expected
-        merged.verify()
-    finally:
-        store.close()
+        store = RunStore(partial, runs[0].identity, settings=merged_from, named=False)
+        try:
+            store.copy_from(runs)
+        finally:
+            store.close()
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        with Run.open(partial) as merged:
+            same = merged.complete and merged.content_digest() == _digest(runs)
+    except (OSError, RunDamaged) as error:
+        if isinstance(error, DiskFull) or getattr(error, "errno", None) in FULL:
+            raise DiskFull(
+                f"no space left to write {target}; the shards are untouched. Free some space and merge again"
+            ) from error
+        raise StoreUnavailable(f"{target} cannot be written: {error}; the shards are untouched") from error
+    if not same:
+        raise StoreUnavailable(f"{target} cannot be written: what was read back is not what the shards hold")
+
+
+def _check_merged(target: Path, runs: list[Run]) -> None:
+    """StoreUnavailable if what is there is not what merging would give."""
+    try:
+        with Run.open(target) as there:
+            same = there.content_digest() == _digest(runs)
+    except (RunDamaged, StoreUnavailable) as error:
+        raise StoreUnavailable(f"{target} exists; merge into a new file ({error})") from error
+    if not same:
+        raise StoreUnavailable(f"{target} exists and holds something else; merge into a new file")
+
+
+def _digest(runs: list[Run]) -> str:
+    """`Run.content_digest` of all of ``runs`` together."""
+    checksums = {record.position: record.sha256() for run in runs for record in run.records()}
+    digest = hashlib.sha256(canonical(runs[0].identity).encode())
+    for position in sorted(checksums):
+        digest.update(checksums[position])
+    return digest.hexdigest()
 
 
 def _checked(index: int, of: int) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +11,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, final
 
-from ..errors import DiskFull, RunDamaged, RunMismatch, StoreUnavailable
-from ..files import FileLock
+from ..errors import RunMismatch, StoreUnavailable, mistake
+from ..files import FileLock, disk, real
 from .identity import canonical, differences
 from .record import ImageRecord
 from .run import Run, read_meta
-from .schema import create, insert
+from .schema import add_block, add_session, create, insert, seal_all, trouble
 
 WHOLE = {"index": 1, "of": 1, "unit": 0}
 """The share of a run that is not divided."""
@@ -45,6 +44,8 @@ class RunStore:
         identity: of the run. An existing file must have the same.
         share: which part of the run this file holds, see `shards`.
         environment, settings: of this session, recorded with it.
+        named: False for a file that nobody knows before it is whole, and that its writer then renames: it needs no
+            lock and no log beside it.
 
     Raises:
         RunMismatch: the file holds another run; nothing is changed.
@@ -61,11 +62,13 @@ class RunStore:
         share: Mapping[str, int] | None = None,
         environment: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
+        named: bool = True,
     ) -> None:
         self.path = path
         self.identity = dict(identity)
         self.share = dict(share or WHOLE)
-        self.lock = self._claim() if path is not None else None
+        self._logged = path is not None and named
+        self.lock = claim(path) if path is not None and named else None
         self._seconds = 0.0
         try:
             self.connection = self._connect()
@@ -85,13 +88,9 @@ class RunStore:
         begin = time.perf_counter()
         with self._guarded(), self._transaction():
             insert(self.connection, records)
-            row = (self.session, len(records), records[0].position, seconds.clean, seconds.attack)
             # The time of a write is known after it: each block carries that of the one before.
-            self.connection.execute(
-                "INSERT INTO blocks (session, n, first, clean, attack, judging, store, finished) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*row, seconds.judging, self._seconds, _now()),
-            )
+            took = (seconds.clean, seconds.attack, seconds.judging, self._seconds)
+            add_block(self.connection, self.session, len(records), records[0].position, took, _now())
         self.done.update(record.position for record in records)
         self._seconds = time.perf_counter() - begin
 
@@ -106,62 +105,71 @@ class RunStore:
     def _copy_history(self, run: Run) -> None:
         sessions, blocks = run.history()
         for old, *session in sessions:
-            cursor = self.connection.execute(
-                "INSERT INTO sessions (started, environment, settings) VALUES (?, ?, ?)", session
-            )
-            own = [(cursor.lastrowid, *block[1:]) for block in blocks if block[0] == old]
-            self.connection.executemany(
-                "INSERT INTO blocks (session, n, first, clean, attack, judging, store, finished) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                own,
-            )
+            own = add_session(self.connection, *session)
+            for block in blocks:
+                if block[0] == old:
+                    _, n, first, *seconds, finished = block
+                    add_block(self.connection, own, n, first, seconds, finished)
 
     def read(self) -> Run:
         """The run so far, through this connection; valid until `close`."""
         return Run(self.connection, self.path)
 
-    def close(self) -> None:
-        """Fold the write-ahead log into the file, so that it can be copied and read anywhere, and let go of it."""
+    def close(self) -> str:
+        """Fold the write-ahead log into the file, so that it can be copied and read anywhere, and let go of it.
+
+        Returns:
+            What kept it from being the whole run in one file, and what to do; empty if nothing did. Nothing is lost.
+        """
         try:
-            if self.path is not None:
-                self.connection.execute("PRAGMA journal_mode = DELETE")
-        except sqlite3.Error:
-            pass  # a reader holds the file, or the disk is full: the log beside it stays valid
+            return self._fold() if self._logged else ""
         finally:
             self._release()
 
-    def _claim(self) -> FileLock:
-        assert self.path is not None
-        if self.path.is_dir():
-            raise StoreUnavailable(f"{self.path} is a folder; name a file in it, such as run.sqlite")
+    def _fold(self) -> str:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreUnavailable(f"{self.path.parent} cannot be made: {error.strerror}") from error
-        return FileLock(self.path)
+            self.connection.execute("PRAGMA journal_mode = DELETE")
+            return ""
+        except sqlite3.Error as error:
+            reason = error
+        try:  # somebody reads: the log stays, but may be emptied
+            busy, _, _ = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                return ""
+        except sqlite3.Error as error:
+            reason = error
+        full = "full" in str(reason)
+        return (
+            f"{self.path} is not yet the whole run: the newest images are in {self.path}-wal beside it, because "
+            f"{'no space is left on the disk' if full else f'another program is reading ({reason})'}. Nothing is lost. "
+            f"{'Free some space' if full else 'Close it'} and give the same command again, or keep both files together"
+        )
 
     def _connect(self) -> sqlite3.Connection:
         if self.path is None:
             return sqlite3.connect(":memory:", isolation_level=None)
-        return sqlite3.connect(self.path, isolation_level=None)
+        with self._guarded():
+            return sqlite3.connect(real(self.path), isolation_level=None)
 
     def _prepare(self) -> set[int]:
         if self.path is not None and self.path.exists() and self.path.stat().st_size > 0:
             self._check_same()
         with self._guarded():
             if self.path is not None:
-                self.connection.execute("PRAGMA journal_mode = WAL")
-                self.connection.execute("PRAGMA synchronous = FULL")
-            if not self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                meta = {"identity": canonical(self.identity), "share": canonical(self.share)}
-                create(self.connection, meta)
+                self.connection.execute(f"PRAGMA journal_mode = {'WAL' if self._logged else 'MEMORY'}")
+                self.connection.execute(f"PRAGMA synchronous = {'FULL' if self._logged else 'OFF'}")
+            with self._transaction():
+                if not self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    create(self.connection, canonical(self.identity), canonical(self.share))
+                else:
+                    seal_all(self.connection)
             return {row[0] for row in self.connection.execute("SELECT position FROM images")}
 
     def _check_same(self) -> None:
         meta = read_meta(self.connection, self.path)
         if meta is None:
             return  # killed before its first transaction: an empty database, ours to begin
-        saved = {"identity": json.loads(meta["identity"]), "share": json.loads(meta["share"])}
+        saved = {"identity": meta[0], "share": meta[1]}
         wanted = {"identity": self.identity, "share": self.share}
         changed = [line.removeprefix("identity.") for line in differences(saved, wanted)]
         if changed:
@@ -174,11 +182,9 @@ class RunStore:
 
     def _note_session(self, environment: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
         with self._transaction():
-            cursor = self.connection.execute(
-                "INSERT INTO sessions (started, environment, settings) VALUES (?, ?, ?)",
-                (_now(), canonical(dict(environment)), canonical(dict(settings))),
+            return add_session(
+                self.connection, _now(), canonical(dict(environment)), canonical(dict(settings))
             )
-        return int(cursor.lastrowid or 0)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -196,18 +202,8 @@ class RunStore:
         """Translate what SQLite says of the disk."""
         try:
             yield
-        except sqlite3.OperationalError as error:
-            text = str(error)
-            if "full" in text:
-                raise DiskFull(
-                    f"no space left to write {self.path}. The {len(getattr(self, 'done', ()))} finished images are "
-                    "safe: free some space and start the same run again"
-                ) from error
-            if "readonly" in text or "unable to open" in text or "disk I/O" in text or "locked" in text:
-                raise StoreUnavailable(f"{self.path} cannot be written: {text}; nothing was lost") from error
-            raise RunDamaged(f"{self.path}: {text}") from error
-        except sqlite3.DatabaseError as error:
-            raise RunDamaged(f"{self.path} is damaged: {error}") from error
+        except sqlite3.Error as error:
+            raise trouble(error, self.path, "written") from error
 
     def _release(self) -> None:
         connection = getattr(self, "connection", None)
@@ -215,6 +211,32 @@ class RunStore:
             connection.close()
         if self.lock is not None:
             self.lock.release()
+
+
+def claim(path: Path) -> FileLock:
+    """The lock of a run file that is to be written; its folder is made.
+
+    Raises:
+        ValueError: not the name of a file.
+        RunLocked, StoreUnavailable, DiskFull: see `RunStore`.
+    """
+    if str(path) == ":memory:":
+        remedy = "SQLite would keep it nowhere; for a run in memory leave `out` away"
+        raise ValueError(mistake("out", "the name of a file", repr(str(path)), remedy))
+    if path.is_dir():
+        raise StoreUnavailable(f"{path} is a folder; name a file in it, such as run.sqlite")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"{path.parent} cannot be made: {error.strerror}") from error
+    with disk(path):
+        names = path.stat().st_nlink if path.exists() else 1
+    if names > 1:
+        raise StoreUnavailable(
+            f"{path} has {names} names (hard links), and what is written under one would not be seen under the "
+            "others. Copy it to a file of its own, and continue that"
+        )
+    return FileLock(path)
 
 
 def _now() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import MissingExtra
 from ..evaluate import Run
-from ..files import replace_file
+from ..files import Unfinished, unfinished
 from .data import Entry, matrices, open_entries
 from .page import refuse_existing
 from .tables import Table, comparison_table, draw_table, image_table, run_table
@@ -60,7 +60,13 @@ COLUMNS: dict[str, dict[str, str]] = {
 """Table -> its columns in order with their types; the same in CSV and Parquet, also where a table is empty."""
 
 
-def write_csv(runs: Sequence[Run | str | Path], folder: str | Path, *, force: bool = False) -> list[Path]:
+def write_csv(
+    runs: Sequence[Run | str | Path],
+    folder: str | Path,
+    *,
+    force: bool = False,
+    within: Unfinished | None = None,
+) -> list[Path]:
     """Write runs.csv, comparisons.csv, images.csv and draws.csv into ``folder``; returns their paths.
 
     UTF-8, comma, a header line; floats with all their digits, so that reading them gives the same numbers; what
@@ -78,10 +84,16 @@ def write_csv(runs: Sequence[Run | str | Path], folder: str | Path, *, force: bo
         writer.writerows(table)
         return text.getvalue().encode()
 
-    return _write(runs, Path(folder), ".csv", encode, force)
+    return _write(runs, Path(folder), ".csv", encode, force, within)
 
 
-def write_parquet(runs: Sequence[Run | str | Path], folder: str | Path, *, force: bool = False) -> list[Path]:
+def write_parquet(
+    runs: Sequence[Run | str | Path],
+    folder: str | Path,
+    *,
+    force: bool = False,
+    within: Unfinished | None = None,
+) -> list[Path]:
     """As `write_csv`, in Parquet.
 
     Raises:
@@ -95,7 +107,7 @@ def write_parquet(runs: Sequence[Run | str | Path], folder: str | Path, *, force
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table, schema=schema), sink)
         return bytes(sink.getvalue().to_pybytes())
 
-    return _write(runs, Path(folder), ".parquet", encode, force)
+    return _write(runs, Path(folder), ".parquet", encode, force, within)
 
 
 def require_pyarrow() -> Any:
@@ -112,13 +124,16 @@ def require_pyarrow() -> Any:
     return pyarrow
 
 
-def _write(runs: Any, folder: Path, ending: str, encode: Any, force: bool) -> list[Path]:
+def _write(
+    runs: Any, folder: Path, ending: str, encode: Any, force: bool, within: Unfinished | None
+) -> list[Path]:
     paths = [folder / f"{name}{ending}" for name in TABLES]
-    refuse_existing(paths, force)
     with ExitStack() as stack:
+        batch = stack.enter_context(unfinished(paths, within))
+        refuse_existing(paths, force, batch)
         tables = _tables(open_entries(runs, stack))
         encoded = [encode(tables[name], COLUMNS[name]) for name in TABLES]
-    return [replace_file(path, content) for path, content in zip(paths, encoded, strict=True)]
+        return [batch.write(path, content) for path, content in zip(paths, encoded, strict=True)]
 
 
 def _tables(entries: Sequence[Entry]) -> dict[str, Table]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import replace_file
+from ..files import Unfinished
 from .chart import Chart
 from .data import Entry
 from .pictures import Gallery
@@ -51,8 +51,12 @@ def slug(text: str) -> str:
 
 
 def write_pictures(
-    folder: Path, names: Sequence[str], charts: Sequence[Chart], galleries: Sequence[Gallery]
+    folder: Path,
+    names: Sequence[str],
+    charts: Sequence[Chart],
+    galleries: Sequence[Gallery],
+    batch: Unfinished,
 ) -> list[Path]:
     """Draw and write all of them under their `file_names`, each whole or not at all; returns their paths."""
     contents = [*(standalone(chart).encode() for chart in charts), *(sheet(gallery) for gallery in galleries)]
-    return [replace_file(folder / name, content) for name, content in zip(names, contents, strict=True)]
+    return [batch.write(folder / name, content) for name, content in zip(names, contents, strict=True)]

@@ -16,7 +16,7 @@ from torch import nn
 from ..errors import mistake, whole
 from ..evaluate import Run
 from ..evaluate.identity import canonical
-from ..files import replace_file
+from ..files import Unfinished, unfinished
 from ..purify import Target
 from ..version import __version__
 from . import svg, tables
@@ -67,8 +67,11 @@ def report(
     force: bool = False,
     say: Say | None = None,
     wrote: Callable[[Path], None] | None = None,
+    within: Unfinished | None = None,
 ) -> str:
     """Make the page of these runs; returns its HTML and writes it to ``out`` if given.
+
+    Killed between two files and given again, it replaces those it had written.
 
     Args:
         runs: run files or open runs; their order is that of the page.
@@ -82,6 +85,7 @@ def report(
         force: replace files that exist.
         say: called with what is being done, for progress.
         wrote: called with the path of every file that was written.
+        within: the files of a command that writes more than these.
 
     Raises:
         ValueError: no runs, the same one twice, or an option out of range.
@@ -92,25 +96,27 @@ def report(
     options, say, wrote = options or Options(), say or (lambda text: None), wrote or (lambda path: None)
     given = (defense,) if isinstance(defense, nn.Module) else tuple(defense)
     folder = None if figures is None else Path(figures)
-    if out is not None:
-        refuse_existing([Path(out)], force)
-    if folder is not None:
-        refuse_file(folder)
-
-    def check(names: Sequence[str]) -> None:
-        if folder is not None:
-            refuse_existing([folder / name for name in names], force)
-
+    first = [Path(out)] if out is not None else [folder / "figures"] if folder is not None else []
     with ExitStack() as stack:
+        batch = stack.enter_context(unfinished(first, within)) if first else None
+        if out is not None:
+            refuse_existing([Path(out)], force, batch)
+        if folder is not None:
+            refuse_file(folder)
+
+        def check(names: Sequence[str]) -> None:
+            if folder is not None:
+                refuse_existing([folder / name for name in names], force, batch)
+
         say("reading and verifying runs")
         values = collect(open_entries(runs, stack), options, given, networks, say, check)
         html = render(values)
-        if folder is not None:
+        if folder is not None and batch is not None:
             charts = [*values["sweeps"], *values["traces"], *values["walks"]]
-            for path in write_pictures(folder, values["files"], charts, values["galleries"]):
+            for path in write_pictures(folder, values["files"], charts, values["galleries"], batch):
                 wrote(path)
-    if out is not None:
-        wrote(replace_file(out, html.encode()))
+        if out is not None and batch is not None:
+            wrote(batch.write(out, html.encode()))
     return html
 
 
@@ -232,8 +238,8 @@ def render(values: dict[str, Any]) -> str:
     return environment.get_template(TEMPLATE).render(values) + "\n"
 
 
-def refuse_existing(paths: Sequence[Path], force: bool) -> None:
-    """Raise FileExistsError for the first of ``paths`` that exists, unless ``force``.
+def refuse_existing(paths: Sequence[Path], force: bool, batch: Unfinished | None = None) -> None:
+    """Raise FileExistsError for the first of ``paths`` that exists, unless ``force`` or ``batch`` wrote it.
 
     Whatever ``force``: a folder of that name raises IsADirectoryError, a file in its place NotADirectoryError.
     """
@@ -241,7 +247,7 @@ def refuse_existing(paths: Sequence[Path], force: bool) -> None:
         refuse_file(path.parent)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder; name a file")
-        if path.exists() and not force:
+        if path.exists() and not force and not (batch is not None and batch.ours(path)):
             raise FileExistsError(f"{path} exists; use --force (force=True) to replace it")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -82,6 +83,8 @@ def fit(
     Raises:
         MissingExtra: TensorBoard is wanted and not installed.
         ResumeError: ``out`` holds another or a damaged run; nothing is overwritten.
+        RunLocked: another process trains into it.
+        StoreUnavailable, DiskFull: it cannot be written; the last checkpoint stays as it was.
         NonFiniteError: the loss is NaN or Inf; the last checkpoint stays as it was.
     """
     whole("save_every", save_every, 1)
@@ -96,12 +99,13 @@ def fit(
         Board.check()
     trainer = Trainer(model, loss, dataset, config, device, group)
     folder = RunFolder(Path(out), identity)
-    saved = group.from_main(lambda: folder.claim(products))
-    session = _Session(trainer, folder, held_out)
-    session.begin(saved, tensorboard)
-    first = session.trainer.step
-    if first < config.steps:
-        session.run(config, save_every, progress)
+    with ExitStack() as held:
+        saved = group.from_main(lambda: folder.claim(products, held))
+        session = _Session(trainer, folder, held_out)
+        session.begin(saved, tensorboard)
+        first = session.trainer.step
+        if first < config.steps:
+            session.run(config, save_every, progress)
     step = session.trainer.step
     return Fit(session.trainer.average, step, first, session.seconds, step >= config.steps, group.main)
 
@@ -129,8 +133,8 @@ class _Session:
             self.seconds = float(saved["seconds"])
             self.pending = [loss.to(self.trainer.device) for loss in saved["pending"]]
         elif self.main:
+            self.save()  # first: what has no checkpoint is no run, and would be refused after a kill
             self.metrics.start()
-            self.save()
         if tensorboard and self.main:
             self.board = Board(self.folder.path, self.trainer.step)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -13,7 +15,7 @@ from typing import Any, final
 import torch
 
 from ..errors import ResumeError
-from ..files import replacing
+from ..files import FileLock, Watched, disk, replacing
 from .config import differences
 
 __all__ = ["METRICS", "STATE", "Metrics", "RunFolder"]
@@ -33,7 +35,7 @@ class Metrics:
     """
 
     path: Path
-    length: int = field(default=0, init=False)
+    length: int = field(default=len(HEADER), init=False)
 
     def start(self) -> None:
         """A new file with the header only."""
@@ -41,11 +43,15 @@ class Metrics:
 
     def resume(self, length: int) -> None:
         """Cut the file back to the length noted in the checkpoint."""
+        if length == len(HEADER):
+            self.start()  # killed between the first checkpoint and the first row
+            return
         if not self.path.is_file() or self.path.stat().st_size < length:
             raise ResumeError(
                 f"{self.path}: missing or shorter than its checkpoint says; choose another --out"
             )
-        os.truncate(self.path, length)
+        with disk(self.path):
+            os.truncate(self.path, length)
         self.length = length
 
     def row(self, step: int, loss: float, lr: float, seconds: float, held_out: float | None) -> None:
@@ -54,8 +60,8 @@ class Metrics:
         self._write("a", f"{step},{loss:.8g},{lr:.8g},{seconds:.1f},{last}\n")
 
     def _write(self, mode: str, text: str) -> None:
-        with self.path.open(mode, encoding="utf-8", newline="") as file:
-            file.write(text)
+        with disk(self.path), io.BufferedWriter(Watched(self.path, mode)) as file:
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
             self.length = file.tell()
@@ -75,26 +81,39 @@ class RunFolder:
     path: Path
     identity: Mapping[str, Any]
 
-    def claim(self, products: tuple[str, ...]) -> dict[str, Any] | None:
+    def claim(self, products: tuple[str, ...], held: ExitStack) -> dict[str, Any] | None:
         """The saved state to continue from, or None in a folder that is new.
+
+        The folder is this process's until ``held`` is closed.
 
         Raises:
             ResumeError: the folder holds another run (the differing fields are named), a damaged
                 ``state.pt``, or results without one. Nothing is changed then.
+            RunLocked: another process trains into it.
+            StoreUnavailable, DiskFull: it cannot be written.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ResumeError(f"{self.path} is a file; --out must be a folder")
+        with disk(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         state = self.path / STATE
+        held.callback(FileLock(state).release)
         if state.exists():
             return self._read(state)
         foreign = [name for name in (METRICS, *products) if (self.path / name).exists()]
+        if foreign == [METRICS] and self._no_rows():
+            foreign = []
         if foreign:
             raise ResumeError(
                 f"{self.path} holds {', '.join(foreign)} but no {STATE}: not a run that can be continued, "
                 f"and nothing is overwritten. Choose another --out"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise ResumeError(f"{self.path} is a file; --out must be a folder")
-        self.path.mkdir(parents=True, exist_ok=True)
         return None
+
+    def _no_rows(self) -> bool:
+        """Whether the metrics are what a version that began with them left when it was killed at once."""
+        with disk(self.path / METRICS):
+            return HEADER.startswith((self.path / METRICS).read_bytes()[: len(HEADER) + 1].decode("latin-1"))
 
     def save(self, state: dict[str, Any]) -> None:
         """Write ``state.pt`` atomically: after a crash there is the old one or the new one."""

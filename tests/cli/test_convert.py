@@ -103,3 +103,22 @@ def test_convert_refuses(tmp_path):
         assert isinstance(result.exception, ValueError)
         assert message in str(result.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
+
+
+def test_given_again_it_is_done_and_anything_else_is_kept(tmp_path):
+    target = tmp_path / "out.safetensors"
+    words = ("convert", CHECKPOINT, str(target), "--config", CONFIG)
+    assert run(*words).exit_code == 0
+    before = target.read_bytes()
+    again = run(*words)
+    assert again.exit_code == 0, "a kill at the very end leaves the same command nothing to do"
+    assert "written" in again.output
+    assert target.read_bytes() == before
+    for refused in ((*words, "--dtype", "float16"), ("convert", "digits-classifier", str(target))):
+        assert run(*refused).exit_code != 0
+    target.write_bytes(before[:-1] + b"x")
+    other = run(*words)
+    assert "must be a new file" in str(other.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
+    assert run(*words, "--force").exit_code == 0
+    assert len(target.read_bytes()) == len(before)

@@ -15,10 +15,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from typer.testing import CliRunner
 
 from fastpure import Denoiser, zoo
+from fastpure.attacks import PGD
 from fastpure.checkpoints import save_denoiser
 from fastpure.classifiers import save_classifier
 from fastpure.classifiers.resnet import ResNet, ResNetConfig
 from fastpure.cli import demo, demo_settings, figures
+from fastpure.cli.demo_parts import TENSORS, Parts
 from fastpure.cli.demo_settings import SETTINGS, Setting, choose, place
 from fastpure.cli.experiment import DEFAULTS
 from fastpure.cli.main import app, main
@@ -51,7 +53,7 @@ def chosen(monkeypatch) -> list:
     monkeypatch.setattr(demo, "print_table", lambda setting, results: None)
     monkeypatch.setattr(figures, "demo", lambda *arguments: None)
     monkeypatch.setattr(
-        demo, "attack_all", lambda setting, defenses, data: seen.append((setting, data)) or {}
+        demo, "attack_all", lambda setting, defenses, data, parts: seen.append((setting, data)) or {}
     )
     return seen
 
@@ -262,3 +264,55 @@ def test_ctrl_c_ends_it_without_a_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "attack_all", interrupted)
     assert run("--n", "3", "--out", str(tmp_path / "x.png")).exit_code == 130
     assert not list(tmp_path.iterdir())
+
+
+def results(monkeypatch) -> list[dict]:
+    """What every demo prints its table of."""
+    seen: list[dict] = []
+    table = demo.print_table
+    monkeypatch.setattr(
+        demo, "print_table", lambda setting, found: seen.append(found) or table(setting, found)
+    )
+    return seen
+
+
+@pytest.mark.parametrize("finished", [1, 4])
+def test_interrupted_it_continues_with_the_next_defence(tmp_path, monkeypatch, finished):
+    seen, pgd, attacked = results(monkeypatch), PGD.__call__, []
+    words = ["--n", "3", *TINY, "--out", str(tmp_path / "x.png")]
+
+    def counted(self, *arguments, **named):
+        attacked.append(self)
+        if len(attacked) == finished + 1:
+            raise KeyboardInterrupt
+        return pgd(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PGD, "__call__", counted)
+        assert run(*words).exit_code == 130
+        assert [path.name for path in tmp_path.iterdir()] == [".x.png.parts"]
+        assert run(*words).exit_code == 0
+        assert len(attacked) == 1 + len(ROWS), "what was finished is not done again"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+    assert run("--n", "3", *TINY, "--out", str(tmp_path / "y.png")).exit_code == 0
+    for name in ROWS:
+        for part in TENSORS:
+            assert torch.equal(getattr(seen[0][name], part), getattr(seen[1][name], part))
+    assert (tmp_path / "x.png").read_bytes() == (tmp_path / "y.png").read_bytes()
+
+
+def test_other_settings_or_a_damaged_part_are_computed_anew(tmp_path, monkeypatch):
+    out = tmp_path / "x.png"
+    monkeypatch.setattr(Parts, "done", lambda self: None)
+    assert run("--n", "3", *TINY, "--out", str(out)).exit_code == 0
+    folder = tmp_path / ".x.png.parts"
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(first) == len(ROWS)
+    assert run("--n", "3", *TINY, "--out", str(out), "--seed", "1").exit_code == 0
+    assert len(list(folder.iterdir())) == 2 * len(ROWS) - 1, "the bare classifier has no seed"
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert run("--n", "3", *TINY, "--out", str(out)).exit_code == 0
+    assert all(
+        len(path.read_bytes()) == len(first[path.name]) for path in folder.iterdir() if path.name in first
+    )

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from fastpure.cli.purify_inputs import find_sources
-from fastpure.cli.purify_run import PIECES, PurifyRun
-from fastpure.errors import ResumeError
+from fastpure.cli.purify_run import RUN_FILE, PurifyRun
+from fastpure.errors import RunLocked
 from tests.cli.purifying import PIXELS, contents, pictures, run
 
 
@@ -52,7 +52,7 @@ def test_killed_anywhere_and_continued_gives_the_same_bytes(tmp_path: Path, wher
         out = tmp_path / f"killed{kill_at}"
         if _child(source, out, where, kill_at) == 0:
             break
-        assert set(contents(out)) - {f"{PIECES}/lock"} != set(whole)
+        assert set(contents(out)) - {f"{RUN_FILE}.lock"} != set(whole)
         assert _child(source, out, where, 0) == 0
         assert contents(out) == whole
     assert kill_at > 5, "the loop went through real kill points"
@@ -102,7 +102,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     other = small_run(source, tmp_path / "out").opened()
     with (
         small_run(source, tmp_path / "out").opened(),
-        pytest.raises(ResumeError, match="another process is purifying into this folder"),
+        pytest.raises(RunLocked, match=r"out/fastpure-purify\.json is being written by another process"),
         other,
     ):
         pass

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 
 import fastpure as fp
-from fastpure.errors import RunMismatch, StoreUnavailable
+from fastpure.errors import DiskFull, RunLocked, RunMismatch, StoreUnavailable
 from fastpure.evaluate import merge
 from fastpure.evaluate.shards import blocks, parse_shard, share
+from fastpure.evaluate.store import RunStore, Seconds
+from fastpure.files import FileLock
+from tests.evaluate.stored import ONE, record
 from tests.evaluate.toys import evaluate
 
 
@@ -25,8 +34,9 @@ def test_shards_make_the_whole(tmp_path):
         assert run.content_digest() == expected
         assert run.seconds()["attack"] > 0
         assert fp.Report.of(run).n_images == 10
+    assert merge(out, paths) == out, "given again it is done already"
     with pytest.raises(StoreUnavailable, match="exists"):
-        merge(out, paths)
+        merge(paths[0], paths)
     with pytest.raises(
         RunMismatch, match=r"4 of 10 images are in none of the shards \(1/3, 3/3\)|images are in none"
     ):
@@ -60,3 +70,126 @@ def test_shards_are_written_as_one_of_n():
     for text in ("0/4", "5/4", "1", "a/b", "1/2/3", "-1/2"):
         with pytest.raises(ValueError, match="`shard` must be"):
             parse_shard(text)
+
+
+def shards(folder: Path, n: int = 60) -> list[Path]:
+    """Two shards of a run, each some hundred kilobytes."""
+    paths = [folder / f"{i}.sqlite" for i in (1, 2)]
+    for i, path in enumerate(paths):
+        own = {"index": i + 1, "of": 2, "unit": n // 2}
+        store = RunStore(path, {**ONE, "data": {**ONE["data"], "n": n}}, share=own)
+        store.write([record(i * n // 2 + row) for row in range(n // 2)], Seconds())
+        assert not store.close()
+    return paths
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Makes a file system of so many kilobytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = False
+
+    def mount(kilobytes: int) -> Path:
+        nonlocal mounted
+        if mounted:
+            subprocess.run(["umount", "-l", str(place)], check=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "fastpure-test", str(place)]
+        done = subprocess.run(command, check=False, capture_output=True)
+        mounted = done.returncode == 0
+        if not mounted:
+            pytest.skip("needs the right to mount; tests/test_faults.py fills the disk without")
+        return place
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def refusal(target: Path, paths: list[Path]) -> str:
+    """What merging onto a disk says; empty if it is done."""
+    try:
+        merge(target, paths)
+    except DiskFull as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs the right to mount")
+def test_a_full_disk_loses_nothing_of_a_merge(tmp_path, small_disk):
+    """At every size of the disk it is whole, or nothing was there and the shards are as before."""
+    paths = shards(tmp_path)
+    before = [path.read_bytes() for path in paths]
+    whole = merge(tmp_path / "whole.sqlite", paths)
+    needed = whole.stat().st_size // 1024
+    with fp.Run.open(whole) as run:
+        digest = run.content_digest()
+    outcomes = []
+    for kilobytes in [
+        *range(4, needed + 8, max(needed // 24, 4)),
+        needed - 4,
+        needed,
+        needed + 4,
+        needed + 8,
+        2 * needed,
+    ]:
+        target = small_disk(kilobytes) / "all.sqlite"
+        said = refusal(target, paths)
+        outcomes.append(said)
+        if said:
+            assert said.startswith(f"no space left to write {target}")
+            assert not list(target.parent.iterdir())
+        else:
+            with fp.Run.open(target) as run:
+                assert run.content_digest() == digest
+        assert [path.read_bytes() for path in paths] == before
+    assert len(outcomes) > 18
+    assert outcomes[0]
+    assert not outcomes[-1]
+    assert sum("the shards are untouched" in said for said in outcomes) > 12
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs the right to mount")
+def test_a_full_disk_loses_no_finished_block_of_an_evaluation(small_disk):
+    """What is in the file at any size is continued to the whole once there is room."""
+    for kilobytes in range(8, 400, 20):
+        place = small_disk(kilobytes)
+        path, written, store = place / "run.sqlite", 0, None
+        with suppress(DiskFull):
+            store = RunStore(path, ONE)
+            for position in range(12):
+                store.write([record(position)], Seconds())
+                written += 1
+        if store is not None:
+            store.close()
+        subprocess.run(["mount", "-o", "remount,size=4m", str(place)], check=True)
+        store = RunStore(path, ONE)
+        assert store.done == set(range(written))
+        assert not store.close()
+        assert [file.name for file in place.iterdir()] == ["run.sqlite"]
+
+
+def test_a_merge_that_cannot_be_read_back_gets_no_name(tmp_path, monkeypatch):
+    paths, target = shards(tmp_path), tmp_path / "all.sqlite"
+    fsync = os.fsync
+
+    def lose(handle: int) -> None:  # a disk that forgets what it was given
+        fsync(handle)
+        os.pwrite(handle, bytes(4096), os.fstat(handle).st_size // 8192 * 4096)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lose)
+        with pytest.raises(StoreUnavailable, match=r"shards are untouched|read back"):
+            merge(target, paths)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.sqlite", "2.sqlite"]
+    assert merge(target, paths) == target
+
+
+def test_merging_into_what_is_written_or_nowhere_is_refused(tmp_path):
+    paths = shards(tmp_path)
+    lock = FileLock(tmp_path / "all.sqlite")
+    with pytest.raises(RunLocked):
+        merge(tmp_path / "all.sqlite", paths)
+    lock.release()
+    with pytest.raises(ValueError, match="`out` must be the name of a file"):
+        merge(":memory:", paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -13,9 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from fastpure.errors import NonFiniteError, ResumeError
+from fastpure.errors import DiskFull, NonFiniteError, ResumeError, RunLocked
+from fastpure.files import Watched
 from fastpure.train import Augment, ClassifierLoss, DenoiserLoss, Fit, TrainConfig, Trainer, fit
 from fastpure.train.config import differences, ema_decay, learning_rate
+from fastpure.train.state import HEADER, Metrics
 from tests.train.helpers import SmallClassifier, SmallDenoiser, few_digits, fresh, quick
 
 LOSS = ClassifierLoss(Augment(shift=1))
@@ -68,6 +71,69 @@ def test_killed_run_continues_bit_for_bit(tmp_path: Path, optimizer: str) -> Non
     assert len(_rows(tmp_path / "cut")) == 2
     done = _fit(tmp_path / "cut", config, held_out=score)
     assert (done.resumed_at, done.step, done.finished) == (7, 24, True)
+    assert _same(_state(tmp_path / "cut"), _state(tmp_path / "whole"))
+    assert _rows(tmp_path / "cut") == _rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("left", ["nothing", "header", "half a header"])
+def test_killed_before_its_first_checkpoint_it_begins(tmp_path: Path, left: str) -> None:
+    """Older versions began with the metrics, and left them alone when they were killed there."""
+    _fit(tmp_path / "whole")
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    if left != "nothing":
+        (cut / "metrics.csv").write_text(HEADER if left == "header" else HEADER[:7])
+    assert _fit(cut).resumed_at == 0
+    assert _same(_state(cut), _state(tmp_path / "whole"))
+    assert _rows(cut) == _rows(tmp_path / "whole")
+
+
+def test_killed_between_checkpoint_and_metrics_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(self: Metrics) -> None:
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "start", die)
+        with pytest.raises(_Killed):
+            _fit(tmp_path / "cut")
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["state.pt"]
+    _fit(tmp_path / "cut")
+    _fit(tmp_path / "whole")
+    assert _rows(tmp_path / "cut") == _rows(tmp_path / "whole")
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path: Path) -> None:
+    def again(model: nn.Module) -> float:
+        with pytest.raises(RunLocked, match=f"process {os.getpid()} on"):
+            _fit(tmp_path / "out")
+        return 0.0
+
+    assert _fit(tmp_path / "out", held_out=again).finished
+    assert not list((tmp_path / "out").glob("*.lock"))
+
+
+def test_a_full_disk_is_one_sentence_and_the_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fit(tmp_path / "whole")
+    write, left = Watched.write, [20]
+
+    def full(self: Watched, data: Any) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            self.error = OSError(errno.ENOSPC, "No space left on device")
+            raise self.error
+        return write(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watched, "write", full)
+        with pytest.raises(DiskFull, match="no space left to write"):
+            _fit(tmp_path / "cut", save_every=1)
+    assert not list((tmp_path / "cut").glob(".*"))
+    assert _state(tmp_path / "cut")["step"] < 24
+    _fit(tmp_path / "cut")
     assert _same(_state(tmp_path / "cut"), _state(tmp_path / "whole"))
     assert _rows(tmp_path / "cut") == _rows(tmp_path / "whole")
 

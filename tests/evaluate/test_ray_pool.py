@@ -1,0 +1,110 @@
+"""How blocks are given to Ray's workers, with a Ray made of plain objects: no cluster, no waiting."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastpure.errors import EngineUnavailable
+from fastpure.evaluate import ray_engine
+from fastpure.evaluate.ray_engine import _Pool
+
+
+class Lost(Exception):
+    """Stands for the errors of a lost worker or result."""
+
+
+class Ray:
+    """Just enough of Ray. ``fates`` says of each actor in turn how many calls it answers; -1: it never starts."""
+
+    def __init__(self, fates: list[int], slots: int = 2) -> None:
+        self.fates, self.slots, self.killed = iter(fates), slots, 0
+        self.exceptions = SimpleNamespace(
+            RayActorError=Lost, WorkerCrashedError=Lost, ObjectLostError=Lost, RayTaskError=RuntimeError
+        )
+
+    def cluster_resources(self) -> dict[str, int]:
+        return {"CPU": self.slots}
+
+    def put(self, worker: Any) -> Any:
+        return worker
+
+    def remote(self, **options: Any) -> Any:
+        return lambda kind: SimpleNamespace(remote=lambda *arguments: Actor(next(self.fates, -1)))
+
+    def wait(self, refs: list[Any], num_returns: int, timeout: float | None) -> tuple[list[Any], list[Any]]:
+        ready = [ref for ref in refs if ref.outcome is not None][:1]
+        if not ready and timeout is None:
+            raise AssertionError("the run waits for a worker that will never answer")
+        return ready, [ref for ref in refs if ref not in ready]
+
+    def get(self, ref: Any) -> Any:
+        if isinstance(ref.outcome, Exception):
+            raise ref.outcome
+        return ref.outcome
+
+    def kill(self, actor: Any, no_restart: bool) -> None:
+        self.killed += 1
+
+
+class Actor:
+    def __init__(self, answers: int) -> None:
+        self.answers = answers
+        self.run = SimpleNamespace(remote=self.call)
+
+    def call(self, block: list[int]) -> Any:
+        if self.answers < 0:
+            return Ref(None)
+        self.answers -= 1
+        if self.answers < 0:
+            self.answers = 0
+            return Ref(Lost("gone"))
+        return Ref([tuple(block)] if block else [])
+
+
+class Ref:
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
+
+
+TODO = [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def run(fates: list[int]) -> list[Any]:
+    worker = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    ray = Ray(fates)
+    return sorted(_Pool(ray, worker, 2, len(TODO)).run(TODO))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "fates",
+    [
+        [99, 99],
+        [2, 99, 99],
+        [2, 99, -1],  # the lost worker's host is gone, and nothing can replace it
+        [99, 2, -1],
+        [99, -1],  # one slot was taken from the start
+        [1, 2, 2, 99],
+    ],
+)
+def test_every_block_is_done_once_whatever_becomes_of_workers(fates):
+    assert run(fates) == [(0, 1), (2, 3), (4, 5), (6, 7)]
+
+
+def test_no_worker_at_all_ends_the_run():
+    with pytest.raises(
+        EngineUnavailable, match=f"no Ray worker could be started for {ray_engine.PATIENCE} s"
+    ):
+        run([2, 2, -1, -1])
+
+
+def test_workers_that_die_at_once_end_the_run():
+    with pytest.raises(EngineUnavailable, match="the start of the run lost its worker"):
+        run([0] * 20)
+
+
+def test_a_block_that_kills_its_workers_ends_the_run():
+    with pytest.raises(EngineUnavailable, match=r"the block at positions \d\.\.\d lost its worker"):
+        run([1] * 20)

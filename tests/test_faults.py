@@ -1,0 +1,60 @@
+"""No kill and no full disk, at whatever I/O call, loses or damages anything or keeps the same command from ending."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.faults import JOBS, Job, every_fault, fault_counts, memory_folder
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads do not survive a fork."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOBS)
+def test_every_kill_and_full_disk(name):
+    counts = fault_counts((name,), say=lambda text: print(text, file=sys.stderr))[name]
+    assert counts.pop("kills") > 10
+    assert counts.pop("full disks") > 10
+    assert counts == dict.fromkeys(counts, 0)
+
+
+def careless(folder: Path) -> None:
+    """Refuses what its own kill left, and writes under the final name."""
+    if (folder / "part").exists():
+        raise FileExistsError("part")
+    (folder / "part").touch()
+    with (folder / "result").open("w") as file:
+        file.write("half")
+        file.flush()
+        os.fsync(file.fileno())
+        file.write(" and half")
+    (folder / "part").unlink()
+
+
+def test_a_careless_command_is_caught():
+    def content(folder: Path) -> dict[str, str]:
+        found = {path.name: path.read_text() for path in folder.iterdir()}
+        if found.get("result") == "half":
+            raise ValueError("half written")
+        return found
+
+    with memory_folder() as folder:
+        counts = every_fault(Job(careless, content), folder / "trials")
+    assert counts["kills"] == 5
+    assert counts["refused"] > 0
+    assert counts["damaged"] > 0
+    assert counts["tracebacks"] > 0
