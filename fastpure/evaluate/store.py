@@ -13,6 +13,7 @@ from typing import Any, final
 
 from ..errors import RunMismatch, StoreUnavailable, mistake
 from ..files import FileLock, disk, real
+from ..purify.description import other_answers
 from .identity import canonical, differences
 from .record import ImageRecord
 from .run import Run, read_meta
@@ -66,6 +67,7 @@ class RunStore:
     ) -> None:
         self.path = path
         self.identity = dict(identity)
+        self.answers = dict((environment or {}).get("answers", {}))
         self.share = dict(share or WHOLE)
         self._logged = path is not None and named
         self.lock = claim(path) if path is not None and named else None
@@ -178,7 +180,21 @@ class RunStore:
                 f"{self.path} holds a run of another configuration; nothing was changed. Choose another `out`, or go "
                 f"back to the file's values (file -> now):\n  {listed}"
             )
-        Run(self.connection, self.path).verify()
+        run = Run(self.connection, self.path)
+        run.verify()
+        changed = sorted(
+            {
+                name
+                for session in run.sessions()
+                for name in other_answers(session["environment"].get("answers", {}), self.answers)
+            }
+        )
+        if changed:
+            raise RunMismatch(
+                f"{self.path} holds a run of another defence; nothing was changed. Weights and settings are the "
+                f"same, but the {' and the '.join(changed)} now answers otherwise to the same images: an attribute, a "
+                "class label or the code has changed since. Choose another `out`, or go back to what it was"
+            )
 
     def _note_session(self, environment: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
         with self._transaction():

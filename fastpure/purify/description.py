@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..kernels import Domain, NoiseKeys, Stream, philox_uniform
 from ..methods import Method
 from ..schedule import StepTable
 
@@ -68,3 +69,40 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return repr(value)
+
+
+PROBES = 2
+"""Images on which networks are asked what they answer."""
+
+KEPT = 24
+"""Numbers that are kept of an answer."""
+
+TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+"""Share of the largest number by which answers of one network may differ between devices and instruction sets."""
+
+
+def probe_images(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The images [PROBES, C, H, W] in [0, 1], the same everywhere and for ever."""
+    keys = NoiseKeys.make(seed=0, sample_ids=range(PROBES), draw=0, domain=Domain.EVALUATION, device="cpu")
+    return philox_uniform(keys, 0, Stream.ATTACK_START, shape).to(device, dtype)
+
+
+def kept_of(answer: Tensor, precision: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Evenly spaced numbers of an answer, and how far they may be from another's."""
+    flat = answer.detach().double().cpu().flatten()
+    where = torch.linspace(0, len(flat) - 1, min(KEPT, len(flat))).long()
+    values = [float(f"{value:.6g}") for value in flat[where].tolist()]
+    return {"values": values, "tolerance": TOLERANCE.get(precision, 5e-3)}
+
+
+def other_answers(saved: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """The networks, among those that both speak of, whose answers are not the same."""
+    changed = []
+    for name in sorted(saved.keys() & found.keys()):
+        one, other = (np.array(part[name]["values"], dtype=np.float64) for part in (saved, found))
+        allowed = max(part[name]["tolerance"] for part in (saved, found))
+        if one.shape != other.shape or np.abs(one - other).max(initial=0.0) > allowed * np.abs(one).max(
+            initial=1e-30
+        ):
+            changed.append(name)
+    return changed

@@ -269,6 +269,23 @@ class Purifier(nn.Module):
                 return name
         return ""
 
+    @torch.no_grad()
+    def answers(self, x: Tensor, sample_ids: Tensor) -> Tensor | None:
+        """Noise predicted in the first and the last step that calls the network [2, B, C, H, W]; None if none does.
+
+        Not its weights alone decide it: attributes, class labels, code. Arguments as for calling.
+        """
+        prepared = self._prepare(x, sample_ids, 0, None, Domain.EVALUATION)
+        networks = [k for k, row in enumerate(self.method.steps.rows) if row.calls_network]
+        if prepared is None or not networks:
+            return None
+        call, state, _ = prepared
+        denoiser, conditioning = call.process.denoiser, call.process.conditioning
+        with call.environment():
+            return torch.stack(
+                [denoiser.noise_pred(state, conditioning, k) for k in (networks[0], networks[-1])]
+            )
+
     def with_method(self, method: Method) -> Purifier:
         """The same networks, seed and precisions with another method."""
         names = (self.precision, self.gradient_precision)

@@ -52,6 +52,10 @@ class ResizedPurifier(Purifier):
         """See ``Purifier.own_noise``."""
         return super().own_noise(self._enlarged(x), sample_ids)
 
+    def answers(self, x: Tensor, sample_ids: Tensor) -> Tensor | None:
+        """See ``Purifier.answers``."""
+        return super().answers(self._enlarged(x), sample_ids)
+
     def with_method(self, method: Method) -> ResizedPurifier:
         """The same networks, size, seed and precisions with another method."""
         widest = max(self._engines.values(), key=lambda engine: engine.precision.network.itemsize)

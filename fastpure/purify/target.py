@@ -23,7 +23,7 @@ from ..kernels import Domain
 from ..methods import Method
 from ..reverse import Execution
 from .defense import Defense
-from .description import describe_module, plain, weights_sha256
+from .description import describe_module, kept_of, plain, probe_images, weights_sha256
 from .inputs import Held, Question, asking, differ, held_noise, holding
 from .precision import PRECISIONS
 from .purifier import Purifier
@@ -68,6 +68,22 @@ class Target(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Parts, settings and weights as plain values: what a run's identity holds."""
+
+    def answers(self, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+        """What its networks answer to fixed images, roughly; {} where that is never twice the same.
+
+        ``describe`` sees structure, settings and weights. What else decides a result (a mean kept as a plain number, a
+        temperature, a class label, code) is seen here.
+        """
+        if self.own_noise:
+            return {}
+        x = probe_images(image_shape, self.device, torch.float32)
+        ids = torch.arange(len(x), device=x.device)
+        with torch.no_grad(), self.environment():
+            return self._answers(x, ids)
+
+    def _answers(self, x: Tensor, ids: Tensor) -> dict[str, Any]:
+        return {"module": kept_of(self.logits(x, ids, torch.zeros_like(ids), Domain.EVALUATION))}
 
     @abstractmethod
     def _answer(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor: ...
@@ -323,6 +339,20 @@ class Defended(Target):
     def _answer(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
         draw, domain = self.realisation(draws, domain)
         return self.module(x, ids, draw, domain=domain)
+
+    def _answers(self, x: Tensor, ids: Tensor) -> dict[str, Any]:
+        purifier = self.module.purifier
+        found = {"classifier": kept_of(self._looked_at(self.module.classify(x), ids))}
+        noise = purifier.answers(x, ids)
+        if noise is not None:
+            found["denoiser"] = kept_of(noise, purifier.denoiser.dtype or torch.float32)
+        seen = probe_images(purifier.denoiser.image_shape, x.device, x.dtype)
+        guides = self.method.guidance.networks() if self.method.guidance else ()
+        for i, guide in enumerate(guides):
+            if guide is not self.module.classifier:
+                dtype = next((p.dtype for p in guide.parameters()), x.dtype)
+                found[f"guide {i}" if i else "guide"] = kept_of(call_frozen(guide, seen.to(dtype)), dtype)
+        return found
 
     def _probed(self, x: Tensor, ids: Tensor) -> Defended:
         # Its parts one by one: a whole purification would cost as much as an attack's step.
