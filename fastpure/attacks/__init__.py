@@ -13,11 +13,10 @@ from .budget import Budget
 from .diffattack import DiffAttack
 from .gradient_modes import MODES, GradientMode
 from .low_frequency import LowFrequency
-from .pgd import PGD
+from .pgd import DWPGD, PGD
 from .pyautoattack import FAB, Square
 from .stadv import StAdv
 from .transfer import Transfer
-from .white_box import DWPGD
 
 ATTACKS: dict[str, type[Attack]] = {
     "pgd": PGD,

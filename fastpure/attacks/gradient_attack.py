@@ -1,18 +1,20 @@
-"""What all attacks that follow gradients share: iterations, draws, the gradient mode, the random start."""
+"""What attacks that follow gradients share: iterations, draws, the gradient mode; in an lp ball, or rendered."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import whole
+from ..errors import one_of, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_uniform
-from .base import NormAttack, Problem
-from .gradient import Logits
+from .base import Attack, NormAttack, Problem
+from .gradient import Logits, Objective, objective
 from .gradient_modes import GradientMode, has_noise
+from .losses import LOSSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,3 +72,61 @@ class GradientAttack(NormAttack):
             seed=self.seed, sample_ids=problem.ids, draw=draw, domain=Domain.ATTACK, device=problem.x.device
         )
         return philox_uniform(keys, 0, Stream.ATTACK_START, shape).to(torch.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedAttack(Attack):
+    """Base of those attacks. The gradient with respect to the image, averaged over draws, is pulled back to them.
+
+    Attributes:
+        bound: of the change, in the attack's own measure.
+        n_iter: iterations.
+        eot_iter: draws averaged per iteration; 1 where nothing is random.
+        gradient: gradient mode; ``surrogate_steps`` and ``surrogate_dt`` as in PGD.
+        loss: "ce", "margin" or "dlr".
+        eval_draws: fresh draws that decide in the end.
+        batch_size: most (image, draw) pairs in one network call.
+    """
+
+    bound: float = 0.05
+    n_iter: int = 100
+    eot_iter: int = 20
+    gradient: str = "exact"
+    surrogate_steps: int | None = None
+    surrogate_dt: float | None = None
+    loss: str = "ce"
+    eval_draws: int = 10
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        positive("bound", self.bound)
+        one_of("loss", self.loss, LOSSES)
+        for name in ("n_iter", "eot_iter", "eval_draws", "batch_size"):
+            whole(name, getattr(self, name), minimum=1)
+        self.mode()
+
+    @property
+    @abstractmethod
+    def measure(self) -> str:
+        """What ``bound`` limits, in words."""
+
+    def mode(self) -> GradientMode:
+        """The gradient mode with its settings."""
+        return GradientMode(self.gradient, self.surrogate_steps, self.surrogate_dt)
+
+    def goal(self, problem: Problem) -> Objective:
+        """The classification loss."""
+        return objective(self.mode().logits(problem.target), LOSSES[self.loss])
+
+    def draws(self, problem: Problem, i: int) -> range:
+        """The draws of iteration ``i``."""
+        n = self.eot_iter if has_noise(problem.target, self.gradient) else 1
+        return range(i * n, (i + 1) * n)
+
+    def iterations(self) -> int:
+        """See ``Attack.iterations``."""
+        return self.n_iter
+
+    def eot(self) -> int:
+        """See ``Attack.eot``."""
+        return self.eot_iter

@@ -18,8 +18,8 @@ from ..errors import MissingExtra, mistake, positive, whole
 from .base import Problem, Proposal, Tick
 from .budget import Admissible
 from .gradient import query
+from .gradient_attack import RenderedAttack
 from .pgd import is_flat
-from .rendered import RenderedAttack
 
 
 @dataclass(frozen=True, kw_only=True)

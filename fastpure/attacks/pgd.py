@@ -1,13 +1,15 @@
-"""Projected gradient descent with expectation over transformation."""
+"""Projected gradient descent with expectation over transformation, and against noise that is held still (DW-box)."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import one_of, positive
+from ..errors import one_of, positive, whole
+from ..purify import Target
 from .base import Problem, Proposal, Tick
 from .gradient import Objective, Query, objective, query
 from .gradient_attack import GradientAttack
@@ -62,3 +64,51 @@ class PGD(GradientAttack):
 def is_flat(found: Query) -> Tensor:
     """Where the image is still classified correctly and its gradient exactly zero in every pixel, bool [B]."""
     return (found.correct > 0) & ~torch.any(found.gradient.flatten(1) != 0, dim=1)
+
+
+VARIANTS = {"xi,z": "all", "xi": "forward", "z": "reverse"}
+"""What is fixed and known: the diffusion noise xi, the noise z of the reverse steps, or both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DWPGD(GradientAttack):
+    """PGD against a defence whose noise is fixed, judged under that noise.
+
+    DW(xi,z) fixes all noise: one gradient per iteration and one draw decide. DW(xi), also called semi-fixed or
+    forward lock, fixes the diffusion of the input; DW(z) the reverse steps. What stays random is averaged over
+    ``eot_iter`` draws and judged on ``eval_draws`` fresh ones.
+
+    Attributes:
+        variant: "xi,z", "xi" or "z".
+        draw: which realisation is fixed.
+        step_size: in [0, 1] units; eps / 4 if None, as published (2/255 for 8/255).
+        random_start: begin at a random point of the ball, else at the image, as published.
+        loss: "ce", "margin" or "dlr".
+    """
+
+    eot_iter: int = 10
+    variant: str = "xi,z"
+    draw: int = 0
+    step_size: float | None = None
+    random_start: bool = False
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("variant", self.variant, VARIANTS)
+        whole("draw", self.draw, maximum=2**32 - 1)
+        one_of("loss", self.loss, LOSSES)
+        if self.step_size is not None:
+            positive("step_size", self.step_size)
+
+    def conditions(self, target: Target) -> AbstractContextManager[object]:
+        """The target with its noise held still."""
+        return target.fixed(self.draw, VARIANTS[self.variant])
+
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
+        """PGD's last iterate."""
+        return self._pgd().propose(problem, tick)
+
+    def _pgd(self) -> PGD:
+        step_size = self.step_size if self.step_size is not None else self.eps / 4
+        return PGD(**self.shared(), step_size=step_size, random_start=self.random_start, loss=self.loss)

@@ -12,8 +12,8 @@ from ..errors import mistake
 from .base import Problem, Proposal, Tick
 from .budget import Box
 from .gradient import query
+from .gradient_attack import RenderedAttack
 from .pgd import is_flat
-from .rendered import RenderedAttack
 
 
 @dataclass(frozen=True, kw_only=True)

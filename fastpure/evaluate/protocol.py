@@ -15,7 +15,7 @@ from typing import Any, final
 
 import numpy as np
 
-from ..attacks.white_box import VARIANTS
+from ..attacks.pgd import VARIANTS
 from ..errors import mistake, one_of, whole
 from ..signatures import arguments
 

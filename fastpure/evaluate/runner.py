@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..attacks.base import Attack
-from ..attacks.white_box import DWPGD, VARIANTS
+from ..attacks.pgd import DWPGD, VARIANTS
 from ..data import Dataset
 from ..errors import RunInterrupted, mistake, one_of, whole
 from ..purify import Target

@@ -1,9 +1,8 @@
 """Gradients that steer the reverse process, each with its exact second-order term."""
 
 from .auxiliary import AuxiliaryLatent
-from .base import VJP, Guidance, GuidanceStep
+from .base import GRADS, VJP, Guidance, GuidanceStep, Objective
 from .confidence import ClassifierConfidence
-from .objective import GRADS, Objective
 from .similarity import Attraction, SquaredError, StructuralSimilarity
 
 GUIDANCE = {

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ..classifiers.base import require_eval
 from ..classifiers.features import frozen_features, probe_classes, require_features
 from ..errors import mistake, one_of
-from .base import GuidanceStep
-from .objective import GRADS, Objective
+from .base import GRADS, GuidanceStep, Objective
 
 
 @dataclass(frozen=True)

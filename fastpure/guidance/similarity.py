@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import one_of, positive, whole
-from .base import VJP, Guidance, GuidanceStep
-from .objective import GRADS, Objective
+from .base import GRADS, VJP, Guidance, GuidanceStep, Objective
 
 GUIDES = ("noised", "clean")
 """The input diffused to the state's noise level with fresh noise at every step, or the input itself."""

@@ -20,7 +20,6 @@ from .losses import (
     TradesLoss,
 )
 from .measure import ClassifierScore, DenoiserScore, score_classifier, score_denoiser, score_loss
-from .outcome import Outcome
 from .recipes import (
     CLASSIFIER_RECIPES,
     DENOISER_RECIPES,
@@ -30,7 +29,7 @@ from .recipes import (
     DenoiserRecipe,
     FineTuneRecipe,
 )
-from .runs import fine_tune, train_classifier, train_denoiser
+from .runs import Outcome, fine_tune, train_classifier, train_denoiser
 from .trainer import Trainer
 
 __all__ = [

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from ..data import Dataset
 from ..errors import NonFiniteError, whole
-from .board import Board
 from .config import TrainConfig, learning_rate
 from .group import Group
 from .losses import Loss
-from .progress import Progress, stop_requests
+from .progress import Board, Progress, stop_requests
 from .state import METRICS, Metrics, RunFolder
 from .trainer import Trainer
 

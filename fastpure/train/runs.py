@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, final
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from ..classifiers import CONFIGS as CLASSIFIER_CONFIGS
 from ..classifiers import ResNet, require_eval, save_classifier
 from ..data import Dataset
 from ..errors import mistake
+from ..files import replace_file
 from ..nets import Denoiser, config_dict
 from .config import TrainConfig
 from .group import Group
@@ -31,7 +33,6 @@ from .networks import (
     new_classifier,
     new_denoiser,
 )
-from .outcome import RESULT_FILE, Outcome, export, notes
 from .recipes import ClassifierRecipe, DenoiserRecipe, FineTuneRecipe
 
 __all__ = ["fine_tune", "train_classifier", "train_denoiser"]
@@ -255,3 +256,54 @@ def _times(t_max: float) -> tuple[float, ...]:
 
 def _mean_error(scores: tuple[DenoiserScore, ...]) -> float:
     return sum(score.noise_mse for score in scores) / len(scores)
+
+
+__all__ = ["RESULT_FILE", "Outcome", "export", "notes"]
+
+RESULT_FILE = "result.json"
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """What a training command came to.
+
+    Fields:
+        fit: steps, seconds, whether it was resumed or interrupted, and the averaged network.
+        weights: the exported file; None if the run was interrupted.
+        table: the scores on held-out images, as lines of text.
+    """
+
+    fit: Fit
+    weights: Path | None
+    table: tuple[str, ...]
+
+
+def notes(config: TrainConfig, dataset: Dataset, more: Mapping[str, str]) -> dict[str, str]:
+    """Metadata of the exported file: data, its checksum, the optimisation, and ``more``."""
+    return {
+        "data": f"{dataset.name}/{dataset.split} {dataset.checksum}",
+        "training": json.dumps(asdict(config), sort_keys=True),
+        **more,
+    }
+
+
+def export(
+    done: Fit, out: str | Path, name: str, save: Callable[[Path], Any], score: Any, table: tuple[str, ...]
+) -> Outcome:
+    """Write the weights with ``save`` and the scores as JSON, each atomically."""
+    path = Path(out) / name
+    save(path)
+    scores = [asdict(each) for each in score] if isinstance(score, tuple) else asdict(score)
+    result = {
+        "steps": done.step,
+        "seconds": round(done.seconds, 1),
+        "parameters": _parameters(done.model),
+        "held_out": scores,
+    }
+    replace_file(Path(out) / RESULT_FILE, (json.dumps(result, indent=1) + "\n").encode())
+    return Outcome(done, path, table)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())

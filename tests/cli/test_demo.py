@@ -20,7 +20,7 @@ from fastpure.checkpoints import save_denoiser
 from fastpure.classifiers import save_classifier
 from fastpure.classifiers.resnet import ResNet, ResNetConfig
 from fastpure.cli import demo, demo_settings, figures
-from fastpure.cli.demo_parts import TENSORS, Parts
+from fastpure.cli.demo import TENSORS, Parts
 from fastpure.cli.demo_settings import SETTINGS, Setting, choose, place
 from fastpure.cli.experiment import DEFAULTS
 from fastpure.cli.main import app, main
