@@ -1,7 +1,6 @@
 """Certified robustness by denoised smoothing."""
 
-from .bounds import certified_radius, lower_bound, rate_at
-from .oneshot import OneShotClassifier
+from .oneshot import OneShotClassifier, certified_radius, lower_bound, rate_at
 from .records import Record, read_records
 from .run import CertifyConfig, certify_dataset
 from .smoothing import Certificates, Smoothing

@@ -12,7 +12,7 @@ import torch
 
 from ..data import Dataset
 from ..errors import positive, whole
-from .bounds import check_alpha
+from .oneshot import check_alpha
 from .records import Record, append_record, open_records
 from .smoothing import Smoothing
 

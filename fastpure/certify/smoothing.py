@@ -12,7 +12,7 @@ from ..classifiers import call_frozen, require_eval
 from ..errors import mistake, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
 from ..purify.purifier import check_range
-from .bounds import certified_radius, check_alpha, lower_bound
+from .oneshot import certified_radius, check_alpha, lower_bound
 
 __all__ = ["Certificates", "Smoothing"]
 

@@ -1,7 +1,6 @@
 """Published configurations as data: ``fastpure.presets["coup-cifar10-linf"]``. Printing one shows all of it."""
 
-from . import diffpure, guided, retrained
-from . import guided as coup
+from . import coup, diffpure, guided, retrained
 from .parts import TAGS, AttackSpec, ClassifierSpec, DataSpec, DenoiserSpec, MethodSpec, Published
 from .preset import Preset, Presets, UnknownPreset
 
