@@ -173,7 +173,7 @@ class Family:
 
             def work() -> None:
                 here, noise = self._here(kind)
-                tape = self._side_by_side(linearize(here, k, self.x, self.context, noise))
+                tape = self._on_two_streams(linearize(here, k, self.x, self.context, noise))
                 self._row_vjp(done, here, k, tape)
 
             (done.replay,) = self.recorder.record(work)
@@ -191,7 +191,7 @@ class Family:
                 # It may hold parts of the buffers too: those are filled again before the VJP is replayed.
                 with torch.autograd.graph.saved_tensors_hooks(_keeper(slot.saved), lambda tensor: tensor):
                     tape = linearize(here, k, self.x, self.context, noise)
-                slot.tape = self._side_by_side(tape)
+                slot.tape = self._on_two_streams(tape)
                 self._advance(slot.forward, here, k, (tape.noise_pred, tape.guidance), noise)
 
             def vjp() -> None:
@@ -213,7 +213,7 @@ class Family:
             embeddings = embeddings.index_select(0, self.step).expand(n, -1)
         guidance = process.guidance
         if guidance is not None:
-            guidance = _Beside(guidance, self.recorder, self.recorder.fork())
+            guidance = _OnSecondStream(guidance, self.recorder, self.recorder.fork())
         here = replace(
             process,
             conditioning=replace(known, labels=labels, embeddings=embeddings),
@@ -243,8 +243,8 @@ class Family:
         for i, part in enumerate(v_context):
             done.emit(f"context {i}", part)
 
-    def _side_by_side(self, tape: Tape) -> Tape:
-        """The same tape with the guidance's VJP beside the denoiser's."""
+    def _on_two_streams(self, tape: Tape) -> Tape:
+        """The same tape with the guidance's VJP on a second stream beside the denoiser's."""
         noise_pred_vjp, guidance_vjp, recorder = tape.noise_pred_vjp, tape.guidance_vjp, self.recorder
         if guidance_vjp is None:
             return tape
@@ -270,8 +270,11 @@ def _keeper(saved: list[Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 @dataclass(frozen=True)
-class _Beside(Guidance):
-    """A guidance evaluated beside whatever was issued after ``mark``. Its VJP is left to the caller."""
+class _OnSecondStream(Guidance):
+    """A guidance evaluated on a second stream, which waits only for what was issued before ``mark``.
+
+    Its VJP is left to the caller.
+    """
 
     inner: Guidance
     recorder: Recorder

@@ -55,10 +55,11 @@ class GeneratedNoise(NoiseSource):
 
 @dataclass(frozen=True)
 class SplitNoise:
-    """Counter-based noise with keys of its own for each kind of row.
+    """Counter-based noise with keys of its own for each kind of row: one can be held still, the other left random.
 
-    ``ahead`` names the noise that diffuses the input, ``along`` that of the reverse steps and of the guidance.
-    With it one of the two can be held still while the other stays random.
+    Attributes:
+        ahead: of the noise that diffuses the input.
+        along: of the reverse steps and of the guidance.
     """
 
     ahead: NoiseKeys
@@ -90,9 +91,12 @@ def _is_channels_last(x: Tensor) -> bool:
 class RecordedNoise:
     """Arrays in place of generated noise, for tests and for replaying other people's runs.
 
-    ``forward`` is [B, C, H, W] for the diffusion of the input, or [M, B, C, H, W] for a method of M rounds.
-    ``steps`` is [K, B, C, H, W], one entry per reverse step in order, also for steps that add no noise.
-    ``guidance`` is alike, for guidances that use noise. Any floating dtype; standard normal values.
+    Standard normal values in any floating dtype.
+
+    Attributes:
+        forward: [B, C, H, W] for the diffusion of the input, or [M, B, C, H, W] for a method of M rounds.
+        steps: [K, B, C, H, W], one entry per reverse step in order, also for steps that add no noise.
+        guidance: alike, for guidances that use noise.
     """
 
     forward: Tensor | None = None

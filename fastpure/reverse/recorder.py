@@ -21,7 +21,7 @@ WARM_UPS = 2
 
 
 class Recorder(ABC):
-    """A memory pool, what was recorded in it, and a second lane beside the main one."""
+    """A memory pool, what was recorded in it, and a second stream beside the main one."""
 
     @staticmethod
     @abstractmethod
@@ -52,7 +52,7 @@ class Recorder(ABC):
 
     @abstractmethod
     def beside(self, mark: object) -> AbstractContextManager[None]:
-        """Inside, operations wait for ``mark`` only; after it, the main lane waits for them."""
+        """Inside, operations wait for ``mark`` only; after it, the main stream waits for them."""
 
     @property
     @abstractmethod
@@ -140,7 +140,7 @@ class CudaRecorder(Recorder):
             with torch.cuda.stream(self._side):
                 yield
         finally:
-            main.wait_stream(self._side)  # a recording with a lane that never comes back cannot be ended
+            main.wait_stream(self._side)  # a recording with a stream that never joins cannot be ended
 
     @property
     def nbytes(self) -> int:
