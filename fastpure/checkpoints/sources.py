@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .unpickle import Inert, load_pickle
+from .torch_files import LEGACY_HEAD, load_archive, load_legacy
+from .unpickle import load_pickle
 from .weights import listed, read_json, read_safetensors, require_file
-
-_LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-"""How files of torch before 1.6 begin, after the two bytes of the pickle protocol."""
-
-#: What training code leaves beside the weights and torch's restricted unpickler does not know. Whatever it is in
-#: the file, here it becomes an object that does nothing: NumPy scalars (learning rates) and their types.
-_IGNORED = tuple(
-    (Inert, name) for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-)
-
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -96,15 +85,12 @@ def open_source(path: Path) -> Source:
         return Source(path, "safetensors", tensors, metadata)
     with path.open("rb") as file:
         head = file.read(32)
-    if zipfile.is_zipfile(path) or (
-        head[:1] == b"\x80" and head[2 : 2 + len(_LEGACY_MAGIC)] == _LEGACY_MAGIC
-    ):
+    if zipfile.is_zipfile(path) or (head[:1] == b"\x80" and head[2 : 2 + len(LEGACY_HEAD)] == LEGACY_HEAD):
         return Source(path, "torch", load_torch(path))
     if head[:1] == b"\x80":
         try:
             return Source(path, "pickle", load_pickle(path))
-        except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, TypeError, IndexError, KeyError,
-                RuntimeError, OverflowError, MemoryError, OSError) as error:  # fmt: skip
+        except Exception as error:  # as above
             raise _unreadable(path, error) from error
     if _is_safetensors(head):
         metadata, tensors = read_safetensors(path)
@@ -122,22 +108,23 @@ def _described(head: bytes) -> str:
 
 
 def load_torch(path: Path) -> Any:
-    """``torch.load`` restricted to tensors and plain containers; memory-mapped, so that only what is used is read.
+    """What ``torch.save`` wrote, restricted to tensors and plain containers; mapped, so that only what is used is read.
 
     Raises:
         CheckpointError: damaged, or holding objects whose code would have to run, which is never done.
     """
     try:
-        with torch.serialization.safe_globals(list(_IGNORED)):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if zipfile.is_zipfile(path):
+            return load_archive(path)
+        with path.open("rb") as file:
+            return load_legacy(file, path.stat().st_size)
     except Exception as error:  # damaged pickles raise about every type there is
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    # Only the first sentence: torch goes on to advise loading it without the restriction.
-    words = str(error).split("WeightsUnpickler error: ")[-1].strip()
-    reason = words.splitlines()[0].split(". ")[0] if words else type(error).__name__
+    words = str(error).strip()
+    reason = words.splitlines()[0][:300] if words else type(error).__name__
     return CheckpointError(
         f"{path}: not readable as weights; it is damaged, or holds objects whose code would have to run "
         f"(a pickled module), which is never done: {reason}"
