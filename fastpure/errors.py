@@ -96,6 +96,12 @@ def one_of(argument: str, value: Any, allowed: Iterable[Any]) -> Any:
     return value
 
 
+def listed(names: Iterable[Any], most: int = 4) -> str:
+    """The first few names, each cut where it is long, and three dots if there are more."""
+    shown = [text if len(text) <= 120 else f"{text[:117]}..." for text in map(str, names)]
+    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
+
+
 def named(ids: Any, bad: Any) -> str:
     """The samples of ``ids`` [B] for which ``bad`` [B] holds, for a message: "sample id 3, 5" and how many more."""
     found = ids[bad].tolist()

@@ -1,4 +1,4 @@
-"""Tensors in pickles: what a file of weights may name, and how a tensor is put together from a storage that is there."""
+"""Tensors in pickles: what a file of weights may name, and how a tensor is put together from a storage in it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Te
     return storage.data.as_strided(size, stride, storage.data.storage_offset() + offset)
 
 
-def _typed_tensor(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any) -> Tensor:
+def _typed_tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> Tensor:
     """``torch._utils._rebuild_tensor_v3``: bytes seen as another type."""
     if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
         raise pickle.UnpicklingError("a tensor without storage or type")
@@ -149,8 +151,6 @@ def storage_type(kind: Any) -> torch.dtype:
     return kind.dtype
 
 
-def reader(
-    file: IO[bytes], size: int, kind: type[Reader], grants: Grants = tensor_grants
-) -> Reader:
+def reader(file: IO[bytes], size: int, kind: type[Reader], grants: Grants = tensor_grants) -> Reader:
     """A reader of the next ``size`` bytes of ``file`` that makes what ``grants`` says."""
     return kind(file, size, grants, REASON, (Inert, ForeignDict))

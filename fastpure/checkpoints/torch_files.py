@@ -74,9 +74,11 @@ class _ArchiveUnpickler(RestrictedUnpickler):
             if member is None or member.compress_type != zipfile.ZIP_STORED:
                 raise pickle.UnpicklingError(f"storage {key[:40]!r} is not in the archive")
             if member.file_size != numel * dtype.itemsize:
-                found = f"{member.file_size} bytes, expected {numel} numbers of {dtype}"
-                raise pickle.UnpicklingError(f"storage {key[:40]!r} has {found}")
-            self._storages[key] = Storage(self._at(member).view(dtype) if numel else torch.empty(0, dtype=dtype))
+                sizes = f"{member.file_size} bytes, expected {numel} numbers of {dtype}"
+                raise pickle.UnpicklingError(f"storage {key[:40]!r} has {sizes}")
+            self._storages[key] = Storage(
+                self._at(member).view(dtype) if numel else torch.empty(0, dtype=dtype)
+            )
         found = self._storages[key]
         if found.data.dtype != dtype:
             raise pickle.UnpicklingError(f"storage {key[:40]!r} of two types")
@@ -122,14 +124,16 @@ def load_legacy(file: IO[bytes], size: int) -> Any:
         (numel,) = struct.unpack("<q", file.read(8))
         content_of = file.read(data.numel() * data.dtype.itemsize)
         if numel != data.numel() or len(content_of) != data.numel() * data.dtype.itemsize:
-            raise pickle.UnpicklingError(f"storage {str(key)[:40]!r} is cut off, or of another length than announced")
+            raise pickle.UnpicklingError(
+                f"storage {str(key)[:40]!r} is cut off, or of another length than announced"
+            )
         if numel:
             data.view(torch.uint8).copy_(torch.frombuffer(bytearray(content_of), dtype=torch.uint8))
     return content
 
 
 class _LegacyUnpickler(RestrictedUnpickler):
-    """Makes storages of the announced length, as long as the file is long enough for all of them; they are filled later."""
+    """Makes storages of the announced lengths, which the file must be long enough for; they are filled later."""
 
     storages: dict[str, Storage]
     left: int

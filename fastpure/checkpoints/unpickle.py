@@ -83,7 +83,9 @@ def state_dict(record: Record) -> dict[str, Tensor]:
             for name, value in _items(attributes.get(kind)):
                 if isinstance(value, Tensor):
                     found[prefix + name] = value.detach()
-        children = [(name, child) for name, child in _items(attributes.get("_modules")) if isinstance(child, Record)]
+        children = [
+            (name, child) for name, child in _items(attributes.get("_modules")) if isinstance(child, Record)
+        ]
         waiting += [(f"{prefix}{name}.", depth + 1, child) for name, child in reversed(children)]
     return found
 

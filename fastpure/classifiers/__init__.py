@@ -6,6 +6,7 @@ from .features import FeatureClassifier, FeatureHead
 from .loading import load_classifier
 from .native import ARCHITECTURES, read_classifier, save_classifier
 from .normalised import NORMALISATIONS, Normalised
+from .report import ClassifierReport, report_of
 from .resized import Resized, resize
 from .resnet import CONFIGS, ResNet, ResNetConfig
 from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig
@@ -18,6 +19,7 @@ __all__ = [
     "WIDE_RESNETS",
     "CifarResNet",
     "CifarResNetConfig",
+    "ClassifierReport",
     "FeatureClassifier",
     "FeatureHead",
     "Normalised",
@@ -29,6 +31,7 @@ __all__ = [
     "call_frozen",
     "load_classifier",
     "read_classifier",
+    "report_of",
     "require_eval",
     "resize",
     "save_classifier",
