@@ -13,7 +13,7 @@ import pickle
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import IO, Any, final
+from typing import IO, Any, ClassVar, final
 
 __all__ = ["Grants", "Inert", "RestrictedUnpickler", "plain_keys"]
 
@@ -67,7 +67,10 @@ class _Bounded:
         return line
 
 
-class RestrictedUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class RestrictedUnpickler(_PythonUnpickler):
     """Reads one pickle of at most ``size`` bytes from where ``file`` stands.
 
     Args:
@@ -117,7 +120,7 @@ class RestrictedUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
     def _state(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, self._takes_state) and not isinstance(target, type):
-            target.__setstate__(state)
+            target.__setstate__(state)  # type: ignore[attr-defined]
         elif type(target) is not OrderedDict:  # whose state (a state dict's versions) is of no use
             raise pickle.UnpicklingError(f"refused: a state for a {type(target).__name__}")
 
@@ -130,7 +133,8 @@ class RestrictedUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
         self._update(self.stack[-1], [key], [value])
 
     def _dict(self) -> None:
-        pairs, made = self.pop_mark(), {}
+        pairs = self.pop_mark()
+        made: dict[Any, Any] = {}
         self._update(made, pairs[::2], pairs[1::2])
         self.stack.append(made)
 
@@ -181,21 +185,19 @@ class RestrictedUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
     def _refuse(self) -> None:
         raise pickle.UnpicklingError("refused: an instruction that no weights need")
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
-    dispatch.update(
-        {
-            pickle.REDUCE[0]: _call,
-            pickle.NEWOBJ[0]: _call,
-            pickle.BUILD[0]: _state,
-            pickle.SETITEM[0]: _set_item,
-            pickle.SETITEMS[0]: _set_items,
-            pickle.DICT[0]: _dict,
-            pickle.APPEND[0]: _append,
-            pickle.APPENDS[0]: _appends,
-            pickle.ADDITEMS[0]: _add,
-            pickle.FROZENSET[0]: _frozenset,
-            pickle.LONG1[0]: _long,
-            pickle.LONG4[0]: _long4,
-            **dict.fromkeys(_REFUSED, _refuse),
-        }
-    )
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+        **_PythonUnpickler.dispatch,
+        pickle.REDUCE[0]: _call,
+        pickle.NEWOBJ[0]: _call,
+        pickle.BUILD[0]: _state,
+        pickle.SETITEM[0]: _set_item,
+        pickle.SETITEMS[0]: _set_items,
+        pickle.DICT[0]: _dict,
+        pickle.APPEND[0]: _append,
+        pickle.APPENDS[0]: _appends,
+        pickle.ADDITEMS[0]: _add,
+        pickle.FROZENSET[0]: _frozenset,
+        pickle.LONG1[0]: _long,
+        pickle.LONG4[0]: _long4,
+        **dict.fromkeys(_REFUSED, _refuse),
+    }
