@@ -3,7 +3,7 @@
 from .base import call_frozen, require_eval
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet, CifarResNetConfig
 from .features import FeatureClassifier, FeatureHead
-from .loading import load_classifier
+from .loading import is_foreign, load_classifier
 from .native import ARCHITECTURES, read_classifier, save_classifier
 from .normalised import NORMALISATIONS, Normalised
 from .report import ClassifierReport, report_of
@@ -29,6 +29,7 @@ __all__ = [
     "WideResNet",
     "WideResNetConfig",
     "call_frozen",
+    "is_foreign",
     "load_classifier",
     "read_classifier",
     "report_of",
