@@ -96,6 +96,12 @@ def one_of(argument: str, value: Any, allowed: Iterable[Any]) -> Any:
     return value
 
 
+def listed(names: Iterable[Any], most: int = 4) -> str:
+    """The first few names, each cut where it is long, and three dots if there are more."""
+    shown = [text if len(text) <= 120 else f"{text[:117]}..." for text in map(str, names)]
+    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
+
+
 def named(ids: Any, bad: Any) -> str:
     """The samples of ``ids`` [B] for which ``bad`` [B] holds, for a message: "sample id 3, 5" and how many more."""
     found = ids[bad].tolist()
@@ -109,7 +115,12 @@ def positive(argument: str, value: float) -> float:
         raise TypeError(mistake(argument, "a positive number", f"{type(value).__name__} {value!r}"))
     if not 0 < value < float("inf"):
         raise ValueError(mistake(argument, "a finite number above 0", repr(value)))
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond every float, too long to be shown
+        raise ValueError(
+            mistake(argument, "a finite number", f"one of {int(value).bit_length()} bits")
+        ) from None
 
 
 def whole(argument: str, value: int, minimum: int = 0, maximum: int | None = None) -> int:
@@ -117,7 +128,11 @@ def whole(argument: str, value: int, minimum: int = 0, maximum: int | None = Non
     expected = f"an integer >= {minimum}" if maximum is None else f"an integer in [{minimum}, {maximum}]"
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(mistake(argument, expected, f"{type(value).__name__} {value!r}"))
-    number = value.__index__()
+    try:
+        number = value.__index__()
+    except TypeError:  # tensors of several or of floating numbers
+        raise TypeError(mistake(argument, expected, f"{type(value).__name__} {value!r}")) from None
     if number < minimum or (maximum is not None and number > maximum):
-        raise ValueError(mistake(argument, expected, repr(number)))
+        shown = repr(number) if number.bit_length() <= 512 else f"one of {number.bit_length()} bits"
+        raise ValueError(mistake(argument, expected, shown))
     return number

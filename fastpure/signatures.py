@@ -14,6 +14,12 @@ REQUIRED: Final = inspect.Parameter.empty
 """Stands where an argument has no default."""
 
 
+def kinds(function: Callable[..., Any]) -> dict[str, str]:
+    """The arguments of ``function`` and what each is, as it is written in the source ("float", "int | None")."""
+    found = inspect.signature(function).parameters.items()
+    return {name: str(parameter.annotation) for name, parameter in found}
+
+
 def arguments(function: Callable[..., Any]) -> dict[str, Any]:
     """The arguments of ``function`` in their order, each with its default or ``REQUIRED``."""
     return {name: found.default for name, found in inspect.signature(function).parameters.items()}

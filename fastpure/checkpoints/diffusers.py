@@ -3,37 +3,142 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, mistake
-from ..nets import ADM, ADMConfig
+from ..errors import CheckpointError, mistake, whole
+from ..nets import ADM, ADMConfig, EDMConfig
+from .fields import Fields, names, shown
 from .report import Plan
 from .sources import Source
 from .weights import Entry, read_config, read_json
 
-#: Field -> the values with which UNet2DModel is a network that we have; the first is its default.
-_REQUIRED: dict[str, tuple[Any, ...]] = {
-    "_class_name": ("UNet2DModel",),
-    "center_input_sample": (False,),
-    "time_embedding_type": ("positional",),
-    "mid_block_type": ("UNetMidBlock2D",),
-    "mid_block_scale_factor": (1,),
-    "downsample_type": ("conv",),
-    "upsample_type": ("conv",),
-    "act_fn": ("silu", "swish"),
-    "add_attention": (True,),
-    "class_embed_type": (None,),
-    "time_embedding_dim": (None,),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
-    "downsample_padding": (1, 0),
-}
+_WHOSE = "diffusers"
+#: The fields of UNet2DModel. Its defaults are part of what a config.json says.
+_FIELDS = Fields(
+    _WHOSE,
+    honoured=names(
+        """sample_size in_channels out_channels block_out_channels down_block_types up_block_types
+        layers_per_block attention_head_dim norm_num_groups attn_norm_num_groups norm_eps
+        flip_sin_to_cos freq_shift resnet_time_scale_shift downsample_padding num_class_embeds dropout"""
+    ),
+    required={
+        "_class_name": ("UNet2DModel",),
+        "center_input_sample": (False,),
+        "time_embedding_type": ("positional",),
+        "mid_block_type": ("UNetMidBlock2D",),
+        "mid_block_scale_factor": (1,),
+        "downsample_type": ("conv",),
+        "upsample_type": ("conv",),
+        "act_fn": ("silu", "swish"),
+        "add_attention": (True,),
+        "class_embed_type": (None,),
+        "time_embedding_dim": (None,),
+        "resnet_time_scale_shift": ("default", "scale_shift"),
+        "downsample_padding": (1, 0),
+    },
+    # num_train_timesteps is of the learned time embedding; the rest is EMAModel's bookkeeping.
+    harmless=names(
+        """_diffusers_version _name_or_path num_train_timesteps decay inv_gamma min_decay optimization_step
+        power update_after_step use_ema_warmup"""
+    ),
+    defaults={
+        "center_input_sample": False,
+        "time_embedding_type": "positional",
+        "mid_block_type": "UNetMidBlock2D",
+        "mid_block_scale_factor": 1,
+        "downsample_type": "conv",
+        "upsample_type": "conv",
+        "act_fn": "silu",
+        "add_attention": True,
+        "class_embed_type": None,
+        "time_embedding_dim": None,
+        "resnet_time_scale_shift": "default",
+        "downsample_padding": 1,
+        "in_channels": 3,
+        "out_channels": 3,
+        "layers_per_block": 2,
+        "attention_head_dim": 8,
+        "norm_num_groups": 32,
+        "attn_norm_num_groups": None,
+        "norm_eps": 1e-5,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "num_class_embeds": None,
+        "dropout": 0.0,
+    },
+)
 #: (flip_sin_to_cos, freq_shift) -> our name.
 _SINUSOIDS = {(True, 0): "cos_sin", (False, 1): "sin_cos"}
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-_SCHEDULER = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+#: Schedulers of networks that are told the index of a variance-preserving chain. They differ in how they sample.
+_SCHEDULERS = tuple(
+    f"{name}Scheduler"
+    for name in [
+        "DDPM",
+        "DDIM",
+        "DDPMParallel",
+        "DDIMParallel",
+        "DDIMInverse",
+        "PNDM",
+        "DPMSolverMultistep",
+        "DPMSolverSinglestep",
+        "DPMSolverMultistepInverse",
+        "DPMSolverSDE",
+        "DEISMultistep",
+        "UniPCMultistep",
+        "SASolver",
+        "EulerDiscrete",
+        "EulerAncestralDiscrete",
+        "HeunDiscrete",
+        "LMSDiscrete",
+        "KDPM2Discrete",
+        "KDPM2AncestralDiscrete",
+    ]
+)
+#: The fields of these schedulers: what the network was trained with, and how samples are drawn, which is ours to say.
+_SCHEDULER = Fields(
+    _WHOSE,
+    honoured=names("prediction_type beta_schedule"),
+    required={
+        "_class_name": _SCHEDULERS,
+        "num_train_timesteps": (1000,),
+        "beta_start": (1e-4,),
+        "beta_end": (0.02,),
+        "trained_betas": (None,),
+        "timestep_values": (None,),
+        "rescale_betas_zero_snr": (False,),
+        "timestep_type": ("discrete",),
+        "use_flow_sigmas": (False, None),
+    },
+    harmless=names(
+        """_diffusers_version clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value
+        steps_offset thresholding timestep_spacing variance_type set_alpha_to_one skip_prk_steps
+        algorithm_type solver_order solver_type lower_order_final euler_at_final use_karras_sigmas
+        use_exponential_sigmas use_beta_sigmas use_lu_lambdas final_sigmas_type lambda_min_clipped
+        predict_x0 disable_corrector solver_p interpolation_type sigma_min sigma_max noise_sampler_seed
+        predictor_order corrector_order tau_func tensor_format"""
+    ),
+    defaults={
+        "prediction_type": "epsilon",
+        "trained_betas": None,
+        "timestep_values": None,
+        "rescale_betas_zero_snr": False,
+        "timestep_type": "discrete",
+        "use_flow_sigmas": False,
+    },
+    reasons={
+        "_class_name": "flow matching, EDM and VE schedulers belong to networks that are told something else",
+        "rescale_betas_zero_snr": "its last steps hold no image at all",
+    },
+)
+#: diffusers' name of a schedule of rates -> ours.
+_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+_STEPS = 1000
 #: Names before version 0.15 -> today's.
 _OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 _BLOCK = {
@@ -59,12 +164,14 @@ def plan_diffusers(source: Source, config: Any = None) -> Plan:
     Args:
         config: None, or another configuration than the config.json beside the weights.
 
-    The time input is the index. What the network predicts stands in a scheduler_config.json of the folder or the
-    pipeline, where there is one; otherwise it is taken to be noise.
+    The time input is the index; for the cosine schedule it is told where that schedule has the noise level. What the
+    network predicts, and its schedule, stand in a scheduler_config.json of the folder or the pipeline. Without one it
+    is taken to predict noise on the linear schedule, and the report says so.
 
     Raises:
         ValueError: neither a configuration nor a config.json beside the weights.
-        CheckpointError: the configuration describes a network or schedule that we do not have.
+        CheckpointError: the configuration describes a network or schedule that we do not have, or the network works
+            on the codes of an autoencoder.
     """
     beside = source.path.parent / "config.json"
     if config is not None:
@@ -75,41 +182,60 @@ def plan_diffusers(source: Source, config: Any = None) -> Plan:
         content, called = read_json(beside), str(beside)
     else:
         raise ValueError(mistake("config", "the config.json of the weights (a dict or a file)", "None"))
-    settings = translate(content, called)
-    prediction, note = _prediction(source)
-    dropped: tuple[str, ...] = ()
+    _refuse_latents(source.path.parent)
+    settings, assumed = translate(content, called)
+    prediction, schedule, note = _schedule(source.path.parent)
+    dropped = source.others_dropped()
     if settings.learned_sigma:
-        dropped = (f"output channels {settings.channels}.. (learned variance, not used by any method)",)
+        dropped = (
+            f"output channels {settings.channels}.. (learned variance, not used by any method)",
+            *dropped,
+        )
     tensors = {_today(name): value for name, value in source.require_tensors().items()}
-    return Plan("adm", settings, tensors, diffusers_names, prediction, dropped=dropped, notes=(note,))
+    ema = source.chosen.said if source.chosen is not None else "as in the file"
+    notes = (note, f"assumed, as {_WHOSE} does: {', '.join(assumed)}") if assumed else (note,)
+    plan = Plan("adm", settings, tensors, diffusers_names, prediction, dropped=dropped, notes=notes, ema=ema)
+    if schedule == "linear":
+        return plan
+    wrapped = EDMConfig(settings, "cosine", cosine_steps=_STEPS)
+    return replace(plan, architecture="edm", config=wrapped, translate=_wrapped)
 
 
-def translate(content: Any, source: str) -> ADMConfig:
-    """Our configuration for a config.json.
+def _wrapped(network: Any) -> dict[str, Entry]:
+    return {f"network.{name}": entry for name, entry in diffusers_names(network.network).items()}
+
+
+def _refuse_latents(folder: Path) -> None:
+    """A pipeline with an autoencoder denoises its codes, which may have the shape of small pictures."""
+    for name in ("vae", "vqvae", "movq", "vqgan"):
+        if (folder.parent / name).is_dir() and (folder.parent / "model_index.json").is_file():
+            raise CheckpointError(
+                f"{folder.parent}: its network denoises the codes of an autoencoder ({name}), not images"
+            )
+
+
+def translate(content: Any, source: str) -> tuple[ADMConfig, tuple[str, ...]]:
+    """Our configuration for a config.json, and what was assumed.
 
     Raises:
         CheckpointError: a field is missing, or describes a network that `ADM` is not.
     """
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{source}: expected fields by name, found {type(content).__name__}")
-    for field, allowed in _REQUIRED.items():
-        if content.get(field, allowed[0]) not in allowed:
-            expected = " or ".join(repr(choice) for choice in allowed)
-            raise CheckpointError(f"{source}: {field} must be {expected}, found {content[field]!r}")
+    values, assumed = _FIELDS.read(content, source)
     try:
-        return _network(content)
+        return _network(values), assumed
     except KeyError as error:
-        raise CheckpointError(f"{source}: {error.args[0]} is missing or not one that we have") from error
-    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{source}: {error.args[0]} is missing") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{source}: {error}") from error
 
 
 def _network(content: Mapping[str, Any]) -> ADMConfig:
-    size, channels = content["sample_size"], content.get("in_channels", 3)
-    if isinstance(size, list | tuple):
-        if len(set(size)) != 1:
-            raise ValueError(f"sample_size must be square, found {size}")
+    size, channels = content["sample_size"], content["in_channels"]
+    if isinstance(size, list):
+        if len(size) != 2 or size[0] != size[1]:
+            raise ValueError(f"sample_size must be square, found {shown(size)}")
         size = size[0]
+    whole("sample_size", size, 1)
     widths = tuple(content["block_out_channels"])
     down, up = list(content["down_block_types"]), list(content["up_block_types"])
     attended = [name == "AttnDownBlock2D" for name in down]
@@ -117,52 +243,64 @@ def _network(content: Mapping[str, Any]) -> ADMConfig:
     plain = set(down) - {"DownBlock2D", "AttnDownBlock2D"}
     if plain or up != expected or len(down) != len(widths):
         raise ValueError(f"down_block_types and up_block_types must mirror each other, found {down}, {up}")
-    outputs = content.get("out_channels", 3)
+    outputs = content["out_channels"]
     if outputs not in (channels, 2 * channels):
         raise ValueError(f"out_channels must be {channels} or {2 * channels}, found {outputs}")
-    sinusoid = (bool(content.get("flip_sin_to_cos", True)), content.get("freq_shift", 0))
+    sinusoid = (bool(content["flip_sin_to_cos"]), content["freq_shift"])
     if sinusoid not in _SINUSOIDS:
         raise ValueError(
             f"flip_sin_to_cos and freq_shift must be one of {list(_SINUSOIDS)}, found {sinusoid}"
         )
-    groups = content.get("norm_num_groups", 32)
-    if content.get("attn_norm_num_groups") not in (None, groups):
+    groups = content["norm_num_groups"]
+    if content["attn_norm_num_groups"] not in (None, groups):
         raise ValueError(f"attn_norm_num_groups must be {groups}, found {content['attn_norm_num_groups']}")
     return ADMConfig(
         image_size=size,
         channels=channels,
         model_channels=widths[0],
         widths=widths,
-        n_blocks=content.get("layers_per_block", 2),
+        n_blocks=content["layers_per_block"],
         attn_resolutions=tuple(size >> level for level, attention in enumerate(attended) if attention),
-        head_channels=content.get("attention_head_dim", 8),
-        scale_shift=content.get("resnet_time_scale_shift", "default") == "scale_shift",
-        resample="conv" if content.get("downsample_padding", 1) else "padded_conv",
+        head_channels=content["attention_head_dim"],
+        scale_shift=content["resnet_time_scale_shift"] == "scale_shift",
+        resample="conv" if content["downsample_padding"] else "padded_conv",
         sinusoid=_SINUSOIDS[sinusoid],
         groups=groups,
-        eps=content.get("norm_eps", 1e-5),
+        eps=content["norm_eps"],
         learned_sigma=outputs == 2 * channels,
-        classes=content.get("num_class_embeds"),
-        dropout=content.get("dropout", 0.0),
+        classes=content["num_class_embeds"],
+        dropout=content["dropout"],
     )
 
 
-def _prediction(source: Source) -> tuple[str, str]:
-    """What the network predicts, and where that is known from."""
-    folder = source.path.parent
+def _schedule(folder: Path) -> tuple[str, str, str]:
+    """(what the network predicts, its schedule, where that is known from)."""
     for file in (folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"):
-        if file.is_file():
-            content = read_json(file)
-            content = content if isinstance(content, Mapping) else {}
-            for field, value in _SCHEDULER.items():
-                if content.get(field, value) != value:
-                    raise CheckpointError(f"{file}: {field} must be {value!r}, found {content[field]!r}")
-            name = content.get("prediction_type", "epsilon")
-            if name not in _PREDICTIONS:
-                expected = " or ".join(repr(choice) for choice in _PREDICTIONS)
-                raise CheckpointError(f"{file}: prediction_type must be {expected}, found {name!r}")
-            return _PREDICTIONS[name], f"prediction from {file.name}: {name}"
-    return "eps", "assumed: predicts noise, linear schedule in 1000 steps (no scheduler_config.json)"
+        if not file.is_file():
+            continue
+        content, assumed = _SCHEDULER.read(read_json(file), str(file))
+        for field, known in (("prediction_type", _PREDICTIONS), ("beta_schedule", _SCHEDULES)):
+            found = content.get(field)
+            if not isinstance(found, str) or found not in known:
+                expected = " or ".join(repr(choice) for choice in known)
+                raise CheckpointError(f"{file}: {field} must be {expected}, found {shown(found)}")
+        prediction, schedule = content["prediction_type"], content["beta_schedule"]
+        if schedule != "linear" and prediction == "v_prediction":
+            raise CheckpointError(
+                f"{file}: prediction_type must be 'epsilon' or 'sample' with {schedule}, found {prediction!r}"
+            )
+        words = f", assumed as {_WHOSE} does: {', '.join(assumed)}" if assumed else ""
+        note = f"from {file.name}: {content['_class_name']}, {prediction}, {schedule}{words}"
+        return _PREDICTIONS[prediction], _SCHEDULES[schedule], note
+    if (folder.parent / "model_index.json").is_file():
+        raise CheckpointError(
+            f"{folder.parent}: expected scheduler/scheduler_config.json, found none in this pipeline"
+        )
+    return (
+        "eps",
+        "linear",
+        "assumed: predicts noise, linear schedule in 1000 steps (no scheduler_config.json)",
+    )
 
 
 def _today(name: str) -> str:

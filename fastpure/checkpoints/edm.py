@@ -8,20 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, mistake
+from ..errors import CheckpointError, listed, mistake
 from ..nets import ADMConfig, DDPMppConfig, EDMConfig
+from .choice import choose
 from .edm_names import translate as translate_names
+from .fields import Fields, merged, names, require_fields, shown
 from .report import Plan
 from .sources import Source
 from .unpickle import Record, state_dict
-from .weights import listed, read_config
+from .weights import read_config
 
+_WHOSE = "EDM"
 _PRECONDITIONERS = {"VPPrecond": "vp", "EDMPrecond": "edm", "vp": "vp", "edm": "edm"}
-#: Constants of the preconditioners that ours assumes.
-_CONSTANTS = {"beta_d": 19.9, "beta_min": 0.1, "M": 1000}
-_UNUSED_NAMES = """img_channels in_channels out_channels use_fp16 sigma_min sigma_max epsilon_t augment_dim
-    label_dropout name source precond model_type class_name sigma_data label_dim channels_per_head"""
-_UNUSED = frozenset(_UNUSED_NAMES.split()).union(_CONSTANTS)
+#: Arguments of the preconditioners and of both networks.
+_COMMON = names("""precond model_type img_resolution img_channels in_channels out_channels label_dim""")
+_OF_VP = {"beta_d": 19.9, "beta_min": 0.1, "M": 1000}
+_OF_EDM = {"sigma_data": 0.5}
+#: The range of the project's own sampler, precision, and what the training alone does.
+_HARMLESS = names(
+    """sigma_min sigma_max epsilon_t use_fp16 augment_dim label_dropout name source class_name"""
+)
 #: Defaults of the reference classes.
 _SONG: dict[str, Any] = {
     "model_channels": 128,
@@ -35,6 +41,7 @@ _SONG: dict[str, Any] = {
     "encoder_type": "standard",
     "decoder_type": "standard",
     "resample_filter": [1, 1],
+    "channels_per_head": None,
 }
 _DHARIWAL: dict[str, Any] = {
     "model_channels": 192,
@@ -43,17 +50,25 @@ _DHARIWAL: dict[str, Any] = {
     "num_blocks": 3,
     "attn_resolutions": [32, 16, 8],
     "dropout": 0.10,
+    "channels_per_head": None,
 }
 _HEAD_CHANNELS = 64
 _PREFIX = "model."
-_NETS = ("ema", "net", "model")
+#: Field -> its only values here.
+_ONLY: dict[str, tuple[Any, ...]] = {"channel_mult_emb": (4,), "M": (1000,)}
+_ONLY_SONG: dict[str, tuple[Any, ...]] = {
+    "decoder_type": ("standard",),
+    "embedding_type": ("positional", "fourier"),
+    "encoder_type": ("standard", "residual"),
+    "resample_filter": ([1, 1], [1, 3, 3, 1]),
+}
 
 
 def is_edm(source: Source) -> bool:
     """Whether it is a pickle with a network in it, or has the names of SongUNet or DhariwalUNet."""
     if source.container == "pickle":
-        return _record(source.content) is not None
-    names = [name.removeprefix("module.").removeprefix(_PREFIX) for name in source.tensors]
+        return bool(_records(source.content))
+    names = [name.removeprefix(_PREFIX) for name in source.tensors]
     return "map_layer0.weight" in names and any(name.startswith("enc.") for name in names)
 
 
@@ -72,19 +87,17 @@ def plan_edm(source: Source, config: Any = None) -> Plan:
         CheckpointError: a field is missing, unknown, or describes a network that we do not have.
     """
     path = str(source.path)
-    ema = "as in the file"
-    dropped: list[str] = []
     if source.container == "pickle":
         if config is not None:
             raise ValueError(mistake("config", "None for a pickle, which has its own", type(config).__name__))
-        found = _record(source.content)
-        if found is None:
+        records = _records(source.content)
+        if not records:
             raise CheckpointError(f"{path}: expected a pickled EDM network, found {source.summary()}")
-        name, record = found
-        ema = "averaged (ema)" if name == "ema" else f"those under {name!r}"
+        chosen = choose(records, source.weights, path)
+        record, ema, dropped = chosen.value, chosen.said, list(chosen.others)
         if isinstance(source.content, dict):
-            dropped += [f"{key} (of the training)" for key in source.content if key != name]
-        settings = _settings(_arguments(record, path), f"{path}, {record.kind}")
+            dropped += [f"{listed([key])} (of the training)" for key in source.content if key not in records]
+        settings, assumed = understood(_arguments(record, path), f"{path}, {listed([record.kind])}")
         try:
             tensors = state_dict(record)
         except ValueError as error:
@@ -94,30 +107,40 @@ def plan_edm(source: Source, config: Any = None) -> Plan:
             expected = "the configuration of the weights (a dict or JSON file with precond, model_type, ...)"
             raise ValueError(mistake("config", expected, "None"))
         content, called = read_config(config)
-        tensors, settings = source.require_tensors(), _settings(_flat(content, called), called)
+        tensors = source.require_tensors()
+        settings, assumed = understood(_flat(content, called), called)
+        ema = source.chosen.said if source.chosen is not None else "as in the file"
+        dropped = list(source.others_dropped())
     if tensors and all(name.startswith(_PREFIX) for name in tensors):
         tensors = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
     tensors, more = _without_constants(tensors, settings, path)
-    return Plan("edm", settings, tensors, translate_names, dropped=(*dropped, *more), ema=ema)
+    notes = (f"assumed, as {_WHOSE} does: {', '.join(assumed)}",) if assumed else ()
+    return Plan("edm", settings, tensors, translate_names, dropped=(*dropped, *more), ema=ema, notes=notes)
 
 
-def _record(content: Any) -> tuple[str, Record] | None:
-    """The network in a pickle, and its name there."""
-    if isinstance(content, Record):
-        return "the file", content
-    if isinstance(content, dict):
-        for name in _NETS:
-            if isinstance(content.get(name), Record):
-                return name, content[name]
-    return None
+def _records(content: Any) -> dict[str, Record]:
+    """The networks in a pickle by their names there; losses and augmentations are objects too, but hold no modules."""
+    found = {"the file": content} if isinstance(content, Record) else content
+    if not isinstance(found, dict):
+        return {}
+    return {
+        str(name): value
+        for name, value in found.items()
+        if isinstance(value, Record) and _inner(value) is not None
+    }
+
+
+def _inner(record: Record) -> Record | None:
+    modules = record.attributes().get("_modules")
+    inner = modules.get("model") if isinstance(modules, dict) else None
+    return inner if isinstance(inner, Record) else None
 
 
 def _arguments(record: Record, source: str) -> dict[str, Any]:
     """Constructor arguments of the pickled preconditioner and of its network, and the former's constants."""
     attributes = record.attributes()
-    values = {name: attributes[name] for name in (*_CONSTANTS, "sigma_data") if name in attributes}
-    modules = attributes.get("_modules")
-    inner = modules.get("model") if isinstance(modules, dict) else None
+    values = {name: attributes[name] for name in (*_OF_VP, *_OF_EDM) if name in attributes}
+    inner = _inner(record)
     for part in (record, inner):
         found = part.attributes().get("_init_kwargs") if isinstance(part, Record) else None
         if not isinstance(found, dict) or not found:
@@ -142,52 +165,62 @@ def _flat(content: Any, source: str) -> dict[str, Any]:
     nested = ("model_kwargs", "preconditioners", "architecture", "key_prefix", "param_count")
     skipped = (*nested, "channels_per_head_note")
     values = {str(name): value for name, value in content.items() if name not in skipped}
-    values.update(content.get("model_kwargs") or {})
-    known = content.get("preconditioners") or {}
+    values = merged(
+        source, values, require_fields(content.get("model_kwargs") or {}, f"{source}, model_kwargs")
+    )
+    known = require_fields(content.get("preconditioners") or {}, f"{source}, preconditioners")
     if "precond" not in values and len(known) == 1:
         values["precond"] = next(iter(known))
-    constants = known.get(values.get("precond")) if isinstance(known, Mapping) else None
-    values.update({name: value for name, value in (constants or {}).items() if name != "class"})
-    return values
+    precond = values.get("precond")
+    constants = known.get(precond) if isinstance(precond, str) else None
+    constants = require_fields(constants or {}, f"{source}, preconditioners")
+    return merged(source, values, {name: value for name, value in constants.items() if name != "class"})
 
 
 def _settings(values: dict[str, Any], source: str) -> EDMConfig:
-    kind = values.get("model_type")
+    """The configuration for the reference implementation's arguments; errors as for `understood`."""
+    return understood(values, source)[0]
+
+
+def understood(values: dict[str, Any], source: str) -> tuple[EDMConfig, tuple[str, ...]]:
+    """(configuration, what was assumed) for the reference implementation's arguments.
+
+    Raises:
+        CheckpointError: a field is missing, unknown, or describes a network that we do not have.
+    """
+    kind, preconditioner = values.get("model_type"), values.get("precond")
     if kind not in ("SongUNet", "DhariwalUNet"):
-        raise CheckpointError(f"{source}: model_type must be 'SongUNet' or 'DhariwalUNet', found {kind!r}")
-    preconditioner = values.get("precond")
+        raise CheckpointError(
+            f"{source}: model_type must be 'SongUNet' or 'DhariwalUNet', found {shown(kind)}"
+        )
     if preconditioner not in _PRECONDITIONERS:
         expected = " or ".join(repr(name) for name in _PRECONDITIONERS)
-        raise CheckpointError(f"{source}: precond must be {expected}, found {preconditioner!r}")
-    defaults = _SONG if kind == "SongUNet" else _DHARIWAL
-    unknown = sorted(set(values) - set(defaults) - _UNUSED - {"img_resolution"})
-    if unknown:
-        raise CheckpointError(f"{source}: unknown fields {listed(unknown)}")
-    if preconditioner in ("VPPrecond", "vp"):
-        for name, value in _CONSTANTS.items():
-            if abs(float(values.get(name, value)) - value) > 1e-12:
-                raise CheckpointError(f"{source}: {name} must be {value}, found {values[name]!r}")
+        raise CheckpointError(f"{source}: precond must be {expected}, found {shown(preconditioner)}")
+    song, vp = kind == "SongUNet", _PRECONDITIONERS[preconditioner] == "vp"
+    defaults = {**(_SONG if song else _DHARIWAL), **(_OF_VP if vp else _OF_EDM)}
+    only = {**_ONLY, **_ONLY_SONG} if song else _ONLY
+    of_other = frozenset(_OF_EDM if vp else _OF_VP)  # constants of the preconditioner that this one is not
+    fields = Fields(
+        _WHOSE,
+        honoured=_COMMON | (set(defaults) - set(only)),
+        required={name: allowed for name, allowed in only.items() if name in defaults},
+        harmless=_HARMLESS | of_other,
+        defaults=defaults,
+    )
+    found, assumed = fields.read(values, source)
     try:
-        fields = {**defaults, **values}
-        network = _song(fields) if kind == "SongUNet" else _dhariwal(fields)
-        return EDMConfig(network, _PRECONDITIONERS[preconditioner], float(values.get("sigma_data", 0.5)))
+        network = _song(found) if song else _dhariwal(found)
+        if vp:
+            low = found["beta_min"]
+            return EDMConfig(network, "vp", beta_min=low, beta_max=low + found["beta_d"]), assumed
+        return EDMConfig(network, "edm", found["sigma_data"]), assumed
     except KeyError as error:
         raise CheckpointError(f"{source}: {error.args[0]} is missing") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{source}: {error}") from error
 
 
-def _only(fields: dict[str, Any], name: str, *allowed: Any) -> Any:
-    value = list(fields[name]) if isinstance(fields[name], list | tuple) else fields[name]
-    if value not in allowed:
-        expected = " or ".join(repr(choice) for choice in allowed)
-        raise ValueError(f"{name} must be {expected}, found {value!r}")
-    return value
-
-
 def _song(fields: dict[str, Any]) -> DDPMppConfig:
-    _only(fields, "channel_mult_emb", 4)
-    _only(fields, "decoder_type", "standard")
     return DDPMppConfig(
         image_size=fields["img_resolution"],
         channels=fields.get("in_channels", fields.get("img_channels", 3)),
@@ -196,16 +229,15 @@ def _song(fields: dict[str, Any]) -> DDPMppConfig:
         n_blocks=fields["num_blocks"],
         attn_resolutions=tuple(fields["attn_resolutions"]),
         dropout=fields["dropout"],
-        embedding=_only(fields, "embedding_type", "positional", "fourier"),
+        embedding=fields["embedding_type"],
         embedding_mult=fields["channel_mult_noise"],
-        fir=_only(fields, "resample_filter", [1, 1], [1, 3, 3, 1]) == [1, 3, 3, 1],
-        residual_input=_only(fields, "encoder_type", "standard", "residual") == "residual",
+        fir=fields["resample_filter"] == [1, 3, 3, 1],
+        residual_input=fields["encoder_type"] == "residual",
         classes=fields.get("label_dim") or None,
     )
 
 
 def _dhariwal(fields: dict[str, Any]) -> ADMConfig:
-    _only(fields, "channel_mult_emb", 4)
     width = fields["model_channels"]
     return ADMConfig(
         image_size=fields["img_resolution"],

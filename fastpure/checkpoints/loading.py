@@ -23,7 +23,7 @@ from .native import is_native, plan_native
 from .report import CheckpointReport, Plan
 from .score_sde import is_score_sde, plan_score_sde
 from .sources import Source, open_source
-from .weights import fill
+from .weights import fill, refuse_inflated
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def load_denoiser(
     config: str | Path | Mapping[str, Any] | None = None,
     *,
     class_label: int | None = None,
+    weights: str | None = None,
 ) -> Denoiser:
     """Load a denoiser: frozen weights, evaluation mode, on the CPU. ``denoiser.checkpoint`` says what was loaded.
 
@@ -64,13 +65,16 @@ def load_denoiser(
             as a dict or a JSON file. Not needed for the official CIFAR-10 and ImageNet networks.
         class_label: which class a class-conditional network is told, 0-based. Without one, guided-diffusion's
             networks are refused, and EDM's get no class embedding, which is their unconditional mode.
+        weights: "ema" (averaged), "raw", or a name in the file, where it holds several sets of weights; None takes
+            averaged ones where they are there. ``denoiser.checkpoint.ema`` says which were taken.
 
     Raises:
         TypeError: ``path`` is neither a name nor a path.
-        ValueError: an unknown format, a configuration missing or superfluous for it, or a class that the
-            network does not have.
+        ValueError: an unknown format, a configuration missing or superfluous for it, or a class or set of weights
+            that is not there.
         CheckpointError: no such file or name, damaged, not recognised, refused because of code in it, or
-            weights and configuration do not fit; nothing is loaded then.
+            weights and configuration do not fit, or it is not clear which weights are meant; nothing is loaded
+            then.
     """
     if not isinstance(path, str | Path):
         raise TypeError(mistake("path", "a bundled name or a path", type(path).__name__))
@@ -85,7 +89,7 @@ def load_denoiser(
             f"`path` {str(path)!r} is neither a file nor a bundled denoiser (bundled: {bundled})"
         )
     with _collector_paused():
-        source = open_source(file)
+        source = open_source(file, weights)
         name = format or _recognised(source)
         plan = FORMATS[name].plan(source, config)
         plan = replace(plan, config=_with_class(plan.config, class_label))
@@ -127,6 +131,7 @@ def _with_class(config: Config, class_label: int | None) -> Config:
 def _loaded(source: Source, name: str, plan: Plan) -> Denoiser:
     config = plan.config
     status = source.path.stat()
+    refuse_inflated(plan.tensors, status.st_size, str(source.path))
 
     def make() -> nn.Module:
         return build(plan.architecture, config) if plan.network is None else plan.network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,28 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import CheckpointError, mistake
+from ..errors import CheckpointError, listed, mistake, one_of
 from ..files import replace_file
 from ..nets import Denoiser, config_dict, named_config
+from ..nets.denoiser import PREDICTIONS, TIME_INPUTS
+from ..nets.registry import ARCHITECTURES, SINCE
+from .fields import Fields, names, require_fields
 from .report import Plan
 from .sources import Source
+from .weights import parse_json
 
 _VERSION = "1"
+#: Fields that the first files do not have; their defaults are what networks were before.
+_YOUNGER = names(
+    """block embedding embedding_mult fir residual_input classes class_label cosine_steps"""
+).union(SINCE)
+#: Files without a schedule are older than the choice.
+_CONVENTIONS = Fields(
+    "fastpure",
+    honoured=names("schedule image_shape learned_sigma"),
+    required={"prediction": PREDICTIONS, "time_input": TIME_INPUTS},
+    defaults={"schedule": "linear"},
+)
 _RESERVED = ("format", "kind", "version", "architecture", "config", "denoiser")
 
 
@@ -79,25 +95,45 @@ def plan_native(source: Source, config: Any = None) -> Plan:
         expected = f"format fastpure, kind denoiser, version {_VERSION}"
         raise CheckpointError(f"{path}: expected {expected}, found {found[0]}, {found[1]}, {found[2]}")
     try:
-        fields = json.loads(metadata["config"])
-        architecture, values = named_config({"architecture": metadata["architecture"], **fields})
-        conventions = json.loads(metadata["denoiser"])
-        channels, height, width = conventions.pop("image_shape")
+        fields = require_fields(parse_json(metadata["config"], f"{path}, config"), f"{path}, config")
+        config_fields = require_complete(
+            {"architecture": metadata["architecture"], **fields}, f"{path}, config"
+        )
+        architecture, values = named_config(config_fields)
+        conventions = parse_json(metadata["denoiser"], f"{path}, denoiser")
+        said, _ = _CONVENTIONS.read(conventions, str(path), "denoiser")
+        channels, height, width = said["image_shape"]
         return Plan(
             architecture,
             values,
             source.require_tensors(),
             image_shape=(channels, height, width),
-            prediction=conventions.pop("prediction"),
-            time_input=conventions.pop("time_input"),
-            schedule=conventions.pop("schedule", "linear"),
-            learned_sigma=conventions.pop("learned_sigma"),
+            prediction=said["prediction"],
+            time_input=said["time_input"],
+            schedule=said["schedule"],
+            learned_sigma=one_of("learned_sigma", said["learned_sigma"], (False, True)),
             notes=tuple(f"{name}: {metadata[name]}" for name in sorted(set(metadata) - set(_RESERVED))),
         )
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: damaged description in the metadata: {error!r}") from error
+
+
+def require_complete(fields: dict[str, Any], source: str) -> dict[str, Any]:
+    """``fields`` of a network if none is left out: what we write is whole, so a missing one is damage, no default.
+
+    Raises:
+        CheckpointError: one is missing.
+        ValueError: an unknown architecture.
+    """
+    kind = ARCHITECTURES[one_of("architecture", fields["architecture"], ARCHITECTURES)][0]
+    expected = {field.name for field in dataclasses.fields(kind)} - _YOUNGER
+    if missing := sorted(expected - set(fields)):
+        raise CheckpointError(f"{source}: {listed(missing)} missing")
+    if isinstance(inner := fields.get("network"), dict):
+        require_complete(inner, f"{source}, network")
+    return fields
 
 
 def _stored(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:

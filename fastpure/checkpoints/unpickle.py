@@ -1,31 +1,26 @@
 """EDM's published pickles without the code in them.
 
 Such a pickle holds modules that carry their own source text and would be executed by ``torch_utils.persistence``.
-Here every class becomes an inert record of its attributes, only classes of the packages that occur in these
-files are accepted at all, and the only functions that run are torch's two that put a tensor together, plus the
-reading of a storage in restricted mode.
+Here every class becomes an inert record of its attributes, and only classes of the packages that occur in these files
+are accepted at all. See `fastpure.pickles` for what else is held in check.
 """
 
 from __future__ import annotations
 
-import collections
-import io
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..pickles import Inert, RestrictedUnpickler
+from .tensors import reader, tensor_grants
+from .torch_files import storage_from_bytes
 
-class Inert:
-    """Stands for any object of a file that is not needed: takes every construction and state, does nothing."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+_MOST_MODULES = 100_000
+_DEEPEST = 64
+_RECORDS = ("torch.nn.modules.", "training.")
 
 
 class Record(Inert):
@@ -37,14 +32,7 @@ class Record(Inert):
         return self.state if isinstance(self.state, dict) else {}
 
 
-class _Mapping(dict):
-    """A dict of a foreign class (dnnlib's EasyDict)."""
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _reconstruct(meta: Any) -> Record:
+def _persistent(meta: Any) -> Record:
     """What ``torch_utils.persistence`` does, without the module source: keep class name and attributes."""
     if not isinstance(meta, dict) or not isinstance(meta.get("class_name"), str):
         raise pickle.UnpicklingError(f"expected a persistent object, found {type(meta).__name__}")
@@ -54,53 +42,15 @@ def _reconstruct(meta: Any) -> Record:
     return record
 
 
-def _tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
-    """``torch._utils._rebuild_tensor_v2``, which would enlarge a storage that is too small for the tensor."""
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min(offset, *size, *stride, 0) < 0 or (all(size) and last >= storage._size()):
-        raise pickle.UnpicklingError(f"a tensor {list(size)} in a storage of {storage._size()} numbers")
-    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, *rest)
-
-
-def _storage(content: bytes) -> Any:
-    """``torch.storage._load_from_bytes`` in restricted mode."""
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-_FUNCTIONS: dict[tuple[str, str], Any] = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _reconstruct,
-    ("torch.storage", "_load_from_bytes"): _storage,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("builtins", "set"): set,
-    ("builtins", "slice"): Inert,
-    ("dnnlib.util", "EasyDict"): _Mapping,
-    ("dnnlib", "EasyDict"): _Mapping,
-    ("numpy", "dtype"): Inert,
-    ("numpy", "ndarray"): Inert,
-    ("numpy.core.multiarray", "scalar"): Inert,
-    ("numpy.core.multiarray", "_reconstruct"): Inert,
-    ("numpy._core.multiarray", "scalar"): Inert,
-    ("numpy._core.multiarray", "_reconstruct"): Inert,
-    ("torch", "Size"): tuple,
-    ("torch", "device"): Inert,
-    ("torch", "dtype"): Inert,
-}
-_INERT_PACKAGES = ("torch.nn.modules.", "training.")
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        known = _FUNCTIONS.get((module, name))
-        if known is not None:
-            return known
-        if module.startswith(_INERT_PACKAGES) and name.isidentifier():
-            return type(name, (Record,), {"kind": name})
-        raise pickle.UnpicklingError(f"refused: {module}.{name} is no part of a network's weights")
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("refused: references to objects outside the file")
+def module_grants(module: str, name: str) -> Any:
+    """What EDM's pickles may name: also modules, as records, and storages as bytes."""
+    if (module, name) == ("torch_utils.persistence", "_reconstruct_persistent_obj"):
+        return _persistent
+    if (module, name) == ("torch.storage", "_load_from_bytes"):
+        return storage_from_bytes
+    if module.startswith(_RECORDS) and name.isidentifier():
+        return type(name, (Record,), {"kind": name})
+    return tensor_grants(module, name)
 
 
 def load_pickle(path: Path) -> Any:
@@ -111,28 +61,34 @@ def load_pickle(path: Path) -> Any:
         Exception: many other types, where it is damaged.
     """
     with path.open("rb") as file:
-        return _Unpickler(file).load()
+        return reader(file, path.stat().st_size, RestrictedUnpickler, module_grants).load()
 
 
-def state_dict(record: Record, prefix: str = "") -> dict[str, Tensor]:
+def state_dict(record: Record) -> dict[str, Tensor]:
     """Parameters and buffers of a module and its children by name, in the order of ``Module.state_dict``.
 
     Raises:
-        ValueError: modules nested deeper than any network's, or something in their place.
+        ValueError: modules nested deeper or more of them than any network's, or something in their place.
     """
-    if prefix.count(".") > 64:
-        raise ValueError("modules are nested in one another without end")
     found: dict[str, Tensor] = {}
-    attributes = record.attributes()
-    for kind in ("_parameters", "_buffers"):
-        for name, value in _items(attributes.get(kind)):
-            if isinstance(value, Tensor):
-                found[prefix + name] = value.detach()
-    for name, child in _items(attributes.get("_modules")):
-        if isinstance(child, Record):
-            found.update(state_dict(child, f"{prefix}{name}."))
+    # A stack, not recursion: a module that is its own child, or twice its parent's, would have no end.
+    waiting, seen = [("", 0, record)], 0
+    while waiting:
+        prefix, depth, module = waiting.pop()
+        seen += 1
+        if depth > _DEEPEST or seen > _MOST_MODULES:
+            raise ValueError("modules are nested in one another without end")
+        attributes = module.attributes()
+        for kind in ("_parameters", "_buffers"):
+            for name, value in _items(attributes.get(kind)):
+                if isinstance(value, Tensor):
+                    found[prefix + name] = value.detach()
+        children = [
+            (name, child) for name, child in _items(attributes.get("_modules")) if isinstance(child, Record)
+        ]
+        waiting += [(f"{prefix}{name}.", depth + 1, child) for name, child in reversed(children)]
     return found
 
 
-def _items(values: Any) -> list[tuple[str, Any]]:
-    return [(str(name), value) for name, value in values.items()] if isinstance(values, dict) else []
+def _items(values: Any) -> Iterable[tuple[str, Any]]:
+    return [(str(name)[:200], value) for name, value in values.items()] if isinstance(values, dict) else []

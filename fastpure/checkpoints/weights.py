@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import mmap
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,10 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed, mistake
 
 Network = TypeVar("Network", bound=nn.Module)
-_SHOWN = 4
+_LARGEST_CONFIG = 1 << 24
+_ROOM = 4
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -45,14 +48,18 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_config(config: str | Path | Mapping[str, Any]) -> tuple[Any, str]:
-    """(content, what to call it in messages) of a configuration given as a dict or a JSON file.
+    """(content, what to call it in messages) of a configuration given as a dict, a JSON file or a YAML file.
 
     Raises:
-        CheckpointError: no such file, or not JSON.
+        TypeError: it is none of these.
+        CheckpointError: no such file, or not readable.
     """
     if isinstance(config, Mapping):
         return config, "`config`"
-    return read_json(Path(config)), str(config)
+    if not isinstance(config, str | Path):
+        raise TypeError(mistake("config", "a dict or the path of a JSON or YAML file", type(config).__name__))
+    path = Path(config)
+    return (_read_yaml(path) if path.suffix in (".yml", ".yaml") else read_json(path)), str(config)
 
 
 def read_json(path: Path) -> Any:
@@ -61,11 +68,56 @@ def read_json(path: Path) -> Any:
     Raises:
         CheckpointError: no such file, or not JSON.
     """
+    return parse_json(_text(path), str(path))
+
+
+def parse_json(text: str, source: str) -> Any:
+    """The content of a JSON file, in which no field stands twice.
+
+    Raises:
+        CheckpointError: it is not JSON, nested without end, or says a thing twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        words = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise CheckpointError(f"{source}: not a readable JSON file: {words}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        raise ValueError(f"{listed(twice)} stands there twice")
+    return found
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        yaml = importlib.import_module("yaml")
+    except ImportError as error:
+        remedy = "pip install pyyaml, or give its fields as a dict"
+        raise CheckpointError(f"{path}: reading YAML needs the package pyyaml: {remedy}") from error
+    try:
+        return yaml.safe_load(_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not readable YAML: {words}") from error
+
+
+def _text(path: Path) -> str:
+    """A configuration's text; none is as large as a network."""
     require_file(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if (size := path.stat().st_size) > _LARGEST_CONFIG:
+            raise CheckpointError(
+                f"{path}: expected a configuration, found {size:,} bytes, which is no text by hand"
+            )
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable JSON file: {error}") from error
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: not a readable text: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -84,6 +136,11 @@ def same_names(network: nn.Module) -> dict[str, Entry]:
     """The translation for files that use our names and shapes."""
     expected = network.state_dict()
     return {name: Entry({name: tuple(value.shape)}, _same) for name, value in expected.items()}
+
+
+def wrapped_names(network: Any) -> dict[str, Entry]:
+    """The translation for files that use our names for the network inside a preconditioning."""
+    return {f"network.{name}": entry for name, entry in same_names(network.network).items()}
 
 
 def _same(value: Tensor) -> Tensor:
@@ -143,6 +200,18 @@ def fill(
     return network.eval().requires_grad_(False)
 
 
+def refuse_inflated(tensors: Mapping[str, Tensor], size: int, source: str) -> None:
+    """Raise CheckpointError where tensors repeat a few numbers so often that copies of them would fill the memory.
+
+    Tensors of one file may share storages (tied weights), so a few times its size is in order.
+    """
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if needed > _ROOM * size:
+        raise CheckpointError(
+            f"{source}: tensors of {needed:,} bytes in a file of {size:,}, which cannot be weights"
+        )
+
+
 def refuse_misfits(
     shapes: Mapping[str, tuple[int, ...]], tensors: dict[str, Tensor], source: str, kind: str
 ) -> None:
@@ -191,12 +260,6 @@ def _copied(value: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     # 4-dimensional weights are convolutions', which the networks keep in channels_last.
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, memory_format=layout).copy_(value)
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, and three dots if there are more."""
-    names = list(names)
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def require_file(path: Path) -> None:

@@ -3,9 +3,10 @@
 from .base import call_frozen, require_eval
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet, CifarResNetConfig
 from .features import FeatureClassifier, FeatureHead
-from .loading import load_classifier
+from .loading import is_foreign, load_classifier
 from .native import ARCHITECTURES, read_classifier, save_classifier
 from .normalised import NORMALISATIONS, Normalised
+from .report import ClassifierReport, report_of
 from .resized import Resized, resize
 from .resnet import CONFIGS, ResNet, ResNetConfig
 from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig
@@ -18,6 +19,7 @@ __all__ = [
     "WIDE_RESNETS",
     "CifarResNet",
     "CifarResNetConfig",
+    "ClassifierReport",
     "FeatureClassifier",
     "FeatureHead",
     "Normalised",
@@ -27,8 +29,10 @@ __all__ = [
     "WideResNet",
     "WideResNetConfig",
     "call_frozen",
+    "is_foreign",
     "load_classifier",
     "read_classifier",
+    "report_of",
     "require_eval",
     "resize",
     "save_classifier",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import mistake, one_of, whole
-from .config import ClassifierConfig, check_images, check_normalisation
+from .config import MOST_BLOCKS, WIDEST, ClassifierConfig, check_images, check_normalisation
 
 __all__ = ["CIFAR_RESNETS", "CifarResNet", "CifarResNetConfig"]
 
@@ -61,8 +61,8 @@ class CifarResNetConfig(ClassifierConfig):
         if len(self.blocks) != 4:
             raise ValueError(mistake("blocks", "four numbers", self.blocks))
         for count in self.blocks:
-            whole("blocks", count, 1)
-        whole("width", self.width, 1)
+            whole("blocks", count, 1, MOST_BLOCKS)
+        whole("width", self.width, 1, WIDEST)
         if any(size % 8 for size in self.image_shape[1:]):
             raise ValueError(mistake("image_shape", "of height and width divisible by 8", self.image_shape))
         if self.block != "preact" and (self.final_norm or self.shortcut != "input"):

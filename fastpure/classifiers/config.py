@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
-from ..errors import mistake, positive, whole
+from ..errors import listed, mistake, positive, whole
 
-__all__ = ["CIFAR10_MEAN", "CIFAR10_STD", "ClassifierConfig", "check_images", "check_normalisation"]
+__all__ = [
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "MOST_BLOCKS",
+    "WIDEST",
+    "ClassifierConfig",
+    "check_images",
+    "check_normalisation",
+]
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2471, 0.2435, 0.2616)
@@ -29,10 +37,17 @@ class ClassifierConfig:
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(values) - known):
             raise ValueError(mistake("config", f"made of {sorted(known)}", f"unknown {unknown}"))
+        # Every file has all of them: a missing one is damage, and its default would be another network.
+        if missing := sorted(known - set(values)):
+            raise ValueError(mistake("config", f"a whole {cls.__name__}", f"one without {listed(missing)}"))
         try:
             return cls(**values)
         except TypeError as error:
             raise ValueError(f"`config` is not a {cls.__name__}: {error}") from error
+
+
+MOST_BLOCKS, WIDEST = 1000, 65536
+"""Sizes beyond which a configuration is a mistake or an attack on memory and time, not a network."""
 
 
 def check_images(image_shape: tuple[int, ...], classes: int) -> None:
@@ -40,8 +55,8 @@ def check_images(image_shape: tuple[int, ...], classes: int) -> None:
     if len(image_shape) != 3:
         raise ValueError(mistake("image_shape", "(C, H, W)", image_shape))
     for size in image_shape:
-        whole("image_shape", size, 1)
-    whole("classes", classes, 2)
+        whole("image_shape", size, 1, 8192)
+    whole("classes", classes, 2, 1_000_000)
 
 
 def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import CheckpointError, FastpureError, mistake
-from .fitting import listed
+from ..errors import CheckpointError, FastpureError, listed, mistake
 from .normalised import Normalised, mean_and_std
+from .report import ClassifierReport, keep
 from .state_dicts import read_weights
 
 __all__ = ["EXTERNAL", "load_external"]
@@ -22,14 +22,14 @@ PRETRAINED = "pretrained"
 def load_external(
     library: str,
     name: str,
-    weights: str | Path | None,
+    weights: str | Path | tuple[str | Path, str] | None,
     normalise: str | Sequence[Sequence[float]] | None,
 ) -> nn.Module:
     """The network ``name`` of ``library`` (a key of `EXTERNAL`), frozen and in evaluation mode.
 
     Args:
-        weights: a state dict file (safetensors or ``torch.save``), or ``"pretrained"`` to let the library
-            download its own.
+        weights: a state dict file (safetensors or ``torch.save``), (file, "ema" | "raw" | a name in it), or
+            ``"pretrained"`` to let the library download its own.
         normalise: a name of `NORMALISATIONS` or (mean, std); None takes the library's own for this network.
 
     Raises:
@@ -40,14 +40,25 @@ def load_external(
         remedy = "A network with random weights classifies nothing"
         expected = f"the file of the weights, or {PRETRAINED!r} to download them"
         raise ValueError(mistake("weights", expected, "None", remedy))
-    module, own = EXTERNAL[library](name, weights == PRETRAINED)
-    if weights != PRETRAINED:
-        content = read_weights(Path(weights))
-        _fill(module, content.tensors, f"{weights} for {library}:{name}")
-        own = content.normalisation or own
+    file, which = weights if isinstance(weights, tuple) else (weights, None)
+    module, own = EXTERNAL[library](name, file == PRETRAINED)
+    known, said = f"that of {library}", "as downloaded"
+    dropped: tuple[str, ...] = ()
+    if file != PRETRAINED:
+        content = read_weights(Path(file), which)
+        _fill(module, content.tensors, f"{file} for {library}:{name}")
+        said, dropped = content.said, content.dropped
+        if content.normalisation is not None:
+            own, known = content.normalisation, "stands in the file"
     chosen = own if normalise is None else mean_and_std(normalise)
+    known = known if normalise is None else "as given"
     module.eval().requires_grad_(False)
-    return module if chosen is None else Normalised(module, *chosen)
+    plain = "images in [0, 1] as they are" if chosen is None else f"mean {chosen[0]}, std {chosen[1]}"
+    kind = type(module).__name__
+    report = ClassifierReport(
+        str(file), f"{library}:{name}", kind, f"{plain} ({known})", said, dropped, (), {}
+    )
+    return keep(module if chosen is None else Normalised(module, *chosen), report)
 
 
 def _fill(module: nn.Module, tensors: dict[str, Any], source: str) -> None:

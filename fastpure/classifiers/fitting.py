@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 
-__all__ = ["fit", "listed"]
+__all__ = ["fit"]
 
 Network = TypeVar("Network", bound=nn.Module)
-_SHOWN = 4
 _COUNTER = "num_batches_tracked"
 
 
@@ -51,12 +50,6 @@ def fit(build: Callable[[], Network], tensors: dict[str, Tensor], source: str) -
 def _owned(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy in memory of its own: the file may change afterwards, and the alignment in it changes no sum."""
     return torch.empty(tensor.shape, dtype=dtype).copy_(tensor.detach())
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names."""
-    names = list(names)
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _problems(expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:

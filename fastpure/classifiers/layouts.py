@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, mistake, one_of
+from ..errors import CheckpointError, listed, mistake, one_of
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet, CifarResNetConfig
 from .config import CIFAR10_MEAN, CIFAR10_STD
-from .fitting import fit, listed
+from .fitting import fit
 from .normalised import MeanStd, mean_and_std
+from .report import ClassifierReport, keep
 from .state_dicts import read_weights
 from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig
 
@@ -41,6 +42,7 @@ class Wanted:
     architecture: str | None = None
     normalise: str | Sequence[Sequence[float]] | None = None
     activation: str | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ def read_foreign(path: Path, wanted: Wanted) -> nn.Module:
         ValueError: something that the file cannot say was not given, or contradicts the file.
         CheckpointError: the file is missing, damaged, hostile, of no known layout, or does not fit.
     """
-    content = read_weights(path)
-    layout = _recognise(content.tensors, path)
+    content = read_weights(path, wanted.weights)
+    name, layout = _recognise(content.tensors, path)
     tensors = layout.translate(content.tensors)
+    told = wanted
     wanted = _with_own_normalisation(wanted, content.normalisation, path)
     try:
         config = layout.configure(tensors, wanted)
@@ -80,13 +83,33 @@ def read_foreign(path: Path, wanted: Wanted) -> nn.Module:
     if wanted.activation is not None:
         config = _activated(config, wanted.activation)
     kind: Any = WideResNet if isinstance(config, WideResNetConfig) else CifarResNet
-    return fit(lambda: kind(config), tensors, str(path))
+    network = fit(lambda: kind(config), tensors, str(path))
+    plain = "images in [0, 1] as they are" if config.mean is None else f"mean {config.mean}, std {config.std}"
+    report = ClassifierReport(
+        str(path),
+        name,
+        kind.__name__,
+        f"{plain} ({_known_from(told, content.normalisation)})",
+        content.said,
+        content.dropped,
+        (f"recognised as {layout.whose} by its names",),
+        config.to_dict(),
+    )
+    return keep(network, report)
 
 
-def _recognise(tensors: Tensors, path: Path) -> Layout:
-    for layout in LAYOUTS.values():
+def _known_from(told: Wanted, own: MeanStd | None) -> str:
+    if own is not None:
+        return "stands in the file"
+    if told.normalise is not None:
+        return "as given"
+    return f"that of {told.architecture}" if told.architecture is not None else "assumed: that of this family"
+
+
+def _recognise(tensors: Tensors, path: Path) -> tuple[str, Layout]:
+    for name, layout in LAYOUTS.items():
         if layout.mark in tensors:
-            return layout
+            return name, layout
     if "layer1.0.conv1.weight" in tensors and "fc.weight" in tensors:
         raise CheckpointError(
             f"{path}: torchvision's layout, whose sizes the names do not give. "
@@ -129,7 +152,7 @@ def _sized(kind: type[AnyConfig], **values: Any) -> AnyConfig:
 
 def _blocks(tensors: Tensors, prefix: str) -> int:
     """How many consecutive ``prefix.0``, ``prefix.1``, ... there are."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    pattern = re.compile(re.escape(prefix) + r"\.(\d{1,6})\.")
     return 1 + max((int(found[1]) for name in tensors if (found := pattern.match(name))), default=-1)
 
 
@@ -142,17 +165,19 @@ def _trades(tensors: Tensors) -> Tensors:
 
 
 def _wide_config(tensors: Tensors, wanted: Wanted) -> WideResNetConfig:
-    config = _sized(
+    if wanted.architecture is None and wanted.normalise is None:
+        remedy = (
+            "RobustBench's and TRADES' networks see images in [0, 1]: normalise='none'; DiffPure's WRN-70-16 is "
+            "architecture='wrn-70-16-dropout'. `fastpure doctor --classifier FILE --data ...` tries the usual ones"
+        )
+        raise ValueError(mistake("normalise", "given for wide ResNets in this layout", "None", remedy))
+    return _sized(
         WideResNetConfig,
         depth=6 * max(_blocks(tensors, "block1.layer"), 1) + 4,
         widen=max(tensors["block1.layer.0.conv1.weight"].shape[0] // 16, 1),
         classes=tensors["fc.weight"].shape[0],
         image_shape=(tensors["conv1.weight"].shape[1], 32, 32),
     )
-    if config.depth == 70 and wanted.architecture is None and wanted.normalise is None:
-        remedy = "DiffPure's file is 'wrn-70-16-dropout'; RobustBench's do not normalise: normalise='none'"
-        raise ValueError(mistake("normalise", "given for a WRN-70 in this layout", "None", remedy))
-    return config
 
 
 _RENAMED = (
@@ -160,7 +185,7 @@ _RENAMED = (
     (re.compile(r"^batchnorm\."), "bn1."),
     (re.compile(r"^logits\."), "fc."),
     (
-        re.compile(r"^layer\.(\d+)\.block\.(\d+)\."),
+        re.compile(r"^layer\.(\d+)\.block\.(\d{1,6})\."),
         lambda found: f"block{int(found[1]) + 1}.layer.{found[2]}.",
     ),
     (re.compile(r"(layer\.\d+\.)batchnorm_0\."), r"\1bn1."),

@@ -18,7 +18,13 @@ from .native import is_native_classifier, read_classifier
 from .normalised import Normalised, mean_and_std
 from .robustbench import load_robustbench
 
-__all__ = ["load_classifier"]
+__all__ = ["is_foreign", "load_classifier"]
+
+
+def is_foreign(source: str | Path) -> bool:
+    """Whether this is a file of another project, which cannot say itself what is done to its images."""
+    path = Path(source)
+    return str(source) not in zoo.CLASSIFIERS and path.is_file() and not is_native_classifier(path)
 
 
 @torch.inference_mode(False)
@@ -28,7 +34,7 @@ def load_classifier(
     architecture: str | None = None,
     normalise: str | Sequence[Sequence[float]] | None = None,
     activation: str | None = None,
-    weights: str | Path | None = None,
+    weights: str | Path | tuple[str | Path, str] | None = None,
     dataset: str | None = None,
     threat_model: str | None = None,
     model_dir: str | Path | None = None,
@@ -45,12 +51,15 @@ def load_classifier(
         normalise: done inside, in front of the network: ``"none"``, ``"cifar10"``, ``"cifar100"``,
             ``"imagenet"`` or (mean, std). None takes what the architecture or the library says.
         activation: for wide ResNet state dicts, ``"relu"`` or ``"silu"``.
-        weights: for torchvision and timm: a state dict file, or ``"pretrained"`` to let them download.
+        weights: for a file that holds several sets: ``"ema"`` (averaged), ``"raw"`` or a name in it; None takes
+            averaged ones where they are there. For torchvision and timm: a state dict file, (file, such a choice), or
+            ``"pretrained"`` to let them download.
         dataset, threat_model, model_dir: for RobustBench; "cifar10", "Linf" and "models" if None.
 
     Returns:
         The network in evaluation mode. A loaded one has frozen weights; a module keeps its flags
-        (``call_frozen`` treats its weights as constants anyway).
+        (``call_frozen`` treats its weights as constants anyway). ``fastpure.classifiers.report_of`` it says which
+        weights were taken from a file, and what is done to the images.
 
     Raises:
         TypeError: ``source`` is none of these.
@@ -98,7 +107,7 @@ def _from_file(path: Path, given: dict[str, Any]) -> nn.Module:
     if is_native_classifier(path):
         _only(given, (), "a fastpure file, which has its own")
         return read_classifier(path)
-    allowed = ("architecture", "normalise", "activation")
+    allowed = ("architecture", "normalise", "activation", "weights")
     _only(given, allowed, "a state dict")
     return read_foreign(path, Wanted(**given))
 

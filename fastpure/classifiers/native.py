@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..checkpoints.weights import read_metadata, read_safetensors
+from ..checkpoints.fields import require_fields
+from ..checkpoints.weights import parse_json, read_metadata, read_safetensors, refuse_inflated
 from ..errors import CheckpointError, mistake
 from ..files import replace_file
 from .cifar_resnet import CifarResNet, CifarResNetConfig
 from .config import ClassifierConfig
 from .fitting import fit
+from .report import ClassifierReport, keep
 from .resnet import ResNet, ResNetConfig
 from .wide_resnet import WideResNet, WideResNetConfig
 
@@ -92,12 +94,28 @@ def read_classifier(path: str | Path) -> nn.Module:
         )
     kind, config_kind = ARCHITECTURES[metadata["architecture"]]
     try:
-        config = config_kind.from_dict(json.loads(metadata["config"]))
-        return fit(lambda: kind(config), weights, str(path))
+        fields = require_fields(parse_json(metadata["config"], f"{path}, config"), f"{path}, config")
+        config = config_kind.from_dict(fields)
+        refuse_inflated(weights, Path(path).stat().st_size, str(path))
+        network = fit(lambda: kind(config), weights, str(path))
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: weights and configuration do not fit: {error}") from error
+    mean, std = (getattr(config, name) for name in ("mean", "std"))
+    plain = "images in [0, 1] as they are" if mean is None else f"mean {mean}, std {std}"
+    notes = tuple(f"{name}: {metadata[name]}" for name in sorted(set(metadata) - set(RESERVED)))
+    report = ClassifierReport(
+        str(path),
+        "native",
+        kind.__name__,
+        f"{plain} (stands in the file)",
+        "as in the file",
+        (),
+        notes,
+        config.to_dict(),
+    )
+    return keep(network, report)
 
 
 def _stored(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import mistake, whole
-from .config import ClassifierConfig, check_images, check_normalisation
+from .config import MOST_BLOCKS, WIDEST, ClassifierConfig, check_images, check_normalisation
 
 __all__ = ["CONFIGS", "ResNet", "ResNetConfig"]
 
@@ -42,11 +42,11 @@ class ResNetConfig(ClassifierConfig):
         for name in ("image_shape", "widths", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_images(self.image_shape, self.classes)
-        whole("blocks", self.blocks, 1)
+        whole("blocks", self.blocks, 1, MOST_BLOCKS)
         if not self.widths:
             raise ValueError(mistake("widths", "at least one number of channels", "none"))
         for width in self.widths:
-            whole("widths", width, 1)
+            whole("widths", width, 1, WIDEST)
         check_normalisation(self.mean, self.std, self.image_shape[0])
         if min(self.image_shape[1:]) < 2 ** (len(self.widths) - 1):
             raise ValueError(

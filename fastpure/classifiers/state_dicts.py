@@ -1,26 +1,21 @@
 """Reading other people's weight files: tensors by plain names, whatever they were wrapped in.
 
-No code in a file is ever run, see `fastpure.checkpoints.sources.load_torch`.
+No code in a file is ever run, and averaged weights are taken where there are any, see `fastpure.checkpoints`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from ..checkpoints.sources import load_torch
-from ..checkpoints.weights import read_safetensors
+from ..checkpoints.sources import open_source
+from ..checkpoints.weights import refuse_inflated
 from ..errors import CheckpointError
-from .fitting import listed
 
 __all__ = ["StateDict", "read_weights"]
 
-#: Names under which training scripts store the weights beside other things.
-_WRAPPERS = ("state_dict", "model_state_dict", "net", "model")
 #: Prefixes of data-parallel training and of wrappers that normalise, in the order they come off.
 _PREFIXES = ("module.", "model.")
 #: Names under which wrappers keep the input normalisation.
@@ -29,43 +24,35 @@ _MEAN_STD = (("mean", "std"), ("mu", "sigma"), ("normalize.mean", "normalize.std
 
 @dataclass(frozen=True)
 class StateDict:
-    """Tensors by plain names, and the input normalisation that stood among them (mean and std, or None)."""
+    """Tensors by plain names, the input normalisation that stood among them (mean and std, or None), which weights
+    they are, and what else the file holds."""
 
     tensors: dict[str, Tensor]
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
+    said: str = "as in the file"
+    dropped: tuple[str, ...] = ()
 
 
-def read_weights(path: Path) -> StateDict:
+def read_weights(path: Path, weights: str | None = None) -> StateDict:
     """The weights in a safetensors file or in one of ``torch.save``: wrappers and prefixes taken off.
 
+    Args:
+        weights: which of several sets in it, see `fastpure.checkpoints.choice`.
+
     Raises:
-        CheckpointError: no such file, damaged, not tensors by name, or objects that the restricted
-            unpickler refuses; the message gives the file and the reason.
+        ValueError: ``weights`` names none of them.
+        CheckpointError: no such file, damaged, not tensors by name, several sets of them, or objects that the
+            restricted unpickler refuses; the message gives the file and the reason.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    stored = path.suffix == ".safetensors"
-    return _plain(read_safetensors(path)[1] if stored else _unwrapped(load_torch(path), path), path)
-
-
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path}: expected tensors by name, found {type(content).__name__}")
-    if _is_tensors(content):
-        return dict(content)
-    inside = [name for name in _WRAPPERS if _is_tensors(content.get(name))]
-    if len(inside) == 1:
-        return dict(content[inside[0]])
-    expected = f"tensors by name, or one of {', '.join(_WRAPPERS)} holding them"
-    raise CheckpointError(f"{path}: expected {expected}, found {listed(map(str, content))}")
-
-
-def _is_tensors(content: Any) -> bool:
-    return (
-        isinstance(content, Mapping)
-        and bool(content)
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
-    )
+    source = open_source(path, weights)
+    chosen = source.chosen
+    if chosen is None:
+        expected = "tensors by name, or entries that hold them (state_dict, model, ema, ...)"
+        raise CheckpointError(f"{path}: expected {expected}, found {source.summary()}")
+    refuse_inflated(chosen.value, path.stat().st_size, str(path))
+    return replace(_plain(chosen.value, path), said=chosen.said, dropped=source.others_dropped())
 
 
 def _plain(tensors: dict[str, Tensor], path: Path) -> StateDict:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import mistake, one_of, whole
-from .config import CIFAR10_MEAN, CIFAR10_STD, ClassifierConfig, check_images, check_normalisation
+from .config import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    MOST_BLOCKS,
+    WIDEST,
+    ClassifierConfig,
+    check_images,
+    check_normalisation,
+)
 
 __all__ = ["WIDE_RESNETS", "WideResNet", "WideResNetConfig"]
 
@@ -56,8 +64,8 @@ class WideResNetConfig(ClassifierConfig):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         check_images(self.image_shape, self.classes)
-        whole("depth", self.depth, 10)
-        whole("widen", self.widen, 1)
+        whole("depth", self.depth, 10, 6 * MOST_BLOCKS + 4)
+        whole("widen", self.widen, 1, WIDEST // 64)
         if (self.depth - 4) % 6:
             raise ValueError(mistake("depth", "6 n + 4", self.depth))
         if any(size % 4 for size in self.image_shape[1:]):

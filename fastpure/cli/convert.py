@@ -27,6 +27,26 @@ ConfigFile = Annotated[
 ClassLabel = Annotated[
     int | None, typer.Option(help="The class that a class-conditional network is told, from 0.")
 ]
+WhichWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="Of a file with several sets of weights: ema (averaged), raw, or its name there. (default: averaged)",
+    ),
+]
+Normalise = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a classifier: none, cifar10, cifar100, imagenet, or means and deviations as 0.5,0.5,0.5/0.5,0.5,0.5."
+    ),
+]
+Architecture = Annotated[
+    str | None,
+    typer.Option(help="Of a classifier: a name such as wrn-70-16-dropout, where its file leaves it open."),
+]
+Activation = Annotated[
+    str | None, typer.Option(help="Of a classifier: relu or silu, where its file leaves it open.")
+]
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -36,6 +56,13 @@ def convert(
     format: CheckpointFormat = None,
     config: ConfigFile = None,
     class_label: ClassLabel = None,
+    weights: WhichWeights = None,
+    classifier: Annotated[
+        bool, typer.Option("--classifier", help="IN is a classifier of another project, not a denoiser.")
+    ] = False,
+    normalise: Normalise = None,
+    architecture: Architecture = None,
+    activation: Activation = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="Stored precision: float16 halves the file. (default: that of the checkpoint)"),
@@ -46,7 +73,8 @@ def convert(
 
     The weights keep every bit unless --dtype asks for another precision. Training checkpoints shrink to the
     averaged weights. Such a file needs no --config any more: fastpure.load_denoiser("OUT.safetensors"). A
-    classifier trained by `fastpure train` can be stored in another precision in the same way.
+    classifier trained by `fastpure train` can be stored in another precision in the same way; one of another project
+    becomes a file that knows its normalisation: fastpure convert --classifier net.pt net.safetensors --normalise none
 
     Example: fastpure convert checkpoint_8.pth ddpmpp.safetensors
     """
@@ -55,19 +83,30 @@ def convert(
     from ..checkpoints import load_denoiser, save_denoiser
     from ..checkpoints.weights import read_metadata
     from ..errors import mistake, one_of
+    from .examine import normalisation
 
     if target.suffix != ".safetensors":
         raise ValueError(mistake("OUT", "a file name that ends in .safetensors", str(target)))
     if target.exists() and not force and _content(target) is None:
         raise ValueError(_exists(target))
     stored = getattr(torch, one_of("--dtype", dtype, DTYPES)) if dtype else None
+    given = {"normalise": normalisation(normalise), "architecture": architecture, "activation": activation}
+    given = {name: value for name, value in given.items() if value is not None}
+    if classifier:
+        for option, value in (("format", format), ("config", config), ("class-label", class_label)):
+            if value is not None:
+                raise ValueError(f"`--{option}` must not be given for a classifier, got {value}")
+        _convert_foreign(source, target, weights, given, stored, force)
+        return
+    if given:
+        raise ValueError(f"`--{next(iter(given))}` has no effect without --classifier")
     if source.is_file() and read_metadata(source).get("kind") == "classifier":
         for option, value in (("format", format), ("config", config), ("class-label", class_label)):
             if value is not None:
                 raise ValueError(f"`--{option}` must not be given for a classifier, got {value}")
         _convert_classifier(source, target, stored, force)
         return
-    denoiser = load_denoiser(source, format, config, class_label=class_label)
+    denoiser = load_denoiser(source, format, config, class_label=class_label, weights=weights)
     report = denoiser.checkpoint
     notes = {
         "converted_from": report.path.name,
@@ -80,6 +119,27 @@ def convert(
         target, force, lambda path: save_denoiser(denoiser, path, notes={**notes, **earlier}, dtype=stored)
     )
     typer.echo(str(report))
+    typer.echo(f"\nwritten: {target} ({target.stat().st_size:,} bytes)")
+
+
+def _convert_foreign(
+    source: Path,
+    target: Path,
+    weights: str | None,
+    given: dict[str, Any],
+    stored: torch.dtype | None,
+    force: bool,
+) -> None:
+    from ..classifiers import load_classifier, report_of
+    from ..classifiers.native import save_classifier
+
+    network = load_classifier(source, weights=weights, **given)
+    report = report_of(network)
+    notes = {"converted_from": source.name}
+    if report is not None:
+        notes |= {"source_format": report.format, "source_weights": report.weights}
+        typer.echo(str(report))
+    _write(target, force, lambda path: save_classifier(network, path, notes=notes, dtype=stored))
     typer.echo(f"\nwritten: {target} ({target.stat().st_size:,} bytes)")
 
 

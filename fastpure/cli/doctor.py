@@ -10,7 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from .convert import CheckpointFormat, ClassLabel, ConfigFile
+from .convert import (
+    Activation,
+    Architecture,
+    CheckpointFormat,
+    ClassLabel,
+    ConfigFile,
+    Normalise,
+    WhichWeights,
+)
 
 
 def doctor(
@@ -24,16 +32,46 @@ def doctor(
     format: CheckpointFormat = None,
     config: ConfigFile = None,
     class_label: ClassLabel = None,
+    weights: WhichWeights = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            help="Say what this classifier is instead: a bundled name or a file. With --data: which input it wants."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set whose labelled test images are shown to the classifier.")
+    ] = None,
+    data_path: Annotated[Path | None, typer.Option(help="File or folder with the images.")] = None,
+    n: Annotated[int | None, typer.Option(help="How many of them. (default: 500)")] = None,
+    normalise: Normalise = None,
+    architecture: Architecture = None,
+    activation: Activation = None,
 ) -> None:
     """Say what is available on this machine, which back end runs each operation, and why not another.
 
     With --checkpoint: format, architecture, which weights are taken, what is left out, SHA-256. No code in the
-    file is run.
+    file is run. With --classifier and --data: the usual ranges and normalisations tried on labelled images, in a table,
+    and the argument to give.
     """
+    if classifier is not None:
+        from . import examine
+
+        if checkpoint is not None:
+            raise ValueError("`--checkpoint` must be left out with --classifier")
+        options = {
+            "normalise": examine.normalisation(normalise),
+            "architecture": architecture,
+            "activation": activation,
+        }
+        examine.classifier(classifier, data, data_path, n, weights, options, as_json)
+        return
     if checkpoint is not None:
         from ..checkpoints import load_denoiser
 
-        loaded = load_denoiser(checkpoint, format, config, class_label=class_label).checkpoint
+        loaded = load_denoiser(
+            checkpoint, format, config, class_label=class_label, weights=weights
+        ).checkpoint
         print(json.dumps(loaded.describe(), indent=2) if as_json else loaded)
         return
     report = collect()

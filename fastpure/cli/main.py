@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
+from typing import Annotated
 
 import typer
 
@@ -31,16 +34,63 @@ app.command("report")(report.report)
 app.add_typer(train.app, name="train")
 
 
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", help="Show the traceback of an error; also behind a command. FASTPURE_DEBUG=1 too."
+        ),
+    ] = False,
+) -> None:
+    """Diffusion-based adversarial purification: purify, differentiate exactly, attack, evaluate."""
+
+
 def main() -> None:
-    """Run the command line; a mistake or a missing piece is one sentence on stderr, not a traceback."""
+    """Run the command line: whatever goes wrong is one sentence on stderr, and its traceback only where asked for.
+
+    Exit codes: 2 for a mistake, or for something missing, that the sentence says how to mend; 1 for anything that
+    was not foreseen; 130 for Ctrl-C.
+    """
+    words, debug = _without_debug(sys.argv[1:])
     try:
-        app()
-    except (FastpureError, ValueError, TypeError, OSError) as error:
-        print(f"fastpure: {error}", file=sys.stderr)
-        sys.exit(2)
+        app(words)
     except KeyboardInterrupt:
         print("fastpure: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        sentence, code = _explained(error)
+        print(f"fastpure: {sentence}", file=sys.stderr)
+        sys.exit(code)
+
+
+def _without_debug(words: list[str]) -> tuple[list[str], bool]:
+    """The words of the command line without ``--debug``, wherever it stands, and whether it stood there."""
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word != "--debug"]
+    asked = len(kept) < end or os.environ.get("FASTPURE_DEBUG", "") not in ("", "0")
+    return kept + words[end:], asked
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """(what to say, exit code)."""
+    words = " ".join(str(error).split())
+    if isinstance(error, FastpureError):
+        return str(error), 2
+    if isinstance(error, OSError):
+        reason = error.strerror or words or type(error).__name__
+        return (f"{error.filename}: {reason}" if error.filename else reason), 2
+    if isinstance(error, MemoryError):
+        return "the memory is not enough. Try a smaller --batch-size, or fewer images", 1
+    if isinstance(error, ValueError | TypeError) and words and not isinstance(error, UnicodeError):
+        return str(error), 2
+    what = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    return (
+        f"something that was not foreseen, {what[:500]}. --debug shows where it happened; please report it",
+        1,
+    )
 
 
 if __name__ == "__main__":

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
-import pickle
-import pickletools
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
+from ..pickles import RestrictedUnpickler
 from .regular import reason
 
-__all__ = ["safe_loads"]
-
 _MOST_ARRAYS = 4  # an official file has one; each copies bytes that the pickle may name again and again
+
+_NDARRAY = object()
+"""Stands for ``numpy.ndarray``, which a pickle must name but could also call with a shape of a terabyte."""
 
 
 def safe_loads(content: bytes, source: str) -> Any:
@@ -24,43 +24,34 @@ def safe_loads(content: bytes, source: str) -> Any:
         DataError: the pickle is damaged, or wants anything beyond numpy arrays and plain containers; what it
             wanted was not run.
     """
+    words = "refused, since its pickle wants to run {}"
+    grants, states = _Grants(len(content)), (np.ndarray, np.dtype)
     try:
-        _check_claims(content)
-        return _Unpickler(content).load()
-    except DataError as error:
-        raise DataError(f"{source}: {error}") from error
+        return RestrictedUnpickler(
+            io.BytesIO(content), len(content), grants.of, words, states, "bytes"
+        ).load()
     except Exception as error:  # damaged pickles raise about every type there is
-        raise DataError(f"{source}: damaged pickle: {type(error).__name__}: {reason(error)}") from error
+        refused = str(error).startswith("refused")
+        said = error if refused else f"damaged pickle: {type(error).__name__}: {reason(error)}"
+        raise DataError(f"{source}: {said}") from error
 
 
-def _check_claims(content: bytes) -> None:
-    """Read the pickle without obeying it: texts must lie inside, and places in the memo must be numbered densely.
+class _Grants:
+    """What stands for the names in one pickle of ``room`` bytes."""
 
-    `pickle` itself makes room for a text of any length, or a memo of four billion places, before it looks.
-    """
-    place = 0
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            place += 1
-            if int(argument or 0) > 2 * place + 1000:
-                raise DataError(f"damaged pickle: place {argument} in a memo of about {place}")
+    def __init__(self, room: int) -> None:
+        self._room, self._arrays = room, 0
 
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, content: bytes) -> None:
-        super().__init__(io.BytesIO(content), encoding="bytes")
-        self._room = len(content)
-        self._arrays = 0
-
-    def find_class(self, module: str, name: str) -> Any:
+    def of(self, module: str, name: str) -> Any:
+        """The object, or None where it is refused."""
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
             return self._reconstruct
-        if (module, name) == ("_codecs", "encode"):
-            return self._encode
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise DataError(f"refused, since its pickle wants to run {module}.{name}") from None
+        known = {
+            ("_codecs", "encode"): self._encode,
+            ("numpy", "ndarray"): _NDARRAY,
+            ("numpy", "dtype"): np.dtype,
+        }
+        return known.get((module, name))
 
     def _reconstruct(self, kind: Any, shape: Any, typecode: Any) -> np.ndarray:
         """An empty array of numpy's own class, which is all that honest files ask for; its bytes come afterwards."""
@@ -77,12 +68,3 @@ class _Unpickler(pickle.Unpickler):
         if self._room < 0:
             raise DataError("refused, since its pickle unpacks one text again and again")
         return text.encode("latin1")
-
-
-_NDARRAY = object()
-"""Stands for ``numpy.ndarray``, which a pickle must name but could also call with a shape of a terabyte."""
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): np.dtype,
-}

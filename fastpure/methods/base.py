@@ -16,10 +16,13 @@ from ..nets import Denoiser
 from ..reverse import Procedure
 from ..schedule import StepTable
 from ..schedule.solvers import check_time
-from ..signatures import REQUIRED, arguments
+from ..signatures import REQUIRED, arguments, kinds
 
 COARSER = 5
 """A coarser method takes one step for this many of the method's unless told otherwise."""
+
+MOST, LARGEST = 100_000, 1e12
+"""No setting counts further, or is larger: a table of so many rows is a mistake, and takes for ever."""
 
 P = ParamSpec("P")
 Condition = Callable[[Mapping[str, Any]], bool]
@@ -219,13 +222,16 @@ def method(
         if any(settings[key] != value for key, value in since.items()):
             # What is left out comes back as the default.
             raise TypeError(mistake("since", f"the defaults of {name}", since))
-        named = dict.fromkeys((*order, *settings))
+        named, written = dict.fromkeys((*order, *settings)), kinds(function)
 
         @wraps(function)
         def make(*args: P.args, **kwargs: P.kwargs) -> Method:
-            # First of all, so that a wrong call raises Python's own TypeError, with this function's name.
-            made = function(*args, **kwargs)
             given = {**taken, **dict(zip(taken, args, strict=False)), **kwargs}
+            # A wrong call raises Python's own TypeError below, with this function's name.
+            if len(args) <= len(taken) and kwargs.keys() <= taken.keys():
+                for key in settings:
+                    check_setting(key, given[key], written[key])
+            made = function(*args, **kwargs)
             values = {**given, **dict(made.settings)}
             recorded = tuple(
                 (key, values[key])
@@ -241,6 +247,46 @@ def method(
         return factory
 
     return decorate
+
+
+def check_setting(argument: str, value: Any, kind: str) -> None:
+    """Raise unless ``value`` is of the ``kind`` that the method's signature says, finite, and of a sane size.
+
+    Ranges that mean something are the method's own; here is what no setting of any method may be, used or not.
+
+    Raises:
+        TypeError, ValueError: the message names the argument.
+    """
+    if value is None and kind.endswith("| None"):
+        return
+    kind = kind.removesuffix(" | None")
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise TypeError(mistake(argument, "True or False", f"{type(value).__name__} {value!r}"))
+    elif kind == "int":
+        whole(argument, value, 0, MOST)
+    elif kind == "float":
+        _finite(argument, value)
+    elif kind == "str":
+        if not isinstance(value, str):
+            raise TypeError(mistake(argument, "a name", f"{type(value).__name__} {value!r}"))
+    elif kind == "tuple[float, float]":
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise ValueError(mistake(argument, "two numbers (low, high)", repr(value)))
+        for part in value:
+            _finite(argument, part)
+    elif kind == "Sequence[Sequence[int]]":
+        pairs = isinstance(value, tuple | list) and all(isinstance(pair, tuple | list) for pair in value)
+        if not pairs or sum(map(len, value)) > MOST:
+            raise ValueError(mistake(argument, f"at most {MOST} pairs of whole numbers", repr(value)[:200]))
+
+
+def _finite(argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(mistake(argument, "a number", f"{type(value).__name__} {value!r}"))
+    if not -LARGEST <= value <= LARGEST:  # NaN is not
+        shown = repr(value) if isinstance(value, float) else f"an integer of {value.bit_length()} bits"
+        raise ValueError(mistake(argument, f"a finite number of at most {LARGEST:g}", shown))
 
 
 def discrete_index(t: float, n: int = 1000) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import mistake, one_of, positive, whole
 from . import frozen
-from .base import HoistedNetwork, check_class
+from .base import LARGEST, HoistedNetwork, check_class, check_depth
 from .layers import Conv, Dense, Norm, PointDense, Table, fill_network, sinusoid, to_image, to_tokens
 
 RESAMPLINGS = ("block", "conv", "padded_conv", "plain")
@@ -75,17 +75,20 @@ class ADMConfig:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "channels", "n_blocks", "heads", "groups"):
-            whole(name, getattr(self, name), minimum=1)
+            whole(name, getattr(self, name), 1, LARGEST.get(name, LARGEST["count"]))
         if self.head_channels is not None:
-            whole("head_channels", self.head_channels, minimum=1)
-        for name in ("widths", "attn_resolutions"):
-            object.__setattr__(self, name, tuple(whole(name, value, 1) for value in getattr(self, name)))
+            whole("head_channels", self.head_channels, 1, LARGEST["width"])
+        for name, most in (("widths", LARGEST["width"]), ("attn_resolutions", LARGEST["image_size"])):
+            object.__setattr__(
+                self, name, tuple(whole(name, value, 1, most) for value in getattr(self, name))
+            )
+        check_depth(len(self.widths), self.n_blocks)
         one_of("resample", self.resample, RESAMPLINGS)
         one_of("sinusoid", self.sinusoid, SINUSOIDS)
         positive("eps", self.eps)
         for name in ("legacy_attention", "scale_shift", "narrow_groups", "learned_sigma"):
             one_of(name, getattr(self, name), (False, True))
-        if whole("model_channels", self.model_channels, minimum=4) % 2:
+        if whole("model_channels", self.model_channels, 4, LARGEST["width"]) % 2:
             raise ValueError(mistake("model_channels", "even", repr(self.model_channels)))
         if not 0 <= self.dropout < 1:
             raise ValueError(mistake("dropout", "in [0, 1)", repr(self.dropout)))

@@ -36,10 +36,25 @@ def checked_shape(shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
     return channels, height, width
 
 
+LARGEST = {"image_size": 8192, "channels": 1024, "width": 65536, "count": 4096, "classes": 1_000_000}
+"""Sizes beyond which a configuration is a mistake or an attack on memory and time, not a network."""
+
+_MOST_LEVELS, _MOST_BLOCKS = 12, 512
+
+
+def check_depth(levels: int, n_blocks: int) -> None:
+    """Raise ValueError where so many levels of so many blocks would take for ever to be laid out."""
+    if levels > _MOST_LEVELS:
+        raise ValueError(mistake("config", f"of at most {_MOST_LEVELS} levels", levels))
+    if levels * n_blocks > _MOST_BLOCKS:
+        expected = f"such that all levels have {_MOST_BLOCKS} blocks at most"
+        raise ValueError(mistake("n_blocks", expected, f"{n_blocks} in each of {levels}"))
+
+
 def check_class(classes: int | None, class_label: int | None) -> None:
     """Raise unless the label is one of so many classes, or None."""
     if classes is not None:
-        whole("classes", classes, minimum=1)
+        whole("classes", classes, 1, LARGEST["classes"])
     if class_label is not None:
         if classes is None:
             raise ValueError(mistake("class_label", "None for a network without classes", class_label))

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import mistake, one_of, whole
-from .base import HoistedNetwork, check_class
+from .base import LARGEST, HoistedNetwork, check_class, check_depth
 from .layers import (
     Attention,
     Conv,
@@ -75,10 +75,13 @@ class DDPMppConfig:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "channels", "n_blocks", "embedding_mult"):
-            whole(name, getattr(self, name), minimum=1)
-        whole("nf", self.nf, minimum=4)
-        for name in ("ch_mult", "attn_resolutions"):
-            object.__setattr__(self, name, tuple(whole(name, value, 1) for value in getattr(self, name)))
+            whole(name, getattr(self, name), 1, LARGEST.get(name, LARGEST["count"]))
+        whole("nf", self.nf, 4, LARGEST["width"])
+        for name, most in (("ch_mult", LARGEST["count"]), ("attn_resolutions", LARGEST["image_size"])):
+            object.__setattr__(
+                self, name, tuple(whole(name, value, 1, most) for value in getattr(self, name))
+            )
+        check_depth(len(self.ch_mult), self.n_blocks)
         one_of("block", self.block, ("biggan", "ddpm"))
         one_of("embedding", self.embedding, ("positional", "fourier"))
         for name in ("fir", "residual_input"):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import mistake, one_of, positive, whole
+from ..schedule import VP
 from .adm import ADM, ADMConfig
 from .base import HoistedNetwork
 from .ddpmpp import DDPMpp, DDPMppConfig
@@ -32,7 +33,6 @@ BODIES: dict[str, tuple[type[Any], type[Any]]] = {
     "ddpmpp": (DDPMppConfig, DDPMpp),
     "adm": (ADMConfig, ADM),
 }
-_BETA_MIN, _BETA_SLOPE = 0.1, 19.9
 _OFFSET = 0.008
 
 
@@ -45,17 +45,21 @@ class EDMConfig:
         preconditioning: one of ``PRECONDITIONINGS``.
         sigma_data: standard deviation of the data, for "edm".
         cosine_steps: steps of the schedule, for "cosine".
+        beta_min, beta_max: rates of the schedule at its two ends, for "vp".
     """
 
     network: DDPMppConfig | ADMConfig
     preconditioning: str = "edm"
     sigma_data: float = 0.5
     cosine_steps: int = 4000
+    beta_min: float = 0.1
+    beta_max: float = 20.0
 
     def __post_init__(self) -> None:
         one_of("preconditioning", self.preconditioning, PRECONDITIONINGS)
         positive("sigma_data", self.sigma_data)
-        whole("cosine_steps", self.cosine_steps, minimum=2)
+        whole("cosine_steps", self.cosine_steps, 2, 1_000_000)
+        VP(self.beta_min, self.beta_max)  # checks them
         if isinstance(self.network, Mapping):
             fields = dict(self.network)
             kind = BODIES[one_of("architecture", fields.pop("architecture", None), BODIES)][0]
@@ -112,8 +116,9 @@ class EDM(HoistedNetwork):
         integral = torch.log1p(s * s)
         if self.config.preconditioning == "vp":
             # The positive root of the quadratic, written so that nothing cancels.
-            root = (_BETA_MIN**2 + 2 * _BETA_SLOPE * integral).sqrt()
-            c_noise = 999 * 2 * integral / (_BETA_MIN + root)
+            low, slope = self.config.beta_min, self.config.beta_max - self.config.beta_min
+            root = (low**2 + 2 * slope * integral).sqrt()
+            c_noise = 999 * 2 * integral / (low + root)
         else:
             start = math.cos(_OFFSET / (1 + _OFFSET) * math.pi / 2)
             t = torch.acos(c_in * start) * (2 / math.pi) * (1 + _OFFSET) - _OFFSET

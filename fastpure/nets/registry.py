@@ -30,6 +30,9 @@ NETWORKS: dict[str, tuple[str, Config]] = {
     **{name: ("adm", config) for name, config in ADM_CONFIGS.items()},
 }
 
+#: Fields that are younger than the first files and runs, with the value that these have: written only where it differs.
+SINCE: dict[str, Any] = {"beta_min": 0.1, "beta_max": 20.0}
+
 
 def named_config(name_or_dict: str | dict[str, Any]) -> tuple[str, Config]:
     """(architecture, configuration) for a name of ``NETWORKS`` or a dict of fields with "architecture".
@@ -79,6 +82,7 @@ def _plain(config: Config) -> dict[str, Any]:
     """The architecture and the fields; tuples as lists: what the values are after a visit to JSON."""
     architecture = next(name for name, (kind, _) in ARCHITECTURES.items() if isinstance(config, kind))
     values = {field.name: getattr(config, field.name) for field in fields(config)}
+    values = {name: value for name, value in values.items() if name not in SINCE or value != SINCE[name]}
     return {"architecture": architecture, **{name: _value(value) for name, value in values.items()}}
 
 

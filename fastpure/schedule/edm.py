@@ -69,7 +69,7 @@ def edm(
     positive("s_noise", s_noise)
     if sigma_max > (limit := schedule.sigma(1.0) / schedule.alpha(1.0)):
         raise ValueError(mistake("sigma_max", f"at most {limit:g}, the end of the schedule", sigma_max))
-    gamma = min(churn / n_steps, CHURN_MAX)
+    gamma = min(churn / whole("n_steps", n_steps, minimum=1), CHURN_MAX)
     rows: list[Row] = []
     for sigma, later in pairwise(karras_grid(sigma_max, sigma_min, n_steps, rho).tolist()):
         raised = sigma * (1.0 + gamma)

@@ -21,6 +21,10 @@ T_EPS = 1e-5
 """Time at which continuous solvers stop (Nie et al. 2022)."""
 
 
+MOST_STEPS = 100_000
+"""A table of more rows is a mistake, and takes for ever."""
+
+
 def check_time(t: float, argument: str = "t") -> float:
     """Return ``t`` if it is a diffusion time in (0, 1]; otherwise raise TypeError or ValueError."""
     if positive(argument, t) > 1:
@@ -40,6 +44,8 @@ def euler_grid(t: float, dt: float, t_eps: float = T_EPS) -> np.ndarray:
         raise ValueError(mistake("dt", f"at most t = {t}", dt))
     if t <= t_eps:
         raise ValueError(mistake("t", f"above the final time {t_eps}", t))
+    if (t - t_eps) / dt > MOST_STEPS:
+        raise ValueError(mistake("dt", f"at least t / {MOST_STEPS}, which is that many steps", dt))
     n = math.ceil((t - t_eps) / dt - 1e-9)
     return np.array([round(t - k * dt, 12) for k in range(n)] + [t_eps], dtype=np.float64)
 

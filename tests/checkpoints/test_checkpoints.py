@@ -225,7 +225,7 @@ class Payload:
         ({"weight": Payload()}, "not readable"),
         ([torch.ones(1)], "expected tensors by name, found list"),
         ({"model": {"weight": torch.ones(1)}, "step": 3}, "1 tensors, expected 208; 208 missing"),
-        ({"net": {"weight": torch.ones(1)}, "step": 3}, "net, step hold something else"),
+        ({"net": {"weight": torch.ones(1)}, "step": 3}, "1 unknown: weight"),
     ],
 )
 def test_unacceptable_pt_files(tmp_path, content, message, capsys):
@@ -245,7 +245,7 @@ def test_unacceptable_pt_files(tmp_path, content, message, capsys):
         ("model", "nf", None, r"model\.nf is missing"),
         ("model", "nf", "16", "`nf` must be"),
         ("model", "nf", 32, "of another shape"),
-        ("model", "n_blocks", 2, None),
+        ("model", "n_blocks", 2, r"unknown fields model\.n_blocks"),
         ("model", "num_res_blocks", 3, "missing"),
         ("model", "fir", True, r"model\.fir must be False, found True"),
         ("model", "resblock_type", "BigGAN", None),

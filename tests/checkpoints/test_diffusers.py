@@ -50,7 +50,7 @@ def test_diffusers_pipelines_old_names_and_single_files(tmp_path):
     (tmp_path / "scheduler").mkdir()
     shutil.copy(folder / "config.json", tmp_path / "unet")
     torch.save(weights, tmp_path / "unet" / "diffusion_pytorch_model.bin")
-    scheduler = {"prediction_type": "sample"}
+    scheduler = {**json.loads((folder / "scheduler_config.json").read_text()), "prediction_type": "sample"}
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     direct = load_denoiser(folder)
     file = load_denoiser(folder / "diffusion_pytorch_model.safetensors")
@@ -58,13 +58,6 @@ def test_diffusers_pipelines_old_names_and_single_files(tmp_path):
     assert pipeline.prediction == "x0"
     for other in (file, pipeline):
         assert all(torch.equal(value, state(direct)[key]) for key, value in state(other).items())
-    for content, message in (
-        ({"prediction_type": "flow"}, "prediction_type must be 'epsilon'"),
-        ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule must be 'linear'"),
-    ):
-        (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match=message):
-            load_denoiser(tmp_path)
 
 
 @pytest.mark.parametrize(

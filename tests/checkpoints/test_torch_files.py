@@ -100,7 +100,7 @@ def test_cosine_schedule_is_wrapped():
     [
         ({"noise_schedule": "cosine", "diffusion_steps": 4000, "rescale_timesteps": False}, "noise_schedule"),
         ({"noise_schedule": "linear", "diffusion_steps": 4000}, "noise_schedule"),
-        ({"predict_xstart": True}, "predict_xstart must be False, found True"),
+        ({"predict_xstart": 1.5}, "`predict_xstart` must be one of False, True"),
         ({"num_heads_upsample": 2}, "num_heads_upsample"),
         ({"n_blocks": 2}, "unknown fields n_blocks"),
         ({"num_res_blocks": None}, "n_blocks"),

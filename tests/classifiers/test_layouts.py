@@ -10,7 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastpure.classifiers import CifarResNet, CifarResNetConfig, WideResNet, WideResNetConfig, load_classifier
+from fastpure.classifiers import (
+    CifarResNet,
+    CifarResNetConfig,
+    WideResNet,
+    WideResNetConfig,
+    load_classifier,
+    report_of,
+)
 from fastpure.classifiers.layouts import LAYOUTS
 from fastpure.errors import CheckpointError
 from tests.classifiers.helpers import DEEPMIND, MEAN, STD, WIDE, X, prefixed, used
@@ -40,9 +47,12 @@ def test_wide_resnets_under_any_prefix_and_wrapper(tmp_path: Path, prefix: str, 
     content = prefixed(net.state_dict(), prefix)
     file = tmp_path / "weights.pt"
     torch.save({wrapper: content, "epoch": 7} if wrapper else content, file)
-    loaded = load_classifier(file)
+    with pytest.raises(ValueError, match="`normalise` must be given for wide ResNets"):
+        load_classifier(file)
+    loaded = load_classifier(file, normalise="none")
     assert isinstance(loaded, WideResNet)
     assert loaded.config == WIDE
+    assert report_of(loaded).normalisation == "images in [0, 1] as they are (as given)"
     assert torch.equal(loaded(X), net(X))
     assert not loaded.training
     assert not any(weight.requires_grad for weight in loaded.parameters())
@@ -54,7 +64,7 @@ def test_safetensors_and_half_precision(tmp_path: Path) -> None:
         name: value.half() if value.is_floating_point() else value for name, value in net.state_dict().items()
     }
     save_file(halves, tmp_path / "half.safetensors")
-    loaded = load_classifier(tmp_path / "half.safetensors")
+    loaded = load_classifier(tmp_path / "half.safetensors", normalise="none")
     assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
     torch.testing.assert_close(loaded(X), net(X), rtol=0.05, atol=0.05)
 
@@ -64,7 +74,7 @@ def test_diffpure_s_seventy_layers_normalise_only_when_told(tmp_path: Path) -> N
     net = used(WideResNet(deep))
     file = tmp_path / "weights.pt"
     torch.save(prefixed(net.state_dict(), "module."), file)
-    with pytest.raises(ValueError, match=r"`normalise` must be given for a WRN-70.*wrn-70-16-dropout"):
+    with pytest.raises(ValueError, match=r"`normalise` must be given for wide ResNets.*wrn-70-16-dropout"):
         load_classifier(file)
     assert torch.equal(load_classifier(file, normalise="none")(X), net(X))
     inside = load_classifier(file, normalise="cifar10")
@@ -82,6 +92,7 @@ def test_deepmind_layout_is_translated(tmp_path: Path) -> None:
         load_classifier(file)
     loaded = load_classifier(file, activation="silu")
     assert loaded.config == DEEPMIND
+    assert "assumed: that of this family" in report_of(loaded).normalisation
     assert torch.equal(loaded(X), net(X))
     assert not torch.allclose(load_classifier(file, activation="relu")(X), net(X))
 
@@ -141,7 +152,7 @@ def test_old_files_without_counters_and_with_unused_blocks(tmp_path: Path) -> No
     file = tmp_path / "weights.pt"
     torch.save(weights, file)
     with pytest.warns(UserWarning, match="1 tensors of the unused sub_block1 were dropped"):
-        loaded = load_classifier(file)
+        loaded = load_classifier(file, normalise="none")
     assert torch.equal(loaded(X), net(X))
 
 

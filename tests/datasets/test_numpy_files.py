@@ -259,7 +259,6 @@ def test_a_folder_of_arrays_says_what_else_it_holds(tmp_path: Path) -> None:
 
 
 PICKLES = {
-    "a memo of 2**31 places": b"\x80\x02]r\xff\xff\xff\x7f.",
     "a text of 2**62 bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b".",
     "a call of ndarray": b"\x80\x02cnumpy\nndarray\n(J\xff\xff\xff\x7ftR.",
     "an array of 2**40 items": (
@@ -275,6 +274,15 @@ PICKLES = {
         + b"t."
     ),
 }
+
+
+def test_a_memo_is_as_large_as_its_entries() -> None:
+    """Python's reader in C makes room for as many places as the file names."""
+    tracemalloc.start()
+    assert safe_loads(b"\x80\x02]r\xff\xff\xff\x7f.", "it") == []
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 @pytest.mark.parametrize("kind", PICKLES)

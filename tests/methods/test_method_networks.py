@@ -53,7 +53,7 @@ def aux(classes=4, size=128):
         (lambda: fp.methods.agdm(lambda x: x), TypeError, "`auxiliary` must be a torch.nn.Module"),
         (lambda: fp.methods.agdm(aux().train()), ValueError, "`auxiliary` must be in evaluation mode"),
         (lambda: fp.methods.agdm(aux(), eta=-1.0), ValueError, "`eta` must be a finite number >= 0"),
-        (lambda: fp.methods.agdm(aux(), scale="1"), TypeError, "`scale` must be a number >= 0"),
+        (lambda: fp.methods.agdm(aux(), scale="1"), TypeError, "`scale` must be a number"),
         (lambda: fp.methods.agdm(aux(), label="true"), ValueError, "`label` must be one of 'input', 'step'"),
         (
             lambda: fp.methods.agdm(aux(), features="x0"),
@@ -99,7 +99,7 @@ def aux(classes=4, size=128):
         (lambda: fp.methods.one_shot(schedule="vp"), ValueError, "`schedule` must be one of"),
         (lambda: fp.methods.likelihood_max(sigma=(0.6, 0.4)), ValueError, r"`sigma` must be \(low, high\)"),
         (lambda: fp.methods.likelihood_max(n_iter=0), ValueError, "`n_iter` must be an integer >= 1"),
-        (lambda: fp.methods.likelihood_max(sigma=0.5), ValueError, "`sigma` must be two noise levels"),
+        (lambda: fp.methods.likelihood_max(sigma=0.5), ValueError, "`sigma` must be two numbers"),
         (lambda: fp.methods.adp(bounds=(1.0, 0.1)), ValueError, "`bounds` must be"),
         (lambda: fp.methods.adp(noise=0.0), ValueError, "`noise` must be a finite number above 0"),
         (lambda: fp.methods.langevin(variance=0.0), ValueError, "`variance` must be a finite number above 0"),
