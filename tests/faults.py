@@ -128,8 +128,11 @@ class Faults:
         real, faults = sqlite3.connect, self
 
         class Connection(sqlite3.Connection):
+            read_only = False
+
             def execute(self, query: str, *values: Any) -> Any:
-                faults.statement(query)
+                if not self.read_only:  # what only reads leaves the disk as the next call finds it
+                    faults.statement(query)
                 return super().execute(query, *values)
 
             def executemany(self, query: str, *values: Any) -> Any:
@@ -137,10 +140,16 @@ class Faults:
                 return super().executemany(query, *values)
 
             def close(self) -> None:
-                faults.call(growing=False)
+                if not self.read_only:
+                    faults.call(growing=False)
                 super().close()
 
-        sqlite3.connect = lambda *a, **k: real(*a, factory=Connection, **k)  # type: ignore[assignment]
+        def connect(name: Any, *arguments: Any, **named: Any) -> Connection:
+            connection = real(name, *arguments, factory=Connection, **named)
+            connection.read_only = "immutable" in str(name)
+            return connection
+
+        sqlite3.connect = connect  # type: ignore[assignment]
 
     def statement(self, query: str) -> None:
         """A statement of SQLite, whose own calls of the system cannot be seen from here."""
@@ -368,8 +377,7 @@ def reporting(inputs: Path) -> Job:
 
     render = page.render
     page.render = lambda values: made[0] if made else made.append(render(values)) or made[0]  # type: ignore
-    with tempfile.TemporaryDirectory() as first, contextlib.redirect_stdout(io.StringIO()):
-        run(Path(first))
+    _once(run)
     return Job(run, content)
 
 
@@ -410,9 +418,19 @@ def demonstrating(inputs: Path) -> Job:
     def run(folder: Path) -> None:
         demo.demo(folder / "demo.png", n=2, steps=2, n_iter=1, eot_iter=1, eval_draws=1)
 
-    with tempfile.TemporaryDirectory() as first, contextlib.redirect_stdout(io.StringIO()):
-        run(Path(first))
+    _once(run)
     return Job(run, _bytes_of)
+
+
+def _once(run: Callable[[Path], None]) -> None:
+    """Fill the memory of `_remembered`."""
+    quiet = io.StringIO()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(quiet),
+        contextlib.redirect_stderr(quiet),
+    ):
+        run(Path(folder))
 
 
 def _method(defense: Any) -> str:

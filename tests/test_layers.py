@@ -11,7 +11,7 @@ import fastpure
 
 ROOT = Path(fastpure.__file__).parent
 LAYERS = [
-    {"errors", "files", "intervals", "signatures", "version"},
+    {"errors", "files", "intervals", "locks", "signatures", "version"},
     {"schedule"},
     {"kernels"},
     {"nets"},

@@ -15,7 +15,8 @@ from typing import Any, final
 import torch
 
 from ..errors import ResumeError
-from ..files import FileLock, Watched, disk, replacing
+from ..files import Watched, disk, replacing
+from ..locks import FileLock
 from .config import differences
 
 __all__ = ["METRICS", "STATE", "Metrics", "RunFolder"]
