@@ -12,6 +12,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import errno
+import gc
 import io
 import json
 import os
@@ -128,8 +129,11 @@ class Faults:
         real, faults = sqlite3.connect, self
 
         class Connection(sqlite3.Connection):
+            read_only = False
+
             def execute(self, query: str, *values: Any) -> Any:
-                faults.statement(query)
+                if not self.read_only:  # what only reads leaves the disk as the next call finds it
+                    faults.statement(query)
                 return super().execute(query, *values)
 
             def executemany(self, query: str, *values: Any) -> Any:
@@ -137,10 +141,16 @@ class Faults:
                 return super().executemany(query, *values)
 
             def close(self) -> None:
-                faults.call(growing=False)
+                if not self.read_only:
+                    faults.call(growing=False)
                 super().close()
 
-        sqlite3.connect = lambda *a, **k: real(*a, factory=Connection, **k)  # type: ignore[assignment]
+        def connect(name: Any, *arguments: Any, **named: Any) -> Connection:
+            connection = real(name, *arguments, factory=Connection, **named)
+            connection.read_only = "immutable" in str(name)
+            return connection
+
+        sqlite3.connect = connect  # type: ignore[assignment]
 
     def statement(self, query: str) -> None:
         """A statement of SQLite, whose own calls of the system cannot be seen from here."""
@@ -181,6 +191,8 @@ def attempt(job: Job, folder: Path, kind: str = "full", at: int = sys.maxsize) -
 def every_fault(job: Job, place: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, int]:
     """Both kinds of fault at every I/O call of ``job``; how many there were, and what they spoilt."""
     counts = dict.fromkeys(COUNTS, 0)
+    gc.collect()
+    gc.freeze()  # forks then share their memory
     (place / "whole").mkdir(parents=True)
     code, text = attempt(job, place / "whole")
     assert code == COMPLETED, text
@@ -251,6 +263,18 @@ def _remembered(owner: Any, name: str, key: Callable[..., Any]) -> None:
         return known[key(self, *arguments)]
 
     setattr(owner, name, method)
+
+
+def _once_each(module: Any, name: str) -> None:
+    """The same for a function of one argument that stays alive."""
+    real, known = getattr(module, name), {}
+
+    def function(argument: Any) -> Any:
+        if id(argument) not in known:
+            known[id(argument)] = real(argument), argument
+        return known[id(argument)][0]
+
+    setattr(module, name, function)
 
 
 def evaluation(inputs: Path) -> Job:
@@ -341,24 +365,18 @@ def purifying(inputs: Path) -> Job:
 
 def reporting(inputs: Path) -> Job:
     from fastpure.cli.report import report
-    from fastpure.report import page
+    from fastpure.report import export, page
+    from fastpure.report import folder as written
     from tests.evaluate import toys
 
     runs = [inputs / "a.sqlite", inputs / "b.sqlite"]
     for path, eps in zip(runs, (0.05, 0.1), strict=True):
         how = toys.fresh(2)
         toys.fp.evaluate(toys.defense(), toys.dataset(4), toys.attack(eps=eps), how, path, progress=False)
-    made: list[Any] = []
 
     def run(folder: Path) -> None:
-        report(
-            runs,
-            out=folder / "report.html",
-            csv=folder / "tables",
-            figures=folder / "figures",
-            images=1,
-            traced=0,
-        )
+        page, tables, pictures = folder / "report.html", folder / "tables", folder / "figures"
+        report(runs, out=page, csv=tables, figures=pictures, images=1, traced=0)
 
     def content(folder: Path) -> dict[str, Any]:
         found = _bytes_of(folder)
@@ -366,10 +384,26 @@ def reporting(inputs: Path) -> Job:
             assert data.rstrip().endswith((b"</html>", b"</svg>")) or not name.endswith((".html", ".svg"))
         return found
 
-    render = page.render
-    page.render = lambda values: made[0] if made else made.append(render(values)) or made[0]  # type: ignore
-    with tempfile.TemporaryDirectory() as first, contextlib.redirect_stdout(io.StringIO()):
-        run(Path(first))
+    collect, tables = page.collect, export._tables
+    known: dict[str, Any] = {}
+
+    def collected(*arguments: Any) -> dict[str, Any]:
+        if "values" not in known:
+            known["values"] = collect(*arguments)
+        arguments[-1](known["values"]["files"])  # what checks that none of them exists
+        return known["values"]
+
+    def tabled(entries: Any) -> Any:
+        if "tables" not in known:
+            known["tables"] = tables(entries)
+        return known["tables"]
+
+    page.collect, export._tables = collected, tabled
+    for module, name in ((page, "render"), (written, "sheet"), (written, "standalone")):
+        _once_each(module, name)
+    _once(run)
+    for module in (page, export):  # the runs are only read: that is not tried here
+        module.open_entries = lambda runs, stack: []  # type: ignore[attr-defined]
     return Job(run, content)
 
 
@@ -410,9 +444,19 @@ def demonstrating(inputs: Path) -> Job:
     def run(folder: Path) -> None:
         demo.demo(folder / "demo.png", n=2, steps=2, n_iter=1, eot_iter=1, eval_draws=1)
 
-    with tempfile.TemporaryDirectory() as first, contextlib.redirect_stdout(io.StringIO()):
-        run(Path(first))
+    _once(run)
     return Job(run, _bytes_of)
+
+
+def _once(run: Callable[[Path], None]) -> None:
+    """Fill the memory of `_remembered`."""
+    quiet = io.StringIO()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(quiet),
+        contextlib.redirect_stderr(quiet),
+    ):
+        run(Path(folder))
 
 
 def _method(defense: Any) -> str:

@@ -14,7 +14,8 @@ import pytest
 
 from fastpure import files
 from fastpure.errors import DiskFull, RunLocked, StoreUnavailable
-from fastpure.files import FileLock, Unfinished, replace_file, replacing
+from fastpure.files import Unfinished, replace_file, replacing
+from fastpure.locks import NO_LOCKS, FileLock
 
 
 def test_new_file_in_a_new_folder(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_a_link_does_not_defeat_the_lock(tmp_path: Path) -> None:
 HELD = """
 import os, sys
 from pathlib import Path
-from fastpure.files import FileLock
+from fastpure.locks import FileLock
 lock = FileLock(Path(sys.argv[1]))
 print("held", flush=True)
 os._exit(9) if sys.argv[2] == "die" else sys.stdin.read()
@@ -168,7 +169,7 @@ def no_flock(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr("fcntl.flock", flock)
 
 
-@pytest.mark.parametrize("code", sorted(set(files.NO_LOCKS)))
+@pytest.mark.parametrize("code", sorted(set(NO_LOCKS)))
 def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     """The lock is a file there; one of a dead process of this machine is taken over, any other is named."""
     path = tmp_path / "file"

@@ -12,7 +12,7 @@ import fastpure
 
 ROOT = Path(fastpure.__file__).parent
 LAYERS = [
-    {"errors", "files", "intervals", "pickles", "signatures", "version"},
+    {"errors", "files", "intervals", "locks", "pickles", "signatures", "version"},
     {"schedule"},
     {"kernels"},
     {"nets"},

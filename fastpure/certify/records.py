@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from ..errors import ResumeError
-from ..files import replace_file
+from ..files import disk, replace_file
 
 __all__ = ["Record", "append_record", "open_records", "read_records"]
 
@@ -72,7 +72,8 @@ def open_records(path: Path, config: Mapping[str, Any]) -> list[Record]:
         if changed:
             listed = "; ".join(f"{key}: saved {saved.get(key)}, now {wanted.get(key)}" for key in changed)
             raise ResumeError(f"{path} belongs to another certification; choose another --out. {listed}")
-        os.truncate(path, length)
+        with disk(path):
+            os.truncate(path, length)
         return records
     head = MARK + json.dumps(wanted, sort_keys=True) + "\n" + ",".join(NAMES) + "\n"
     replace_file(path, head.encode())
@@ -83,7 +84,7 @@ def append_record(path: Path, record: Record) -> None:
     """Add one row and see it to disk."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(asdict(record).values())
-    with path.open("a", encoding="utf-8", newline="") as file:
+    with disk(path), path.open("a", encoding="utf-8", newline="") as file:
         file.write(text.getvalue())
         file.flush()
         os.fsync(file.fileno())

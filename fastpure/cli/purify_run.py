@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ResumeError, mistake
-from ..files import PARTIAL, FileLock, disk, replace_file, replacing
+from ..files import PARTIAL, disk, replace_file, replacing
+from ..locks import FileLock
 from .purify_inputs import ImageFile, Source
 
 __all__ = ["Piece", "PurifyRun"]

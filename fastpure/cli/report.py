@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..files import Unfinished
+
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run files made by `fastpure evaluate` or `sweep`.")],
@@ -58,7 +60,7 @@ def report(
       fastpure report runs/*.sqlite --figures docs/figures
     """
     from ..files import unfinished
-    from ..report import Options, write_csv, write_parquet
+    from ..report import Options
     from ..report import report as make
     from ..report.export import TABLES, require_pyarrow
     from ..report.page import refuse_existing
@@ -70,24 +72,34 @@ def report(
         refuse_existing(wanted, force, batch)  # before any work, and before the first of several files
         if parquet is not None:
             require_pyarrow()
-        pair = _networks(denoiser, classifier, device)
         make(  # which knows the names of its pictures, and refuses before it writes
             runs,
             out,
             figures=figures,
-            networks=pair,
+            networks=_networks(denoiser, classifier, device),
             options=options,
             force=force,
             say=lambda text: typer.echo(text, err=True),
-            wrote=lambda path: typer.echo(f"wrote {path}"),
+            wrote=lambda path: _say([path]),
             within=batch,
         )
-        if parquet is not None:
-            for path in write_parquet(runs, parquet, force=force, within=batch):
-                typer.echo(f"wrote {path}")
-        if csv is not None:
-            for path in write_csv(runs, csv, force=force, within=batch):
-                typer.echo(f"wrote {path}")
+        _write_tables(runs, csv, parquet, force, batch)
+
+
+def _write_tables(
+    runs: list[Path], csv: Path | None, parquet: Path | None, force: bool, batch: Unfinished
+) -> None:
+    from ..report import write_csv, write_parquet
+
+    if parquet is not None:
+        _say(write_parquet(runs, parquet, force=force, within=batch))
+    if csv is not None:
+        _say(write_csv(runs, csv, force=force, within=batch))
+
+
+def _say(paths: list[Path]) -> None:
+    for path in paths:
+        typer.echo(f"wrote {path}")
 
 
 def _networks(denoiser: str | None, classifier: str | None, device: str) -> tuple[Any, nn.Module] | None:

@@ -11,6 +11,8 @@ from typing import final
 
 import numpy as np
 
+from ..errors import mistake
+
 INPUTS = ("clean", "adversarial", "transfer")
 """What was judged: the original, the attacked image, and the attacked image on noise the attacker did not know."""
 
@@ -92,7 +94,12 @@ def pack(array: np.ndarray) -> bytes:
 
     The bytes are regrouped by significance before compression: neighbouring pixels share sign and exponent, and
     equal bytes next to each other are what zlib compresses.
+
+    Raises:
+        ValueError: it is larger than what is read back.
     """
+    if array.size > LARGEST:
+        raise ValueError(mistake("dataset", f"images of at most {LARGEST:,} numbers each", f"{array.size:,}"))
     little = np.ascontiguousarray(array, dtype="<f4").reshape(-1)
     return zlib.compress(little.view(np.uint8).reshape(-1, 4).T.tobytes(), 1)
 
@@ -111,4 +118,4 @@ def unpack(blob: bytes, shape: tuple[int, ...]) -> np.ndarray:
     if len(content) != size or not stream.eof or stream.unused_data:
         raise ValueError(f"a compressed array is not one of {shape} numbers")
     planes = np.frombuffer(content, dtype=np.uint8).reshape(4, -1)
-    return np.ascontiguousarray(planes.T).view("<f4").astype(np.float32).reshape(shape)
+    return np.ascontiguousarray(planes.T).view("<f4").astype(np.float32, copy=False).reshape(shape)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,7 +15,8 @@ from typing import Any, final
 import torch
 
 from ..errors import ResumeError
-from ..files import FileLock, Watched, disk, replacing
+from ..files import Watched, disk, replacing
+from ..locks import FileLock
 from .config import differences
 
 __all__ = ["METRICS", "STATE", "Metrics", "RunFolder"]
@@ -117,22 +118,18 @@ class RunFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write ``state.pt`` atomically: after a crash there is the old one or the new one."""
+        content = {**state, "identity": json.dumps(self.identity, sort_keys=True)}
         with replacing(self.path / STATE) as file:
-            torch.save({**state, "identity": json.dumps(self.identity, sort_keys=True)}, file)
+            torch.save({**content, "sha256": _digest(content)}, file)
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            sha256 = state.pop("sha256", None)  # not in those of version 0.1.0
+            if sha256 not in (None, _digest(state)):
+                raise ValueError("it is not what was written")
             saved = json.loads(state["identity"])
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            KeyError,
-            TypeError,
-            ValueError,
-            pickle.UnpicklingError,
-        ) as error:
+        except Exception as error:  # damaged archives raise about every type there is
             raise ResumeError(
                 f"{path} is damaged or not a training state: {error}. Choose another --out"
             ) from error
@@ -144,3 +141,27 @@ class RunFolder:
                 f"Choose another --out, or go back to the saved values:\n  {listed}"
             )
         return state
+
+
+def _digest(content: Any) -> str:
+    """SHA-256 of nested dicts and lists of tensors and plain values: PyTorch itself notices no flipped bit."""
+    digest = hashlib.sha256()
+
+    def feed(value: Any) -> None:
+        if isinstance(value, dict):
+            for key in value:
+                digest.update(f"{key!r}:".encode())
+                feed(value[key])
+        elif isinstance(value, list | tuple):
+            for each in value:
+                feed(each)
+                digest.update(b",")
+        elif isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        else:
+            digest.update(repr(value).encode())
+        digest.update(b";")
+
+    feed(content)
+    return digest.hexdigest()

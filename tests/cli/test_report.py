@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fastpure as fp
+import fastpure.files
 from fastpure.cli import main
 from fastpure.data import load_dataset
 
@@ -44,6 +45,35 @@ def test_report_writes_page_and_tables(files, tmp_path, monkeypatch):
     given = ["--denoiser", "digits", "--classifier", "digits", "--force"]
     CliRunner().invoke(main.app, [*words, *given], catch_exceptions=False)
     assert (tmp_path / "report.html").read_text() == html
+
+
+def test_killed_between_two_files_it_continues_and_spares_others(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["report", files[0], "--csv", "tables", "--figures", "figures", "--images", "1", "--traced", "0"]
+    written, replace_file = [0], fastpure.files.replace_file
+
+    def dying(path, content):
+        written[0] += not str(path).endswith(".unfinished")
+        if written[0] == 4:
+            raise KeyboardInterrupt
+        return replace_file(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fastpure.files, "replace_file", dying)
+        assert CliRunner().invoke(main.app, words).exit_code == 130
+    assert (tmp_path / "report.html").exists()
+    assert not (tmp_path / "tables" / "runs.csv").exists() or not (tmp_path / "tables" / "draws.csv").exists()
+    page = (tmp_path / "report.html").read_bytes()
+    (tmp_path / "report.html").write_text("notes of somebody")
+    refused = CliRunner().invoke(main.app, words)
+    assert isinstance(refused.exception, FileExistsError)
+    assert (tmp_path / "report.html").read_text() == "notes of somebody"
+    (tmp_path / "report.html").write_bytes(page)
+    assert CliRunner().invoke(main.app, words, catch_exceptions=False).exit_code == 0
+    assert not list(tmp_path.rglob(".*"))
+    assert isinstance(CliRunner().invoke(main.app, words).exception, FileExistsError), (
+        "finished, it is as ever"
+    )
 
 
 def test_figures_are_written_beside_the_page(files, tmp_path, monkeypatch):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
+import random
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +49,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def _state(out: Path) -> dict[str, Any]:
     state = torch.load(out / "state.pt", weights_only=True)
-    return {key: value for key, value in state.items() if key not in ("seconds", "metrics_length")}
+    return {key: value for key, value in state.items() if key not in ("seconds", "metrics_length", "sha256")}
 
 
 class _Killed(Exception):
@@ -86,6 +88,29 @@ def test_killed_before_its_first_checkpoint_it_begins(tmp_path: Path, left: str)
     assert _fit(cut).resumed_at == 0
     assert _same(_state(cut), _state(tmp_path / "whole"))
     assert _rows(cut) == _rows(tmp_path / "whole")
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_found(tmp_path: Path) -> None:
+    """PyTorch reads such files without a word; the run would go on with other weights."""
+    config, choose = quick(steps=4, log_every=2, score_every=2), random.Random(0)
+    _fit(tmp_path / "run", config)
+    state = tmp_path / "run" / "state.pt"
+    content, expected = state.read_bytes(), _state(tmp_path / "run")
+    found = 0
+    for _ in range(100):
+        changed = bytearray(content)
+        changed[choose.randrange(len(content))] ^= 1 << choose.randrange(8)
+        state.write_bytes(changed)
+        try:
+            assert _fit(tmp_path / "run", config).finished
+            assert _same(_state(tmp_path / "run"), expected)
+        except ResumeError:
+            found += 1
+    assert found > 30
+    loaded = torch.load(io.BytesIO(content), weights_only=True)
+    del loaded["sha256"]
+    torch.save(loaded, state)
+    assert _fit(tmp_path / "run", config).finished, "a checkpoint of version 0.1.0"
 
 
 def test_killed_between_checkpoint_and_metrics_it_begins(
