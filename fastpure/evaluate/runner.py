@@ -89,7 +89,10 @@ def evaluate(
         None if out is None else Path(out),
         identity(target, dataset, attack, protocol),
         share=part,
-        environment={**environment(worker.device), "answers": target.answers(dataset.image_shape)},
+        environment={
+            **environment(worker.device),
+            "answers": {} if out is None else target.answers(dataset.image_shape),
+        },
         settings={"batch_size": batch_size, "rows": rows, "engine": engine, "workers": workers},
     )
     try:
