@@ -193,7 +193,7 @@ def understood(values: dict[str, Any], source: str) -> tuple[EDMConfig, tuple[st
         raise CheckpointError(
             f"{source}: model_type must be 'SongUNet' or 'DhariwalUNet', found {shown(kind)}"
         )
-    if preconditioner not in _PRECONDITIONERS:
+    if not isinstance(preconditioner, str) or preconditioner not in _PRECONDITIONERS:
         expected = " or ".join(repr(name) for name in _PRECONDITIONERS)
         raise CheckpointError(f"{source}: precond must be {expected}, found {shown(preconditioner)}")
     song, vp = kind == "SongUNet", _PRECONDITIONERS[preconditioner] == "vp"

@@ -131,7 +131,7 @@ def open_source(path: Path, weights: str | None = None) -> Source:
         return Source(path, "safetensors", tensors, weights, metadata)
     with path.open("rb") as file:
         head = file.read(32)
-    if zipfile.is_zipfile(path) or (head[:1] == b"\x80" and head[2 : 2 + len(LEGACY_HEAD)] == LEGACY_HEAD):
+    if _is_archive(path) or (head[:1] == b"\x80" and head[2 : 2 + len(LEGACY_HEAD)] == LEGACY_HEAD):
         return Source(path, "torch", load_torch(path), weights)
     if head[:1] == b"\x80":
         try:
@@ -149,6 +149,13 @@ def _is_safetensors(head: bytes) -> bool:
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # which it raises of some damaged ones, instead of saying no
+        return True
+
+
 def _described(head: bytes) -> str:
     return f"bytes that begin with {head[:8]!r}" if head else "an empty file"
 
@@ -160,7 +167,7 @@ def load_torch(path: Path) -> Any:
         CheckpointError: damaged, or holding objects whose code would have to run, which is never done.
     """
     try:
-        if zipfile.is_zipfile(path):
+        if _is_archive(path):
             return load_archive(path)
         with path.open("rb") as file:
             return load_legacy(file, path.stat().st_size)
