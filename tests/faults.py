@@ -27,6 +27,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # now: its first import looks for a temporary folder, which a full disk does not give
+
 from fastpure import files
 from fastpure.errors import FastpureError, RunDamaged
 from fastpure.evaluate import Run, merge
