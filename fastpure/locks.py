@@ -47,34 +47,51 @@ class FileLock:
         if lock is None:
             return
         if not isinstance(lock, filelock.SoftFileLock):
-            with suppress(
-                OSError
-            ):  # before the lock is given back, so that it is no successor's; not on Windows
+            # While it is ours, so that it is no successor's. Windows refuses, and filelock does it.
+            with suppress(OSError):
                 self.path.unlink()
         with suppress(OSError):
             lock.release()
 
     def _acquire(self, path: Path) -> None:
+        if issubclass(filelock.FileLock, filelock.SoftFileLock):  # a Python without locks
+            self._lock = self._taken(filelock.SoftFileLock, path)
+            return
         try:
-            if not issubclass(filelock.FileLock, filelock.SoftFileLock):
-                self.path.touch()  # a file that cannot be made looks like one that is locked to filelock
-            self._lock = self._taken(filelock.FileLock, path)
+            while not self._native(path):
+                pass
         except (OSError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                 raise
             self.path.unlink(missing_ok=True)
             self.path = self.path.with_name(f"{self.path.name}-soft")
-            self._lock = self._taken(filelock.SoftFileLock, path)
-        if isinstance(self._lock, filelock.SoftFileLock):
-            return  # which names its holder itself
-        try:
-            with Watched(self.path, "r+") as file:
+            self._lock = self._taken(filelock.SoftFileLock, path)  # which names its holder itself
+
+    def _native(self, path: Path) -> bool:
+        """Take the lock and name its holder; False if the last holder removed the file meanwhile."""
+        with Watched(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+") as file:
+            lock = self._taken(filelock.FileLock, path)
+            try:
+                if not self._is(file):
+                    lock.release()
+                    return False
                 file.seek(1)  # Windows locks the first byte, and lets nobody read it
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                 file.truncate()
-        except BaseException:
-            self.release()
-            raise
+            except BaseException:
+                with suppress(OSError):
+                    self.path.unlink()
+                lock.release()
+                raise
+            self._lock = lock
+            return True
+
+    def _is(self, file: Watched) -> bool:
+        """Whether this open file is the one that has the name, and so the one that was locked."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            return False
 
     def _taken(self, kind: type[filelock.BaseFileLock], path: Path) -> filelock.BaseFileLock:
         holder = self._holder()  # before trying: old versions of filelock empty the file as they try

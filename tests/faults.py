@@ -311,11 +311,16 @@ def merging(inputs: Path) -> Job:
 def training(inputs: Path) -> Job:
     import torch
 
+    from fastpure.classifiers import CONFIGS
+    from fastpure.classifiers.resnet import ResNetConfig
     from fastpure.cli.convert import _content
     from fastpure.train import CLASSIFIER_RECIPES, train_classifier
     from tests.train.helpers import few_digits
 
+    # A network of a few hundred weights: what is tried is the files.
+    small = ResNetConfig((1, 8, 8), classes=10, widths=(2, 2), mean=(0.5,), std=(0.5,))
     recipe = CLASSIFIER_RECIPES["digits"]
+    CONFIGS[recipe.network] = small
     short = replace(recipe.train, steps=3, batch_size=4, log_every=2, score_every=2)
     recipe, data = replace(recipe, train=short), few_digits(8)
 
@@ -338,6 +343,7 @@ def training(inputs: Path) -> Job:
     def run(folder: Path) -> None:
         train_classifier(recipe, data, data, folder, save_every=2, progress=False)
 
+    _once(run)  # what PyTorch imports late, it imports here
     return Job(run, content)
 
 
@@ -451,7 +457,7 @@ def demonstrating(inputs: Path) -> Job:
 
 
 def _once(run: Callable[[Path], None]) -> None:
-    """Fill the memory of `_remembered`."""
+    """Compute what is remembered, and import what is imported late, before the forks."""
     quiet = io.StringIO()
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 
 from fastpure import files
@@ -202,6 +203,27 @@ def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
             FileLock(path)
         child.communicate(b"")
     FileLock(path).release()
+
+
+def test_a_lock_on_a_file_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last holder removes the file between our opening it and our lock: whoever comes then makes another."""
+    path, acquire, removed = tmp_path / "file", filelock.FileLock.acquire, []
+
+    def late(self: filelock.FileLock, *arguments: object, **named: object) -> object:
+        taken = acquire(self, *arguments, **named)
+        if not removed:
+            removed.append(True)
+            os.unlink(self.lock_file)
+        return taken
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filelock.FileLock, "acquire", late)
+        lock = FileLock(path)
+    assert removed
+    with pytest.raises(RunLocked):
+        FileLock(path)
+    lock.release()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_while_the_lock_is_named_leaves_no_lock(
