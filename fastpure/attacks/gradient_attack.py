@@ -13,6 +13,7 @@ from ..kernels import Domain, NoiseKeys, Stream, philox_uniform
 from .base import NormAttack, Problem
 from .gradient import Logits
 from .gradient_modes import GradientMode, has_noise
+from .weakness import Effort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,10 @@ class GradientAttack(NormAttack):
     def eot(self) -> int:
         """See ``Attack.eot``."""
         return self.eot_iter
+
+    def effort(self, n_classes: int) -> Effort:
+        """See ``Attack.effort``."""
+        return Effort(steps=self.n_iter, draws=self.eot_iter, noisy=self.gradient != "blind")
 
     def uniform(self, problem: Problem, draw: int = 0) -> Tensor:
         """Noise in (0, 1) for a random start, [B, C, H, W]: a function of the seed, the sample ids and ``draw``."""

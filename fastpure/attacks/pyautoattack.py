@@ -19,6 +19,7 @@ from ..errors import MissingExtra, mistake, one_of, whole
 from ..kernels import Domain
 from .base import NormAttack, Problem, Proposal, Tick
 from .lockstep import Ask, Job, together
+from .weakness import Effort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,10 @@ class FAB(ForeignAttack):
         """See ``Attack.iterations``; one per target."""
         return self.n_target_classes
 
+    def effort(self, n_classes: int) -> Effort:
+        """See ``Attack.effort``."""
+        return Effort(steps=self.n_iter, draws=self.eot_iter)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("n_iter", self.n_iter, minimum=1)
@@ -107,6 +112,10 @@ class Square(ForeignAttack):
     def iterations(self) -> int:
         """See ``Attack.iterations``."""
         return self.n_queries
+
+    def effort(self, n_classes: int) -> Effort:
+        """See ``Attack.effort``."""
+        return Effort(queries=self.n_queries, draws=self.eot_iter)
 
     def __post_init__(self) -> None:
         super().__post_init__()

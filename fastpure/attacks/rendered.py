@@ -10,6 +10,7 @@ from .base import Attack, Problem
 from .gradient import Objective, objective
 from .gradient_modes import GradientMode, has_noise
 from .losses import LOSSES
+from .weakness import Effort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +69,7 @@ class RenderedAttack(Attack):
     def eot(self) -> int:
         """See ``Attack.eot``."""
         return self.eot_iter
+
+    def effort(self, n_classes: int) -> Effort:
+        """See ``Attack.effort``."""
+        return Effort(steps=self.n_iter, draws=self.eot_iter, noisy=self.gradient != "blind")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import one_of, positive, whole
 from ..purify import Target
@@ -11,6 +11,7 @@ from .base import Problem, Proposal, Tick
 from .gradient_attack import GradientAttack
 from .losses import LOSSES
 from .pgd import PGD
+from .weakness import Effort
 
 VARIANTS = {"xi,z": "all", "xi": "forward", "z": "reverse"}
 """What is fixed and known: the diffusion noise xi, the noise z of the reverse steps, or both."""
@@ -50,6 +51,11 @@ class DWPGD(GradientAttack):
     def conditions(self, target: Target) -> AbstractContextManager[object]:
         """The target with its noise held still."""
         return target.fixed(self.draw, VARIANTS[self.variant])
+
+    def effort(self, n_classes: int) -> Effort:
+        """See ``Attack.effort``."""
+        own = super().effort(n_classes)
+        return replace(own, noisy=own.noisy and VARIANTS[self.variant] != "all")
 
     def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """PGD's last iterate."""

@@ -18,7 +18,7 @@ from ..errors import RunDamaged, mistake, one_of
 from .identity import canonical
 from .protocol import Protocol
 from .record import INPUTS, ImageRecord, unpack
-from .schema import APPLICATION_ID, READ_ERRORS, VERSION, read
+from .schema import APPLICATION_ID, KNOWN_TABLES, READ_ERRORS, VERSION, agreements, read, tables
 
 
 @final
@@ -115,6 +115,12 @@ class Run:
     def zero_gradients(self) -> np.ndarray:
         """1.0 where the attack's first gradient was exactly zero, else 0.0, float64 [n]; NaN if it uses none."""
         return self._column("zero_gradient", np.float64)
+
+    @cached_property
+    def agreements(self) -> np.ndarray:
+        """How far two halves of the attack's draws agree on the gradient, float64 [n]; NaN where not measured."""
+        found = agreements(self._connection)
+        return np.array([found.get(p, (np.nan, b""))[0] for p in self.positions.tolist()], dtype=np.float64)
 
     @cached_property
     def verdicts(self) -> np.ndarray:
@@ -234,10 +240,13 @@ class Run:
             orphans = self._connection.execute(
                 "SELECT count(*) FROM draws WHERE position NOT IN (SELECT position FROM images)"
             ).fetchone()[0]
+            alone = set(agreements(self._connection)) - set(self.positions.tolist())
+            strange = sorted(tables(self._connection) - KNOWN_TABLES)
         except READ_ERRORS as error:
             raise RunDamaged(f"{self.path} is damaged: {error}") from error
-        if report != "ok" or orphans:
-            raise RunDamaged(f"{self.path} is damaged: {report if report != 'ok' else 'draws without image'}")
+        if report != "ok" or orphans or alone or strange:
+            wrong = f"it holds {', '.join(strange)}" if strange else "draws without image"
+            raise RunDamaged(f"{self.path} is damaged: {report if report != 'ok' else wrong}")
         for _ in self.records():
             pass
 

@@ -15,6 +15,8 @@ images      one row per finished image: ``position`` in the data set, ``sample_i
 draws       one row per image, input and draw: ``input`` ("clean", "adversarial", "transfer"), ``draw`` 0..K-1,
             ``predicted`` class, ``correct`` 0 or 1, cross-entropy ``loss``.
 sessions    one row per start: time, environment (versions, device, threads, SHA-256 of the code), batch sizes.
+agreements  one row per image whose attack averaged gradients over draws: how far two halves of the draws agreed
+            (``value``, a cosine), and ``sha256`` of that. Files of version 0.1.0 have no such table.
 blocks      one row per transaction: seconds for clean draws, attack, judging; ``store`` is the previous write's.
 ==========  ======================================================================================================
 
@@ -24,6 +26,7 @@ out, and is equal for an unbroken run, a resumed one and merged shards.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
@@ -31,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from .record import INPUTS, ImageRecord, Judged, pack, unpack
+from .record import INPUTS, ImageRecord, Judged, agreement_sha256, pack, unpack
 
 APPLICATION_ID = 0x66703031
 """Marks a file as a run of fastpure ("fp01")."""
@@ -39,7 +42,13 @@ APPLICATION_ID = 0x66703031
 VERSION = 1
 """Version of the tables; a file of another version is refused, not guessed at."""
 
-TABLES = """
+AGREEMENTS = """
+CREATE TABLE IF NOT EXISTS agreements (
+    position INTEGER PRIMARY KEY REFERENCES images, value REAL NOT NULL, sha256 BLOB NOT NULL)
+"""
+"""Came after version 0.1.0, whose files get it when they are continued; readers of that version do not look at it."""
+
+TABLES = f"""{AGREEMENTS};
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE images (
     position INTEGER PRIMARY KEY, sample_id INTEGER NOT NULL UNIQUE, label INTEGER NOT NULL,
@@ -55,6 +64,10 @@ CREATE TABLE blocks (
     id INTEGER PRIMARY KEY, session INTEGER REFERENCES sessions, n INTEGER NOT NULL, first INTEGER NOT NULL,
     clean REAL, attack REAL, judging REAL, store REAL, finished TEXT NOT NULL);
 """
+
+
+KNOWN_TABLES = frozenset(re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", TABLES))
+"""Nothing else is in a run file: a table of another name is one whose name was damaged."""
 
 
 def create(connection: sqlite3.Connection, meta: dict[str, str]) -> None:
@@ -94,6 +107,10 @@ def insert(connection: sqlite3.Connection, records: Iterable[ImageRecord]) -> No
             ),
         )
         connection.executemany("INSERT INTO draws VALUES (?, ?, ?, ?, ?, ?)", _draw_rows(record))
+        if record.agreement is not None:
+            connection.execute(AGREEMENTS)
+            row = (record.position, record.agreement, agreement_sha256(record.position, record.agreement))
+            connection.execute("INSERT INTO agreements VALUES (?, ?, ?)", row)
 
 
 def _flag(value: bool | None) -> int | None:
@@ -118,8 +135,12 @@ def read(
         ValueError, zlib.error, sqlite3.Error: a value cannot be read.
     """
     rows = connection.execute("SELECT * FROM images ORDER BY position")
+    agreed = agreements(connection)
     for position, sample_id, label, x, x_adv, distance, zero, verdict, n_trace, trace, sha in rows:
         judged, consistent = _judged(connection, position, label)
+        agreement, own_sha = agreed.get(position, (None, b""))
+        if agreement is not None:
+            consistent = consistent and own_sha == agreement_sha256(position, agreement)
         record = ImageRecord(
             position=position,
             sample_id=sample_id,
@@ -129,10 +150,25 @@ def read(
             distance=distance,
             zero_gradient=None if zero is None else bool(zero),
             verdict=None if verdict is None else bool(verdict),
+            agreement=agreement,
             trace=unpack(trace, (n_trace,)),
             judged=judged,
         )
         yield record, sha, consistent
+
+
+def tables(connection: sqlite3.Connection) -> set[str]:
+    """The names of all tables."""
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {name for (name,) in rows if not str(name).startswith("sqlite_")}
+
+
+def agreements(connection: sqlite3.Connection) -> dict[int, tuple[float, bytes]]:
+    """Agreement and its checksum by position, where they were recorded."""
+    if "agreements" not in tables(connection):
+        return {}
+    rows = connection.execute("SELECT position, value, sha256 FROM agreements")
+    return {position: (value, sha256) for position, value, sha256 in rows}
 
 
 def _judged(connection: sqlite3.Connection, position: int, label: int) -> tuple[dict[str, Judged], bool]:

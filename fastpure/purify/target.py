@@ -101,6 +101,11 @@ class Target(ABC):
         """How it purifies."""
         self.no_purifier("a method")
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Of all purifiers inside."""
+        return ()
+
     def purify(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
         """The purified images that its classifier sees, [B, C, H, W]; arguments as for ``logits``."""
         self.no_purifier("purify")
@@ -268,6 +273,11 @@ class Defended(Target):
         return self.module.purifier.method
 
     @property
+    def methods(self) -> tuple[Method, ...]:
+        """The one."""
+        return (self.method,)
+
+    @property
     def classifier(self) -> nn.Module:
         """The defended classifier."""
         return self.module.classifier
@@ -365,6 +375,11 @@ class Bare(Target):
         """See ``Target.network_calls``."""
         calls = (n * _purifier(part).method.steps.n_network_calls for part, n in self.inside.items())
         return sum(calls) or 1
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Of the purifiers that were asked."""
+        return tuple(_purifier(part).method for part in self.inside)
 
     @property
     def execution(self) -> Execution | None:
