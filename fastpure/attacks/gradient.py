@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..errors import mistake
+from ..errors import finite, mistake
 from ..kernels import Domain
 from ..purify import Target
 
@@ -94,6 +94,10 @@ def query(goal: Objective, x: Tensor, labels: Tensor, ids: Tensor, draws: range,
         ids: sample ids int64 [B].
         draws: the attack's draws, the same for every image.
         batch_size: most (image, draw) pairs in one pass.
+
+    Raises:
+        NonFiniteError: a gradient that is NaN or Inf, of finite logits.
+        ValueError: no gradient.
     """
     n = len(draws)
     gradients = x.new_empty((len(x) * n, *x.shape[1:]))
@@ -110,7 +114,7 @@ def query(goal: Objective, x: Tensor, labels: Tensor, ids: Tensor, draws: range,
         losses[part] = value.detach()
         correct[part] = (logits.detach().argmax(1) == truth[image]).to(x.dtype)
     # Filled by pair and summed in one order, the mean does not depend on how the pairs were cut into batches.
-    by_draw = gradients.view(len(x), n, *x.shape[1:])
+    by_draw = finite(gradients.view(len(x), n, *x.shape[1:]), ids, "the gradient of the attack's loss")
     return Query(
         by_draw.mean(1),
         losses.view(len(x), n).mean(1),

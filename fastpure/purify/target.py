@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..classifiers.base import call_constant, call_frozen, require_eval
-from ..errors import NonFiniteError, mistake, named, whole
+from ..errors import finite, mistake, whole
 from ..kernels import Domain
 from ..methods import Method
 from ..reverse import Execution
@@ -114,8 +114,12 @@ class Target(ABC):
         """Every state of the purification, [K + 1, B, C, H, W] in [0, 1] units, unclamped."""
         self.no_purifier("trajectory")
 
-    def classify(self, purified: Tensor) -> Tensor:
-        """Logits [B, classes] of images that have been purified."""
+    @final
+    def classify(self, purified: Tensor, ids: Tensor) -> Tensor:
+        """Logits [B, classes] of images that have been purified; raises as ``logits`` does, naming ``ids`` [B]."""
+        return self._looked_at(self._classify(purified), ids)
+
+    def _classify(self, purified: Tensor) -> Tensor:
         self.no_purifier("classify")
 
     def with_method(self, method: Method) -> Target:
@@ -185,11 +189,8 @@ class Target(ABC):
             raise ValueError(
                 mistake("defense", f"a module that returns logits [{len(ids)}, classes]", got, remedy)
             )
-        bad = ~torch.isfinite(answer.detach()).all(1)
-        if bool(bad.any()):
-            name = type(self.classifier).__name__
-            raise NonFiniteError(f"the classifier {name} answered NaN or Inf for {named(ids, bad)}")
-        return answer
+        looked_at: Tensor = finite(answer, ids, f"the classifier {type(self.classifier).__name__}")
+        return looked_at
 
     @property
     def classifier(self) -> nn.Module:
@@ -292,8 +293,7 @@ class Defended(Target):
         draw, domain = self.realisation(draws, domain)
         return self.module.trajectory(x, ids, draw, domain=domain)
 
-    def classify(self, purified: Tensor) -> Tensor:
-        """See ``Target.classify``."""
+    def _classify(self, purified: Tensor) -> Tensor:
         return self.module.classify(purified)
 
     def with_method(self, method: Method) -> Defended:

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import NonFiniteError, named
+from .blame import check_cotangent
 from .loop import Trajectory, check_finite, record, walk
 from .memory import MemoryPlan
 from .noise import NoiseSource
-from .procedure import Procedure, perform, run
+from .procedure import Procedure, explain, perform, run
 from .rows import rows_of
 from .step import Context, Process
 
@@ -79,6 +80,9 @@ def states(call: Call, x: Tensor, context: Context) -> list[Tensor]:
             run(call, call.procedure, visited[0], context, visit=keep)
         else:
             walk(call.process, visited[0], context, call.noise, keep)
+            check_finite(call.process, visited[0], visited[-1], context, call.noise, call.sample_ids)
+    if call.procedure is not None and not bool(torch.isfinite(visited[-1]).all()):
+        explain(call, call.procedure, visited[0], context)
     return visited
 
 
@@ -121,6 +125,7 @@ def _gradients(ctx: Any, v: Tensor, v_states: Tensor | None) -> tuple[Any, ...]:
         trajectory = Trajectory(v, ctx.states, ctx.tapes)
         v_x, v_context = _pull_back(ctx.call, trajectory, v, ctx.context, v_states)
     if not bool(torch.isfinite(v_x).all()):
+        check_cotangent(v, ctx.call.sample_ids)
         bad = ~torch.isfinite(v_x).flatten(1).all(1)
         samples = named(ctx.call.sample_ids, bad)
         raise NonFiniteError(f"the gradient of the purification is NaN or Inf for {samples}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, named
+from .blame import culprit
 from .memory import MemoryPlan, count_saved_bytes
 from .noise import NoiseSource
 from .rows import rows_of
@@ -105,14 +106,17 @@ def check_finite(
     if bool(torch.isfinite(end).all()):
         return
 
+    before = start
+
     def look(k: int, x: Tensor) -> None:
+        nonlocal before
         bad = ~torch.isfinite(x).flatten(1).all(1)
         if bool(bad.any()):
             raise NonFiniteError(
-                f"NaN or Inf appeared at step {k} (t = {process.table.rows[k].t:g}) for {named(sample_ids, bad)}. The "
-                "input was finite, so the denoiser or the guidance overflowed: check the weights, or use a wider "
-                "precision"
+                f"NaN or Inf appeared at step {k} (t = {process.table.rows[k].t:g}) for {named(sample_ids, bad)}: "
+                f"{culprit(process, k, before, context, noise)}"
             )
+        before = x.clone()  # a recorded row writes into the same memory again
 
     walk(process, start, context, noise, look)
     raise NonFiniteError("NaN or Inf appeared in the purified image but not when the run was repeated")

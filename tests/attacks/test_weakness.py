@@ -228,8 +228,6 @@ def test_guessing_is_an_alarm_that_names_causes():
     class Bytes(torch.nn.Module):
         """Wants 0..255: in [0, 1] all images look black to it."""
 
-        training = False
-
         def forward(self, u):
             return 1e-3 * Pixels()((u / 255).clamp(0, 1)) + torch.tensor([1.0, 0, 0, 0, 0])
 
