@@ -28,18 +28,16 @@ from typing import Any
 ROOM = 256 << 20
 SECONDS = 10
 #: Audit events of another program, or of the network.
-STARTS = tuple(
-    [
-        "os.system",
-        "os.exec",
-        "os.fork",
-        "os.forkpty",
-        "os.posix_spawn",
-        "os.spawn",
-        "subprocess.Popen",
-        "pty.spawn",
-        "socket.connect",
-    ]
+STARTS = (
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.forkpty",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "pty.spawn",
+    "socket.connect",
 )
 NUMBERS = (-1, 0, 1, 3, 10**9, 10**30, 2**63, 0.5, -0.5, 1e400, float("nan"), True, None)
 #: What a configuration's fields become.
