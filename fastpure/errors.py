@@ -34,7 +34,7 @@ class CompileError(FastpureError, RuntimeError):
 
 
 class NonFiniteError(FastpureError, ArithmeticError):
-    """NaN or Inf appeared during purification; the message names the step and the sample ids."""
+    """A network answered NaN or Inf; the message names the network and the sample ids, and in a purifier the step."""
 
 
 class CheckpointError(FastpureError, ValueError):
@@ -107,6 +107,17 @@ def named(ids: Any, bad: Any) -> str:
     found = ids[bad].tolist()
     more = f" and {len(found) - 8} more" if len(found) > 8 else ""
     return f"sample id {', '.join(str(int(i)) for i in found[:8])}{more}"
+
+
+def finite(answer: Any, ids: Any, who: str) -> Any:
+    """Return ``answer`` [B, ...] if it is finite; otherwise raise NonFiniteError saying ``who`` gave it, for which ids.
+
+    Whoever decides by an answer looks at it first: the largest of NaN is class 0, and NaN exceeds no threshold.
+    """
+    bad = ~answer.detach().isfinite()
+    if bool(bad.any()):
+        raise NonFiniteError(f"{who} answered NaN or Inf for {named(ids, bad.reshape(len(bad), -1).any(1))}")
+    return answer
 
 
 def positive(argument: str, value: float) -> float:

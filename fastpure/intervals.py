@@ -1,10 +1,12 @@
-"""Confidence intervals for accuracies."""
+"""Confidence intervals for accuracies, and exact tests of what varies between draws and between two defences."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
+
+import numpy as np
 
 from .errors import mistake
 
@@ -42,3 +44,31 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # Rounding must not push the bound past the estimate at 0 and 1, where they coincide.
     return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n, confidence)
+
+
+def cochran_q(correct: np.ndarray) -> tuple[float, float]:
+    """Cochran's Q and its p-value: do the K columns of a binary [B, K] table have the same mean?
+
+    Q = K (K-1) sum_j (C_j - C)^2 / sum_i R_i (K - R_i), asymptotically chi-squared with K-1 degrees of freedom;
+    (0, 1) if no row is mixed.
+    """
+    from scipy.stats import chi2
+
+    k = correct.shape[1]
+    columns, rows = correct.sum(0, dtype=np.float64), correct.sum(1, dtype=np.float64)
+    scale = float((rows * (k - rows)).sum())
+    if scale == 0.0:
+        return 0.0, 1.0
+    q = k * (k - 1) * float(((columns - columns.mean()) ** 2).sum()) / scale
+    return q, float(chi2.sf(q, k - 1))
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Two-sided exact p-value of McNemar's test: ``wins`` and ``losses`` are the discordant pairs.
+
+    Under the null hypothesis each is as likely: twice the smaller binomial tail, at most 1.
+    """
+    from scipy.stats import binomtest
+
+    n = wins + losses
+    return 1.0 if n == 0 else float(binomtest(wins, n, 0.5).pvalue)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import mistake, whole
+from ..errors import finite, mistake, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal, philox_uniform
 from ..nets import Denoiser
 from ..purify.purifier import check_range
@@ -162,7 +162,9 @@ class AnomalyDetector(nn.Module):
         a, s = (level.to(x.dtype).view(-1, 1, 1, 1) for level in (alpha, sigma))
         state = a * (2 * x - 1) + s * philox_normal(keys, NOISE, Stream.FORWARD, self.denoiser.image_shape)
         seen = state / a if self.denoiser.time_input == "sigma" else state
-        output = self.denoiser(seen, labels)
+        output = finite(
+            self.denoiser(seen, labels), ids, f"the denoiser {type(self.denoiser.network).__name__}"
+        )
         if self.denoiser.prediction == "x0":
             clean = output
         elif self.denoiser.prediction == "v":

@@ -17,7 +17,7 @@ from ..kernels import Domain, NoiseKeys, Stream, philox_normal
 from .apgd_loop import ROOM, STAGES, Ask, DenseLoop, Found, SparseLoop, l2
 from .base import Problem, Proposal, Tick
 from .budget import onto_l1_ball_in_box
-from .gradient import Logits, Loss, Query, mean_logits, objective, query
+from .gradient import Average, Logits, Loss, Query, mean_logits, objective, query
 from .gradient_attack import GradientAttack
 from .losses import cross_entropy, dlr, dlr_targeted, require_classes
 from .pgd import is_flat
@@ -62,7 +62,7 @@ class AutoPGD(GradientAttack):
         logits = self.logits(problem)
         rounds = self.labels(problem, logits)
         best: Found | None = None
-        histories = []
+        histories, agreement = [], Average(problem.x)
         for number in range(len(rounds) * self.n_restarts):
             playing = torch.ones_like(problem.y, dtype=torch.bool)
             if best is not None and not problem.target.is_random:
@@ -71,11 +71,14 @@ class AutoPGD(GradientAttack):
                 break
             chosen = playing.nonzero()[:, 0]
             labels = rounds[number // self.n_restarts]
-            found = self._run(problem.part(chosen), labels[chosen], logits, number, tick)
+            part = problem.part(chosen)
+            own = Average(part.x)
+            found = self._run(part, labels[chosen], logits, number, tick, own)
+            agreement.add(own.mean, chosen)
             best = found if best is None else _merge(best, found, chosen)
             histories.append(_spread(found.losses, chosen, len(problem.x)))
         assert best is not None
-        return Proposal(best.x, torch.cat(histories), is_flat(best.first))
+        return Proposal(best.x, torch.cat(histories), is_flat(best.first), agreement=agreement.mean)
 
     def start(self, problem: Problem, number: int) -> Tensor:
         """Random point on the surface of the cube (largest entry eps) or of the ball, clamped to [0, 1].
@@ -92,13 +95,23 @@ class AutoPGD(GradientAttack):
             return _into(problem.x + noise, problem.x, STAGES[0][0] * self.eps)
         return (problem.x + self.eps * noise / (l2(noise) + ROOM)).clamp(0.0, 1.0)
 
-    def _run(self, problem: Problem, labels: Tensor, logits: Logits, number: int, tick: Tick) -> Found:
+    def _run(
+        self,
+        problem: Problem,
+        labels: Tensor,
+        logits: Logits,
+        number: int,
+        tick: Tick,
+        agreement: Average,
+    ) -> Found:
         goal, n = objective(logits, self.loss), self.n_draws(problem)
         queries = number * (self.n_iter + len(STAGES))
 
         def ask(points: Tensor, which: Tensor, i: int) -> Query:
             draws = range((queries + i) * n, (queries + i + 1) * n)
-            return query(goal, points, labels[which], problem.ids[which], draws, self.batch_size)
+            found = query(goal, points, labels[which], problem.ids[which], draws, self.batch_size)
+            agreement.add(found.agreement, which)
+            return found
 
         def tell(i: int, loss: float) -> None:
             tick(number * self.n_iter + i, loss)
@@ -152,6 +165,11 @@ class APGDDLR(AutoPGD):
         """Untargeted DLR."""
         return dlr
 
+    def labels(self, problem: Problem, logits: Logits) -> list[Tensor]:
+        """The true classes."""
+        require_classes(problem.n_classes, 3, "dlr", "Use the attack apgd-ce")
+        return super().labels(problem, logits)
+
 
 @dataclass(frozen=True, kw_only=True)
 class APGDT(AutoPGD):
@@ -178,7 +196,8 @@ class APGDT(AutoPGD):
 
     def labels(self, problem: Problem, logits: Logits) -> list[Tensor]:
         """(true class, target) for each target, by falling mean logit of the original image."""
-        require_classes(problem.n_classes, 4, "dlr-targeted", "Use the attack apgd-ce or apgd-dlr")
+        advice = "Use the attack apgd-ce" + (" or apgd-dlr" if problem.n_classes == 3 else "")
+        require_classes(problem.n_classes, 4, "dlr-targeted", advice)
         outputs = mean_logits(logits, problem.x, problem.ids, range(self.n_draws(problem)), self.batch_size)
         others = (
             outputs.scatter(1, problem.y[:, None], -torch.inf)

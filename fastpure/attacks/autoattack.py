@@ -17,9 +17,10 @@ from torch import Tensor
 from ..errors import mistake, one_of, whole
 from .apgd import APGDCE, APGDDLR, APGDT
 from .base import NormAttack, Problem, Proposal, Tick
-from .gradient import score
+from .gradient import Average, score
 from .gradient_modes import GradientMode
 from .pyautoattack import FAB, Square
+from .weakness import Effort
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab", "square"),
@@ -28,12 +29,15 @@ VERSIONS = {
 """Members of the published versions, in their order; "standard" is meant for deterministic defences."""
 
 MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "square")
+LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+"""How many classes the loss of a member needs, where that is more than two."""
+
 DECISIONS = ("fresh", "legacy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(NormAttack):
-    """The ensemble of Croce and Hein (ICML 2020).
+    """The ensemble of Croce and Hein (ICML 2020). Members whose loss needs more classes than there are are left out.
 
     Attributes:
         version: "standard", "rand", or "custom" with ``attacks``.
@@ -74,10 +78,26 @@ class AutoAttack(NormAttack):
         GradientMode(self.gradient, self.surrogate_steps, self.surrogate_dt)
         self.members()
 
-    def members(self) -> list[NormAttack]:
-        """The attacks of the ensemble with their settings, in order."""
-        names = self.attacks or VERSIONS[self.version]
-        return [self._member(one_of("attacks", name, MEMBERS)) for name in names]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all members, in order."""
+        return self.attacks or VERSIONS[self.version]
+
+    def members(self, n_classes: int = 0) -> list[NormAttack]:
+        """The attacks of the ensemble with their settings, in order; those that exist for ``n_classes`` if known.
+
+        Raises:
+            ValueError: none does.
+        """
+        names = [one_of("attacks", name, MEMBERS) for name in self.names]
+        if n_classes:
+            names = [name for name in names if LEAST_CLASSES.get(name, 2) <= n_classes]
+            if not names:
+                there = ", ".join(name for name in MEMBERS if LEAST_CLASSES.get(name, 2) <= n_classes)
+                raise ValueError(
+                    mistake("attacks", f"some that exist for {n_classes} classes: {there}", self.names)
+                )
+        return [self._member(name) for name in names]
 
     def iterations(self) -> int:
         """See ``Attack.iterations``; those of all members."""
@@ -87,12 +107,28 @@ class AutoAttack(NormAttack):
         """See ``Attack.eot``."""
         return max(member.eot() for member in self.members())
 
+    def effort(self, n_classes: int) -> Effort:
+        """See ``Attack.effort``; that of the member which spends most, because the best of them counts."""
+        efforts = [member.effort(n_classes) for member in self.members(n_classes)]
+        return Effort(
+            steps=max(effort.steps for effort in efforts),
+            queries=max(effort.queries for effort in efforts),
+            draws=max(effort.draws for effort in efforts),
+            noisy=any(effort.noisy for effort in efforts),
+            left_out=tuple(
+                f"{name} is left out: its loss needs {least} classes, and there are {n_classes}"
+                for name, least in LEAST_CLASSES.items()
+                if name in self.names and 0 < n_classes < least
+            ),
+        )
+
     def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The candidate of each image that is correct on the fewest decision draws."""
         best, correct = problem.x.clone(), self._share_correct(problem, problem.x, 0)
         histories: list[Tensor] = []
         flat = torch.zeros_like(problem.y, dtype=torch.bool)
-        for number, member in enumerate(self.members(), start=1):
+        agreement = Average(problem.x)
+        for number, member in enumerate(self.members(problem.n_classes), start=1):
             chosen = (correct > 0).nonzero()[:, 0]
             if not len(chosen):
                 break
@@ -106,12 +142,14 @@ class AutoAttack(NormAttack):
             best[chosen[better]], correct[chosen[better]] = candidate[better], share[better]
             if number == 1 and proposal.zero_gradients is not None:
                 flat[chosen] = proposal.zero_gradients
+            if proposal.agreement is not None:
+                agreement.add(proposal.agreement, chosen)
             wide = proposal.losses.new_full((len(proposal.losses), len(problem.x)), torch.nan)
             wide[:, chosen] = proposal.losses
             histories.append(wide)
         losses = torch.cat(histories) if histories else problem.x.new_empty((0, len(problem.x)))
         verdict = (correct > 0)[:, None] if self.decision == "legacy" else None
-        return Proposal(best, losses, flat, verdict)
+        return Proposal(best, losses, flat, verdict, agreement.mean)
 
     def _share_correct(self, problem: Problem, x: Tensor, number: int) -> Tensor:
         # The final score takes draws 0 to eval_draws - 1; a choice made on them would flatter the attack.

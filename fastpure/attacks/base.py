@@ -14,58 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError, mistake, named, whole
-from ..intervals import Interval, wilson
 from ..purify import Target, look_through
 from ..purify.inputs import check_range
-from ..reverse import Execution
 from .budget import Admissible, Budget
 from .gradient import score
-
-
-@dataclass(frozen=True, eq=False)
-class AttackResult:
-    """Adversarial images with their verdict.
-
-    Attributes:
-        x_adv: [B, C, H, W] float32, inside the budget and [0, 1].
-        clean_correct: bool [B, K], the original images on K evaluation draws (K = 1 if nothing is random).
-        robust_correct: bool [B, K], the adversarial images on the same draws.
-        distance: float64 [B], measured on the stored pixels.
-        losses: float32 [n_iter, B], the attack's loss at each iterate; NaN where an image was not attacked.
-        seconds: wall time of the attack, without the scoring.
-        attack: the attack with its settings, as text.
-        execution: how the defence's steps were carried out; None for a module that is no ``Defense``.
-        zero_gradients: bool [B], where the attack's first gradient was exactly zero: it could not move the image,
-            and robustness there shows nothing. None for attacks that use no gradient.
-    """
-
-    x_adv: Tensor
-    clean_correct: Tensor
-    robust_correct: Tensor
-    distance: Tensor
-    losses: Tensor
-    seconds: float
-    attack: str
-    execution: Execution | None = None
-    zero_gradients: Tensor | None = None
-
-    @property
-    def clean_accuracy(self) -> Interval:
-        """Mean accuracy of one draw on the original images, Wilson interval over images."""
-        return _accuracy(self.clean_correct)
-
-    @property
-    def robust_accuracy(self) -> Interval:
-        """Mean accuracy of one draw on the adversarial images, Wilson interval over images."""
-        return _accuracy(self.robust_correct)
-
-    def __str__(self) -> str:
-        return f"{self.attack}\nclean  {self.clean_accuracy}\nrobust {self.robust_accuracy}"
-
-
-def _accuracy(correct: Tensor) -> Interval:
-    return wilson(float(correct.double().mean(1).sum()) if len(correct) else 0.0, len(correct))
-
+from .results import AttackResult
+from .weakness import Effort, Setting, noise_left_by
 
 Tick = Callable[[int, float], None]
 """Called after each iteration with its number and the mean loss."""
@@ -106,12 +60,14 @@ class Proposal:
         zero_gradients: bool [B], where the first gradient was exactly zero though the image was classified correctly;
             None where no gradient is used.
         verdict: bool [B, 1], decisions of a protocol that the attack carries by name, or None: fresh draws decide.
+        agreement: float64 [B], mean of ``Query.agreement`` over the queries; None where no gradient is used.
     """
 
     x: Tensor
     losses: Tensor
     zero_gradients: Tensor | None = None
     verdict: Tensor | None = None
+    agreement: Tensor | None = None
 
 
 class Attack(ABC):
@@ -152,6 +108,10 @@ class Attack(ABC):
     def eot(self) -> int:
         """Most draws of one image that are asked about together."""
         return 1
+
+    def effort(self, n_classes: int) -> Effort:
+        """What it spends on an image of a target with ``n_classes`` classes, for the signs of a weak attack."""
+        return Effort()
 
     @final
     def admit(self, proposal: Proposal, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -220,6 +180,13 @@ class Attack(ABC):
             attack=str(self),
             zero_gradients=proposal.zero_gradients,
             execution=problem.target.execution,
+            agreement=proposal.agreement,
+            setting=Setting(
+                n_classes=problem.n_classes,
+                random=problem.target.is_random,
+                noise_left=noise_left_by(problem.target.methods),
+                effort=self.effort(problem.n_classes) if self.seeks else None,
+            ),
         )
 
 

@@ -57,7 +57,8 @@ class DiffAttack(GradientAttack):
 
         def evaluate(x: Tensor, labels: Tensor, ids: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
             states = target.trajectory(x, ids, draws, Domain.ATTACK)
-            logits = target.classify(states[-1].clamp(0.0, 1.0) if method.clip_output else states[-1])
+            end = states[-1].clamp(0.0, 1.0) if method.clip_output else states[-1]
+            logits = target.classify(end, ids)
             return loss(logits, labels) + self.weight * deviation(method, x, states), logits
 
         return evaluate

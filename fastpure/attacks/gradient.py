@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..errors import mistake
+from ..errors import finite, mistake
 from ..kernels import Domain
 from ..purify import Target
 
@@ -35,11 +35,34 @@ class Query:
         gradient: [B, C, H, W], mean gradient of the loss.
         loss: [B], mean loss.
         correct: float [B], share of the draws that are classified correctly.
+        agreement: float64 [B], cosine between the mean gradients of two halves of the draws; NaN for one draw, or where
+            one of them is zero.
     """
 
     gradient: Tensor
     loss: Tensor
     correct: Tensor
+    agreement: Tensor
+
+
+class Average:
+    """Mean per image over all queries of an attack, of whatever each could measure; NaN where none could."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.total = torch.zeros(len(like), dtype=torch.float64, device=like.device)
+        self.count = torch.zeros_like(self.total)
+
+    def add(self, values: Tensor, images: Tensor | None = None) -> None:
+        """Count ``values`` [n] for these ``images`` [n], all of them if None; NaN counts for nothing."""
+        where = slice(None) if images is None else images
+        known = ~values.isnan()
+        self.total[where] += torch.where(known, values, 0.0).double()
+        self.count[where] += known
+
+    @property
+    def mean(self) -> Tensor:
+        """float64 [B]."""
+        return self.total / self.count
 
 
 def attack_logits(target: Target) -> Logits:
@@ -71,6 +94,10 @@ def query(goal: Objective, x: Tensor, labels: Tensor, ids: Tensor, draws: range,
         ids: sample ids int64 [B].
         draws: the attack's draws, the same for every image.
         batch_size: most (image, draw) pairs in one pass.
+
+    Raises:
+        NonFiniteError: a gradient that is NaN or Inf, of finite logits.
+        ValueError: no gradient.
     """
     n = len(draws)
     gradients = x.new_empty((len(x) * n, *x.shape[1:]))
@@ -87,11 +114,24 @@ def query(goal: Objective, x: Tensor, labels: Tensor, ids: Tensor, draws: range,
         losses[part] = value.detach()
         correct[part] = (logits.detach().argmax(1) == truth[image]).to(x.dtype)
     # Filled by pair and summed in one order, the mean does not depend on how the pairs were cut into batches.
+    by_draw = finite(gradients.view(len(x), n, *x.shape[1:]), ids, "the gradient of the attack's loss")
     return Query(
-        gradients.view(len(x), n, *x.shape[1:]).mean(1),
+        by_draw.mean(1),
         losses.view(len(x), n).mean(1),
         correct.view(len(x), n).mean(1),
+        _agreement(by_draw),
     )
+
+
+def _agreement(gradients: Tensor) -> Tensor:
+    """See ``Query.agreement``, of gradients [B, n, C, H, W]."""
+    half = gradients.shape[1] // 2
+    if not half:
+        return gradients.new_full((len(gradients),), torch.nan, dtype=torch.float64)
+    # In float64, because the square of a saturated classifier's gradient is zero in float32.
+    halves = (gradients[:, :half], gradients[:, half : 2 * half])
+    first, second = (part.mean(1).flatten(1).double() for part in halves)
+    return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))
 
 
 def eot_gradient(

@@ -15,6 +15,7 @@ from .base import Attack, NormAttack, Problem
 from .gradient import Logits, Objective, objective
 from .gradient_modes import GradientMode, has_noise
 from .losses import LOSSES
+from .weakness import Effort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,10 @@ class GradientAttack(NormAttack):
     def eot(self) -> int:
         """See ``Attack.eot``."""
         return self.eot_iter
+
+    def effort(self, n_classes: int) -> Effort:
+        """See ``Attack.effort``."""
+        return Effort(steps=self.n_iter, draws=self.eot_iter, noisy=self.gradient != "blind")
 
     def uniform(self, problem: Problem, draw: int = 0) -> Tensor:
         """Noise in (0, 1) for a random start, [B, C, H, W]: a function of the seed, the sample ids and ``draw``."""
@@ -130,3 +135,7 @@ class RenderedAttack(Attack):
     def eot(self) -> int:
         """See ``Attack.eot``."""
         return self.eot_iter
+
+    def effort(self, n_classes: int) -> Effort:
+        """See ``Attack.effort``."""
+        return Effort(steps=self.n_iter, draws=self.eot_iter, noisy=self.gradient != "blind")

@@ -95,13 +95,13 @@ def _bpda(mode: GradientMode, target: Target) -> Logits:
     def logits(x: Tensor, ids: Tensor, draws: Tensor) -> Tensor:
         with torch.no_grad():
             purified = target.purify(x, ids, draws, Domain.ATTACK)
-        return target.classify(StraightThrough.apply(x, purified))
+        return target.classify(StraightThrough.apply(x, purified), ids)
 
     return logits
 
 
 def _blind(mode: GradientMode, target: Target) -> Logits:
-    return lambda x, ids, draws: target.classify(x)
+    return lambda x, ids, draws: target.classify(x, ids)
 
 
 def _adjoint(mode: GradientMode, target: Target) -> Logits:

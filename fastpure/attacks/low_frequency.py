@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import MissingExtra, mistake, positive, whole
 from .base import Problem, Proposal, Tick
 from .budget import Admissible
-from .gradient import query
+from .gradient import Average, query
 from .gradient_attack import RenderedAttack
 from .pgd import is_flat
 
@@ -78,6 +78,7 @@ class LowFrequency(RenderedAttack):
         ]
         optimizer = torch.optim.Adam(groups)
         found, fewest, flat = x.clone(), torch.full_like(losses[0], 2.0), None
+        agreement = Average(x)
         for i in range(self.n_iter):
             with torch.enable_grad():
                 image = self.render(x, weights, change)
@@ -95,9 +96,10 @@ class LowFrequency(RenderedAttack):
                 parameter.grad = gradient
             optimizer.step()
             losses[i] = answer.loss
+            agreement.add(answer.agreement)
             tick(i, float(answer.loss.mean()))
         never = (fewest > 1.0).view(-1, 1, 1, 1)  # no iterate kept the bound: the last one is cut back to it
-        return Proposal(torch.where(never, image.detach(), found), losses, flat)
+        return Proposal(torch.where(never, image.detach(), found), losses, flat, agreement=agreement.mean)
 
     def render(self, x: Tensor, weights: list[Tensor], change: Tensor) -> Tensor:
         """The filtered image of ``x`` + ``change``; edges are those of ``x``."""

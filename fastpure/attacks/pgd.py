@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,9 +11,10 @@ from torch import Tensor
 from ..errors import one_of, positive, whole
 from ..purify import Target
 from .base import Problem, Proposal, Tick
-from .gradient import Objective, Query, objective, query
+from .gradient import Average, Objective, Query, objective, query
 from .gradient_attack import GradientAttack
 from .losses import LOSSES
+from .weakness import Effort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +46,16 @@ class PGD(GradientAttack):
         step_size = self.step_size if self.step_size is not None else 2.5 * self.eps / self.n_iter
         n, x = self.n_draws(problem), self.start(problem)
         losses, flat = problem.x.new_zeros((self.n_iter, len(problem.x))), None
+        agreement = Average(problem.x)
         for i in range(self.n_iter):
             draws = range(i * n, (i + 1) * n)
             found = query(goal, x, problem.y, problem.ids, draws, self.batch_size)
             losses[i] = found.loss
+            agreement.add(found.agreement)
             flat = is_flat(found) if flat is None else flat
             x = self.budget.project(self.budget.ascend(x, found.gradient, step_size), problem.x)
             tick(i, float(losses[i].mean()) if len(x) else 0.0)
-        return Proposal(x, losses, flat)
+        return Proposal(x, losses, flat, agreement=agreement.mean)
 
     def start(self, problem: Problem) -> Tensor:
         """The first iterate."""
@@ -104,6 +107,11 @@ class DWPGD(GradientAttack):
     def conditions(self, target: Target) -> AbstractContextManager[object]:
         """The target with its noise held still."""
         return target.fixed(self.draw, VARIANTS[self.variant])
+
+    def effort(self, n_classes: int) -> Effort:
+        """See ``Attack.effort``."""
+        own = super().effort(n_classes)
+        return replace(own, noisy=own.noisy and VARIANTS[self.variant] != "all")
 
     def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """PGD's last iterate."""

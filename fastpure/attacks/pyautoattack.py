@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import MissingExtra, mistake, one_of, whole
 from ..kernels import Domain
 from .base import NormAttack, Problem, Proposal, Tick
+from .weakness import Effort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,10 @@ class FAB(ForeignAttack):
         """See ``Attack.iterations``; one per target."""
         return self.n_target_classes
 
+    def effort(self, n_classes: int) -> Effort:
+        """See ``Attack.effort``."""
+        return Effort(steps=self.n_iter, draws=self.eot_iter)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("n_iter", self.n_iter, minimum=1)
@@ -108,6 +113,10 @@ class Square(ForeignAttack):
     def iterations(self) -> int:
         """See ``Attack.iterations``."""
         return self.n_queries
+
+    def effort(self, n_classes: int) -> Effort:
+        """See ``Attack.effort``."""
+        return Effort(queries=self.n_queries, draws=self.eot_iter)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import mistake
 from .base import Problem, Proposal, Tick
 from .budget import Box
-from .gradient import query
+from .gradient import Average, query
 from .gradient_attack import RenderedAttack
 from .pgd import is_flat
 
@@ -59,6 +59,7 @@ class StAdv(RenderedAttack):
         flow = x.new_zeros((len(x), 2, *x.shape[2:]))
         losses, goal = x.new_zeros((self.n_iter, len(x))), self.goal(problem)
         step_size = self.step_size if self.step_size is not None else 2.5 * self.bound / self.n_iter
+        agreement = Average(x)
         for i in range(self.n_iter):
             leaf = flow.requires_grad_(True)
             with torch.enable_grad():
@@ -68,10 +69,11 @@ class StAdv(RenderedAttack):
                 value = (image * found.gradient).sum() - self.smoothness * roughness(leaf).sum()
             (gradient,) = torch.autograd.grad(value, leaf)
             losses[i] = found.loss
+            agreement.add(found.agreement)
             flat = is_flat(found) if flat is None else flat
             flow = (leaf.detach() + step_size * gradient.sign()).clamp(-self.bound, self.bound)
             tick(i, float(found.loss.mean()))
-        return Proposal(warp(x, flow), losses, flat)
+        return Proposal(warp(x, flow), losses, flat, agreement=agreement.mean)
 
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:

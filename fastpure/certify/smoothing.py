@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..classifiers import call_frozen, require_eval
-from ..errors import mistake, positive, whole
+from ..errors import finite, mistake, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
 from ..purify.purifier import check_range
 from .oneshot import certified_radius, check_alpha, lower_bound
@@ -107,6 +107,7 @@ class Smoothing:
             )
             noise = philox_normal(keys, 0, Stream.FORWARD, tuple(image.shape))
             logits = call_frozen(self.model, image + self.sigma * noise)
+            finite(logits, torch.full_like(draw, sample_id), f"the classifier {type(self.model).__name__}")
             part = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
             total = part if total is None else total + part
         if total is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -69,22 +69,7 @@ def run(experiment: Experiment, batch_size: int, device: str) -> AttackResult:
             )
             bar.update(begin + len(rows) - bar.n)
 
-    def joined(name: str, dim: int = 0) -> Any:
-        pieces = [getattr(part, name) for part in parts]
-        return None if pieces[0] is None else torch.cat([piece.cpu() for piece in pieces], dim)
-
-    return AttackResult(
-        x_adv=joined("x_adv"),
-        clean_correct=joined("clean_correct"),
-        robust_correct=joined("robust_correct"),
-        distance=joined("distance"),
-        losses=joined("losses", 1)
-        if len({len(part.losses) for part in parts}) == 1
-        else parts[0].losses[:0].cpu(),
-        seconds=sum(part.seconds for part in parts),
-        attack=parts[0].attack,
-        zero_gradients=joined("zero_gradients"),
-    )
+    return AttackResult.joined(parts)
 
 
 def save(path: Path, experiment: Experiment, result: AttackResult) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import finite
 from ..files import replacing
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _grid(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tens
             _show(axis, images[i].clamp(0, 1), signed=logits is None)
             axis.set(xticks=[], yticks=[])
             if logits is not None:
-                guess = int(logits[i].argmax())
+                guess = int(finite(logits, ids, "the classifier")[i].argmax())
                 colour = "black" if guess == int(y[i]) else "tab:red"
                 axis.set_title(data.classes[guess], fontsize=size, color=colour, pad=2)
 

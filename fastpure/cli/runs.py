@@ -34,8 +34,8 @@ def compare(
 ) -> None:
     """Compare runs image by image: difference with interval and exact McNemar test, and signs of weak attacks.
 
-    Each run is compared with the first. Runs that differ in the attack's seed only are restarts: their spread is
-    shown too.
+    Each run is compared with the first; the alarms of each follow. Runs that differ in the attack's seed only are
+    restarts: their spread is shown too.
 
     Example: fastpure compare runs/diffpure.sqlite runs/coup.sqlite
     """
@@ -43,6 +43,7 @@ def compare(
 
     from ..evaluate import Run, across, compare_runs, restart_spread
     from ..evaluate.protocol import make
+    from ..evaluate.weakness import warnings
 
     if len(runs) < 2:
         raise ValueError(f"`runs` must be two or more files, got {len(runs)}")
@@ -56,5 +57,8 @@ def compare(
             ValueError
         ):  # raised where they are no restarts of one another, which is the usual case
             typer.echo(str(restart_spread(opened)))
+        for run in opened:
+            for warning in warnings(run):
+                typer.echo(f"WARNING   {run.path}: {warning}")
         for finding in across(opened):
             typer.echo(f"{'WARNING   ' if finding.alarm else ''}{finding}")

@@ -44,6 +44,7 @@ def sweep(
         rules = make(protocol, draws, **wanted.extra["protocol"])
         reports = run_points(wanted, points, rules, out, batch_size, progress)
     print_table(points, reports)
+    print_warnings(points, reports)
     print_findings(reports)
 
 
@@ -144,6 +145,18 @@ def print_table(points: list[dict[str, Any]], reports: list[Any]) -> None:
             names,
         )
     Console(width=120).print(table)
+
+
+def print_warnings(points: list[dict[str, Any]], reports: list[Any]) -> None:
+    """The alarms of every point; one that all have is said once."""
+    said = [[str(warning) for warning in report.warnings] for report in reports]
+    common = [text for text in said[0] if all(text in texts for texts in said)] if len(said) > 1 else []
+    for text in common:
+        typer.echo(f"WARNING   all points: {text}")
+    for point, texts in zip(points, said, strict=True):
+        for text in texts:
+            if text not in common:
+                typer.echo(f"WARNING   {describe(point)}: {text}")
 
 
 def print_findings(reports: list[Any]) -> None:

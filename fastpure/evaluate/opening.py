@@ -13,11 +13,13 @@ from .schema import (
     APPLICATION_ID,
     READ_ERRORS,
     VERSION,
+    agreements,
     checksum,
     checksums,
     foreign_tables,
     sealed_rows,
     trouble,
+    unknown_tables,
 )
 
 
@@ -81,6 +83,9 @@ def contradiction(connection: sqlite3.Connection) -> str:
     foreign = foreign_tables(connection)
     if foreign:
         return f"its table {foreign[0]} is not as fastpure makes it"
+    strange = unknown_tables(connection)
+    if strange:
+        return f"it holds {', '.join(strange)}"
     count = "SELECT count(*) FROM"
     (orphans,) = connection.execute(
         f"{count} draws WHERE position NOT IN (SELECT position FROM images)"
@@ -91,6 +96,9 @@ def contradiction(connection: sqlite3.Connection) -> str:
     (noted,) = connection.execute("SELECT coalesce(sum(n), 0) FROM blocks").fetchone()
     if there != noted:
         return f"{noted} images were written, {there} are there"
+    positions = {row[0] for row in connection.execute("SELECT position FROM images")}
+    if agreements(connection).keys() - positions:
+        return "agreements without image"
     stored, rows = checksums(connection) or {}, sealed_rows(connection)
     for (kind, row), sha in stored.items():
         if (kind, row) not in rows or sha != checksum(kind, rows[kind, row]):

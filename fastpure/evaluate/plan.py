@@ -61,7 +61,7 @@ class _StandIn(Target):
     def trajectory(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
         return torch.stack([x * 1.0] * (len(self.method.steps) + 1))
 
-    def classify(self, purified: Tensor) -> Tensor:
+    def _classify(self, purified: Tensor) -> Tensor:
         (self.gradients if torch.is_grad_enabled() and purified.requires_grad else self.judgements).append(
             len(purified)
         )
@@ -73,7 +73,7 @@ class _StandIn(Target):
         return {"kind": "stand-in"}
 
     def _answer(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
-        return self.classify(x)
+        return self._classify(x)
 
     def _probed(self, x: Tensor, ids: Tensor) -> Target:
         return self

@@ -48,6 +48,9 @@ class ImageRecord:
         verdict: what the attack decided itself where it carries a published protocol (AutoAttack, "legacy").
         trace: the attack's loss at each iterate, float32 [n_iter]; NaN where it had given the image up.
         judged: by name of `INPUTS`.
+        agreement: how far two halves of the attack's draws agree on the gradient, see `attacks.gradient.Query`; None
+            where not measured. It describes the attack, not its result, and has a checksum of its own: files that were
+            written without it keep theirs.
     """
 
     position: int
@@ -60,9 +63,10 @@ class ImageRecord:
     verdict: bool | None = None
     trace: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     judged: dict[str, Judged] = field(default_factory=dict)
+    agreement: float | None = None
 
     def sha256(self) -> bytes:
-        """SHA-256 of every value, independent of how the file stores it."""
+        """SHA-256 of every value but the agreement, independent of how the file stores it."""
         digest = hashlib.sha256(struct.pack("<qqq", self.position, self.sample_id, self.label))
         for array in (self.x, self.x_adv, self.trace):
             _feed(digest, array)
@@ -74,6 +78,11 @@ class ImageRecord:
                 _feed(digest, self.judged[name].predicted)
                 _feed(digest, _as_stored(self.judged[name].loss))
         return digest.digest()
+
+
+def agreement_sha256(position: int, value: float) -> bytes:
+    """SHA-256 of an agreement and the image it belongs to."""
+    return hashlib.sha256(struct.pack("<qd", position, value)).digest()
 
 
 def _as_stored(numbers: np.ndarray) -> np.ndarray:

@@ -140,6 +140,13 @@ class Run:
         return self._column("zero_gradient", np.float64)
 
     @cached_property
+    def agreements(self) -> np.ndarray:
+        """How far two halves of the attack's draws agree on the gradient, float64 [n]; NaN where not measured."""
+        there = self._rows("SELECT 1 FROM sqlite_master WHERE name = 'agreements'")
+        found = dict(self._rows("SELECT position, value FROM agreements") if there else ())
+        return np.array([found.get(p, np.nan) for p in self.positions.tolist()], dtype=np.float64)
+
+    @cached_property
     def verdicts(self) -> np.ndarray:
         """The attack's own decisions, float64 [n], 1.0 for correct; NaN where it took none."""
         return self._column("verdict", np.float64)

@@ -16,6 +16,8 @@ draws       one row per image, input and draw: ``input`` ("clean", "adversarial"
             ``predicted`` class, ``correct`` 0 or 1, cross-entropy ``loss``.
 sessions    one row per start: time, environment (versions, device, threads, SHA-256 of the code), batch sizes.
 blocks      one row per transaction: seconds for clean draws, attack, judging; ``store`` is the previous write's.
+agreements  one row per image whose attack averaged gradients over draws: how far two halves of the draws agreed
+            (``value``, a cosine), and ``sha256`` of that. Files of version 0.1.0 have no such table.
 checksums   SHA-256 of the rows of ``meta`` (kind "meta", id 0, both together), ``sessions`` ("session") and
             ``blocks`` ("block"), see `checksum`. Files made before this table existed are read without it.
 ==========  ======================================================================================================
@@ -39,7 +41,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DiskFull, FastpureError, RunDamaged, StoreUnavailable
-from .record import INPUTS, ImageRecord, Judged, pack, unpack
+from .record import INPUTS, ImageRecord, Judged, agreement_sha256, pack, unpack
 
 APPLICATION_ID = 0x66703031
 """Marks a file as a run of fastpure ("fp01")."""
@@ -68,7 +70,13 @@ CREATE TABLE blocks (
 CHECKSUMS = """CREATE TABLE checksums (
     kind TEXT NOT NULL, id INTEGER NOT NULL, sha256 BLOB NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID"""
 
-_STATEMENTS = [text.strip() for text in TABLES.split(";") if text.strip()] + [CHECKSUMS]
+AGREEMENTS = """CREATE TABLE agreements (
+    position INTEGER PRIMARY KEY REFERENCES images, value REAL NOT NULL, sha256 BLOB NOT NULL)"""
+
+_LATER = {"checksums", "agreements"}
+"""Came after version 0.1.0, whose files get them when they are continued."""
+
+_STATEMENTS = [text.strip() for text in TABLES.split(";") if text.strip()] + [CHECKSUMS, AGREEMENTS]
 _TABLES = {text.split()[2]: text for text in _STATEMENTS}
 
 
@@ -87,8 +95,13 @@ def foreign_tables(connection: sqlite3.Connection) -> list[str]:
     rows = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
     wrong = [name for kind, name, sql in rows if kind == "trigger"]
     wrong += [name for kind, name, sql in rows if name in _TABLES and (kind, sql) != ("table", _TABLES[name])]
-    missing = _TABLES.keys() - {name for _, name, _ in rows} - {"checksums"}
+    missing = _TABLES.keys() - {name for _, name, _ in rows} - _LATER
     return [*wrong, *sorted(missing)]
+
+
+def unknown_tables(connection: sqlite3.Connection) -> list[str]:
+    """Tables of other names than a run file has: one of its own whose name was damaged."""
+    return sorted(tables(connection) - _TABLES.keys())
 
 
 def checksum(kind: str, values: Sequence[Any]) -> bytes:
@@ -125,7 +138,9 @@ def checksums(connection: sqlite3.Connection) -> dict[tuple[str, int], bytes] | 
 
 
 def seal_all(connection: sqlite3.Connection) -> None:
-    """Give a file of an older version its missing checksums; the caller holds the transaction."""
+    """Give a file of an older version its missing tables and checksums; the caller holds the transaction."""
+    if "agreements" not in tables(connection):
+        connection.execute(AGREEMENTS)
     found = checksums(connection)
     if found is None:
         connection.execute(CHECKSUMS)
@@ -177,6 +192,9 @@ def insert(connection: sqlite3.Connection, records: Iterable[ImageRecord]) -> No
             ),
         )
         connection.executemany("INSERT INTO draws VALUES (?, ?, ?, ?, ?, ?)", _draw_rows(record))
+        if record.agreement is not None:
+            row = (record.position, record.agreement, agreement_sha256(record.position, record.agreement))
+            connection.execute("INSERT INTO agreements VALUES (?, ?, ?)", row)
 
 
 def _flag(value: bool | None) -> int | None:
@@ -201,9 +219,13 @@ def read(
         ValueError, zlib.error, sqlite3.Error: a value cannot be read.
     """
     rows = connection.execute("SELECT * FROM images ORDER BY position")
+    agreed = agreements(connection)
     for position, sample_id, label, x, x_adv, distance, zero, verdict, n_trace, trace, sha in rows:
         judged, consistent = _judged(connection, position, label)
         consistent &= zero in (None, 0, 1) and verdict in (None, 0, 1)
+        agreement, own_sha = agreed.get(position, (None, b""))
+        if agreement is not None:
+            consistent &= own_sha == agreement_sha256(position, agreement)
         record = ImageRecord(
             position=position,
             sample_id=sample_id,
@@ -213,10 +235,25 @@ def read(
             distance=distance,
             zero_gradient=None if zero is None else bool(zero),
             verdict=None if verdict is None else bool(verdict),
+            agreement=agreement,
             trace=unpack(trace, (n_trace,)),
             judged=judged,
         )
         yield record, sha, consistent
+
+
+def tables(connection: sqlite3.Connection) -> set[str]:
+    """The names of all tables."""
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {name for (name,) in rows if not str(name).startswith("sqlite_")}
+
+
+def agreements(connection: sqlite3.Connection) -> dict[int, tuple[float, bytes]]:
+    """Agreement and its checksum by position, where they were recorded."""
+    if "agreements" not in tables(connection):
+        return {}
+    rows = connection.execute("SELECT position, value, sha256 FROM agreements")
+    return {position: (value, sha256) for position, value, sha256 in rows}
 
 
 def _judged(connection: sqlite3.Connection, position: int, label: int) -> tuple[dict[str, Judged], bool]:

@@ -10,7 +10,7 @@ import numpy as np
 from ..intervals import Interval, wilson
 from .run import Run
 from .statistics import DrawSpread, draw_spread
-from .weakness import Finding, findings, seeks
+from .weakness import Finding, findings, left_out, seeks
 
 
 @final
@@ -28,6 +28,7 @@ class Report:
         spread: how accuracy varies from draw to draw on the adversarial (else the clean) images; None if nothing
             is random.
         findings: every check for a weak attack with its value; `warnings` are those that gave alarm.
+        notes: what was asked for and not done, such as members of an ensemble that need more classes.
         seconds: time by part.
         path: the run file, None if it was kept in memory.
         digest: SHA-256 of identity and results, see `Run.content_digest`.
@@ -45,6 +46,7 @@ class Report:
     transfer: Interval | None
     spread: DrawSpread | None
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
     seconds: dict[str, float]
     path: str | None
     digest: str
@@ -78,6 +80,7 @@ class Report:
             transfer=accuracy(run.values("transfer")) if run.predicted("transfer").shape[1] else None,
             spread=draw_spread(run.correct(judged)) if run.predicted(judged).shape[1] > 1 else None,
             findings=findings(run),
+            notes=left_out(run),
             seconds=run.seconds(),
             path=None if run.path is None else str(run.path),
             digest=run.content_digest(),
@@ -101,6 +104,7 @@ class Report:
             lines.append(f"transfer  {self.transfer}   (the same images on fresh noise)")
         if self.spread is not None:
             lines.append(f"draws     {self.spread}")
+        lines += [f"NOTE      {note}" for note in self.notes]
         lines += [f"WARNING   {warning}" for warning in self.warnings]
         spent = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
         lines.append(f"time      {spent}")

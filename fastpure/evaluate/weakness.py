@@ -1,151 +1,123 @@
-"""Signs that an attack was too weak for its result to mean anything (after Carlini et al. 2019, section 3).
-
-Each check is a value with its explanation; `Finding.alarm` says whether the value is suspicious. None proves an
-attack strong.
-"""
+"""The checks of `attacks.weakness` on run files, and what several runs of one defence show together."""
 
 from __future__ import annotations
 
 import copy
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cache
 from itertools import combinations
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 
 from ..attacks import MODES
+from ..attacks.weakness import (
+    SHARE_ALARM,
+    Effort,
+    Finding,
+    Seen,
+    Setting,
+    check,
+    noise_left_by,
+)
 from .controls import KINDS
 from .identity import canonical, differences
 from .run import Run
-from .statistics import cochran_q, compare_values, mcnemar
+from .statistics import compare_values
+from .stored import CannotRebuild, Head, rebuild_method
 
-MIN_ITERATES = 10
-Z_ALARM = 3.0
-RISE_ALARM = 0.05
-P_ALARM = 1e-3
-SHARE_ALARM = 0.01
-
-
-@final
-@dataclass(frozen=True)
-class Finding:
-    """One check.
-
-    Attributes:
-        name: short name of the check.
-        value: what was measured; the explanation says in which units. NaN where it could not be.
-        alarm: whether the value is suspicious.
-        explanation: what the value is and what it suggests.
-    """
-
-    name: str
-    value: float
-    alarm: bool
-    explanation: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.explanation}"
+__all__ = ["Finding", "across", "findings", "gradient_mode", "left_out", "seeks", "warnings"]
 
 
 def findings(run: Run) -> tuple[Finding, ...]:
     """All checks one run allows."""
     if not len(run.positions):
         return ()
-    found = [uneven_draws(run.correct("clean"))]
-    attack = run.identity["attack"]
-    if attack is None or not seeks(attack["name"]):
-        return tuple(found)
-    clean, robust = run.values("clean"), run.values("adversarial")
-    found += [
-        zero_gradients(run.zero_gradients, clean),
-        unmoved(run.distances, robust),
-        easier(clean, robust),
-        still_rising(run.traces(), robust),
-    ]
-    return tuple(found)
-
-
-def uneven_draws(correct: np.ndarray) -> Finding:
-    """Whether clean accuracy, bool [B, K], changes between draws more than independent noise can make it."""
-    if correct.shape[1] < 2:
-        return Finding("draws", math.nan, False, "nothing is random, or only one draw was taken")
-    q, p = cochran_q(correct)
-    rates = correct.mean(0)
-    text = (
-        f"clean accuracy ranges over {100 * rates.min():.1f}..{100 * rates.max():.1f} % between draws "
-        f"(Cochran's Q = {q:.1f}, p = {p:.2g})"
+    attacked = run.identity["attack"] is not None
+    seen = Seen(
+        correct=run.correct("clean"),
+        clean=run.values("clean"),
+        robust=run.values("adversarial") if attacked else None,
+        distances=run.distances,
+        traces=run.traces(),
+        zero_gradients=run.zero_gradients,
+        agreement=run.agreements,
     )
-    if p < P_ALARM:
-        text += "; more than chance: images share noise, or something outside the noise keys is random"
-    return Finding("draws", p, p < P_ALARM, text)
+    return check(setting(run), seen)
 
 
-def zero_gradients(zero: np.ndarray, clean: np.ndarray) -> Finding:
-    """Share of the images that are right before the attack and whose first gradient was exactly zero.
-
-    Args:
-        zero: 1.0, 0.0, or NaN where the attack uses no gradient, [B].
-        clean: how far each original counts as correct, [B].
-    """
-    known = np.isfinite(zero) & (clean > 0)
-    if not known.any():
-        return Finding("zero gradients", math.nan, False, "the attack uses no gradient")
-    share = float(zero[known].mean())
-    text = f"the first gradient is exactly zero at {100 * share:.1f} % of the originals"
-    if share > SHARE_ALARM:
-        text += (
-            "; a masked or saturated gradient hides weaknesses: attack with loss='margin' or another loss, "
-            "gradient='bpda', or a black-box attack"
-        )
-    return Finding("zero gradients", share, share > SHARE_ALARM, text)
+def warnings(run: Run) -> tuple[Finding, ...]:
+    """Those that say the numbers should not be trusted as they are."""
+    return tuple(finding for finding in findings(run) if finding.alarm)
 
 
-def unmoved(distances: np.ndarray, robust: np.ndarray) -> Finding:
-    """Share of not yet broken images that the attack returned unchanged."""
-    left = robust > 0
-    share = float((distances[left] == 0).mean()) if left.any() else 0.0
-    text = f"the attack left {100 * share:.1f} % of the images it did not break unchanged"
-    if share > SHARE_ALARM:
-        text += "; it had no direction to go, so these images were not tested"
-    return Finding("unmoved images", share, share > SHARE_ALARM, text)
+def setting(run: Run) -> Setting:
+    """What the checks need to know of a run."""
+    identity = run.identity
+    return Setting(
+        n_classes=len(identity["data"]["classes"]),
+        random=is_random(run),
+        rule=run.protocol.rule,
+        noise_left=_noise_left(canonical(identity["defense"])),
+        effort=effort(identity),
+    )
 
 
-def easier(clean: np.ndarray, robust: np.ndarray) -> Finding:
-    """Images on which the defence does better after the attack than before."""
-    up, down = int((robust > clean).sum()), int((robust < clean).sum())
-    alarm = up > down and mcnemar(up, down) < P_ALARM
-    text = f"the attack made {up} images easier and {down} harder"
-    if alarm:
-        text += "; it works for the defence: its gradient or the sign of its loss is wrong"
-    return Finding("easier images", float(up), alarm, text)
+def is_random(run: Run) -> bool:
+    """Whether different draws saw different noise; one draw of a purifier is taken to be random."""
+    if run.predicted("clean").shape[1] > 1:
+        return True
+    known = run.protocol.noise == "known" and run.protocol.part == "all"
+    return bool(_purifiers(run.identity["defense"])) and not known
 
 
-def still_rising(traces: np.ndarray, robust: np.ndarray) -> Finding:
-    """Whether the loss [B, T] of images not yet broken still rose in the last fifth of the iterations.
+def effort(identity: Mapping[str, Any]) -> Effort | None:
+    """What the attack of an identity spends on an image; None for no attack, or a corruption that seeks nothing."""
+    attack = identity["attack"]
+    if attack is None or not seeks(attack["name"]):
+        return None
+    settings, kind = attack["settings"], KINDS.get(attack["name"])
+    if kind is None:  # an attack of the user's own, by the names that the field gives to settings
+        return Effort(steps=settings.get("n_iter") or 0, draws=settings.get("eot_iter") or 0)
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    try:
+        made = kind(**{name: value for name, value in settings.items() if name in known})
+    except (TypeError, ValueError):  # images stand in a file as their checksum: `Transfer` asks nothing
+        return Effort()
+    return made.effort(len(identity["data"]["classes"]))
 
-    The value is the mean rise from the fourth to the last fifth, as a share of the rise from the first to the last.
-    """
-    name, left = "unfinished", traces[(robust > 0) & np.isfinite(traces).all(1)].astype(np.float64)
-    if traces.shape[1] < MIN_ITERATES or len(left) < 2:
-        return Finding(name, math.nan, False, "too few iterations or unbroken images to tell")
-    fifth = traces.shape[1] // 5
-    last, before, first = left[:, -fifth:], left[:, -2 * fifth : -fifth], left[:, :fifth]
-    rise = last.mean(1) - before.mean(1)
-    whole = float((last.mean(1) - first.mean(1)).mean())
-    error = float(rise.std(ddof=1)) / math.sqrt(len(rise))
-    share = float(rise.mean()) / whole if whole > 0 else 0.0
-    alarm = share > RISE_ALARM and float(rise.mean()) > Z_ALARM * error
-    text = f"the loss of unbroken images rose by {100 * share:.1f} % of its whole rise in the last fifth"
-    if alarm:
-        text += "; more iterations would find more: raise n_iter and compare"
-    return Finding(name, share, alarm, text)
+
+def left_out(run: Run) -> tuple[str, ...]:
+    """What was asked for and not done, see `AttackResult.notes`."""
+    spent = effort(run.identity)
+    return () if spent is None else spent.left_out
+
+
+def _purifiers(defense: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The descriptions of all purifiers of a described defence."""
+    return (
+        [defense] if "method" in defense else [part for part in defense.get("inside", ()) if "method" in part]
+    )
+
+
+@cache
+def _noise_left(defense: str) -> float:
+    """See `noise_left_by`; of a description as canonical text."""
+    found = []
+    for described in _purifiers(json.loads(defense)):
+        try:
+            found.append(rebuild_method(described["method"], Head().eval()))
+        except CannotRebuild:
+            return math.nan
+    return noise_left_by(found)
 
 
 def across(runs: Sequence[Run]) -> tuple[Finding, ...]:
-    """Checks that need several finished runs of one defence: more iterations or draws that still help, and inexact
-    gradients or transferred images that beat the exact gradient.
+    """Checks that need several finished runs of one defence: more iterations or draws that still help, another start
+    that finds what one has missed, and inexact gradients or transferred images that beat the exact gradient.
 
     Runs are compared where they agree in defence, data, protocol, norm and radius; others are left alone.
     """
@@ -154,7 +126,47 @@ def across(runs: Sequence[Run]) -> tuple[Finding, ...]:
         if _problem(a) != _problem(b):
             continue
         found += _budget_findings(a, b) + _gradient_findings(a, b)
-    return tuple(found)
+    return (*found, *_restart_findings(runs))
+
+
+def _restart_findings(runs: Sequence[Run]) -> list[Finding]:
+    """For runs that differ in the attack's seed only: what the best start of each image finds beyond one start.
+
+    The minimum over noisy scores is below all of them by chance. So half of the draws choose the start of each image,
+    and the other half compare it with the best single run; where one draw decides, there is no noise to be fooled by.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        attack = run.identity["attack"]
+        if (
+            attack is None
+            or not seeks(attack["name"])
+            or "seed" not in attack["settings"]
+            or not run.complete
+        ):
+            continue
+        identity = copy.deepcopy(run.identity)
+        identity["attack"]["settings"].pop("seed")
+        groups.setdefault(canonical(identity), []).append(run)
+    return [_restarts(group) for group in groups.values() if len(group) > 1]
+
+
+def _restarts(runs: Sequence[Run]) -> Finding:
+    correct = np.stack([run.correct("adversarial") for run in runs]).astype(np.float64)
+    half = correct.shape[2] // 2
+    choosing, judging = (correct[..., :half], correct[..., half:]) if half else (correct, correct)
+    values = judging.mean(2)
+    best = values[choosing.mean(2).argmin(0), np.arange(values.shape[1])]
+    single = values[values.mean(1).argmin()]
+    result = compare_values(single, best)
+    alarm = result.difference < -SHARE_ALARM and result.p_value < 0.05
+    text = (
+        f"the best of {len(runs)} starts of each image leaves {100 * result.accuracies[1]:.1f} %, the best single run "
+        f"{100 * result.accuracies[0]:.1f} % (p = {result.p_value:.2g})"
+    )
+    if alarm:
+        text += "; one start is not enough: raise n_restarts, or take the worst case of more seeds"
+    return Finding("restarts", result.difference, alarm, text)
 
 
 def _budget_findings(a: Run, b: Run) -> list[Finding]:

@@ -121,6 +121,7 @@ class Worker:
             "distance": distance,
             "trace": proposal.losses,
             "zero_gradient": proposal.zero_gradients,
+            "agreement": proposal.agreement,
             "verdict": verdict,
         }
 
@@ -183,6 +184,8 @@ def _records(
         for name, kind in (("distance", float), ("zero_gradient", bool), ("verdict", bool)):
             if name in arrays:
                 own[name] = kind(arrays[name][i])
+        if "agreement" in arrays and np.isfinite(arrays["agreement"][i]):
+            own["agreement"] = float(arrays["agreement"][i]) + 0.0  # SQLite keeps no -0
         if "x_adv" in arrays:
             own["x_adv"] = arrays["x_adv"][i].copy()
             own["trace"] = np.ascontiguousarray(arrays["trace"][:, i], dtype=np.float32)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..classifiers.base import call_frozen, require_eval
 from ..classifiers.features import probe_classes
-from ..errors import mistake, one_of, whole
+from ..errors import finite, mistake, one_of, whole
 from ..kernels import Domain, NoiseKeys
 from ..reverse import SplitNoise
 from .inputs import Held, current_question, held_noise, holding, sealed
@@ -148,8 +148,14 @@ class Defense(nn.Module):
     def predict(
         self, x: Tensor, sample_ids: Tensor | list[int] | None = None, draw: int | Tensor | None = None
     ) -> Tensor:
-        """Predicted classes int64 [B]."""
-        return self(x, sample_ids, draw).argmax(1)
+        """Predicted classes int64 [B].
+
+        Raises:
+            NonFiniteError: the classifier answers NaN or Inf. Calling the defence returns what it answers.
+        """
+        ids = torch.as_tensor(range(len(x)) if sample_ids is None else sample_ids, device=x.device)
+        logits = finite(self(x, sample_ids, draw), ids, f"the classifier {type(self.classifier).__name__}")
+        return logits.argmax(1)
 
     def _realisation(
         self, x: Tensor, sample_ids: Tensor | list[int] | None, draw: int | Tensor | None, domain: Domain

@@ -1,8 +1,8 @@
-"""The one door: whatever is attacked, evaluated or reported is a ``Target``, and nothing behind it asks for types.
+"""``Target``: whatever is attacked, evaluated or reported; nothing that has one asks for types.
 
-``door`` looks through wrappers, asks the thing a few times on one image, and so knows what it is: whether its noise is
-ours to number (a ``Defense``, also inside somebody's module), its own (a module that answers differently each time), or
-none. Attacks and evaluations then ask for logits of (images, ids, draws) and need not know more.
+It knows what it is: whether its noise is ours to number (a ``Defense``, also inside somebody's module), its own (a
+module that answers differently each time), or none. Attacks and evaluations ask for logits of (images, ids, draws) and
+need not know more. ``entry`` makes one of a module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..classifiers.base import call_constant, call_frozen, require_eval
-from ..errors import NonFiniteError, mistake, named, whole
+from ..errors import finite, mistake, whole
 from ..kernels import Domain
 from ..methods import Method
 from ..reverse import Execution
@@ -122,6 +122,11 @@ class Target(ABC):
         """How it purifies."""
         self.no_purifier("a method")
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Of all purifiers inside."""
+        return ()
+
     def purify(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
         """The purified images that its classifier sees, [B, C, H, W]; arguments as for ``logits``."""
         self.no_purifier("purify")
@@ -130,8 +135,12 @@ class Target(ABC):
         """Every state of the purification, [K + 1, B, C, H, W] in [0, 1] units, unclamped."""
         self.no_purifier("trajectory")
 
-    def classify(self, purified: Tensor) -> Tensor:
-        """Logits [B, classes] of images that have been purified."""
+    @final
+    def classify(self, purified: Tensor, ids: Tensor) -> Tensor:
+        """Logits [B, classes] of images that have been purified; raises as ``logits`` does, naming ``ids`` [B]."""
+        return self._looked_at(self._classify(purified), ids)
+
+    def _classify(self, purified: Tensor) -> Tensor:
         self.no_purifier("classify")
 
     def with_method(self, method: Method) -> Target:
@@ -201,11 +210,8 @@ class Target(ABC):
             raise ValueError(
                 mistake("defense", f"a module that returns logits [{len(ids)}, classes]", got, remedy)
             )
-        bad = ~torch.isfinite(answer.detach()).all(1)
-        if bool(bad.any()):
-            name = type(self.classifier).__name__
-            raise NonFiniteError(f"the classifier {name} answered NaN or Inf for {named(ids, bad)}")
-        return answer
+        looked_at: Tensor = finite(answer, ids, f"the classifier {type(self.classifier).__name__}")
+        return looked_at
 
     @property
     def classifier(self) -> nn.Module:
@@ -293,6 +299,11 @@ class Defended(Target):
         return self.module.purifier.method
 
     @property
+    def methods(self) -> tuple[Method, ...]:
+        """The one."""
+        return (self.method,)
+
+    @property
     def classifier(self) -> nn.Module:
         """The defended classifier."""
         return self.module.classifier
@@ -307,8 +318,7 @@ class Defended(Target):
         draw, domain = self.realisation(draws, domain)
         return self.module.trajectory(x, ids, draw, domain=domain)
 
-    def classify(self, purified: Tensor) -> Tensor:
-        """See ``Target.classify``."""
+    def _classify(self, purified: Tensor) -> Tensor:
         return self.module.classify(purified)
 
     def with_method(self, method: Method) -> Defended:
@@ -406,6 +416,11 @@ class Bare(Target):
         return sum(calls) or 1
 
     @property
+    def methods(self) -> tuple[Method, ...]:
+        """Of the purifiers that were asked."""
+        return tuple(_purifier(part).method for part in self.inside)
+
+    @property
     def execution(self) -> Execution | None:
         """That of the first purifier inside."""
         return next((_purifier(part).execution for part in self.inside), None)
@@ -454,47 +469,3 @@ def _purifier(part: nn.Module) -> Purifier:
 def _differs(first: Tensor, again: Callable[[], Tensor], asked: int = ASKED) -> bool:
     """Whether one of ``asked`` - 1 further answers is not the first one."""
     return any(differ(first, again()) for _ in range(asked - 1))
-
-
-def look_through(defense: nn.Module | Target) -> Target:
-    """``defense`` as a target, not asked anything yet; wrappers that only pass images on are taken off.
-
-    Raises:
-        TypeError: it is no module.
-    """
-    if isinstance(defense, Target):
-        return defense
-    if not isinstance(defense, nn.Module):
-        raise TypeError(mistake("defense", "a Defense or an nn.Module", type(defense).__name__))
-    module = _unwrapped(defense)
-    return Defended(module) if isinstance(module, Defense) else Bare(module)
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """``module`` without wrappers around a purifier that change no number, or itself."""
-    if not any(isinstance(part, Defense | Purifier) for part in module.modules()):
-        return module
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return _unwrapped(module.module)
-    if isinstance(module, torch._dynamo.OptimizedModule):
-        return _unwrapped(module._orig_mod)
-    if type(module) is nn.Sequential and len(module) == 1:
-        return _unwrapped(module[0])
-    return module
-
-
-def door(defense: nn.Module | Target, x: Tensor, ids: Tensor, n_labels: int = 0) -> Target:
-    """``defense`` as a target that has been asked about the first of the images ``x`` [B, C, H, W].
-
-    Args:
-        defense: a ``Defense``, a module around one, or any module from [0, 1] images to logits.
-        x: images in [0, 1], at least one, on the device of its networks.
-        ids: their sample ids int64 [B].
-        n_labels: one more than the largest label.
-
-    Raises:
-        TypeError: it is no module.
-        NonFiniteError, ValueError: it does not return finite logits [B, classes] with enough classes, or is in training
-            mode.
-    """
-    return look_through(defense).probed(x, ids, n_labels)

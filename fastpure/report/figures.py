@@ -136,7 +136,7 @@ def walk(entry: Entry, target: Target, n: int, clean: bool = True) -> Walk:
     ``clean``: on the originals as well, where there are adversarial images.
     """
     positions = entry.run.positions[:n].tolist()
-    labels = torch.from_numpy(entry.run.labels[:n])
+    labels, ids = (torch.from_numpy(found[:n]) for found in (entry.run.labels, entry.run.sample_ids))
     rows = target.method.table().rows
     top: dict[str, tuple[float, ...]] = {}
     true: dict[str, tuple[float, ...]] = {}
@@ -146,7 +146,7 @@ def walk(entry: Entry, target: Target, n: int, clean: bool = True) -> Walk:
         states = states_of(entry, target, which, positions)
         kept, times = _reverse_part(states, [(row.t, row.forward) for row in rows])
         with torch.no_grad():
-            found = [target.classify(state).softmax(1).cpu() for state in kept]
+            found = [target.classify(state, ids.to(state.device)).softmax(1).cpu() for state in kept]
         top[which] = tuple(float(p.amax(1).mean()) for p in found)
         true[which] = tuple(float(p.gather(1, labels[:, None]).mean()) for p in found)
         right[which] = tuple(int((p.argmax(1) == labels).sum()) for p in found)

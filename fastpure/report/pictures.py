@@ -105,7 +105,8 @@ def gallery(entry: Entry, target: Target | None, n_images: int, note: str = "") 
     """
     bare = None
     if target is not None and target.purifies:
-        bare = {which: bare_classes(target, entry.run.images(which)) for which in _inputs(entry)}
+        every = torch.from_numpy(entry.run.sample_ids)
+        bare = {which: bare_classes(target, entry.run.images(which), every) for which in _inputs(entry)}
     kinds = what_happened(entry, bare)
     chosen = choose(kinds, n_images)
     positions = entry.run.positions[chosen].tolist()
@@ -126,13 +127,12 @@ def gallery(entry: Entry, target: Target | None, n_images: int, note: str = "") 
     return Gallery(entry, columns, tuple(rows), () if bare is None else flips(entry, bare), note)
 
 
-def bare_classes(target: Target, x: np.ndarray) -> np.ndarray:
-    """Classes int64 [n] that the classifier without purification gives to images [n, C, H, W]."""
+def bare_classes(target: Target, x: np.ndarray, ids: Tensor) -> np.ndarray:
+    """Classes int64 [n] that the classifier without purification gives to images [n, C, H, W] of these ids [n]."""
     device = target.device
+    parts = zip(torch.from_numpy(x).split(ROWS), ids.split(ROWS), strict=True)
     with torch.no_grad():
-        batches = [
-            target.classify(part.to(device)).argmax(1).cpu() for part in torch.from_numpy(x).split(ROWS)
-        ]
+        batches = [target.classify(part.to(device), own.to(device)).argmax(1).cpu() for part, own in parts]
     return torch.cat(batches).numpy() if batches else np.zeros(0, np.int64)
 
 
@@ -230,7 +230,7 @@ def _purified(entry: Entry, target: Target, which: str, x: np.ndarray, chosen: l
     images, ids = _asked(entry, target, x, entry.run.positions[chosen].tolist())
     with torch.no_grad(), frozen(target, entry.run.protocol):
         purified = target.purify(images, ids, torch.full_like(ids, FIRST_DRAW), Domain.EVALUATION)
-        guesses = target.classify(purified).argmax(1).cpu().numpy()
+        guesses = target.classify(purified, ids).argmax(1).cpu().numpy()
     right = entry.run.correct(which)[chosen]
     tiles = []
     for i, image in enumerate(purified.float().cpu().numpy()):

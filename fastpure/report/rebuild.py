@@ -13,9 +13,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .. import methods
 from ..attacks.base import Attack
 from ..checkpoints import load_denoiser
 from ..classifiers import load_classifier
@@ -25,7 +24,7 @@ from ..evaluate.controls import KINDS
 from ..evaluate.identity import canonical, describe_defense, differences
 from ..evaluate.plan import count_queries
 from ..evaluate.protocol import Protocol
-from ..methods import Method
+from ..evaluate.stored import CannotRebuild, Head, rebuild_method
 from ..nets import Denoiser
 from ..purify import Defense, Purifier, Target, look_through
 from ..purify.description import plain, weights_sha256
@@ -33,21 +32,6 @@ from ..zoo import CLASSIFIERS, DENOISERS
 
 SMALL = 8
 """Height and width of the images on which the queries of an attack are counted, at most."""
-
-
-class CannotRebuild(FastpureError, ValueError):
-    """A stored description does not lead back to what it describes; the message says why."""
-
-
-class _Head(nn.Module):
-    """Stands where a method needs a classifier to be built, and is never asked."""
-
-    def forward(self, u: Tensor) -> Tensor:
-        return u.flatten(1)[:, :2]
-
-    def features_and_logits(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """For methods that want features too."""
-        return u.flatten(1), self(u)
 
 
 def rebuild_attack(described: Mapping[str, Any]) -> Attack:
@@ -71,28 +55,6 @@ def rebuild_attack(described: Mapping[str, Any]) -> Attack:
         raise CannotRebuild(str(error)) from error
     _same(described, plain(attack), "attack")
     return attack
-
-
-def rebuild_method(described: Mapping[str, Any], classifier: nn.Module) -> Method:
-    """The method of an identity, guided by ``classifier`` where it is guided; its table is the stored one.
-
-    Raises:
-        CannotRebuild: an unknown method, one guided by something else, or a table that came out differently.
-    """
-    name, settings = described["name"], dict(described["settings"])
-    if name not in methods.METHODS:
-        raise CannotRebuild(f"this fastpure has no method {name}")
-    takes = methods.spec(name)
-    guided = described["guidance"] is not None or "sha256" in canonical(described.get("procedure"))
-    if takes.network is not None and (takes.required or guided):
-        settings[takes.network] = classifier
-    try:
-        method = methods.make(name, **settings)
-    except (TypeError, ValueError) as error:
-        raise CannotRebuild(f"{name} cannot be made from its stored settings: {error}") from error
-    if method.steps.digest != described["steps"]:
-        raise CannotRebuild(f"{name} has another step table than in the run")
-    return method
 
 
 def rebuild_defense(
@@ -189,7 +151,7 @@ def network_calls(identity: Mapping[str, Any], protocol: Protocol, judged: int, 
     purified = defense["kind"] != "module"
     if purified:
         try:
-            per = rebuild_method(defense["method"], _Head().eval()).steps.n_network_calls
+            per = rebuild_method(defense["method"], Head().eval()).steps.n_network_calls
         except CannotRebuild:
             return None
     attack = identity["attack"]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, named
+from .blame import check_cotangent, culprit
 from .memory import MemoryPlan, count_saved_bytes
 from .noise import NoiseSource
 from .step import Context, EagerExecutor, Executor, Process, differentiable_once, linearize, wants_gradient
@@ -75,6 +76,7 @@ def states(call: Call, x: Tensor, context: Context) -> list[Tensor]:
     visited = [x.detach()]
     with torch.no_grad(), call.environment():
         walk(call, visited[0], context, lambda k, state: visited.append(state))
+        check_finite(call, visited[0], visited[-1], context)
     return visited
 
 
@@ -198,6 +200,7 @@ def _gradients(ctx: Any, v: Tensor, v_states: Tensor | None) -> tuple[Any, ...]:
     with ctx.call.environment():
         v_x, v_context = adjoint(ctx.call, Trajectory(v, ctx.states, ctx.tapes), ctx.context, v, v_states)
     if not bool(torch.isfinite(v_x).all()):
+        check_cotangent(v, ctx.call.sample_ids)
         bad = ~torch.isfinite(v_x).flatten(1).all(1)
         samples = named(ctx.call.sample_ids, bad)
         raise NonFiniteError(f"the gradient of the purification is NaN or Inf for {samples}")
@@ -213,14 +216,17 @@ def check_finite(call: Call, start: Tensor, end: Tensor, context: Context) -> No
     if bool(torch.isfinite(end).all()):
         return
 
+    before = start
+
     def look(k: int, x: Tensor) -> None:
+        nonlocal before
         bad = ~torch.isfinite(x).flatten(1).all(1)
         if bool(bad.any()):
             raise NonFiniteError(
                 f"NaN or Inf appeared at step {k} (t = {call.process.table.rows[k].t:g}) for "
-                f"{named(call.sample_ids, bad)}. The input was finite, so the denoiser or the guidance overflowed: "
-                "check the weights, or use a wider precision"
+                f"{named(call.sample_ids, bad)}: {culprit(call.process, k, before, context, call.noise)}"
             )
+        before = x.clone()  # a recorded row writes into the same memory again
 
     walk(call, start, context, look)
     raise NonFiniteError("NaN or Inf appeared in the purified image but not when the run was repeated")

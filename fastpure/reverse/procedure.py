@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, named
 from ..guidance import GuidanceStep
+from .blame import check_cotangent, culprit
 from .loop import Call
 from .memory import count_saved_bytes
 from .noise import NoiseSource
@@ -59,7 +60,7 @@ def perform(call: Call, procedure: Procedure, x: Tensor, context: Context) -> Te
         with torch.no_grad(), call.environment():
             end = run(call, procedure, x, context)
     if not bool(torch.isfinite(end).all()):
-        _explain(call, procedure, x, context)
+        explain(call, procedure, x, context)
     return end
 
 
@@ -68,6 +69,8 @@ def perform_states(call: Call, procedure: Procedure, x: Tensor, context: Context
     visited = [x.detach()]
     with torch.no_grad(), call.environment():
         run(call, procedure, visited[0], context, visit=lambda k, image: visited.append(image))
+    if not bool(torch.isfinite(visited[-1]).all()):
+        explain(call, procedure, visited[0], context)
     return visited
 
 
@@ -125,6 +128,7 @@ class _Perform(torch.autograd.Function):
                 for part in torch.autograd.grad(end, wanted, v * _like(scale, v), allow_unused=True)
             ]
         if parts[0] is not None and not bool(torch.isfinite(parts[0]).all()):
+            check_cotangent(v, call.sample_ids)
             bad = ~torch.isfinite(parts[0]).flatten(1).all(1)
             samples = named(call.sample_ids, bad)
             raise NonFiniteError(f"the gradient of the purification is NaN or Inf for {samples}")
@@ -143,12 +147,18 @@ def _recorded(call: Call, procedure: Procedure, tensors: Context) -> tuple[Conte
     return leaves, end
 
 
-def _explain(call: Call, procedure: Procedure, x: Tensor, context: Context) -> None:
+def explain(call: Call, procedure: Procedure, x: Tensor, context: Context) -> NoReturn:
+    """Raise NonFiniteError naming the first bad step, the samples and the network, by running it once more."""
+    before = x.detach()
+
     def look(k: int, image: Tensor) -> None:
+        nonlocal before
         bad = ~torch.isfinite(image).flatten(1).all(1)
         if bool(bad.any()):
             samples = named(call.sample_ids, bad)
-            raise NonFiniteError(f"NaN or Inf appeared at step {k} for {samples}; the input was finite")
+            reason = culprit(call.process, k, before, context, call.noise)
+            raise NonFiniteError(f"NaN or Inf appeared at step {k} for {samples}: {reason}")
+        before = image
 
     with torch.no_grad(), call.environment():
         run(call, procedure, x.detach(), tuple(t.detach() for t in context), visit=look)

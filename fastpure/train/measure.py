@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import Dataset
+from ..errors import finite
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
 from ..nets import Denoiser
 from ..schedule import VP, DiscreteVP
@@ -70,6 +71,7 @@ def score_denoiser(
                 keys = NoiseKeys.make(0, dataset.sample_ids[rows], draw, Domain.EVALUATION, device)
                 noise = philox_normal(keys, index, Stream.FORWARD, dataset.image_shape)
                 error, ratio = _denoise(model, dataset.batch(rows).to(device), t, noise, schedule)
+                finite(error, dataset.sample_ids[rows].to(device), f"the denoiser {type(model).__name__}")
                 errors.append(error)
                 ratios.append(ratio)
         scores.append(DenoiserScore(t, torch.cat(errors).mean().item(), torch.cat(ratios).mean().item()))
@@ -112,7 +114,8 @@ def score_loss(model: nn.Module, loss: Loss, dataset: Dataset, device: torch.dev
         random = StepRandom(0, HELD_OUT_STEP, start, stop, device)
         batch = Batch(dataset.batch(rows).to(device), dataset.labels[rows].to(device), random)
         with torch.enable_grad():  # inner loops differentiate with respect to the images
-            total += loss(model, batch).detach().sum().item()
+            values = loss(model, batch).detach()
+        total += finite(values, dataset.sample_ids[rows], f"the loss of {type(model).__name__}").sum().item()
     model.train(was)
     return total / len(dataset)
 
@@ -134,6 +137,7 @@ def score_classifier(model: nn.Module, dataset: Dataset) -> ClassifierScore:
     right, loss = 0, 0.0
     for rows in torch.arange(len(dataset)).split(BATCH):
         logits, labels = model(dataset.batch(rows).to(device)), dataset.labels[rows].to(device)
+        finite(logits, dataset.sample_ids[rows].to(device), f"the classifier {type(model).__name__}")
         right += int((logits.argmax(1) == labels).sum())
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
     return ClassifierScore(right / len(dataset), loss / len(dataset), len(dataset))

@@ -91,7 +91,7 @@ def test_the_candidate_has_the_fewest_correct_draws_and_then_the_highest_loss():
     def ask(point, which, i):
         points.append(point.clone())
         gradient = torch.ones_like(point)
-        return Query(gradient, torch.tensor([loss[i]]), torch.tensor([correct[i]]))
+        return Query(gradient, torch.tensor([loss[i]]), torch.tensor([correct[i]]), torch.ones(1))
 
     x = torch.full((1, 1, 2, 2), 0.5)
     found = DenseLoop(ask, x, x - 0.3, "Linf", 0.3, 4).run(stop=False, tick=lambda i, value: None)

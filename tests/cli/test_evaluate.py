@@ -152,6 +152,26 @@ def test_a_sweep_over_iterations_says_whether_they_still_help(here):
     assert "more n_iter: robust accuracy goes from" in run(*words)
 
 
+def test_every_command_shows_the_alarms_of_weak_attacks(here):
+    printed = run("evaluate", *TINY, *JUDGE, "--out", "a.sqlite")
+    run("evaluate", *TINY, *JUDGE, "--out", "b.sqlite", "--eps", "0.1")
+    expected = {
+        "iterations": "2 iterations are too few to tell",
+        "draws per gradient": "1 draw per gradient or answer of a random defence",
+        "evaluation draws": "2 evaluation draws decide about a random defence",
+        "images": "3 images leave",
+    }
+    attacked = run("attack", *TINY, "--set", "attack.eval_draws=2")
+    compared = run("compare", "a.sqlite", "b.sqlite")
+    swept = run("sweep", *TINY, *JUDGE, "--over", "eps=0.1,0.2", "--out", "sweep")
+    for name, text in expected.items():
+        assert f"WARNING   {name}: {text}" in printed
+        assert f"WARNING  {name}: {text}" in attacked
+        assert f"WARNING   a.sqlite: {name}: {text}" in compared
+        assert f"WARNING   b.sqlite: {name}: {text}" in compared
+        assert f"WARNING   all points: {name}: {text}" in swept
+
+
 def test_protocol_settings(here):
     run("evaluate", *TINY, "--method", "diffpure", "--no-progress", "--protocol", "dw_box", "--out", "r.sqlite",
         "--set", "protocol.variant=xi", "--set", "protocol.draw=3", "--draws", "2")  # fmt: skip

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import fastpure as fp
+from fastpure.attacks.weakness import easier, still_rising, unmoved, zero_gradients
 from fastpure.evaluate import GaussianNoise, across, compare_values, restart_spread
 from fastpure.evaluate.statistics import cochran_q, draw_spread, mcnemar
-from fastpure.evaluate.weakness import easier, findings, gradient_mode, still_rising, unmoved, zero_gradients
+from fastpure.evaluate.weakness import findings, gradient_mode
 from tests.evaluate.toys import attack, dataset, run_file
 
 
@@ -182,7 +183,6 @@ def test_a_loss_that_still_rises_alarms():
     given_up = rising.copy()
     given_up[:30, 25:] = np.nan
     assert still_rising(given_up, robust).alarm
-    assert math.isnan(still_rising(rising[:, :5], robust).value)
 
 
 def test_findings_of_a_run_come_from_its_records():
@@ -190,9 +190,11 @@ def test_findings_of_a_run_come_from_its_records():
         np.linspace(0, 1, 20)[None] + np.zeros((30, 1)) + np.random.default_rng(0).normal(0, 1e-3, (30, 20))
     )
     clean = np.zeros((30, 2))
-    run = run_file(None, clean, clean, trace=trace, zero=[True] * 15 + [False] * 15, distance=0.0).read()
+    made = attack(n_iter=20)
+    zero = [True] * 15 + [False] * 15
+    run = run_file(None, clean, clean, attack=made, trace=trace, zero=zero, distance=0.0).read()
     alarms = {finding.name for finding in findings(run) if finding.alarm}
-    assert alarms == {"zero gradients", "unmoved images", "unfinished"}
+    assert alarms == {"zero gradients", "unmoved images", "unfinished", "evaluation draws"}
     assert {warning.name for warning in fp.Report.of(run).warnings} == alarms
     assert "WARNING   zero gradients: the first gradient is exactly zero at 50.0 %" in str(fp.Report.of(run))
 
@@ -200,7 +202,15 @@ def test_findings_of_a_run_come_from_its_records():
 def test_corruptions_are_not_suspected():
     clean = np.zeros((30, 2))
     run = run_file(None, clean, clean, attack=GaussianNoise(), distance=0.0).read()
-    assert [finding.name for finding in findings(run)] == ["draws"]
+    signs = {
+        "zero gradients",
+        "unmoved images",
+        "unfinished",
+        "iterations",
+        "draws per gradient",
+        "easier images",
+    }
+    assert not signs & {finding.name for finding in findings(run)}
 
 
 N = 60

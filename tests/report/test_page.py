@@ -18,7 +18,7 @@ from fastpure.errors import RunDamaged
 from fastpure.evaluate import GaussianNoise
 from fastpure.evaluate.identity import identity
 from fastpure.evaluate.store import RunStore
-from fastpure.report import Options, report
+from fastpure.report import Options, report, tables
 from fastpure.report.data import open_entries
 from fastpure.report.page import collect
 from fastpure.report.pictures import data_uri, flips, what_happened
@@ -255,3 +255,16 @@ def test_an_existing_page_is_kept_unless_forced(files, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
     with pytest.raises(ValueError, match="`images` must be an integer >= 0"):
         Options(images=-1)
+
+
+def test_every_alarm_of_a_run_stands_beside_its_number_and_in_the_list(tmp_path):
+    path = tmp_path / "weak.sqlite"
+    run_file(path, np.zeros((8, 2)), np.zeros((8, 2)), attack=attack(n_iter=2, eot_iter=1)).close()
+    html = report([path])
+    text = "".join(Page(html).text)
+    for name in ("few iterations", "noisy gradients", "few evaluation draws", "few images"):
+        assert f"weak: {name}" in html
+    with fp.Run.open(path) as opened:
+        for warning in fp.Report.of(opened).warnings:
+            assert f"weak: {tables.finding(warning.name)}" in html
+            assert warning.explanation in text
