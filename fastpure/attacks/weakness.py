@@ -73,9 +73,9 @@ class Effort:
     """What an attack spends on an image.
 
     Attributes:
-        steps: gradient steps from one start; 0 if it follows no gradient.
+        steps: gradient steps from one start; 0 if it follows no gradient or does not say.
         queries: questions of an attack that follows none; 0 if it asks nothing.
-        draws: draws averaged per gradient or answer where something is random; 0 if it asks nothing or is unknown.
+        draws: draws averaged per gradient or answer where something is random; 0 if it asks nothing or does not say.
         noisy: whether what it asks sees the target's noise.
         left_out: members of an ensemble that do not exist for the target, each with the reason.
     """
@@ -232,7 +232,7 @@ def gradient_draws(effort: Effort, random: bool, agreement: np.ndarray, robust: 
     the mean over all draws, whose variance is v / 2, points 35 degrees away from the true gradient.
     """
     name, unbroken = "draws per gradient", robust > 0
-    if not random or not effort.noisy or not effort.draws:
+    if not random or not effort.noisy:
         return Finding(name, math.nan, False, "nothing that the attack asks is random")
     if not unbroken.any():
         return Finding(name, math.nan, False, "no image is left that better gradients could break")
@@ -241,9 +241,10 @@ def gradient_draws(effort: Effort, random: bool, agreement: np.ndarray, robust: 
         return Finding(name, math.nan, True, text)
     known = unbroken & np.isfinite(agreement)
     if not known.any():
-        return Finding(name, math.nan, False, f"agreement of {effort.draws} draws per gradient not recorded")
+        return Finding(name, math.nan, False, "how far the draws agree on the gradient was not recorded")
     cosine = float(agreement[known].mean())
-    text = f"gradients from two halves of the {effort.draws} draws have a cosine of {cosine:.2f} on unbroken images"
+    halves = f"two halves of {effort.draws or 'the'} draws"
+    text = f"gradients from {halves} have a cosine of {cosine:.2f} on unbroken images"
     if cosine < MIN_AGREEMENT:
         text += f", less than {MIN_AGREEMENT:.2f}: more draws would find more; raise eot_iter"
     return Finding(name, cosine, cosine < MIN_AGREEMENT, text)
@@ -295,7 +296,9 @@ def still_rising(traces: np.ndarray, robust: np.ndarray, effort: Effort | None =
     The value is the mean rise from the fourth to the last fifth, as a share of the rise from the first to the last. Too
     few iterations to tell, on images that more might have broken, are an alarm of their own.
     """
-    effort = effort or Effort(steps=traces.shape[1])
+    effort = effort or Effort()
+    if not effort.steps and not effort.queries:  # an attack that does not say: what it recorded counts
+        effort = Effort(steps=traces.shape[1])
     if (few := _too_few(effort, robust)) is not None:
         return few
     name, left = "unfinished", traces[(robust > 0) & np.isfinite(traces).all(1)].astype(np.float64)

@@ -176,6 +176,7 @@ def image_table(entries: Sequence[Entry]) -> Table:
             for name, column in (
                 ("distance", run.distances),
                 ("zero_gradient", run.zero_gradients),
+                ("gradient_agreement", run.agreements),
                 ("verdict", run.verdicts),
             ):
                 row[name] = None if column[i] != column[i] else float(column[i])

@@ -86,6 +86,19 @@ def test_iterations_are_those_of_one_start_not_of_all_members_together():
     assert "iterations" in alarms(ensemble(Pixels(), x, y))
 
 
+def test_an_attack_of_the_users_own_is_judged_by_what_it_recorded():
+    class Own(fp.attacks.Attack):
+        """Says nothing of its effort."""
+
+        eval_draws, batch_size, budget = 2, 8, fp.attacks.Budget("Linf", 0.1)
+
+        def propose(self, problem, tick):
+            return PGD(n_iter=4, eps=1e-4).propose(problem, tick)
+
+    x = images(6)
+    assert "iterations" in alarms(Own()(Pixels(), x, Pixels()(x).argmax(1)))
+
+
 def test_few_queries_of_a_black_box_attack_are_an_alarm():
     robust = np.ones(50)
     assert still_rising(np.zeros((50, 0)), robust, Effort(queries=100)).name == "queries"
