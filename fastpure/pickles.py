@@ -15,8 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import IO, Any, ClassVar, final
 
-__all__ = ["Grants", "Inert", "RestrictedUnpickler", "plain_keys"]
-
 Grants = Callable[[str, str], Any]
 """(module, name) -> what stands for it here, or None if it is refused."""
 

@@ -13,8 +13,6 @@ from ..attacks import Budget
 from ..errors import mistake, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_uniform
 
-__all__ = ["AnomalyAttack", "AnomalyAttackResult", "Scorer", "mean_score"]
-
 
 class Scorer(Protocol):
     """What the attack asks of a detector; one without randomness ignores ids, draw and domain."""

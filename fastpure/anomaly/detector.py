@@ -19,8 +19,6 @@ from ..nets import Denoiser
 from ..purify.purifier import check_range
 from ..schedule import VP, DiscreteVP
 
-__all__ = ["AnomalyDetector"]
-
 NOISE, TIME = 0, 1  # steps of the noise keys
 
 

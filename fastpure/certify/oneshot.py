@@ -14,8 +14,6 @@ from ..errors import mistake, positive, whole
 from ..nets import Conditioning, Denoiser
 from ..schedule import VP, DiscreteVP
 
-__all__ = ["OneShotClassifier"]
-
 
 class OneShotClassifier(nn.Module):
     """Logits of images in [0, 1] that carry Gaussian noise of known deviation ``sigma``.
@@ -80,9 +78,6 @@ def _time_of(ratio: float) -> tuple[float, int]:
         most = VP().sigma(1.0) / VP().alpha(1.0) / 2
         raise ValueError(mistake("sigma", f"at most {most:.3g}, the schedule's last level", ratio / 2))
     return t, int(enough[0])
-
-
-__all__ = ["certified_radius", "check_alpha", "lower_bound", "rate_at"]
 
 
 def check_alpha(alpha: float) -> float:

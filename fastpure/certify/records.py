@@ -14,8 +14,6 @@ from typing import Any, final
 from ..errors import ResumeError
 from ..files import disk, replace_file
 
-__all__ = ["Record", "append_record", "open_records", "read_records"]
-
 MARK = "# fastpure certify "
 
 

@@ -16,8 +16,6 @@ from .oneshot import check_alpha
 from .records import Record, append_record, open_records
 from .smoothing import Smoothing
 
-__all__ = ["CertifyConfig", "certify_dataset"]
-
 
 @final
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from ..kernels import Domain, NoiseKeys, Stream, philox_normal
 from ..purify.purifier import check_range
 from .oneshot import certified_radius, check_alpha, lower_bound
 
-__all__ = ["Certificates", "Smoothing"]
-
 
 @final
 @dataclass(frozen=True, eq=False)

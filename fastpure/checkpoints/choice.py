@@ -17,8 +17,6 @@ from torch import Tensor
 
 from ..errors import CheckpointError, listed, mistake
 
-__all__ = ["CHOICES", "Chosen", "choose", "chosen_tensors", "is_averaged", "is_tensors", "without_prefixes"]
-
 CHOICES = ("ema", "raw")
 """What ``weights`` may be besides the name of a set."""
 

@@ -9,8 +9,6 @@ from typing import Any, final
 
 from ..errors import CheckpointError, listed
 
-__all__ = ["Fields", "merged", "names", "require_fields", "shown"]
-
 _MOST_VALUES = 1000
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80

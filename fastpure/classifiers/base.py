@@ -16,8 +16,6 @@ from ..nets.constant_weights import ConstantWeights
 SWAPPING = threading.RLock()
 """Held while a module of the caller's is called in a state that other threads must not see."""
 
-__all__ = ["call_constant", "call_frozen", "require_eval"]
-
 
 def call_frozen(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)`` with the parameters as constants: gradients reach ``x``, never ``.grad`` of a weight.

@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from ..errors import mistake, one_of, whole
 from .config import MOST_BLOCKS, WIDEST, ClassifierConfig, check_images, check_normalisation
 
-__all__ = ["CIFAR_RESNETS", "CifarResNet", "CifarResNetConfig"]
-
 _SHORTCUTS = ("input", "activated")
 
 

@@ -8,16 +8,6 @@ from typing import Any, TypeVar
 
 from ..errors import listed, mistake, positive, whole
 
-__all__ = [
-    "CIFAR10_MEAN",
-    "CIFAR10_STD",
-    "MOST_BLOCKS",
-    "WIDEST",
-    "ClassifierConfig",
-    "check_images",
-    "check_normalisation",
-]
-
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2471, 0.2435, 0.2616)
 

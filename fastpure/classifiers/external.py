@@ -13,8 +13,6 @@ from .normalised import Normalised, mean_and_std
 from .report import ClassifierReport, keep
 from .state_dicts import read_weights
 
-__all__ = ["EXTERNAL", "load_external"]
-
 #: Value of ``weights`` that lets the library download its own.
 PRETRAINED = "pretrained"
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from ..errors import mistake, one_of
 from .base import SWAPPING, call_frozen
 
-__all__ = ["FeatureClassifier", "FeatureHead", "frozen_features", "probe_classes", "require_features"]
-
 
 @runtime_checkable
 class FeatureClassifier(Protocol):

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, listed
 
-__all__ = ["fit"]
-
 Network = TypeVar("Network", bound=nn.Module)
 _COUNTER = "num_batches_tracked"
 

@@ -17,8 +17,6 @@ from ..errors import mistake
 from ..intervals import wilson
 from .normalised import NORMALISATIONS, MeanStd
 
-__all__ = ["Presentation", "Tried", "best", "presentations", "try_inputs"]
-
 _CAFFE = ((123.675 / 255, 116.28 / 255, 103.53 / 255), (1 / 255,) * 3)
 _GREY = {"mnist": ((0.1307,), (0.3081,))}
 _BATCH = 64

@@ -24,8 +24,6 @@ from .report import ClassifierReport, keep
 from .state_dicts import read_weights
 from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig
 
-__all__ = ["LAYOUTS", "Layout", "read_foreign"]
-
 Config = WideResNetConfig | CifarResNetConfig
 AnyConfig = TypeVar("AnyConfig", WideResNetConfig, CifarResNetConfig)
 Tensors = dict[str, Tensor]

@@ -18,8 +18,6 @@ from .native import is_native_classifier, read_classifier
 from .normalised import Normalised, mean_and_std
 from .robustbench import load_robustbench
 
-__all__ = ["is_foreign", "load_classifier"]
-
 
 def is_foreign(source: str | Path) -> bool:
     """Whether this is a file of another project, which cannot say itself what is done to its images."""

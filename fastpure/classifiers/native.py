@@ -20,8 +20,6 @@ from .report import ClassifierReport, keep
 from .resnet import ResNet, ResNetConfig
 from .wide_resnet import WideResNet, WideResNetConfig
 
-__all__ = ["ARCHITECTURES", "is_native_classifier", "read_classifier", "save_classifier"]
-
 #: Name in the file -> (network, its configuration).
 ARCHITECTURES: dict[str, tuple[type[nn.Module], type[ClassifierConfig]]] = {
     "resnet": (ResNet, ResNetConfig),

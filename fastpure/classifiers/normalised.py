@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from ..errors import mistake, one_of
 from .config import CIFAR10_MEAN, CIFAR10_STD, check_normalisation
 
-__all__ = ["NORMALISATIONS", "MeanStd", "Normalised", "mean_and_std"]
-
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 
 #: Name -> (mean, std) per channel of images in [0, 1]; None feeds the image as it is.

@@ -8,8 +8,6 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-__all__ = ["ClassifierReport", "keep", "report_of"]
-
 
 @final
 @dataclass(frozen=True)

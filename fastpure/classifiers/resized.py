@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from ..errors import mistake, whole
 
-__all__ = ["Resized", "resize"]
-
 
 def resize(x: Tensor, size: int) -> Tensor:
     """Square images ``[B, C, S, S]`` as ``[B, C, size, size]``, bilinear without antialiasing.

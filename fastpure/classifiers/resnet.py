@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from ..errors import mistake, whole
 from .config import MOST_BLOCKS, WIDEST, ClassifierConfig, check_images, check_normalisation
 
-__all__ = ["CONFIGS", "ResNet", "ResNetConfig"]
-
 
 @final
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ from torch import nn
 
 from ..errors import CheckpointError, mistake, one_of
 
-__all__ = ["DATASETS", "THREAT_MODELS", "load_robustbench"]
-
 DATASETS = ("cifar10", "cifar100", "imagenet")
 THREAT_MODELS = ("Linf", "L2", "corruptions")
 _INSTALL = "pip install 'fastpure[robustbench]'"

@@ -14,8 +14,6 @@ from ..checkpoints.sources import open_source
 from ..checkpoints.weights import refuse_inflated
 from ..errors import CheckpointError
 
-__all__ = ["StateDict", "read_weights"]
-
 #: Prefixes of data-parallel training and of wrappers that normalise, in the order they come off.
 _PREFIXES = ("module.", "model.")
 #: Names under which wrappers keep the input normalisation.

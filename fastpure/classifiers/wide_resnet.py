@@ -23,8 +23,6 @@ from .config import (
     check_normalisation,
 )
 
-__all__ = ["WIDE_RESNETS", "WideResNet", "WideResNetConfig"]
-
 _ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
 
 

@@ -23,8 +23,6 @@ from ..data.regular import affordable, open_regular
 from ..errors import DataError, mistake
 from ..files import replacing
 
-__all__ = ["ArrayFile", "ImageFile", "Source", "find_sources", "remarks"]
-
 _ARRAY_SUFFIXES = (".npy", ".npz")
 _PER_IMAGE = 512  # bytes that a run keeps for each image, in its batches and their ids
 _IDS = ("sample_ids", "ids", "index")

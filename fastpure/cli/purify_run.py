@@ -26,8 +26,6 @@ from ..files import PARTIAL, disk, replace_file, replacing
 from ..locks import FileLock
 from .purify_inputs import ImageFile, Source
 
-__all__ = ["Piece", "PurifyRun"]
-
 RUN_FILE = "fastpure-purify.json"
 PIECES = ".fastpure-pieces"
 _CHECKED_AT_ONCE = 256

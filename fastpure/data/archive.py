@@ -17,8 +17,6 @@ from ..errors import DataError
 from .listing import contents
 from .regular import affordable, open_regular, read_regular, reason, size_of
 
-__all__ = ["Archive"]
-
 #: No file of a known data set is larger.
 _LARGEST = 2**28
 _MOST_MEMBERS = 1000  # the official archives have nine

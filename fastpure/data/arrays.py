@@ -15,8 +15,6 @@ from .listing import contents, left_out
 from .numpy_files import Arrays, images_of
 from .regular import affordable
 
-__all__ = ["LAYOUTS", "channels_first", "read_arrays"]
-
 LAYOUTS = ("auto", "NCHW", "NHWC")
 _KEYS = {
     "labels": ("labels", "y", "targets"),

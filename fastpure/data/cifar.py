@@ -19,8 +19,6 @@ from .base import Dataset
 from .jpeg_pack import read_jpeg_pack
 from .safe_pickle import safe_loads
 
-__all__ = ["cifar10", "cifar100"]
-
 _BYTES = 3 * 32 * 32
 
 

@@ -10,8 +10,6 @@ import torch
 from ..errors import DataError, one_of
 from .base import Dataset
 
-__all__ = ["TEST_COUNT", "digits", "stratified_split"]
-
 TEST_COUNT = 500
 SPLIT_SEED = 0
 

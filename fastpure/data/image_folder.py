@@ -15,8 +15,6 @@ from .base import Dataset, literature_rows
 from .listing import Listing, contents, list_classes
 from .pictures import TORCHVISION, Picture, Reading
 
-__all__ = ["read_image_folder"]
-
 _WORDNET = re.compile(r"n\d{8}")
 _SPLITS = ("train", "val", "test")
 

@@ -21,8 +21,6 @@ from .numpy_files import Arrays
 from .pictures import TORCHVISION, Picture
 from .regular import affordable
 
-__all__ = ["is_jpeg_pack", "read_jpeg_pack"]
-
 _REQUIRED = ("jpeg", "offsets", "labels", "classes")
 _PACKED = 100  # a JPEG smaller than its pixels by more shows nothing
 _JPEG = replace(TORCHVISION, formats=("JPEG",))

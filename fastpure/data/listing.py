@@ -12,8 +12,6 @@ from typing import final
 from ..errors import DataError
 from .pictures import IMAGE_SUFFIXES
 
-__all__ = ["Listing", "contents", "left_out", "list_classes", "walk"]
-
 UNREAD = (".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".svg", ".tga", ".psd", ".ico", ".webm")
 """Suffixes of pictures that are not read; they are counted by their own, since they may be missed."""
 

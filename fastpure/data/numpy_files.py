@@ -19,8 +19,6 @@ import numpy as np
 from ..errors import DataError
 from .regular import affordable, open_regular, reason, size_of
 
-__all__ = ["IMAGE_KEYS", "ArrayHeader", "Arrays", "Choice", "images_of"]
-
 IMAGE_KEYS = ("images", "x", "data", "pixels")
 """Names under which an array of images is taken without asking, if it is the only one."""
 

@@ -27,16 +27,6 @@ import numpy as np
 from ..errors import DataError
 from .regular import read_regular, reason
 
-__all__ = [
-    "IMAGENET",
-    "IMAGE_SUFFIXES",
-    "PHOTOGRAPHS",
-    "TORCHVISION",
-    "Picture",
-    "Reading",
-    "to_bytes",
-]
-
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Those of torchvision's ImageFolder."""
 

@@ -9,8 +9,6 @@ from typing import BinaryIO
 
 from ..errors import DataError
 
-__all__ = ["SPARE", "affordable", "open_regular", "read_regular", "reason", "size_of"]
-
 SPARE = 2**28
 """Bytes that a file of any size may ask for; beyond them, four times what the file itself holds."""
 

@@ -29,8 +29,6 @@ from .run import Run
 from .statistics import compare_values
 from .stored import CannotRebuild, Head, rebuild_method
 
-__all__ = ["Finding", "across", "findings", "gradient_mode", "left_out", "seeks", "warnings"]
-
 
 def findings(run: Run) -> tuple[Finding, ...]:
     """All checks one run allows."""

@@ -16,8 +16,6 @@ from ..errors import whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal, philox_uniform
 from ..kernels.keys import WORD_MAX
 
-__all__ = ["Batch", "BatchOrder", "Purpose", "StepRandom", "dropout_seed"]
-
 
 class Purpose(IntEnum):
     """What random numbers are for. Two purposes never share a number."""

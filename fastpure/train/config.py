@@ -12,8 +12,6 @@ from torch import nn
 
 from ..errors import mistake, one_of, positive, whole
 
-__all__ = ["TrainConfig", "differences", "ema_decay", "learning_rate", "make_optimizer"]
-
 
 @final
 @dataclass(frozen=True)

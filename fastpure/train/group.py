@@ -17,8 +17,6 @@ from torch import Tensor
 
 from ..errors import MissingExtra
 
-__all__ = ["Group"]
-
 T = TypeVar("T")
 
 

@@ -22,8 +22,6 @@ from .progress import Board, Progress, stop_requests
 from .state import METRICS, Metrics, RunFolder
 from .trainer import Trainer
 
-__all__ = ["Fit", "fit"]
-
 
 @final
 @dataclass(frozen=True)

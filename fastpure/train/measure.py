@@ -18,8 +18,6 @@ from ..schedule import VP, DiscreteVP
 from .batches import Batch, StepRandom
 from .losses import Loss
 
-__all__ = ["ClassifierScore", "DenoiserScore", "score_classifier", "score_denoiser", "score_loss"]
-
 BATCH = 256
 HELD_OUT_STEP = 2**32 - 1
 """The training step whose random numbers serve held-out images; no run gets that far."""

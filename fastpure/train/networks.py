@@ -15,15 +15,6 @@ from ..nets import Denoiser, config_dict
 from .losses import ContinuousTimes, DiscreteDenoiserLoss, EdmDenoiserLoss, Loss
 from .recipes import ClassifierRecipe, DenoiserRecipe
 
-__all__ = [
-    "check_classes",
-    "check_conventions",
-    "check_shape",
-    "conventions",
-    "new_classifier",
-    "new_denoiser",
-]
-
 
 def check_shape(network: str, image_shape: tuple[int, ...], dataset: Dataset) -> None:
     """Raise ValueError unless the network takes images of this size."""

@@ -16,8 +16,6 @@ from tqdm import tqdm
 
 from ..errors import MissingExtra
 
-__all__ = ["Progress", "StopRequest", "stop_requests"]
-
 
 @final
 class Progress:

@@ -30,16 +30,6 @@ from .losses import (
 )
 from .losses.levels import check_times
 
-__all__ = [
-    "CLASSIFIER_RECIPES",
-    "DENOISER_RECIPES",
-    "FINE_TUNE_RECIPES",
-    "TRADES_RECIPES",
-    "ClassifierRecipe",
-    "DenoiserRecipe",
-    "FineTuneRecipe",
-]
-
 
 @final
 @dataclass(frozen=True)

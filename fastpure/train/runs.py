@@ -35,8 +35,6 @@ from .networks import (
 )
 from .recipes import ClassifierRecipe, DenoiserRecipe, FineTuneRecipe
 
-__all__ = ["fine_tune", "train_classifier", "train_denoiser"]
-
 CLASSIFIER_FILE = "classifier.safetensors"
 DENOISER_FILE = "denoiser.safetensors"
 # Held-out images that are denoised or attacked: enough for 0.05 dB, cheap enough for large networks.
@@ -257,8 +255,6 @@ def _times(t_max: float) -> tuple[float, ...]:
 def _mean_error(scores: tuple[DenoiserScore, ...]) -> float:
     return sum(score.noise_mse for score in scores) / len(scores)
 
-
-__all__ = ["RESULT_FILE", "Outcome", "export", "notes"]
 
 RESULT_FILE = "result.json"
 

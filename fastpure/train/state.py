@@ -19,8 +19,6 @@ from ..files import Watched, disk, replacing
 from ..locks import FileLock
 from .config import differences
 
-__all__ = ["METRICS", "STATE", "Metrics", "RunFolder"]
-
 STATE = "state.pt"
 METRICS = "metrics.csv"
 HEADER = "step,loss,lr,seconds,held_out\n"

@@ -15,8 +15,6 @@ from .config import TrainConfig, ema_decay, learning_rate, make_optimizer
 from .group import Group
 from .losses import Loss
 
-__all__ = ["Trainer"]
-
 
 @final
 class Trainer:

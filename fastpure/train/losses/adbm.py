@@ -21,8 +21,6 @@ from .addt import sign_step
 from .base import Augment, Network, classification_gradient, evaluation_mode, inner_network, weights_digest
 from .levels import ContinuousTimes, Level
 
-__all__ = ["AdbmLoss", "Bridge"]
-
 
 @final
 @dataclass(frozen=True, eq=False)

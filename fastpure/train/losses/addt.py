@@ -20,8 +20,6 @@ from ..batches import Batch, Purpose, StepRandom
 from .base import Augment, Network, classification_gradient, inner_network, weights_digest
 from .levels import ContinuousTimes, Level, Levels
 
-__all__ = ["AddtLinfLoss", "AddtLoss", "mix", "rbgm"]
-
 
 def rbgm(gradient: Tensor, gauss: Tensor, per: str = "channel") -> Tensor:
     """Rank-based Gaussian mapping: the values of ``gauss`` in the order of ``gradient``.

@@ -17,8 +17,6 @@ from ...errors import whole
 from ...nets import Denoiser
 from ..batches import Batch, Purpose, StepRandom
 
-__all__ = ["Network", "classification_gradient", "inner_network"]
-
 Network = Callable[[Tensor, Tensor], Tensor]
 """(state [B, C, H, W], labels [B]) -> the network's answer, float32."""
 
@@ -57,9 +55,6 @@ def classification_gradient(
     logits = call_frozen(classifier, (clean_of(point) + 1) / 2)
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), labels, reduction="sum"), point)
     return gradient
-
-
-__all__ = ["Augment", "Loss", "evaluation_mode", "frozen_weights", "kept_buffers", "weights_digest"]
 
 
 class Loss(Protocol):

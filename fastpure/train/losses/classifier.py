@@ -13,8 +13,6 @@ from ...errors import mistake, one_of, positive, whole
 from ..batches import Batch, Purpose
 from .base import Augment, evaluation_mode, frozen_weights, kept_buffers
 
-__all__ = ["ClassifierLoss", "TradesLoss"]
-
 
 @final
 @dataclass(frozen=True)

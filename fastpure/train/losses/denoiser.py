@@ -13,8 +13,6 @@ from ..batches import Batch, Purpose
 from .base import Augment
 from .levels import DiscreteTimes, EdmLevels, check_times, diffuse
 
-__all__ = ["DenoiserLoss", "DiscreteDenoiserLoss", "EdmDenoiserLoss"]
-
 
 @final
 @dataclass(frozen=True)

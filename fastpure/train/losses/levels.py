@@ -18,8 +18,6 @@ from ...errors import mistake, one_of, positive
 from ...schedule import VP, DiscreteVP
 from ..batches import Purpose, StepRandom
 
-__all__ = ["ContinuousTimes", "DiscreteTimes", "EdmLevels", "Level", "Levels", "diffuse"]
-
 
 @final
 @dataclass(frozen=True, eq=False)
