@@ -24,8 +24,7 @@ from typing import Any
 import torch
 
 import fastpure as fp
-from fastpure.baselines.loops import Cast, Loop
-from fastpure.baselines.plain_network import PlainDDPMpp
+from fastpure.baselines.plain_network import Cast, Loop, PlainDDPMpp
 from fastpure.kernels import NoiseKeys, Stream, affine_row, affine_row_vjp, backend_report, philox_normal
 from fastpure.nets import CONFIGS
 from fastpure.reverse.graphs import FIRST_KEEPING

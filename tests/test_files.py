@@ -15,8 +15,7 @@ import pytest
 
 from fastpure import files
 from fastpure.errors import DiskFull, RunLocked, StoreUnavailable
-from fastpure.files import Unfinished, replace_file, replacing
-from fastpure.locks import NO_LOCKS, FileLock
+from fastpure.files import NO_LOCKS, FileLock, Unfinished, replace_file, replacing
 
 
 def test_new_file_in_a_new_folder(tmp_path: Path) -> None:
@@ -156,7 +155,7 @@ def test_a_link_does_not_defeat_the_lock(tmp_path: Path) -> None:
 HELD = """
 import os, sys
 from pathlib import Path
-from fastpure.locks import FileLock
+from fastpure.files import FileLock
 lock = FileLock(Path(sys.argv[1]))
 print("held", flush=True)
 os._exit(9) if sys.argv[2] == "die" else sys.stdin.read()

@@ -16,8 +16,7 @@ from ..nets import CONFIGS, Denoiser
 from ..purify import Purifier
 from ..purify.precision import PRECISIONS
 from ..reverse import RecordedNoise
-from .loops import Cast, Loop, confidence_gradient
-from .plain_network import PlainDDPMpp
+from .plain_network import Cast, Loop, PlainDDPMpp, confidence_gradient
 from .timing import Timing, interleave, peak_megabytes, ratio
 from .torchsde_adjoint import AdjointGradient, ReverseVPSDE
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import MissingExtra
 from ..schedule import VP
-from .loops import confidence_gradient
+from .plain_network import confidence_gradient
 
 T_EPS = 1e-5
 

@@ -15,7 +15,7 @@ from .edm_names import translate as translate_names
 from .fields import Fields, merged, names, require_fields, shown
 from .report import Plan
 from .sources import Source
-from .unpickle import Record, state_dict
+from .torch_files import Record, state_dict
 from .weights import read_config
 
 _WHOSE = "EDM"

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, listed
 from .choice import CHOICES, Chosen, choose, chosen_tensors, is_averaged, is_tensors, without_prefixes
-from .torch_files import LEGACY_HEAD, load_archive, load_legacy
-from .unpickle import load_pickle
+from .torch_files import LEGACY_HEAD, load_archive, load_legacy, load_pickle
 from .weights import read_json, read_safetensors, require_file
 
 

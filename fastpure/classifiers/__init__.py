@@ -1,12 +1,11 @@
 """Classifiers: the contract they keep, residual networks, and loading by name, path or module."""
 
-from .base import call_frozen, require_eval
+from .base import ClassifierReport, call_frozen, report_of, require_eval
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet, CifarResNetConfig
 from .features import FeatureClassifier, FeatureHead
 from .loading import is_foreign, load_classifier
 from .native import ARCHITECTURES, read_classifier, save_classifier
 from .normalised import NORMALISATIONS, Normalised
-from .report import ClassifierReport, report_of
 from .resized import Resized, resize
 from .resnet import CONFIGS, ResNet, ResNetConfig
 from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig

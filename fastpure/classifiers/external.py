@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from ..errors import CheckpointError, FastpureError, listed, mistake
+from .base import ClassifierReport, keep
 from .normalised import Normalised, mean_and_std
-from .report import ClassifierReport, keep
 from .state_dicts import read_weights
 
 #: Value of ``weights`` that lets the library download its own.

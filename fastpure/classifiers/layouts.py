@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, listed, mistake, one_of
+from .base import ClassifierReport, keep
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet, CifarResNetConfig
 from .config import CIFAR10_MEAN, CIFAR10_STD
 from .fitting import fit
 from .normalised import MeanStd, mean_and_std
-from .report import ClassifierReport, keep
 from .state_dicts import read_weights
 from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig
 

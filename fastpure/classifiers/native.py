@@ -13,10 +13,10 @@ from ..checkpoints.fields import require_fields
 from ..checkpoints.weights import parse_json, read_metadata, read_safetensors, refuse_inflated
 from ..errors import CheckpointError, mistake
 from ..files import replace_file
+from .base import ClassifierReport, keep
 from .cifar_resnet import CifarResNet, CifarResNetConfig
 from .config import ClassifierConfig
 from .fitting import fit
-from .report import ClassifierReport, keep
 from .resnet import ResNet, ResNetConfig
 from .wide_resnet import WideResNet, WideResNetConfig
 

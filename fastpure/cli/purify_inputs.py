@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.archive import affordable, open_regular
 from ..data.jpeg_pack import is_jpeg_pack
 from ..data.listing import left_out, walk
 from ..data.numpy_files import Arrays, Choice, images_of
 from ..data.pictures import IMAGE_SUFFIXES, PHOTOGRAPHS, Picture
-from ..data.regular import affordable, open_regular
 from ..errors import DataError, mistake
 from ..files import replacing
 

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ResumeError, mistake
-from ..files import PARTIAL, disk, replace_file, replacing
-from ..locks import FileLock
+from ..files import PARTIAL, FileLock, disk, replace_file, replacing
 from .purify_inputs import ImageFile, Source
 
 RUN_FILE = "fastpure-purify.json"

@@ -21,9 +21,8 @@ from ..purify import Target
 from ..purify.inputs import Held, held_noise, holding
 from ..reverse.memory import available_bytes, count_saved_bytes
 from ..schedule import StepTable
-from .judging import frozen, judge
 from .protocol import Protocol, fresh
-from .work import Worker, enter
+from .work import Worker, enter, frozen, judge
 
 
 @final

@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .protocol import Protocol
-from .record import ImageRecord
 from .run import Run
+from .schema import ImageRecord
 from .summary import accuracy
 
 

@@ -1,27 +1,44 @@
-"""`Run`: a run file for reading. Everything a report needs comes from here; its tables are described in `schema`."""
+"""`Run`: a run file opened, verified and read, and from its plain values back to the method; tables: see `schema`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from .. import methods
 from ..attacks import Transfer
-from ..errors import RunDamaged, mistake, one_of
+from ..errors import FastpureError, RunDamaged, mistake, one_of
 from ..files import real
+from ..methods import Method
 from .identity import canonical
-from .opening import contradiction, open_mode, read_meta
 from .protocol import Protocol
-from .record import INPUTS, ImageRecord, unpack
-from .schema import READ_ERRORS, checksums, read, trouble
+from .schema import (
+    APPLICATION_ID,
+    INPUTS,
+    READ_ERRORS,
+    VERSION,
+    ImageRecord,
+    agreements,
+    checksum,
+    checksums,
+    foreign_tables,
+    read,
+    sealed_rows,
+    trouble,
+    unknown_tables,
+    unpack,
+)
 
 
 @final
@@ -304,3 +321,123 @@ class Run:
                     mistake("protocol", f"one that the records of {own} can decide", f"{protocol}")
                 )
         return protocol
+
+
+def open_mode(place: Path) -> str:
+    """How SQLite is to open a file that is only read."""
+    log = place.with_name(place.name + "-wal")
+    if log.exists() and (log.stat().st_size or os.access(place.parent, os.W_OK)):
+        return "mode=ro"
+    journal = place.with_name(place.name + "-journal")
+    if journal.exists() and journal.stat().st_size:
+        return "mode=rw"  # a kill while the log was folded: SQLite must put the file back first
+    return "mode=ro&immutable=1"
+
+
+def read_meta(
+    connection: sqlite3.Connection, path: Path | None
+) -> tuple[dict[str, Any], dict[str, int]] | None:
+    """Identity and share, verified; None for an empty database. RunDamaged for anything that is not a run file."""
+    try:
+        connection.execute("PRAGMA trusted_schema = OFF")
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not tables and not application:
+            return None
+        if application != APPLICATION_ID:
+            raise RunDamaged(f"{path} is an SQLite file, but not a run of fastpure; it was not touched")
+        if version != VERSION:
+            raise RunDamaged(f"{path} has schema version {version}, this fastpure reads version {VERSION}")
+        if foreign := foreign_tables(connection):
+            raise RunDamaged(f"{path} is damaged: its table {foreign[0]} is not as fastpure makes it")
+        stored = (checksums(connection) or {}).get(("meta", 0))
+        meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+        if stored is not None and stored != checksum("meta", [meta.get("identity"), meta.get("share")]):
+            raise RunDamaged(
+                f"{path} is damaged: its identity, the settings under which it was measured, is not the one written"
+            )
+        identity, share = json.loads(meta["identity"]), json.loads(meta["share"])
+        shape, n = identity["data"]["image_shape"], identity["data"]["n"]
+        if not (all(type(side) is int and side > 0 for side in shape) and type(n) is int and n > 0):
+            raise ValueError(f"its identity tells of {n} images of shape {shape}")
+        if not {"index", "of", "unit"} <= share.keys() or not {"protocol", "attack"} <= identity.keys():
+            raise ValueError("its identity lacks a part")
+        return identity, share
+    except READ_ERRORS as error:
+        problem = trouble(error, path, "read")
+        if isinstance(problem, RunDamaged):
+            problem = RunDamaged(f"{path} is not a readable run file: {error}; it was not touched")
+        raise problem from error
+    except AttributeError as error:
+        raise RunDamaged(
+            f"{path} is not a readable run file: its identity is no table of settings"
+        ) from error
+
+
+def contradiction(connection: sqlite3.Connection) -> str:
+    """What contradicts itself outside of the images' own checksums; empty if nothing."""
+    report = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if report != "ok":
+        return str(report)
+    foreign = foreign_tables(connection)
+    if foreign:
+        return f"its table {foreign[0]} is not as fastpure makes it"
+    strange = unknown_tables(connection)
+    if strange:
+        return f"it holds {', '.join(strange)}"
+    count = "SELECT count(*) FROM"
+    (orphans,) = connection.execute(
+        f"{count} draws WHERE position NOT IN (SELECT position FROM images)"
+    ).fetchone()
+    if orphans:
+        return "draws without image"
+    (there,) = connection.execute(f"{count} images").fetchone()
+    (noted,) = connection.execute("SELECT coalesce(sum(n), 0) FROM blocks").fetchone()
+    if there != noted:
+        return f"{noted} images were written, {there} are there"
+    positions = {row[0] for row in connection.execute("SELECT position FROM images")}
+    if agreements(connection).keys() - positions:
+        return "agreements without image"
+    stored, rows = checksums(connection) or {}, sealed_rows(connection)
+    for (kind, row), sha in stored.items():
+        if (kind, row) not in rows or sha != checksum(kind, rows[kind, row]):
+            return f"its {kind} {row} is not the one written"
+    return ""
+
+
+class CannotRebuild(FastpureError, ValueError):
+    """A stored description does not lead back to what it describes; the message says why."""
+
+
+class Head(nn.Module):
+    """Stands where a method needs a classifier to be built, and is never asked."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        return u.flatten(1)[:, :2]
+
+    def features_and_logits(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """For methods that want features too."""
+        return u.flatten(1), self(u)
+
+
+def rebuild_method(described: Mapping[str, Any], classifier: nn.Module) -> Method:
+    """The method of an identity, guided by ``classifier`` where it is guided; its table is the stored one.
+
+    Raises:
+        CannotRebuild: an unknown method, one guided by something else, or a table that came out differently.
+    """
+    name, settings = described["name"], dict(described["settings"])
+    if name not in methods.METHODS:
+        raise CannotRebuild(f"this fastpure has no method {name}")
+    takes = methods.spec(name)
+    guided = described["guidance"] is not None or "sha256" in canonical(described.get("procedure"))
+    if takes.network is not None and (takes.required or guided):
+        settings[takes.network] = classifier
+    try:
+        method = methods.make(name, **settings)
+    except (TypeError, ValueError) as error:
+        raise CannotRebuild(f"{name} cannot be made from its stored settings: {error}") from error
+    if method.steps.digest != described["steps"]:
+        raise CannotRebuild(f"{name} has another step table than in the run")
+    return method

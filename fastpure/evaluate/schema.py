@@ -1,4 +1,4 @@
-"""The tables of a run file and the statements that fill them.
+"""What is known of an image, the tables of a run file that keep it, and the statements that fill them.
 
 A run is one SQLite file, schema version 1:
 
@@ -30,18 +30,136 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import sqlite3
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
-from ..errors import DiskFull, FastpureError, RunDamaged, StoreUnavailable
-from .record import INPUTS, ImageRecord, Judged, agreement_sha256, pack, unpack
+from ..errors import DiskFull, FastpureError, RunDamaged, StoreUnavailable, mistake
+
+INPUTS = ("clean", "adversarial", "transfer")
+"""What was judged: the original, the attacked image, and the attacked image on noise the attacker did not know."""
+
+LARGEST = 2**24
+"""Numbers in the largest array that is read: a file says how large its images are, and may be lying."""
+
+HIGHEST_RATIO = 1040
+"""zlib compresses no further."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """One input on K evaluation draws: predicted classes int64 [K] and cross-entropies float32 [K]."""
+
+    predicted: np.ndarray
+    loss: np.ndarray
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """One image of a run.
+
+    Attributes:
+        position: place in the run's data set.
+        sample_id: the image's name for the noise.
+        label: true class.
+        x: the original, float32 [C, H, W] in [0, 1].
+        x_adv: what the attack returned, likewise; None in a run without attack.
+        distance: of ``x_adv`` from ``x`` in the attack's norm, measured on these pixels.
+        zero_gradient: whether the attack's first gradient was exactly zero; None if it uses none.
+        verdict: what the attack decided itself where it carries a published protocol (AutoAttack, "legacy").
+        trace: the attack's loss at each iterate, float32 [n_iter]; NaN where it had given the image up.
+        judged: by name of `INPUTS`.
+        agreement: how far two halves of the attack's draws agree on the gradient, see `attacks.gradient.Query`; None
+            where not measured. It describes the attack, not its result, and has a checksum of its own: files that were
+            written without it keep theirs.
+    """
+
+    position: int
+    sample_id: int
+    label: int
+    x: np.ndarray
+    x_adv: np.ndarray | None = None
+    distance: float | None = None
+    zero_gradient: bool | None = None
+    verdict: bool | None = None
+    trace: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    judged: dict[str, Judged] = field(default_factory=dict)
+    agreement: float | None = None
+
+    def sha256(self) -> bytes:
+        """SHA-256 of every value but the agreement, independent of how the file stores it."""
+        digest = hashlib.sha256(struct.pack("<qqq", self.position, self.sample_id, self.label))
+        for array in (self.x, self.x_adv, self.trace):
+            _feed(digest, array)
+        for value in (self.distance, self.zero_gradient, self.verdict):
+            digest.update(b"-" if value is None else struct.pack("<d", value + 0.0))
+        for name in INPUTS:
+            if name in self.judged:
+                digest.update(name.encode())
+                _feed(digest, self.judged[name].predicted)
+                _feed(digest, _as_stored(self.judged[name].loss))
+        return digest.digest()
+
+
+def agreement_sha256(position: int, value: float) -> bytes:
+    """SHA-256 of an agreement and the image it belongs to."""
+    return hashlib.sha256(struct.pack("<qd", position, value)).digest()
+
+
+def _as_stored(numbers: np.ndarray) -> np.ndarray:
+    """Without the sign of zero and the payload of NaN, which SQLite does not keep; a saturated softmax has loss -0."""
+    return np.where(np.isnan(numbers), np.float32(np.nan), numbers + np.float32(0.0)).astype(numbers.dtype)
+
+
+def _feed(digest: hashlib._Hash, array: np.ndarray | None) -> None:
+    if array is None:
+        digest.update(b"-")
+        return
+    digest.update(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+
+
+def pack(array: np.ndarray) -> bytes:
+    """A float32 array as zlib-compressed bytes, exact.
+
+    The bytes are regrouped by significance before compression: neighbouring pixels share sign and exponent, and
+    equal bytes next to each other are what zlib compresses.
+
+    Raises:
+        ValueError: it is larger than what is read back.
+    """
+    if array.size > LARGEST:
+        raise ValueError(mistake("dataset", f"images of at most {LARGEST:,} numbers each", f"{array.size:,}"))
+    little = np.ascontiguousarray(array, dtype="<f4").reshape(-1)
+    return zlib.compress(little.view(np.uint8).reshape(-1, 4).T.tobytes(), 1)
+
+
+def unpack(blob: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 array of ``shape`` that `pack` made ``blob`` of.
+
+    Raises:
+        ValueError, zlib.error: the blob is damaged or of another size.
+    """
+    size = 4 * math.prod(shape)
+    if not 0 <= size <= min(4 * LARGEST, HIGHEST_RATIO * len(blob)):  # before anything is allocated
+        raise ValueError(f"{len(blob)} bytes cannot hold {shape} numbers")
+    stream = zlib.decompressobj()
+    content = stream.decompress(blob, size + 1)
+    if len(content) != size or not stream.eof or stream.unused_data:
+        raise ValueError(f"a compressed array is not one of {shape} numbers")
+    planes = np.frombuffer(content, dtype=np.uint8).reshape(4, -1)
+    return np.ascontiguousarray(planes.T).view("<f4").astype(np.float32, copy=False).reshape(shape)
+
 
 APPLICATION_ID = 0x66703031
 """Marks a file as a run of fastpure ("fp01")."""

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any, final
 
 from ..errors import RunMismatch, StoreUnavailable, mistake
-from ..files import disk, real
-from ..locks import FileLock
+from ..files import FileLock, disk, real
 from ..purify.description import other_answers
 from .identity import canonical, differences
-from .opening import read_meta
-from .record import ImageRecord
-from .run import Run
-from .schema import add_block, add_session, create, insert, seal_all, trouble
+from .run import Run, read_meta
+from .schema import ImageRecord, add_block, add_session, create, insert, seal_all, trouble
 
 WHOLE = {"index": 1, "of": 1, "unit": 0}
 """The share of a run that is not divided."""

@@ -25,9 +25,8 @@ from ..attacks.weakness import (
 )
 from .controls import KINDS
 from .identity import canonical, differences
-from .run import Run
+from .run import CannotRebuild, Head, Run, rebuild_method
 from .statistics import compare_values
-from .stored import CannotRebuild, Head, rebuild_method
 
 
 def findings(run: Run) -> tuple[Finding, ...]:

@@ -22,9 +22,9 @@ from ..version import __version__
 from . import svg, tables
 from .data import LEVEL, Entry, doubts, matrices, open_entries
 from .figures import Walk, sweep_chart, trace_charts, walk, walk_charts, walk_names
-from .folder import file_names, write_pictures
 from .pictures import KINDS, Gallery, gallery
 from .rebuild import CannotRebuild, find_defense
+from .sheet import file_names, write_pictures
 from .sweeps import sweeps
 
 TEMPLATE, STYLE = "page.html.j2", "page.css"

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..evaluate.judging import frozen
 from ..evaluate.protocol import FIRST_DRAW
+from ..evaluate.work import frozen
 from ..kernels import Domain
 from ..purify import Target
 from .data import Entry

@@ -24,7 +24,7 @@ from ..evaluate.controls import KINDS
 from ..evaluate.identity import canonical, describe_defense, differences
 from ..evaluate.plan import count_queries
 from ..evaluate.protocol import Protocol
-from ..evaluate.stored import CannotRebuild, Head, rebuild_method
+from ..evaluate.run import CannotRebuild, Head, rebuild_method
 from ..nets import Denoiser
 from ..purify import Defense, Purifier, Target, look_through
 from ..purify.description import plain, weights_sha256

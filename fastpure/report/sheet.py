@@ -1,15 +1,22 @@
-"""A gallery as a file of its own: all its pictures, enlarged pixel by pixel, with classes and verdicts, on one PNG."""
+"""Charts and galleries as files: a gallery's pictures, enlarged pixel by pixel, with verdicts, are one PNG."""
 
 from __future__ import annotations
 
 import io
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
-from .chart import warned
+from ..files import Unfinished
+from .chart import Chart, warned
+from .data import Entry
 from .pictures import Gallery, Tile, picture
+from .standalone import font, palette, standalone, width, wrapped
 from .svg import printable
-from .theme import font, palette, width, wrapped
 
 SIDE = 112
 """About how high and wide a picture becomes; enlarged by whole numbers, never made smaller."""
@@ -175,3 +182,50 @@ def _places(left: int, columns: list[int]) -> list[int]:
 
 def _total(texts: list[Words]) -> int:
     return sum(words.height for words in texts)
+
+
+LONGEST = 100
+"""Characters of a name without its ending; longer ones are cut."""
+
+
+def file_names(charts: Sequence[str], galleries: Sequence[Entry]) -> list[str]:
+    """Names of the files of charts (by their names) and of galleries (by their runs), in this order, no two alike.
+
+    Galleries of runs with the same name are told apart by the first digits of their results' checksums, whatever
+    the order of the runs; charts by numbers.
+    """
+    plain = [slug(f"images-{entry.name}") for entry in galleries]
+    often = Counter(plain)
+    pictures = [
+        name if often[name] == 1 else f"{name}-{entry.summary.digest[:8]}"
+        for name, entry in zip(plain, galleries, strict=True)
+    ]
+    wanted = [f"{slug(name)}.svg" for name in charts] + [f"{name}.png" for name in pictures]
+    found: list[str] = []
+    for name in wanted:
+        stem, ending = name.rsplit(".", 1)
+        number = 1
+        while name in found:
+            number += 1
+            name = f"{stem}-{number}.{ending}"
+        found.append(name)
+    return found
+
+
+def slug(text: str) -> str:
+    """Small letters without accents, digits, points within numbers, and hyphens for all else."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    kept = re.sub(r"(?<!\d)\.|\.(?!\d)|[^a-z0-9.]+", "-", plain)
+    return re.sub(r"-+", "-", kept)[:LONGEST].strip("-.")
+
+
+def write_pictures(
+    folder: Path,
+    names: Sequence[str],
+    charts: Sequence[Chart],
+    galleries: Sequence[Gallery],
+    batch: Unfinished,
+) -> list[Path]:
+    """Draw and write all of them under their `file_names`, each whole or not at all; returns their paths."""
+    contents = [*(standalone(chart).encode() for chart in charts), *(sheet(gallery) for gallery in galleries)]
+    return [batch.write(folder / name, content) for name, content in zip(names, contents, strict=True)]

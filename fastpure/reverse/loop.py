@@ -16,10 +16,19 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, named
-from .blame import check_cotangent, culprit
 from .memory import MemoryPlan, count_saved_bytes
 from .noise import NoiseSource
-from .step import Context, EagerExecutor, Executor, Process, differentiable_once, linearize, wants_gradient
+from .step import (
+    Context,
+    EagerExecutor,
+    Executor,
+    Process,
+    check_cotangent,
+    culprit,
+    differentiable_once,
+    linearize,
+    wants_gradient,
+)
 
 
 class Environment(Protocol):

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from ..errors import NonFiniteError, named
 from ..guidance import GuidanceStep
-from .blame import check_cotangent, culprit
 from .loop import Call
 from .memory import count_saved_bytes
 from .noise import NoiseSource
-from .step import Context, Process, differentiable_once, range_scale, wants_gradient
+from .step import Context, Process, check_cotangent, culprit, differentiable_once, range_scale, wants_gradient
 
 State = tuple[Tensor, ...]
 

@@ -2,7 +2,6 @@
 
 from .batches import Batch, StepRandom
 from .config import TrainConfig
-from .group import Group
 from .loop import Fit, fit
 from .losses import (
     AdbmLoss,
@@ -30,7 +29,7 @@ from .recipes import (
     FineTuneRecipe,
 )
 from .runs import Outcome, fine_tune, train_classifier, train_denoiser
-from .trainer import Trainer
+from .trainer import Group, Trainer
 
 __all__ = [
     "CLASSIFIER_RECIPES",

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from ..data import Dataset
 from ..errors import NonFiniteError, whole
 from .config import TrainConfig, learning_rate
-from .group import Group
 from .losses import Loss
 from .progress import Board, Progress, stop_requests
 from .state import METRICS, Metrics, RunFolder
-from .trainer import Trainer
+from .trainer import Group, Trainer
 
 
 @final

@@ -21,7 +21,6 @@ from ..errors import mistake
 from ..files import replace_file
 from ..nets import Denoiser, config_dict
 from .config import TrainConfig
-from .group import Group
 from .loop import Fit, fit
 from .losses import Loss, TradesLoss, weights_digest
 from .measure import DenoiserScore, score_classifier, score_denoiser, score_loss
@@ -34,6 +33,7 @@ from .networks import (
     new_denoiser,
 )
 from .recipes import ClassifierRecipe, DenoiserRecipe, FineTuneRecipe
+from .trainer import Group
 
 CLASSIFIER_FILE = "classifier.safetensors"
 DENOISER_FILE = "denoiser.safetensors"

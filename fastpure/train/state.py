@@ -15,8 +15,7 @@ from typing import Any, final
 import torch
 
 from ..errors import ResumeError
-from ..files import Watched, disk, replacing
-from ..locks import FileLock
+from ..files import FileLock, Watched, disk, replacing
 from .config import differences
 
 STATE = "state.pt"

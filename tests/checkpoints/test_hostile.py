@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastpure import load_denoiser
-from fastpure.checkpoints.unpickle import Record, state_dict
+from fastpure.checkpoints.torch_files import Record, state_dict
 from fastpure.errors import CheckpointError
 from tests.checkpoints.pickles import edm_pickle
 from tests.golden import FOLDER, config

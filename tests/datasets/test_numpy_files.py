@@ -19,8 +19,8 @@ from fastpure.cli.purify_inputs import find_sources
 from fastpure.cli.purify_run import PurifyRun
 from fastpure.data import Dataset, load_dataset
 from fastpure.data.archive import Archive
+from fastpure.data.cifar import safe_loads
 from fastpure.data.numpy_files import Arrays
-from fastpure.data.safe_pickle import safe_loads
 from fastpure.errors import DataError
 from tests.cli.purifying import SHORT, expected, run
 

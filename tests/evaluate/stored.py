@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from fastpure.evaluate.record import ImageRecord, Judged
+from fastpure.evaluate.schema import ImageRecord, Judged
 from tests.evaluate import toys
 from tests.evaluate.toys import SHAPE
 

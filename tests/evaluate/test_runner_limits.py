@@ -11,10 +11,9 @@ import torch
 
 import fastpure as fp
 from fastpure.errors import OutOfMemory, RunInterrupted
-from fastpure.evaluate.judging import even
 from fastpure.evaluate.progress import Progress
 from fastpure.evaluate.store import RunStore
-from fastpure.evaluate.work import Worker
+from fastpure.evaluate.work import Worker, even
 from tests.evaluate.toys import attack, evaluate, run_file
 
 OUT_OF_MEMORY = [

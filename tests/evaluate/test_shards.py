@@ -15,7 +15,7 @@ from fastpure.errors import DiskFull, RunLocked, RunMismatch, StoreUnavailable
 from fastpure.evaluate import merge
 from fastpure.evaluate.shards import blocks, parse_shard, share
 from fastpure.evaluate.store import RunStore, Seconds
-from fastpure.locks import FileLock
+from fastpure.files import FileLock
 from tests.evaluate.stored import ONE, record
 from tests.evaluate.toys import evaluate
 

@@ -10,7 +10,7 @@ import pytest
 
 import fastpure as fp
 from fastpure.errors import RunLocked, RunMismatch
-from fastpure.evaluate.record import ImageRecord, Judged, pack, unpack
+from fastpure.evaluate.schema import ImageRecord, Judged, pack, unpack
 from fastpure.evaluate.store import RunStore, Seconds
 from fastpure.evaluate.work import Worker
 from tests.evaluate.stored import ONE, N, evaluate, record

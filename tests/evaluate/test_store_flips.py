@@ -17,7 +17,7 @@ import pytest
 import fastpure as fp
 from fastpure.errors import RunDamaged, RunMismatch, StoreUnavailable
 from fastpure.evaluate.identity import canonical
-from fastpure.evaluate.record import INPUTS, unpack
+from fastpure.evaluate.schema import INPUTS, unpack
 from fastpure.evaluate.store import RunStore
 from tests.evaluate.stored import ONE, evaluate
 

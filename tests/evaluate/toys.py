@@ -13,7 +13,7 @@ import fastpure as fp
 from fastpure.data import Dataset
 from fastpure.evaluate.identity import identity
 from fastpure.evaluate.protocol import Protocol, fresh
-from fastpure.evaluate.record import ImageRecord, Judged
+from fastpure.evaluate.schema import ImageRecord, Judged
 from fastpure.evaluate.store import RunStore, Seconds
 from fastpure.nets.oracle import GaussianMixture
 

@@ -12,7 +12,7 @@ from fastpure.errors import RunDamaged
 from fastpure.report import Options, report, write_figures
 from fastpure.report.chart import warned
 from fastpure.report.data import open_entries
-from fastpure.report.folder import file_names, slug
+from fastpure.report.sheet import file_names, slug
 from fastpure.report.standalone import standalone
 from tests.evaluate.toys import attack, dataset, defense, run_file
 from tests.report.drawn import SVG, values_of

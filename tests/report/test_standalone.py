@@ -9,9 +9,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from fastpure.report import Options, svg
-from fastpure.report.standalone import names, standalone
+from fastpure.report.standalone import attributes, names, palette, standalone, style_sheet, width, wrapped
 from fastpure.report.svg import Series
-from fastpure.report.theme import attributes, palette, style_sheet, width, wrapped
 from tests.evaluate.toys import attack, defense
 from tests.report.drawn import SVG, charts_of, values_of
 from tests.report.made import run
