@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..methods import Method
+    from ..nets import Denoiser
     from ..presets import Preset
     from ..purify import Purifier
 
@@ -195,13 +197,14 @@ def _purifier(
     from ..errors import mistake
     from ..presets import PRESETS
     from ..purify import Purifier, ResizedPurifier
+    from .purify_run import CONVENTIONS
 
     checked_device(device)
     if preset is not None and method is not None:
         raise ValueError(mistake("--method", "left out with --preset, which has its own", repr(method)))
     published = PRESETS[preset] if preset is not None else None
     model = load_denoiser(denoiser) if published is None else published.load_denoiser(denoiser)
-    networks = {"denoiser": _fingerprint(model)}
+    networks = {"denoiser": _fingerprint(model), CONVENTIONS: _conventions(model)}
     guide = None
     if classifier is not None:
         guide, networks["classifier"] = _guide(classifier, published, size, model.image_shape[1])
@@ -270,6 +273,12 @@ def _environment() -> dict[str, str]:
     import fastpure
 
     return {"fastpure": fastpure.__version__, "torch": torch.__version__}
+
+
+def _conventions(denoiser: Denoiser) -> str:
+    """SHA-256 of what a denoiser is besides its weights; files of the same weights may say different things."""
+    text = json.dumps(denoiser.describe(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -25,6 +25,9 @@ from ..errors import DataError, ResumeError, mistake
 from ..files import PARTIAL, FileLock, disk, replace_file, replacing
 from .purify_inputs import ImageFile, Source
 
+CONVENTIONS = "conventions"
+"""Entry of the networks for what a denoiser is besides its weights: configuration, class label, schedule."""
+
 RUN_FILE = "fastpure-purify.json"
 PIECES = ".fastpure-pieces"
 _CHECKED_AT_ONCE = 256
@@ -217,7 +220,10 @@ class PurifyRun:
             if (target := self.target(draw, index)).exists()
         ]
         if file.exists() and not force:
-            different = _differences(_read(file), json.loads(json.dumps(self.settings)))
+            before, now = _read(file), json.loads(json.dumps(self.settings))
+            if CONVENTIONS not in before.get("networks", {}):  # folders of version 0.1.0
+                now.get("networks", {}).pop(CONVENTIONS, None)
+            different = _differences(before, now)
             if different:
                 remedy = "Use another folder, or --force to start over"
                 raise ResumeError(f"{self.out} belongs to another run: {different}. {remedy}")

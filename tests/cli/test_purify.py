@@ -148,7 +148,7 @@ def test_guided_methods_and_other_settings(tmp_path: Path) -> None:
     assert np.array_equal(pixels_of(tmp_path / "out" / "0.png"), wanted)
     kept = json.loads((tmp_path / "out" / RUN_FILE).read_text())
     assert "scale=3.0" in kept["method"]
-    assert set(kept["networks"]) == {"denoiser", "classifier"}
+    assert set(kept["networks"]) == {"denoiser", "conventions", "classifier"}
 
 
 def test_presets_and_another_size(tmp_path: Path) -> None:

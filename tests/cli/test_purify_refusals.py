@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,34 @@ def test_nothing_is_overwritten_unless_forced(tmp_path: Path) -> None:
     assert not (out / "1.png").exists()
     assert run(source, "--out", out, *SHORT, "--force").exit_code == 0
     assert np.array_equal(pixels_of(out / "0.png"), expected(PIXELS[:1], [0])[0])
+
+
+def test_the_same_weights_told_otherwise_are_another_run(tmp_path: Path) -> None:
+    """A class label, a schedule: what a file says beside its weights decides the result too."""
+    import fastpure as fp
+    from fastpure.checkpoints.native import save_denoiser
+    from fastpure.nets import Denoiser
+
+    digits = fp.load_denoiser("digits")
+    other = Denoiser.from_module(digits.network, "x0", digits.time_input, digits.image_shape)
+    for name, denoiser in (("a", digits), ("b", other)):
+        save_denoiser(denoiser, tmp_path / f"{name}.safetensors")
+    source, out, file = pictures(tmp_path / "in", ["0.png"]), tmp_path / "out", tmp_path / "d.safetensors"
+    words = [word if word != "digits" else str(file) for word in SHORT]
+    words = words if str(file) in words else [*words, "--denoiser", str(file)]
+    file.write_bytes((tmp_path / "a.safetensors").read_bytes())
+    assert run(source, "--out", out, *words).exit_code == 0
+    assert run(source, "--out", out, *words).exit_code == 0
+    file.write_bytes((tmp_path / "b.safetensors").read_bytes())
+    result = run(source, "--out", out, *words)
+    assert isinstance(result.exception, ResumeError)
+    assert "networks differ (conventions)" in str(result.exception)
+    written = out / RUN_FILE
+    settings = json.loads(written.read_text())
+    del settings["networks"]["conventions"]
+    written.write_text(json.dumps(settings))
+    file.write_bytes((tmp_path / "a.safetensors").read_bytes())
+    assert run(source, "--out", out, *words).exit_code == 0, "a folder from before this was looked at"
 
 
 def test_another_configuration_is_refused_and_the_same_has_nothing_to_do(tmp_path: Path) -> None:
