@@ -7,7 +7,7 @@ are, and whoever wants to know later asks the value that was made of the answer.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 REQUIRED: Final = inspect.Parameter.empty
@@ -16,10 +16,13 @@ REQUIRED: Final = inspect.Parameter.empty
 
 def kinds(function: Callable[..., Any]) -> dict[str, str]:
     """The arguments of ``function`` and what each is, as it is written in the source ("float", "int | None")."""
-    found = inspect.signature(function).parameters.items()
-    return {name: str(parameter.annotation) for name, parameter in found}
+    return {name: str(parameter.annotation) for name, parameter in _parameters(function).items()}
 
 
 def arguments(function: Callable[..., Any]) -> dict[str, Any]:
     """The arguments of ``function`` in their order, each with its default or ``REQUIRED``."""
-    return {name: found.default for name, found in inspect.signature(function).parameters.items()}
+    return {name: parameter.default for name, parameter in _parameters(function).items()}
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
