@@ -105,7 +105,7 @@ def adm(**changes):
     return load_denoiser(FOLDER / "adm_tiny.pt", config={**whole, **changes})
 
 
-def test_diffpure_s_own_imagenet_configuration():
+def test_diffpure_s_own_imagenet_configuration(tmp_path):
     """imagenet.yml's fields with the tiny network's sizes: respacing is the sampler's, the sections are known."""
     model = {
         "attention_resolutions": "8",
@@ -133,6 +133,14 @@ def test_diffpure_s_own_imagenet_configuration():
     }
     denoiser = load_denoiser(FOLDER / "adm_tiny.pt", config={"data": data, "model": model})
     plain = adm()
+    sections = {"data": data, "model": model}
+    lines = [
+        f"{name}:\n" + "".join(f"  {key}: {json.dumps(value)}\n" for key, value in fields.items())
+        for name, fields in sections.items()
+    ]
+    file = tmp_path / "imagenet.yml"
+    file.write_text("\n".join(lines).replace('"1000"', "'1000'"))
+    assert load_denoiser(FOLDER / "adm_tiny.pt", config=file).describe() == plain.describe()
     assert denoiser.describe() == plain.describe()
     assert adm(**model).describe() == plain.describe()
     assert all(torch.equal(value, state(plain)[name]) for name, value in state(denoiser).items())
