@@ -374,7 +374,7 @@ def purifying(inputs: Path) -> Job:
 def reporting(inputs: Path) -> Job:
     from fastpure.cli.report import report
     from fastpure.report import export, page
-    from fastpure.report import export as written
+    from fastpure.report import sheet as written
     from tests.evaluate import toys
 
     runs = [inputs / "a.sqlite", inputs / "b.sqlite"]

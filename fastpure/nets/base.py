@@ -79,6 +79,9 @@ def is_hooked(module: nn.Module) -> bool:
     return any(own)
 
 
+_PLAIN = (Tensor, nn.Parameter)
+
+
 @final
 class Weights:
     """Which tensors some networks have now, and how often each was changed: what is derived from them is keyed on it.
@@ -102,7 +105,8 @@ class Weights:
                 for tensor in tensors.values():
                     if tensor is not None:
                         counted = 0 if tensor.is_inference() else tensor._version
-                        found += (tensor.data_ptr(), counted)
+                        # Tensors of other kinds (those of a tracer) may have no memory.
+                        found += (tensor.data_ptr() if type(tensor) in _PLAIN else id(tensor), counted)
             found += map(id, module._modules.values())
         return tuple(found)
 
