@@ -34,6 +34,7 @@ from fastpure.kernels.triton_support import ARCHITECTURES, OPTIONS, Launch
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 BATCH = 20
+SCALE = 0.5**0.5
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
@@ -91,7 +92,7 @@ class Work:
 
     def bytes_per_element(self) -> float:
         """Of every tensor a kernel is given, once per kernel: what must cross the memory bus at least."""
-        given = [self.tensors.get(name) for launch in self.launches for name in launch.pointers]
+        given = [self.tensors.get(name) for launch in self.launches for name in launch.pointers.values()]
         moved = sum(tensor.numel() * tensor.element_size() for tensor in given if tensor is not None)
         return round(moved / self.elements, 2)
 
@@ -99,7 +100,7 @@ class Work:
 def site_work(site: Site, label: str, architecture: int) -> list[Work]:
     """Both directions of a normalisation."""
     dtype = DTYPES[label]
-    channels, second = site.channels + site.skip, site.skip
+    channels = site.channels + site.skip
     behind = {0: site.size, norm.UP: 2 * site.size, norm.DOWN: site.size // 2}[site.resample]
     x, y, both = (
         _activation(c, s, dtype)
@@ -109,22 +110,29 @@ def site_work(site: Site, label: str, architecture: int) -> list[Work]:
         torch.empty(channels, dtype=dtype, device="meta"),
         torch.empty(BATCH, site.groups, 2, device="meta"),
     )
-    tensors = {"x_ptr": x, "row_ptr": vector, "weight_ptr": vector, "bias_ptr": vector, "stats_ptr": stats}
-    ends = {"y_ptr": y, "v_ptr": y, "v_x_ptr": x, "add_ptr": both, "means_ptr": stats}
+    first = torch.empty(site.channels, dtype=dtype, device="meta")
+    tensors = {"x": x, "row": first, "weight": vector, "bias": vector, "stats": stats}
+    tensors |= {"y": y, "v": y, "v_x": x, "add": both, "means": stats}
     if site.skip:
-        tensors |= {"skip_ptr": _activation(site.skip, site.size, dtype)}
-        ends |= {"v_skip_ptr": tensors["skip_ptr"]}
+        tensors |= {"skip": _activation(site.skip, site.size, dtype)}
+        tensors |= {"v_skip": tensors["skip"]}
     found = []
-    for direction, plan_of, eps in (
-        ("forward", norm.forward_plan, 1e-6),
-        ("backward", norm.backward_plan, 0.0),
+    of_sum = {"plus": x, "total": x}
+    for direction, plan_of, options, given in (
+        ("forward", norm.forward_plan, {"eps": 1e-6}, {}),
+        ("backward", norm.backward_plan, {"add": True}, {}),
+        # Where a block begins, and one ended before it.
+        ("forward of sum", norm.forward_plan, {"eps": 1e-6, "plus": True, "scale": SCALE}, of_sum),
+        ("backward of sum", norm.backward_plan, {"add": True, "more": True, "scale": SCALE}, {"more": x}),
     ):
-        numbers = (site.channels, second, site.size, site.size, site.groups, eps, site.resample, True)
-        problem = norm.Problem(*numbers, x.element_size(), False, False, False, add=direction == "backward")
+        common = {"height": site.size, "width": site.size, "groups": site.groups, "resample": site.resample}
+        common |= {"rows": False, "weights": False, "biases": False, "activate": True, "eps": 0.0}
+        common |= {"first": site.channels, "second": site.skip, "itemsize": x.element_size()}
+        problem = norm.Problem(**(common | options))
         plan = plan_of(architecture, problem)
         partial = torch.empty(BATCH, plan.tiles, 2, channels, device="meta")
-        given = tensors | ends | {"partial_ptr": partial}
-        found.append(Work(site.name, label, direction, both.numel(), plan.launches, given))
+        tensors_given = tensors | given | {"partial": partial}
+        found.append(Work(site.name, label, direction, both.numel(), plan.launches, tensors_given))
     return found
 
 
@@ -142,11 +150,11 @@ def all_work(architecture: int) -> Iterator[Work]:
             pointwise.resample_launch(architecture, 256, 16, 16, itemsize, spread, 1.0)
             for spread in (True, False)
         )
-        sums = {"a_ptr": large, "b_ptr": large, "bias_ptr": bias, "out_ptr": large}
+        sums = {"a": large, "b": large, "bias": bias, "out": large}
         yield Work("cifar10 32x32x256", label, "residual", large.numel(), (add,), sums)
-        yield Work("cifar10 16x16x256", label, "up", small.numel(), (up,), {"x_ptr": small, "out_ptr": large})
+        yield Work("cifar10 16x16x256", label, "up", small.numel(), (up,), {"x": small, "out": large})
         yield Work(
-            "cifar10 32x32x256", label, "down", large.numel(), (down,), {"x_ptr": large, "out_ptr": small}
+            "cifar10 32x32x256", label, "down", large.numel(), (down,), {"x": large, "out": small}
         )
 
 
@@ -167,7 +175,7 @@ def compile_launch(
     constants: dict[tuple[int], Any] = {}
     aligned: dict[tuple[int], list[list[object]]] = {}
     for place, name in enumerate(launch.kernel.arg_names):
-        tensor = tensors.get(name) if name in launch.pointers else None
+        tensor = tensors.get(launch.pointers[name]) if name in launch.pointers else None
         if tensor is None:
             signature[name] = "constexpr"
             constants[place,] = launch.constants.get(name)

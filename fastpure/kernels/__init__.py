@@ -4,8 +4,9 @@ Each has a torch reference (the definition of truth, float64-capable), an accele
 registration as ``torch.ops.fastpure.*``. Other layers import from here only.
 """
 
+from .checks import carries_derivatives
 from .extension import preload
-from .group_norm_silu.op import fused_on_host, group_norm_silu, group_norm_silu_vjp
+from .group_norm_silu.op import fused_on_host, group_norm_silu, group_norm_silu_of_sum, group_norm_silu_vjp
 from .keys import Domain, NoiseKeys, Stream
 from .noise.op import philox_normal, philox_uniform
 from .pointwise.op import resample, resample_vjp, residual_add
@@ -21,9 +22,11 @@ __all__ = [
     "affine_row",
     "affine_row_vjp",
     "backend_report",
+    "carries_derivatives",
     "forced_backend",
     "fused_on_host",
     "group_norm_silu",
+    "group_norm_silu_of_sum",
     "group_norm_silu_vjp",
     "philox_normal",
     "philox_uniform",

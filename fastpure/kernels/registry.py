@@ -30,7 +30,15 @@ LIBRARY = torch.library.Library("fastpure", "DEF")  # the operations live as lon
 OPS: dict[str, OpSpec] = {}
 """Every operation, by name; :func:`define` enters it."""
 
+Run = Callable[[Any], None]
+
 _forced: list[str] = []
+
+_prepared: dict[tuple[Any, ...], Run] = {}
+"""What was checked and prepared before: operation, forced back end and signature of the arguments -> what runs it."""
+
+MOST_PREPARED = 4096
+"""Signatures remembered; a program with more begins anew, which costs it the checks once more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +46,19 @@ class Implementation:
     """One way to run an operation.
 
     Attributes:
-        run: takes the arguments of the schema as ``OpSpec.arguments`` and writes into its output tensors.
+        prepare: takes the arguments of the schema as ``OpSpec.arguments`` and returns what runs the operation for
+            arguments like these (same shapes, strides, dtypes, devices and numbers, any addresses and values): a
+            function that takes the arguments and writes into its output tensors.
         unavailable: (device type, dtype) -> None if it can run there, otherwise the reason in words.
     """
 
-    run: Callable[[Any], None]
+    prepare: Callable[[Any], Run]
     unavailable: Callable[[str, torch.dtype], str | None]
+
+    @staticmethod
+    def of(run: Run, unavailable: Callable[[str, torch.dtype], str | None]) -> Implementation:
+        """One that has nothing to prepare."""
+        return Implementation(lambda args: run, unavailable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +113,14 @@ def define(
     # What `_make` does, without the function around it: every call comes here.
     named = functools.partial(tuple.__new__, spec.arguments)
 
-    def run(leading: torch.Tensor, args: Any) -> None:
-        if leading.numel() > 0:
-            spec.impls[choose(spec, leading.device.type, leading.dtype)].run(args)
+    def prepared(leading: torch.Tensor, args: Any) -> Run:
+        if leading.numel() == 0:
+            return _nothing
+        return spec.impls[choose(spec, leading.device.type, leading.dtype)].prepare(args)
 
     def kernel(*values: Any) -> None:
         args = named(values)
-        run(check(args), args)
+        prepared(check(args), args)(args)
 
     def fake(*values: Any) -> None:
         check(named(values))
@@ -120,12 +136,40 @@ def define(
             or is_in_torch_dispatch_mode()
             or type(values[0]) is not torch.Tensor
         ):
-            registered(*values)
-        else:
-            args = named(values)
-            run(check_direct(args), args)
+            return registered(*values)
+        args = named(values)
+        key = _signature(spec.name, values)
+        run = _prepared.get(key)
+        if run is None:
+            run = prepared(check_direct(args), args)
+            if len(_prepared) >= MOST_PREPARED:
+                _prepared.clear()
+            _prepared[key] = run
+        return run(args)
 
     return call
+
+
+def _nothing(args: Any) -> None:
+    """Runs an operation on no elements."""
+
+
+def _signature(op: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """All that checks and preparations look at."""
+    key = [op, forced_backend(op)]
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            key += (value.shape, value.stride(), value.dtype, value.device)
+        else:
+            key.append(value)
+    return tuple(key)
+
+
+def forget() -> None:
+    """Choose, check and prepare everything anew: what implementations are made of has changed (tests, tuning)."""
+    _prepared.clear()
+    for cached in (_choose, _forced_by_environment):
+        cached.cache_clear()
 
 
 def choose(spec: OpSpec, device_type: str, dtype: torch.dtype) -> str:

@@ -13,21 +13,22 @@ the neighbours of a rule.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 OLDEST = (3, 6)
 """The oldest Triton these kernels are compiled with."""
+
+NEWEST_DIRECT = (3, 9)
+"""The newest whose compiled kernels are called as ``_Call`` does; newer ones are called by the front end only."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_CAPABILITY = (8, 0)
@@ -55,11 +56,13 @@ class Support:
         module: Triton, or None.
         reason: why there is no module; None if there is one.
         interpreted: whether kernels run in Triton's interpreter, on the CPU.
+        direct: whether compiled kernels may be called past the front end.
     """
 
     module: ModuleType | None
     reason: str | None
     interpreted: bool = False
+    direct: bool = True
 
 
 @functools.cache
@@ -74,10 +77,11 @@ def load() -> Support:
     except Exception as error:  # a broken installation raises anything, and must not break the reference
         return Support(None, f"Triton is installed but cannot be imported: {type(error).__name__}: {error}")
     version = getattr(module, "__version__", "0.0")
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    if numbers < OLDEST:
         wanted = ".".join(str(part) for part in OLDEST)
         return Support(None, f"Triton {version} is too old (these kernels need {wanted})")
-    return Support(module, None, os.environ.get("TRITON_INTERPRET") == "1")
+    return Support(module, None, os.environ.get("TRITON_INTERPRET") == "1", numbers <= NEWEST_DIRECT)
 
 
 def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
@@ -91,12 +95,19 @@ def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
         return None if device_type == "cpu" else "Triton is interpreting on the CPU (TRITON_INTERPRET=1)"
     if device_type != "cuda":
         return f"Triton kernels need a CUDA device, not {device_type} (TRITON_INTERPRET=1 runs them slowly)"
+    return _cuda_trouble()
+
+
+@functools.cache
+def _cuda_trouble() -> str | None:
+    """What keeps Triton's kernels from running on every CUDA device: the choice does not depend on which one."""
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "no CUDA device"
-    capability = torch.cuda.get_device_capability()
-    if capability < OLDEST_CAPABILITY:
-        found = ".".join(str(part) for part in capability)
-        return f"the device has compute capability {found}, Triton kernels here need 8.0"
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if capability < OLDEST_CAPABILITY:
+            found = ".".join(str(part) for part in capability)
+            return f"cuda:{index} has compute capability {found}, Triton kernels here need 8.0"
     return None
 
 
@@ -224,8 +235,8 @@ class Launch:
     Attributes:
         kernel: the ``triton.jit`` function.
         programs: how many programs run per sample.
-        pointers: the names of its tensor arguments.
-        constants: argument name -> compile-time constant.
+        pointers: kernel parameter -> the argument of the operation, or temporary, that it is given.
+        constants: kernel parameter -> compile-time constant.
         tile: what one program works on, and with how many warps.
         reads, writes: how many activation tiles a program reads and writes.
         access: bytes of the widest access to activations that the layout allows.
@@ -233,7 +244,7 @@ class Launch:
 
     kernel: Any
     programs: int
-    pointers: tuple[str, ...]
+    pointers: Mapping[str, str]
     constants: Mapping[str, Any]
     tile: Tile
     reads: float = 0
@@ -241,14 +252,96 @@ class Launch:
     access: int = 0
 
 
-def run(
-    launches: Iterable[Launch], samples: int, tensors: Mapping[str, Tensor], device: torch.device
-) -> None:
-    """Run kernels in order, on the current stream of ``device``; an absent tensor is absent from ``tensors``."""
-    context: Any = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with context:
-        for launch in launches:
-            arguments = {name: tensors.get(name) for name in launch.pointers}
-            launch.kernel[(samples * launch.programs,)](
-                **arguments, **launch.constants, num_warps=launch.tile.warps, **OPTIONS
-            )
+class Runner:
+    """Runs the launches of one operation for arguments of one signature, on the current stream of their device.
+
+    Args:
+        launches: in their order.
+        args: arguments of that signature, a named tuple; the first tensor says how many samples there are.
+        temporaries: name -> shape, float32; made anew in every call.
+    """
+
+    def __init__(
+        self, launches: Iterable[Launch], args: Any, temporaries: Mapping[str, tuple[int, ...]] | None = None
+    ) -> None:
+        self._shapes = tuple((temporaries or {}).values())
+        self._device: torch.device = args[0].device
+        names = (*args._fields, *(temporaries or {}))
+        absent = {name for name, value in args._asdict().items() if value is None}
+        self._calls = [_Call(launch, args[0].shape[0], names, absent) for launch in launches]
+
+    def __call__(self, args: Any) -> None:
+        device = self._device
+        made = [torch.empty(shape, dtype=torch.float32, device=device) for shape in self._shapes]
+        tensors = (*args, *made)
+        if load().interpreted:
+            for call in self._calls:
+                call.by_front_end(tensors)
+            return
+        driver = _driver()
+        if device.index is None or driver.get_current_device() == device.index:
+            self._launch(tensors, driver)
+        else:
+            with torch.cuda.device(device):
+                self._launch(tensors, driver)
+
+    def _launch(self, tensors: tuple[Any, ...], driver: Any) -> None:
+        stream = driver.get_current_stream(driver.get_current_device())
+        for call in self._calls:
+            call(tensors, stream)
+
+
+class _Call:
+    """One launch for so many samples: by Triton's front end at first, then by calling the compiled kernel.
+
+    The front end looks at every argument again and finds the kernel that it compiled for such ones, which takes 18 us;
+    of all it looks at, only the addresses' alignment can differ here, and that is looked at here too.
+    """
+
+    def __init__(self, launch: Launch, samples: int, names: tuple[str, ...], absent: set[str]) -> None:
+        self._launch = launch
+        self._grid = samples * launch.programs
+        parameters = launch.kernel.arg_names
+        self._values = [launch.constants.get(name) for name in parameters]
+        self._moves = [
+            (place, names.index(launch.pointers[name]))
+            for place, name in enumerate(parameters)
+            if name in launch.pointers and launch.pointers[name] not in absent
+        ]
+        self._start: Callable[..., None] | None = None
+        self._handles: tuple[Any, ...] = ()
+
+    def __call__(self, tensors: tuple[Any, ...], stream: int) -> None:
+        values, addresses = self._values.copy(), 0
+        for place, source in self._moves:
+            values[place] = address = tensors[source].data_ptr()
+            addresses |= address
+        if addresses % ACCESS or self._start is None or _watched():
+            compiled = self.by_front_end(tensors)
+            if addresses % ACCESS == 0 and load().direct:
+                self._start = compiled.run
+                self._handles = (compiled.function, compiled.packed_metadata, None, None, None)
+            return
+        self._start(self._grid, 1, 1, stream, *self._handles, *values)
+
+    def by_front_end(self, tensors: tuple[Any, ...]) -> Any:
+        """The same as Triton's users write it; returns the compiled kernel, or None where Triton interprets."""
+        kernel, parameters = self._launch.kernel, self._launch.kernel.arg_names
+        arguments = dict(zip(parameters, self._values, strict=True))
+        arguments |= {parameters[place]: tensors[source] for place, source in self._moves}
+        return kernel[self._grid,](**arguments, num_warps=self._launch.tile.warps, **OPTIONS)
+
+
+def _driver() -> Any:
+    """Triton's own way to devices and streams."""
+    module = load().module
+    assert module is not None, "dispatch only comes here when Triton was imported"
+    return module.runtime.driver.active
+
+
+def _watched() -> bool:
+    """Whether somebody asked Triton to be told of launches: a profiler, which only the front end tells."""
+    module = load().module
+    hook = getattr(getattr(module, "knobs", None), "runtime", None)
+    enter = getattr(hook, "launch_enter_hook", None)
+    return bool(getattr(enter, "calls", enter))

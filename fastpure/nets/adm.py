@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import mistake, one_of, positive, whole
-from . import frozen
-from .base import LARGEST, HoistedNetwork, check_class, check_depth
+from . import frozen, fused
+from .base import LARGEST, HoistedNetwork, check_class, check_depth, is_hooked
 from .layers import Conv, Dense, Norm, PointDense, Table, fill_network, sinusoid, to_image, to_tokens
 
 RESAMPLINGS = ("block", "conv", "padded_conv", "plain")
@@ -193,7 +193,7 @@ class ADMBlock(nn.Module):
 
     h = conv(SiLU(norm(conv(R(SiLU(norm(x)))) ...))), conditioned on the time by ``norm(h) (1 + scale) + shift``
     or by adding to h; the result is shortcut(R(x)) + h, R being 2x2 mean, nearest doubling or nothing. The
-    embedding comes from ``emb_layers`` and is made by the network's ``embedding``, not here.
+    embedding comes from ``emb_layers``; ``rows`` is called by the network's ``embedding``, not here.
     """
 
     def __init__(
@@ -212,45 +212,82 @@ class ADMBlock(nn.Module):
         self.resample = resample
         self.dropout = dropout
         self.in_layers = nn.ModuleDict({"0": norms[0], "2": Conv(inputs, outputs)})
-        self.embedding_width = 2 * outputs if scale_shift else outputs
-        self.emb_layers = nn.ModuleDict({"1": Dense(embedding, self.embedding_width)})
+        self.outputs = outputs
+        self.emb_layers = nn.ModuleDict({"1": Dense(embedding, 2 * outputs if scale_shift else outputs)})
         self.out_layers = nn.ModuleDict({"0": norms[1], "3": Conv(outputs, outputs)})
         self.skip_connection = Conv(inputs, outputs, size=1) if inputs != outputs else None
 
-    def project(self, activated: Tensor) -> Tensor:
-        """[N, embedding_width] from the activated embedding [N, E]."""
-        return self.emb_layers["1"](activated)
+    @property
+    def n_rows(self) -> int:
+        """How many rows [N, outputs] ``rows`` makes."""
+        return 4 if self.scale_shift else 2
+
+    def rows(self, activated: Tensor) -> list[Tensor]:
+        """What the block adds to and multiplies its pixels with, [N, outputs] each, from activated embeddings [N, E].
+
+        Behind the first convolution its bias and the embedding, if that is added; where it scales and shifts, then the
+        second normalisation's weight and bias; and behind the second convolution its bias and the shortcut's.
+        """
+        conv, norm = cast(Conv, self.in_layers["2"]), cast(Norm, self.out_layers["0"])
+        last = cast(Conv, self.out_layers["3"]).bias
+        if self.skip_connection is not None:
+            last = last + self.skip_connection.bias
+        embedded = self.emb_layers["1"](activated)
+        if self.scale_shift:
+            scale, shift = embedded.chunk(2, 1)
+            gain = 1 + scale
+            made = [conv.bias, norm.weight * gain, norm.bias * gain + shift, last]
+        else:
+            made = [embedded + conv.bias, last]
+        return [row.to(embedded.dtype).expand(len(embedded), -1) for row in made]
 
     @property
     def last(self) -> nn.Module:
         """The layer that ends the branch."""
         return self.out_layers["3"]
 
-    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], embedding [1 or B, embedding_width]; skip [B, C', H, W] is concatenated to x where given."""
+    def forward(self, x: Tensor, rows: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W], rows [1 or B, n_rows outputs]; skip [B, C', H, W] is concatenated to x where given."""
         norm, conv = cast(Norm, self.in_layers["0"]), cast(Conv, self.in_layers["2"])
         if skip is None:
             h = norm.silu(x)
         else:
             x, h = norm.silu_of_concat(x, skip)
         h = resampled(h, self.resample)
-        if self.scale_shift:
-            h = self._modulated(conv(h), embedding)
-        else:
-            h = conv(h, embedding) if len(embedding) == 1 else conv(h) + embedding[:, :, None, None]
-            h = cast(Norm, self.out_layers["0"]).silu(h)
+        first, *affine, _ = rows.chunk(self.n_rows, 1)
+        h = self._second_norm(conv(h, first), *affine)
         h = self.out_layers["3"](F.dropout(h, self.dropout, self.training))
         x = resampled(x, self.resample)
         return torch.add(x if self.skip_connection is None else self.skip_connection(x), h)
 
-    def _modulated(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """SiLU(norm(h) (1 + scale) + shift)."""
+    def _second_norm(self, h: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """SiLU(GroupNorm(h)), with these weights and biases [1 or B, C] instead of its own."""
         norm = cast(Norm, self.out_layers["0"])
-        scale, shift = embedding.chunk(2, 1)
-        if len(embedding) == 1:  # the same for all images: another affine map, which costs nothing
-            gain = 1 + scale[0]
-            return frozen.norm_silu(h, norm.weight * gain, norm.bias * gain + shift[0], norm.groups, norm.eps)
-        return F.silu(norm(h) * (1 + scale)[:, :, None, None] + shift[:, :, None, None])
+        if weight is None or bias is None:
+            return norm.silu(h)
+        if is_hooked(norm):
+            raise RuntimeError(
+                "a hook on the second normalisation of a block with scale_shift would see what is no output of that "
+                "module: its scale and shift are part of it here. Put the hook on out_layers or on the block"
+            )
+        if len(weight) == 1:
+            return frozen.norm_silu(h, weight[0], bias[0], norm.groups, norm.eps)
+        one, nothing = torch.ones_like(norm.weight), torch.zeros_like(norm.bias)
+        h = frozen.norm(h, one, nothing, norm.groups, norm.eps)
+        return F.silu(h * weight[:, :, None, None] + bias[:, :, None, None])
+
+    def fused(self, x: fused.Activation, rows: Tensor, skip: Tensor | None = None) -> fused.Pending:
+        """The same on the fused kernels, for frozen weights; the last sum is left to whoever reads it."""
+        norm, second = cast(Norm, self.in_layers["0"]), cast(Norm, self.out_layers["0"])
+        first, *affine, last = (row.contiguous() for row in rows.chunk(self.n_rows, 1))
+        matrix = None if self.skip_connection is None else self.skip_connection.weight[:, :, 0, 0]
+        h, s = fused.enter(x, skip, norm.settings(), fused.Shortcut(matrix, self.resample))
+        h = cast(Conv, self.in_layers["2"]).without_bias(h)
+        settings = second.settings()
+        if affine:
+            settings = settings._replace(weight=affine[0], bias=affine[1])
+        h = fused.norm_silu(h, settings, first)
+        return fused.Pending(s, cast(Conv, self.out_layers["3"]).without_bias(h), last, 1.0)
 
 
 class HeadAttention(nn.Module):
@@ -276,6 +313,14 @@ class HeadAttention(nn.Module):
             q, k, v = tokens.view(batch, pixels, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         h = frozen.attention(q, k, v).transpose(1, 2).reshape(batch, pixels, -1)
         return torch.add(x, to_image(self.proj_out(h), x.shape[2:]))
+
+    def fused(self, x: fused.Activation) -> fused.Pending:
+        """The same on the fused kernels, for frozen weights."""
+        y, s = fused.enter(x, None, self.norm.settings(activate=False))
+        h = fused.attention(self.qkv(to_tokens(y)), self.heads, self.legacy)
+        batch, pixels, channels = h.shape
+        h = h.reshape(-1, channels) @ self.proj_out.weight[:, :, 0].t()
+        return fused.Pending(s, to_image(h.view(batch, pixels, -1), s.shape[2:]), self.proj_out.bias, 1.0)
 
 
 class Down(nn.Module):
@@ -351,7 +396,7 @@ class ADM(HoistedNetwork):
         self.out = nn.ModuleDict({"0": self._norm(last), "2": Conv(last, outputs)})
         ends = [0]
         for block in self._blocks():
-            ends.append(ends[-1] + block.embedding_width)
+            ends.append(ends[-1] + block.n_rows * block.outputs)
         self._columns = list(pairwise(ends))
 
     def initialise(self, seed: int, init_scale: float = 1.0) -> None:
@@ -361,7 +406,7 @@ class ADM(HoistedNetwork):
         fill_network(self, [*ends, self.out["2"]], seed, init_scale)
 
     def embedding(self, labels: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Embeddings [N, S] of labels [N]: every block's projection of the embedding, side by side.
+        """Rows [N, S] for labels [N]: what every block adds to its pixels, side by side (``ADMBlock.rows``).
 
         ``classes`` int64 [N] are instead of the configuration's class. Computed in float32 at least, returned in
         the network's dtype.
@@ -380,11 +425,13 @@ class ADM(HoistedNetwork):
                 )
             h = h + self.label_emb.weight[classes].to(wide)
         h = F.silu(h)
-        return torch.cat([block.project(h) for block in self._blocks()], 1).to(own)
+        return torch.cat([row for block in self._blocks() for row in block.rows(h)], 1).to(own)
 
     def body(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """The network on x [B, C, H, W] with embedding [1 or B, S]; the result is channels_last."""
+        """The network on x [B, C, H, W] with embedding (rows) [1 or B, S]; the result is channels_last."""
         h = x.contiguous(memory_format=torch.channels_last)
+        if fused.usable(h, self, embedding):
+            return self._fused(h, embedding)
         kept: list[Tensor] = []
         columns = iter(self._columns)
         for stage, modules in zip(self.stages, self._stage_modules(), strict=True):
@@ -398,6 +445,26 @@ class ADM(HoistedNetwork):
             if stage.push:
                 kept.append(h)
         return self.out["2"](cast(Norm, self.out["0"]).silu(h))
+
+    def _fused(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The same on the fused kernels."""
+        h: fused.Activation = x
+        kept: list[fused.Activation] = []
+        columns = iter(self._columns)
+        for stage, modules in zip(self.stages, self._stage_modules(), strict=True):
+            skip = fused.added_up(kept.pop()) if stage.pop else None
+            for module in modules:
+                if isinstance(module, ADMBlock):
+                    start, end = next(columns)
+                    h, skip = module.fused(h, rows[:, start:end], skip), None
+                elif isinstance(module, HeadAttention):
+                    h = module.fused(h)
+                else:
+                    h = module(fused.added_up(h))
+            if stage.push:
+                kept.append(h)
+        h, _ = fused.enter(h, None, cast(Norm, self.out["0"]).settings())
+        return self.out["2"](h)
 
     def forward(self, x: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
         """Output [B, C or 2 C, H, W] for x [B, C, H, W], labels [B] and, if given, classes int64 [B]."""

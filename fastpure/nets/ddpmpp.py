@@ -11,6 +11,7 @@ level and the image fed to every level.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import mistake, one_of, whole
+from . import fused
 from .base import LARGEST, HoistedNetwork, check_class, check_depth
 from .layers import (
     Attention,
@@ -188,7 +190,7 @@ class DDPMpp(HoistedNetwork):
         self.register_buffer("frequencies", torch.empty(narrow // 2) if fourier else None)
         ends = [0]
         for step in self.steps:
-            ends.append(ends[-1] + (step.outputs if step.kind == "block" else 0))
+            ends.append(ends[-1] + (2 * step.outputs if step.kind == "block" else 0))
         self._columns = list(pairwise(ends))
 
     def initialise(self, seed: int, init_scale: float = 1.0) -> None:
@@ -209,7 +211,7 @@ class DDPMpp(HoistedNetwork):
             self.frequencies.copy_(16 * torch.randn(self.frequencies.shape, generator=generator))
 
     def embedding(self, labels: Tensor) -> Tensor:
-        """Embeddings [N, S] of labels [N]: every block's projection of the time embedding, side by side.
+        """Rows [N, S] for labels [N]: what every block adds to its pixels, side by side (``ResBlock.rows``).
 
         Computed in float32 at least (float64 for a float64 network), returned in the network's dtype.
         """
@@ -221,7 +223,7 @@ class DDPMpp(HoistedNetwork):
             h = h + self.label_emb.weight[self.config.class_label].to(wide)
         h = F.silu(second(F.silu(first(h))))
         blocks = [module for module in self.all_modules if isinstance(module, ResBlock)]
-        return torch.cat([block.Dense_0(h) for block in blocks], 1).to(own)
+        return torch.cat([row for block in blocks for row in block.rows(h)], 1).to(own)
 
     def _sinusoid(self, labels: Tensor) -> Tensor:
         if self.frequencies is None:
@@ -230,15 +232,16 @@ class DDPMpp(HoistedNetwork):
         return torch.cat([angles.sin(), angles.cos()], 1)
 
     def body(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """The network on x [B, C, H, W] with embedding [1 or B, S]; returns [B, C, H, W].
+        """The network on x [B, C, H, W] with embedding (rows) [1 or B, S]; returns [B, C, H, W].
 
         The result is channels_last in memory, whatever x is.
         """
         h = x.contiguous(memory_format=torch.channels_last)
+        if fused.usable(h, self, embedding):
+            return self._fused(h, embedding)
         image = h
         kept: list[Tensor] = []
-        modules = list(self.all_modules)[2:]
-        for step, module, (start, end) in zip(self.steps, modules, self._columns, strict=True):
+        for step, module, (start, end) in self._walk():
             if isinstance(module, ResBlock):
                 h = module(h, embedding[:, start:end], kept.pop() if step.pop else None)
             elif isinstance(module, Norm):
@@ -250,6 +253,31 @@ class DDPMpp(HoistedNetwork):
             if step.push:
                 kept.append(h)
         return h
+
+    def _fused(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The same on the fused kernels."""
+        h: fused.Activation = x
+        image = x
+        kept: list[fused.Activation] = []
+        for step, module, (start, end) in self._walk():
+            if isinstance(module, ResBlock):
+                skip = fused.added_up(kept.pop()) if step.pop else None
+                h = module.fused(h, rows[:, start:end], skip)
+            elif isinstance(module, Attention):
+                h = module.fused(h)
+            elif isinstance(module, Norm):
+                h, _ = fused.enter(h, None, module.settings())
+            elif isinstance(module, ResidualInput):
+                h = image = module(fused.added_up(h), image)
+            else:
+                h = module(fused.added_up(h))
+            if step.push:
+                kept.append(h)
+        return fused.added_up(h)
+
+    def _walk(self) -> Iterator[tuple[Step, nn.Module, tuple[int, int]]]:
+        """Every step with its module and its columns of the rows."""
+        return zip(self.steps, list(self.all_modules)[2:], self._columns, strict=True)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """Noise prediction [B, C, H, W] for x [B, C, H, W] and real labels [B]."""

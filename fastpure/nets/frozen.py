@@ -30,9 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..kernels import fused_on_host, group_norm_silu, group_norm_silu_vjp
+from ..kernels import carries_derivatives, fused_on_host, group_norm_silu, group_norm_silu_vjp
 from .packed import PackedWeight, can_pack
 
 _ATEN = torch.ops.aten
@@ -152,15 +153,16 @@ class _Pull(Function):
 
 
 # ------------------------------------------------------------------------------------ GroupNorm + SiLU
-def _norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    batch, channels = x.shape[:2]
-    pixels = x.shape[2] * x.shape[3]
-    return torch.native_group_norm(x, weight, bias, batch, channels, pixels, groups, eps)
+def _by_kernel(x: Tensor) -> bool:
+    """Whether the operations of ``kernels`` normalise x: the host's where they serve it, and all on a CUDA device."""
+    if x.is_cuda:
+        return not carries_derivatives() and not torch.compiler.is_compiling()
+    return fused_on_host(x)
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
     """GroupNorm(x); x [B, C, H, W], weight and bias [C]. Keeps x."""
-    if fused_on_host(x):
+    if _by_kernel(x):
         if saves_nothing_for(x, weight, bias):
             return _FrozenNorm.apply(x, weight, bias, groups, eps, False)
         if not records(x, weight, bias):
@@ -173,7 +175,7 @@ def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) 
     if saves_nothing_for(x, weight, bias):
         return _FrozenNorm.apply(x, weight, bias, groups, eps, True)
     if records(x, weight, bias):
-        return F.silu(_norm(x, weight, bias, groups, eps)[0])
+        return F.silu(F.group_norm(x, groups, weight, bias, eps))
     return _activated(x, weight, bias, groups, eps)[0]
 
 
@@ -181,25 +183,28 @@ def _activated(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor | None]:
     """SiLU(GroupNorm(x)) without recording, and its statistics if a kernel computed it that wants them again."""
-    if fused_on_host(x):
+    if _by_kernel(x):
         return group_norm_silu(x, weight, bias, groups, eps)
-    return F.silu(_norm(x, weight, bias, groups, eps)[0], inplace=True), None
+    return F.silu(F.group_norm(x, groups, weight, bias, eps), inplace=True), None
 
 
 def _norm_silu_vjp(
     x: Tensor, v: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, activate: bool = True
 ) -> Tensor:
     """v^T d SiLU(GroupNorm(x)) / dx; itself differentiable if a graph of the backward pass is being made."""
-    # Normalising again costs about what rebuilding scale and shift from kept statistics does.
-    normed, mean, rstd = _norm(x, weight, bias, groups, eps)
     if torch.is_grad_enabled():
+        normed = F.group_norm(x, groups, weight, bias, eps)
         output = F.silu(normed) if activate else normed
         return torch.autograd.grad(output, x, v, create_graph=True)[0]
-    v_normed = _ATEN.silu_backward.grad_input(v, normed, grad_input=normed) if activate else v
+    # Torch's kernels take channels_last on the CPU only, elsewhere they read it as if it were not.
+    x = x if x.device.type == "cpu" else x.contiguous()
     batch, channels, height, width = x.shape
-    return _ATEN.native_group_norm_backward(
-        v_normed, x, mean, rstd, weight, batch, channels, height * width, groups, [True, False, False]
-    )[0]
+    sizes = (batch, channels, height * width, groups)
+    # Normalising again costs about what rebuilding scale and shift from kept statistics does.
+    normed, mean, rstd = torch.native_group_norm(x, weight, bias, *sizes, eps)
+    v_normed = _ATEN.silu_backward.grad_input(v, normed, grad_input=normed) if activate else v
+    v_normed = v_normed if x.device.type == "cpu" else v_normed.contiguous()
+    return _ATEN.native_group_norm_backward(v_normed, x, mean, rstd, weight, *sizes, [True, False, False])[0]
 
 
 class _FrozenNorm(Function):
@@ -237,7 +242,7 @@ def concat_norm_silu(
         return _FrozenConcatNormSilu.apply(x, skip, weight, bias, groups, eps)
     both = torch.cat([x, skip], 1)
     if records(both, weight, bias):
-        return both, F.silu(_norm(both, weight, bias, groups, eps)[0])
+        return both, F.silu(F.group_norm(both, groups, weight, bias, eps))
     return both, _activated(both, weight, bias, groups, eps)[0]
 
 
@@ -460,10 +465,29 @@ def fir(x: Tensor, kind: str, padding: int = 1) -> Tensor:
 
 
 def _fir(x: Tensor, up: bool, padding: int, gain: float) -> Tensor:
-    taps = torch.tensor(FIR, dtype=x.dtype, device=x.device) / sum(FIR)
-    weight = (gain * taps[:, None] * taps).expand(x.shape[1], 1, -1, -1)
+    weight = _taps(x.dtype, x.device, gain).expand(x.shape[1], 1, -1, -1)
     resample = F.conv_transpose2d if up else F.conv2d
     return resample(x, weight, stride=2, padding=padding, groups=x.shape[1])
+
+
+_TAPS: dict[tuple[torch.dtype, torch.device, float], Tensor] = {}
+
+
+def _taps(dtype: torch.dtype, device: torch.device, gain: float) -> Tensor:
+    """The filter [4, 4] times ``gain``; made once, and by the device alone: nothing from the host is in a recording."""
+    if is_in_torch_dispatch_mode() or torch.compiler.is_compiling():
+        return _made_taps(dtype, device, gain)  # which may be a tracer's, and not be kept
+    key = (dtype, device, gain)
+    if key not in _TAPS:
+        with torch.inference_mode(False):
+            _TAPS[key] = _made_taps(dtype, device, gain)
+    return _TAPS[key]
+
+
+def _made_taps(dtype: torch.dtype, device: torch.device, gain: float) -> Tensor:
+    place = torch.arange(4, dtype=dtype, device=device)
+    taps = (place * (3 - place) + 1) / sum(FIR)  # 1, 3, 3, 1
+    return gain * taps[:, None] * taps
 
 
 class _Fir(Function):

@@ -1,21 +1,22 @@
-"""Residual blocks on the fused kernels: frozen weights, one pass per normalisation, nothing kept but inputs.
+"""U-Nets on the fused kernels: frozen weights, one pass per normalisation, nothing kept but inputs.
 
-Where Triton serves the activations (a CUDA device), a block is
+On a CUDA device, and wherever Triton serves the activations, a network's blocks are
 
-    h, s = enter(x, skip)       h = R(SiLU(GroupNorm([x, skip]))), s = shortcut([x, skip]); no concatenation is made
-    h = conv(h)                 without its bias, which torch would add in a pass of its own
-    h = norm_silu(h, shift)     shift = the convolution's bias + the time embedding
-    h = conv(h)                 without its bias
-    out = leave(s, h, biases)   (s + h + biases) / sqrt(2) in one pass
+    h, s = enter(x, skip, ...)   h = R(SiLU(GroupNorm([x, skip]))), s = shortcut(R([x, skip])); no concatenation is made
+    h = conv(h)                  without its bias, which torch would add in a pass of its own
+    h = norm_silu(h, row)        row = the convolution's bias + the time embedding, added up once per table
+    h = conv(h)                  without its bias
+    Pending(s, h, bias, scale)   (s + h + bias) scale, which the next block's ``enter`` adds up while it reads
 
-and backwards the shortcut's cotangent is added inside the normalisation's kernel. A backward pass under
-``create_graph=True`` is rebuilt from the kernels' references, so second derivatives are right (only not cheap).
+and backwards the cotangents of the shortcut, and of a later block that has ``x`` as its skip, are added inside the
+normalisation's kernel. A backward pass under ``create_graph=True`` is rebuilt from the kernels' references, so second
+derivatives are right (only not cheap).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,9 @@ from torch.autograd import Function
 
 from ..kernels import (
     OPS,
+    carries_derivatives,
     group_norm_silu,
+    group_norm_silu_of_sum,
     group_norm_silu_vjp,
     resample,
     resample_vjp,
@@ -35,82 +38,133 @@ from .base import is_hooked
 _PLAIN_NORM, _PLAIN_RESAMPLE = OPS["group_norm_silu"].reference, OPS["resample"].reference
 
 
-def usable(x: Tensor, module: nn.Module, embedding: Tensor | None = None) -> bool:
-    """Whether the fused kernels run for this input: Triton serves it and no weight of ``module`` is trained."""
-    if not serves("group_norm_silu", "triton", x):
+def usable(x: Tensor, network: nn.Module, rows: Tensor) -> bool:
+    """Whether the fused blocks run for this input: a device of theirs, no weight trained, and nobody looking.
+
+    Not where dropout is on, a module has hooks (the parts of a block are not called one by one), a compiler traces (it
+    fuses torch's operations itself), or derivatives are carried along with the values.
+    """
+    if torch.compiler.is_compiling() or network.training or carries_derivatives():
         return False
-    if any(part is not None and is_hooked(part) for part in module._modules.values()):
-        return False  # the block's parts are not called one by one here
-    if not torch.is_grad_enabled():
-        return True
-    trained = embedding is not None and embedding.requires_grad
-    return not trained and not any(weight.requires_grad for weight in module.parameters())
+    if not (x.is_cuda or serves("group_norm_silu", "triton", x)):
+        return False
+    if any(map(is_hooked, network.modules())):
+        return False
+    trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in (rows, *network.parameters()))
+    return not trained
 
 
-def norm_silu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    *,
-    shift: Tensor | None = None,
-    activate: bool = True,
-) -> Tensor:
-    """SiLU(GroupNorm(x + shift)); x [B, C, H, W], shift [1 or B, C]. Keeps x and two numbers per group."""
+class Pending:
+    """The end of a block that nobody has added up yet: (shortcut + h + bias) scale.
+
+    Attributes:
+        terms: shortcut and h [B, C, H, W], bias [C] or [1 or B, C] or None, and scale; None once they are added up.
+        total: the sum, once it is known.
+    """
+
+    __slots__ = ("terms", "total")
+
+    def __init__(self, shortcut: Tensor, h: Tensor, bias: Tensor | None, scale: float) -> None:
+        self.terms: tuple[Tensor, Tensor, Tensor | None, float] | None = (shortcut, h, bias, scale)
+        self.total: Tensor | None = None
+
+    def settle(self, total: Tensor) -> None:
+        """Keep the sum and let go of its terms."""
+        self.total, self.terms = total, None
+
+
+Activation = Tensor | Pending
+
+
+def added_up(x: Activation) -> Tensor:
+    """The tensor itself; a pending sum is added up by a kernel of its own."""
+    if isinstance(x, Tensor):
+        return x
+    if x.terms is not None:
+        x.settle(_leave(*x.terms))
+    assert x.total is not None
+    return x.total
+
+
+class Normalisation(NamedTuple):
+    """What a normalisation is besides its input: weight and bias [C] or [1 or B, C], groups, eps, SiLU or not."""
+
+    weight: Tensor
+    bias: Tensor
+    groups: int
+    eps: float
+    activate: bool = True
+
+
+# ------------------------------------------------------------------------------- inside a residual block
+def norm_silu(x: Tensor, norm: Normalisation, row: Tensor | None = None) -> Tensor:
+    """SiLU(GroupNorm(x + row)); x [B, C, H, W], row [1 or B, C]. Keeps x and two numbers per group."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return _NormSilu.apply(x, shift, weight, bias, groups, eps, activate)
-    return group_norm_silu(x, weight, bias, groups, eps, row=shift, activate=activate)[0]
+        return _NormSilu.apply(x, row, norm)
+    return group_norm_silu(x, *norm[:4], row=row, activate=norm.activate)[0]
 
 
 class _NormSilu(Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        shift: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        groups: int,
-        eps: float,
-        activate: bool,
-    ) -> Tensor:
-        y, stats = group_norm_silu(x, weight, bias, groups, eps, row=shift, activate=activate)
-        ctx.save_for_backward(x, shift, weight, bias, stats)
-        ctx.settings = (groups, eps, activate)
+    def forward(ctx: Any, x: Tensor, row: Tensor | None, norm: Normalisation) -> Tensor:
+        y, stats = group_norm_silu(x, *norm[:4], row=row, activate=norm.activate)
+        ctx.save_for_backward(x, row, norm.weight, norm.bias, stats)
+        ctx.settings = norm[2:]
         return y
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        x, shift, weight, bias, stats = ctx.saved_tensors
+        x, row, weight, bias, stats = ctx.saved_tensors
         groups, eps, activate = ctx.settings
         if torch.is_grad_enabled():
-            y, _ = _PLAIN_NORM(x, weight, bias, groups, eps, row=shift, activate=activate)
-            return torch.autograd.grad(y, x, v, create_graph=True)[0], *[None] * 6
-        v_x, _ = group_norm_silu_vjp(v, x, stats, weight, bias, groups, row=shift, activate=activate)
-        return v_x, None, None, None, None, None, None
+            y, _ = _PLAIN_NORM(x, weight, bias, groups, eps, row=row, activate=activate)
+            return torch.autograd.grad(y, x, v, create_graph=True)[0], None, None
+        return group_norm_silu_vjp(v, x, stats, weight, bias, groups, row=row, activate=activate)[0], None, None
+
+
+# --------------------------------------------------------------------------- from one block into the next
+class Shortcut(NamedTuple):
+    """What goes past a block: the input, resampled ("up", "down" or None), times ``matrix`` [O, C] if there is one.
+
+    The matrix is a 1x1 convolution's, whose bias is added with the block's. Without it there is no skip.
+    """
+
+    matrix: Tensor | None = None
+    resample: str | None = None
 
 
 def enter(
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    shortcut: Tensor | None,
-    kind: str | None,
+    x: Activation, skip: Tensor | None, norm: Normalisation, shortcut: Shortcut = Shortcut()
 ) -> tuple[Tensor, Tensor]:
-    """(R(SiLU(GroupNorm([x, skip]))), shortcut of R([x, skip])) with R = ``kind``: "up", "down" or None.
+    """(R(SiLU(GroupNorm([x, skip]))), shortcut of [x, skip]); a pending x is added up, for others to use, on the way."""
+    first, plus, row, scale = (
+        x.terms if isinstance(x, Pending) and x.terms is not None else (added_up(x), None, None, 1.0)
+    )
+    inputs = (first, plus, skip)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
+        y, s, total = _Enter.apply(*inputs, row, scale, norm, shortcut)
+    else:
+        y, _, total = _normalised(*inputs, row, scale, norm, shortcut.resample)
+        s = _shortcut(first if total is None else total, skip, shortcut)
+    if isinstance(x, Pending) and total is not None:
+        x.settle(total)
+    return y, s
 
-    ``shortcut`` is the matrix [O, C] of a 1x1 convolution (its bias goes to ``leave``), or None for the input itself
-    (then there is neither skip nor R).
-    """
-    differentiated = x.requires_grad or (skip is not None and skip.requires_grad)
-    if torch.is_grad_enabled() and differentiated:
-        return _Enter.apply(x, skip, weight, bias, groups, eps, shortcut, kind)
-    y, _ = group_norm_silu(x, weight, bias, groups, eps, skip=skip, resample=kind)
-    return y, _shortcut(x, skip, shortcut, kind)
+
+def _normalised(
+    x: Tensor,
+    plus: Tensor | None,
+    skip: Tensor | None,
+    row: Tensor | None,
+    scale: float,
+    norm: Normalisation,
+    kind: str | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(y, statistics, total or None)."""
+    options: dict[str, Any] = {"skip": skip, "resample": kind, "activate": norm.activate}
+    if plus is None:
+        return *group_norm_silu(x, *norm[:4], **options), None
+    return group_norm_silu_of_sum(x, plus, *norm[:4], row=row, scale=scale, **options)
 
 
 class _Enter(Function):
@@ -118,61 +172,97 @@ class _Enter(Function):
     def forward(
         ctx: Any,
         x: Tensor,
+        plus: Tensor | None,
         skip: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        groups: int,
-        eps: float,
-        shortcut: Tensor | None,
-        kind: str | None,
-    ) -> tuple[Tensor, Tensor]:
-        y, stats = group_norm_silu(x, weight, bias, groups, eps, skip=skip, resample=kind)
-        ctx.save_for_backward(x, skip, weight, bias, stats, shortcut)
-        ctx.settings = (groups, eps, kind)
-        return y, _shortcut(x, skip, shortcut, kind)
+        row: Tensor | None,
+        scale: float,
+        norm: Normalisation,
+        shortcut: Shortcut,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        y, stats, total = _normalised(x, plus, skip, row, scale, norm, shortcut.resample)
+        first = x if total is None else total
+        ctx.save_for_backward(first, skip, norm.weight, norm.bias, stats, shortcut.matrix)
+        ctx.settings = (scale, norm[2:], shortcut.resample, total is not None)
+        ctx.set_materialize_grads(False)
+        return y, _shortcut(first, skip, shortcut), total
 
     @staticmethod
-    def backward(ctx: Any, v_y: Tensor, v_s: Tensor) -> tuple[Tensor | None, ...]:
-        x, skip, weight, bias, stats, shortcut = ctx.saved_tensors
-        groups, eps, kind = ctx.settings
-        if torch.is_grad_enabled():
-            # Aliases: x was usually computed from skip, and that path must not be followed here.
-            x, skip = x.view_as(x), None if skip is None else skip.view_as(skip)
-            y, _ = _PLAIN_NORM(x, weight, bias, groups, eps, skip=skip, resample=kind)
-            s = _shortcut(x, skip, shortcut, kind, _PLAIN_RESAMPLE)
-            inputs = (x,) if skip is None else (x, skip)
-            found = torch.autograd.grad((y, s), inputs, (v_y, v_s), create_graph=True)
-            return found[0], found[1] if skip is not None else None, *[None] * 6
-        add = _shortcut_vjp(v_s, shortcut, kind)
-        v_x, v_skip = group_norm_silu_vjp(
-            v_y, x, stats, weight, bias, groups, skip=skip, resample=kind, add=add
-        )
-        return v_x, v_skip, None, None, None, None, None, None
+    def backward(
+        ctx: Any, v_y: Tensor | None, v_s: Tensor | None, v_total: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, skip, weight, bias, stats, matrix = ctx.saved_tensors
+        scale, (groups, eps, activate), kind, is_sum = ctx.settings
+        shortcut = Shortcut(matrix, kind)
+        if torch.is_grad_enabled() or v_y is None:
+            norm = Normalisation(weight, bias, groups, eps, activate)
+            v_x, v_skip = _enter_vjp_by_autograd(x, skip, norm, shortcut, v_y, v_s)
+            if v_total is not None:
+                v_x = v_total if v_x is None else v_x + v_total
+            v_x = v_x * scale if is_sum and v_x is not None else v_x
+        else:
+            add = None if v_s is None else _shortcut_vjp(v_s, shortcut)
+            v_x, v_skip = group_norm_silu_vjp(
+                v_y,
+                x,
+                stats,
+                weight,
+                bias,
+                groups,
+                skip=skip,
+                resample=kind,
+                activate=activate,
+                add=add,
+                more=v_total,
+                scale=scale,
+            )
+        return v_x, v_x if is_sum else None, v_skip, None, None, None, None
+
+
+def _enter_vjp_by_autograd(
+    x: Tensor,
+    skip: Tensor | None,
+    norm: Normalisation,
+    shortcut: Shortcut,
+    v_y: Tensor | None,
+    v_s: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The cotangents of x and skip from those of y and s, differentiable; None where there are none."""
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: x was usually computed from skip, and that path must not be followed here.
+        x, skip = (None if t is None else (t.view_as(t) if create else t.detach().requires_grad_()) for t in (x, skip))
+        y, _ = _PLAIN_NORM(x, *norm[:4], skip=skip, resample=shortcut.resample, activate=norm.activate)
+        s = _shortcut(x, skip, shortcut, _PLAIN_RESAMPLE)
+        pairs = [(output, v) for output, v in ((y, v_y), (s, v_s)) if v is not None]
+        inputs = [t for t in (x, skip) if t is not None]
+        if not pairs:
+            return None, None
+        outputs, cotangents = zip(*pairs, strict=True)
+        found = torch.autograd.grad(outputs, inputs, cotangents, create_graph=create)
+    return found[0], found[1] if skip is not None else None
 
 
 def _shortcut(
-    x: Tensor,
-    skip: Tensor | None,
-    matrix: Tensor | None,
-    kind: str | None,
-    resize: Callable[[Tensor, str], Tensor] = resample,
+    x: Tensor, skip: Tensor | None, shortcut: Shortcut, resize: Callable[[Tensor, str], Tensor] = resample
 ) -> Tensor:
+    matrix, kind = shortcut
     if matrix is None:
-        return x.view_as(x)
+        return x.view_as(x) if kind is None else resize(x, kind)
     if kind == "down":
         x = resize(x, "down")
     first = x.shape[1]
     pixels = torch.mm(_pixels(x), matrix[:, :first].t())
     if skip is not None:
-        pixels = torch.addmm(pixels, _pixels(skip), matrix[:, first:].t())
+        pixels.addmm_(_pixels(skip), matrix[:, first:].t())
     image = _image(pixels, x)
     return resize(image, "up") if kind == "up" else image  # a 1x1 convolution commutes with copying pixels
 
 
-def _shortcut_vjp(v: Tensor, matrix: Tensor | None, kind: str | None) -> Tensor:
+def _shortcut_vjp(v: Tensor, shortcut: Shortcut) -> Tensor:
     """The cotangent of [x, skip], side by side, as ``group_norm_silu_vjp`` adds it."""
+    matrix, kind = shortcut
     if matrix is None:
-        return v
+        return v if kind is None else resample_vjp(v, kind)
     v = resample_vjp(v, "up") if kind == "up" else v
     v = _image(_pixels(v) @ matrix, v)
     return resample_vjp(v, "down") if kind == "down" else v
@@ -187,7 +277,7 @@ def _image(pixels: Tensor, like: Tensor) -> Tensor:
     return pixels.view(like.shape[0], *like.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-def leave(shortcut: Tensor, h: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+def _leave(shortcut: Tensor, h: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """(shortcut + h + bias) scale in one pass; keeps nothing."""
     if torch.is_grad_enabled() and (shortcut.requires_grad or h.requires_grad):
         return _Leave.apply(shortcut, h, bias, scale)
@@ -202,5 +292,86 @@ class _Leave(Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        v = v * ctx.scale
+        v = v if ctx.scale == 1.0 else v * ctx.scale
         return v, v, None, None
+
+
+# -------------------------------------------------------------------------------------------- attention
+def attention(tokens: Tensor, heads: int, legacy: bool) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v of ``heads`` heads for one product's q, k and v: [B, S, 3 C] -> [B, S, C].
+
+    The 3 C channels are [heads, (q, k, v), D] if ``legacy``, else [(q, k, v), heads, D]. Keeps the tokens and computes
+    the matrix again.
+    """
+    if torch.is_grad_enabled() and tokens.requires_grad:
+        return _Attention.apply(tokens, heads, legacy)
+    return _attended(tokens, heads, legacy)
+
+
+def _heads(tokens: Tensor, heads: int, legacy: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v [B heads, S, D]: views for one head or one image, copies otherwise."""
+    batch, pixels, _ = tokens.shape
+    shape = (batch, pixels, heads, 3, -1) if legacy else (batch, pixels, 3, heads, -1)
+    order = (3, 0, 2, 1, 4) if legacy else (2, 0, 3, 1, 4)
+    q, k, v = (part.flatten(0, 1) for part in tokens.view(shape).permute(order).unbind())
+    return q, k, v
+
+
+def _matrix(q: Tensor, k: Tensor) -> Tensor:
+    return torch.softmax(_product(q, k.mT, q.shape[-1] ** -0.5), -1)
+
+
+def _product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """a b scale, which a product does on its way; the first argument is not looked at."""
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0.0, alpha=scale, out=out)
+
+
+def _attended(tokens: Tensor, heads: int, legacy: bool) -> Tensor:
+    q, k, v = _heads(tokens, heads, legacy)
+    return _together(_matrix(q, k) @ v, heads)
+
+
+def _together(h: Tensor, heads: int) -> Tensor:
+    """[B heads, S, D] -> [B, S, heads D]."""
+    return h if heads == 1 else h.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+
+
+class _Attention(Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, heads: int, legacy: bool) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.settings = (heads, legacy)
+        return _attended(tokens, heads, legacy)
+
+    @staticmethod
+    def backward(ctx: Any, v_h: Tensor) -> tuple[Tensor | None, ...]:
+        (tokens,) = ctx.saved_tensors
+        heads, legacy = ctx.settings
+        if torch.is_grad_enabled():
+            leaf = tokens.view_as(tokens)
+            h = _attended(leaf, heads, legacy)
+            return torch.autograd.grad(h, leaf, v_h, create_graph=True)[0], None, None
+        return _attention_vjp(tokens, v_h, heads, legacy), None, None
+
+
+def _attention_vjp(tokens: Tensor, v_h: Tensor, heads: int, legacy: bool) -> Tensor:
+    q, k, v = _heads(tokens, heads, legacy)
+    v_h = v_h if heads == 1 else v_h.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1)
+    matrix = _matrix(q, k)
+    v_matrix = v_h @ v.mT
+    v_logits = torch.ops.aten._softmax_backward_data(v_matrix, matrix, -1, matrix.dtype)
+    if heads == 1 or len(tokens) == 1:  # the three parts of one tensor
+        v_tokens = torch.empty_like(tokens)
+        v_q, v_k, v_v = _heads(v_tokens, heads, legacy)
+    else:
+        v_tokens = None
+        v_parts = q.new_empty(3, *q.shape)
+        v_q, v_k, v_v = v_parts.unbind()
+    scale = q.shape[-1] ** -0.5
+    _product(v_logits, k, scale, out=v_q)
+    _product(v_logits.mT, q, scale, out=v_k)
+    torch.bmm(matrix.mT, v_h, out=v_v)
+    if v_tokens is not None:
+        return v_tokens
+    order = (1, 3, 2, 0, 4) if legacy else (1, 3, 0, 2, 4)
+    return v_parts.unflatten(1, (len(tokens), heads)).permute(order).flatten(2)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import frozen, fused
 from .base import is_hooked
-from .packed import PackedWeight
+from .packed import Joined, PackedWeight
 
 _RESIDUAL = math.sqrt(0.5)
 
@@ -36,10 +36,16 @@ class Conv(nn.Module):
         self.padding = size // 2 if padding is None else padding
         self.packed = PackedWeight()
 
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Convolve x [B, C, H, W]; ``shift`` [1, outputs] is added to the bias, which costs nothing."""
-        bias = self.bias if shift is None else self.bias + shift[0]
-        return frozen.conv2d(x, self.weight, bias, self.stride, self.padding, self.packed)
+    def forward(self, x: Tensor, row: Tensor | None = None) -> Tensor:
+        """Convolve x [B, C, H, W]; ``row`` [1 or B, outputs] is added instead of the bias, which it includes."""
+        if row is None or len(row) == 1:
+            bias = self.bias if row is None else row[0]
+            return frozen.conv2d(x, self.weight, bias, self.stride, self.padding, self.packed)
+        return self.without_bias(x) + row[:, :, None, None]
+
+    def without_bias(self, x: Tensor) -> Tensor:
+        """Convolve x [B, C, H, W] and leave the bias to the operation that follows."""
+        return frozen.conv2d(x, self.weight, None, self.stride, self.padding, self.packed)
 
 
 class Norm(nn.Module):
@@ -53,16 +59,16 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if fused.usable(x, self):
-            return fused.norm_silu(x, self.weight, self.bias, self.groups, self.eps, activate=False)
         return frozen.norm(x, self.weight, self.bias, self.groups, self.eps)
+
+    def settings(self, activate: bool = True) -> fused.Normalisation:
+        """What the fused operations are told."""
+        return fused.Normalisation(self.weight, self.bias, self.groups, self.eps, activate)
 
     def silu(self, x: Tensor) -> Tensor:
         """SiLU(GroupNorm(x)) in one pass."""
         if is_hooked(self):
             return F.silu(self(x))
-        if fused.usable(x, self):
-            return fused.norm_silu(x, self.weight, self.bias, self.groups, self.eps)
         return frozen.norm_silu(x, self.weight, self.bias, self.groups, self.eps)
 
     def silu_of_concat(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +147,7 @@ class ResBlock(nn.Module):
 
     h = Conv_1(SiLU(GroupNorm_1(Conv_0(R(SiLU(GroupNorm_0(x)))) + e))); the result is (shortcut(x) +
     h)/sqrt(2), R being 2x2 mean, nearest doubling or nothing. ``Dense_0`` makes e from the time
-    embedding; it is called by the network's ``embedding``, not here.
+    embedding; ``rows`` is called by the network's ``embedding``, not here.
     """
 
     def __init__(
@@ -171,31 +177,49 @@ class ResBlock(nn.Module):
         elif block == "ddpm" and inputs != outputs:
             self.NIN_0 = Projection(inputs, outputs)
 
-    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], embedding [1 or B, outputs]; skip [B, C', H, W] is concatenated to x where given."""
-        plain = self.NIN_0 is not None or (self.training and self.dropout > 0)
-        if not plain and fused.usable(x, self, embedding):
-            return self._fused(x, embedding, skip)
+    def rows(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to every pixel behind either convolution, [N, outputs] each, from embeddings [N, E].
+
+        Behind the first its bias and e, behind the second its bias and the shortcut's.
+        """
+        bias = self.Conv_1.bias
+        if self.Conv_2 is not None:
+            bias = bias + self.Conv_2.bias
+        if self.NIN_0 is not None:
+            bias = bias + self.NIN_0.b
+        return self.Dense_0(embedded) + self.Conv_0.bias, bias.to(embedded.dtype).expand(len(embedded), -1)
+
+    def forward(self, x: Tensor, rows: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W], rows [1 or B, 2 outputs]; skip [B, C', H, W] is concatenated to x where given."""
         if skip is None:
             h = self.GroupNorm_0.silu(x)
         else:
             x, h = self.GroupNorm_0.silu_of_concat(x, skip)
         h = _resample(h, self.resample, self.fir)
-        h = self.Conv_0(h, embedding) if len(embedding) == 1 else self.Conv_0(h) + embedding[:, :, None, None]
+        h = self.Conv_0(h, rows.chunk(2, 1)[0])
         h = self.GroupNorm_1.silu(h)
         h = self.Conv_1(F.dropout(h, self.dropout, self.training))
         return torch.add(self._shortcut(x), h).mul_(_RESIDUAL)
 
-    def _fused(self, x: Tensor, embedding: Tensor, skip: Tensor | None) -> Tensor:
-        first, second, shortcut = self.GroupNorm_0, self.GroupNorm_1, self.Conv_2
-        matrix = None if shortcut is None else shortcut.weight[:, :, 0, 0]
-        h, s = fused.enter(x, skip, first.weight, first.bias, first.groups, first.eps, matrix, self.resample)
-        h = frozen.conv2d(h, self.Conv_0.weight, None, 1, 1)
-        shift = embedding + self.Conv_0.bias
-        h = fused.norm_silu(h, second.weight, second.bias, second.groups, second.eps, shift=shift)
-        h = frozen.conv2d(h, self.Conv_1.weight, None, 1, 1)
-        bias = self.Conv_1.bias if shortcut is None else self.Conv_1.bias + shortcut.bias
-        return fused.leave(s, h, bias, _RESIDUAL)
+    def fused(self, x: fused.Activation, rows: Tensor, skip: Tensor | None = None) -> fused.Pending:
+        """The same on the fused kernels, for frozen weights; the last sum is left to whoever reads it."""
+        first, last = (row.contiguous() for row in rows.chunk(2, 1))
+        if self.fir and self.resample is not None:
+            h, s = fused.enter(x, skip, self.GroupNorm_0.settings())
+            h, s = frozen.fir(h, self.resample), frozen.fir(s, self.resample)
+            s = s if self.Conv_2 is None else self.Conv_2.without_bias(s)
+        else:
+            shortcut = fused.Shortcut(self._matrix(), self.resample)
+            h, s = fused.enter(x, skip, self.GroupNorm_0.settings(), shortcut)
+        h = self.Conv_0.without_bias(h)
+        h = fused.norm_silu(h, self.GroupNorm_1.settings(), first)
+        return fused.Pending(s, self.Conv_1.without_bias(h), last, _RESIDUAL)
+
+    def _matrix(self) -> Tensor | None:
+        """The shortcut's [outputs, inputs]."""
+        if self.NIN_0 is not None:
+            return self.NIN_0.W.t()
+        return None if self.Conv_2 is None else self.Conv_2.weight[:, :, 0, 0]
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.NIN_0 is not None:
@@ -228,12 +252,25 @@ class Attention(nn.Module):
         self.NIN_1 = Projection(channels, channels)
         self.NIN_2 = Projection(channels, channels)
         self.NIN_3 = Projection(channels, channels)
+        self._matrices, self._biases = Joined(), Joined()
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = to_tokens(self.GroupNorm_0(x))
         q, k, v = self.NIN_0(tokens), self.NIN_1(tokens), self.NIN_2(tokens)
         h = self.NIN_3(frozen.attention(q, k, v))
         return torch.add(x, to_image(h, x.shape[2:])).mul_(_RESIDUAL)
+
+    def fused(self, x: fused.Activation) -> fused.Pending:
+        """The same on the fused kernels, for frozen weights: one product makes q, k and v."""
+        y, s = fused.enter(x, None, self.GroupNorm_0.settings(activate=False))
+        parts = (self.NIN_0, self.NIN_1, self.NIN_2)
+        matrix = self._matrices.get(*(part.W for part in parts))
+        bias = self._biases.get(*(part.b for part in parts))
+        tokens = to_tokens(y)
+        batch, pixels, channels = tokens.shape
+        qkv = torch.addmm(bias, tokens.reshape(-1, channels), matrix).view(batch, pixels, -1)
+        h = fused.attention(qkv, heads=1, legacy=False).reshape(-1, channels) @ self.NIN_3.W
+        return fused.Pending(s, to_image(h.view(batch, pixels, -1), s.shape[2:]), self.NIN_3.b, _RESIDUAL)
 
 
 class Downsample(nn.Module):

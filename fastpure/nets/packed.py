@@ -1,6 +1,6 @@
-"""Frozen convolution weights in oneDNN's own memory layout, for float32 and bfloat16 on the CPU.
+"""Frozen weights in the form in which they are used: in oneDNN's memory layout, or several of them joined to one.
 
-oneDNN computes on blocked weights. Given ordinary ones it reorders them at every call, forward and backward,
+oneDNN, which computes convolutions in float32 and bfloat16 on the CPU, computes on blocked weights. Given ordinary ones it reorders them at every call, forward and backward,
 which for a few images costs more than it seems: 8 % of a gradient of the CIFAR-10 network (B = 2, two threads; 9 %
 in bfloat16), most of it where small feature maps meet large weights. Frozen weights can be reordered once; the
 arithmetic stays the same. The price is memory: two more copies of such weights, one for each direction.
@@ -66,6 +66,34 @@ class PackedWeight:
         if key == self._key and self._sample is not None and torch.equal(sample, self._sample):
             return
         self._key, self._sample, self._forward, self._transposed = key, sample.clone(), None, None
+
+
+class Joined:
+    """Cache of several weights side by side: one product with them instead of one with each.
+
+    Whether one of them has changed is seen from addresses and version counters alone: looking at values would wait for
+    the device.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] | None = None
+        self._joined: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Joined:
+        return Joined()  # a copy has weights of its own
+
+    def __reduce__(self) -> tuple[type[Joined], tuple[()]]:
+        return Joined, ()
+
+    def get(self, *weights: Tensor) -> Tensor:
+        """``torch.cat(weights, -1)``, made when one of the frozen weights is another one or has changed."""
+        if any(weight.is_inference() for weight in weights):  # torch does not count their changes
+            return torch.cat(weights, -1)
+        key = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in weights)
+        if self._joined is None or key != self._key:
+            with torch.no_grad():
+                self._key, self._joined = key, torch.cat(weights, -1)
+        return self._joined
 
 
 def can_pack(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:

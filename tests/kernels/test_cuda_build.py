@@ -34,9 +34,9 @@ def pretend(monkeypatch, capabilities, cuda=True, architectures="80 90"):
 
 @pytest.fixture(autouse=True)
 def fresh_choices():
-    registry._choose.cache_clear()
+    registry.forget()
     yield
-    registry._choose.cache_clear()
+    registry.forget()
 
 
 def test_no_cuda_half_is_a_reason(monkeypatch):

@@ -37,12 +37,11 @@ def draw():
 @pytest.fixture
 def fresh_choices():
     """Choices are remembered; forget them before and after."""
-    caches = (registry._choose, registry._forced_by_environment, extension.load)
-    for cache in caches:
-        cache.cache_clear()
+    registry.forget()
+    extension.load.cache_clear()
     yield
-    for cache in caches:
-        cache.cache_clear()
+    registry.forget()
+    extension.load.cache_clear()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from fastpure.errors import KernelUnavailable
 from fastpure.kernels import (
     OPS,
     group_norm_silu,
+    group_norm_silu_of_sum,
     group_norm_silu_vjp,
     registry,
     resample,
@@ -30,14 +31,15 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 X, SKIP = normal(2, 12, 4, 6), normal(2, 8, 4, 6, seed=1)
-WEIGHT, BIAS, ROW = normal(3, 20, seed=2).unbind()
+WEIGHT, BIAS = normal(2, 20, seed=2).unbind()
+ROW = normal(12, seed=3)
 GROUPS = 4
 BOTH = {"skip": SKIP, "row": ROW}
 
 
 def plain(x, skip, row, weight, bias, resample, activate):
     """The same by torch's own operations."""
-    h = torch.cat([x, skip], 1) + (row if row.dim() == 2 else row[None])[:, :, None, None]
+    h = torch.cat([x + (row if row.dim() == 2 else row[None])[:, :, None, None], skip], 1)
     a = F.group_norm(h, GROUPS, eps=EPS)
     a = a * reference.per_channel(weight, a.dtype) + reference.per_channel(bias, a.dtype)
     a = F.silu(a) if activate else a
@@ -50,7 +52,8 @@ def plain(x, skip, row, weight, bias, resample, activate):
 @pytest.mark.parametrize("activate", [True, False])
 @pytest.mark.parametrize("per_sample", [True, False])
 def test_reference_is_what_torch_computes_and_its_gradient(resample, activate, per_sample):
-    vectors = [normal(2, 20, seed=s) for s in (3, 4, 5)] if per_sample else [ROW, WEIGHT, BIAS]
+    sizes = {3: 12, 4: 20, 5: 20}
+    vectors = [normal(2, size, seed=s) for s, size in sizes.items()] if per_sample else [ROW, WEIGHT, BIAS]
     leaves = [X.clone().requires_grad_(), SKIP.clone().requires_grad_()]
     exact = plain(*leaves, *vectors, resample, activate)
     row, weight, bias = vectors
@@ -64,6 +67,26 @@ def test_reference_is_what_torch_computes_and_its_gradient(resample, activate, p
     for one, other in zip(found, wanted, strict=True):
         assert largest_error(one, other) < 1e-12
         assert one.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_of_a_sum_and_its_gradient():
+    plus, more = normal(*X.shape, seed=8), normal(*X.shape, seed=9)
+    leaves = [t.clone().requires_grad_() for t in (X, plus, SKIP)]
+    total = (leaves[0] + leaves[1] + ROW[:, None, None]) * 0.5
+    exact = plain(total, leaves[2], torch.zeros(12, dtype=X.dtype), WEIGHT, BIAS, None, True)
+    y, stats, found_total = group_norm_silu_of_sum(
+        X, plus, WEIGHT, BIAS, GROUPS, EPS, row=ROW, scale=0.5, skip=SKIP
+    )
+    assert largest_error(y, exact) < 1e-13
+    assert largest_error(found_total, total) < 1e-15
+    v, add = normal(*exact.shape, seed=6), normal(2, 20, 4, 6, seed=7)
+    loss = (exact * v).sum() + (torch.cat([total, leaves[2]], 1) * add).sum() + (total * more).sum()
+    wanted = torch.autograd.grad(loss, leaves)
+    v_sum, v_skip = group_norm_silu_vjp(
+        v, found_total, stats, WEIGHT, BIAS, GROUPS, skip=SKIP, add=add, more=more, scale=0.5
+    )
+    for one, other in zip((v_sum, v_sum, v_skip), wanted, strict=True):
+        assert largest_error(one, other) < 1e-12
 
 
 def test_statistics_are_mean_and_inverse_deviation():
@@ -137,6 +160,10 @@ def test_mistakes_of_the_backward_call_are_named():
         group_norm_silu_vjp(y, X, stats[:1], *arguments[1:])
     with pytest.raises(ValueError, match="`add`"):
         group_norm_silu_vjp(y, X, *arguments, add=X[:1])
+    with pytest.raises(ValueError, match="`more`"):
+        group_norm_silu_vjp(y, X, *arguments, more=X[:1])
+    with pytest.raises(ValueError, match="`plus` must be of shape"):
+        group_norm_silu_of_sum(X, X[:1], *arguments[1:], EPS)
     with pytest.raises(ValueError, match="`kind` must be one of 'up', 'down'"):
         resample(X, "sideways")
     with pytest.raises(ValueError, match="even height and width"):

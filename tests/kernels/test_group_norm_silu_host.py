@@ -12,8 +12,16 @@ import torch
 import torch.nn.functional as F
 
 from fastpure.errors import KernelUnavailable
-from fastpure.kernels import extension, fused_on_host, group_norm_silu, group_norm_silu_vjp, use_backend
+from fastpure.kernels import (
+    extension,
+    fused_on_host,
+    group_norm_silu,
+    group_norm_silu_of_sum,
+    group_norm_silu_vjp,
+    use_backend,
+)
 from fastpure.kernels.group_norm_silu import reference
+from fastpure.kernels.pointwise.reference import residual_add as reference_residual
 from tests.kernels.closeness import distance, largest_error
 from tests.kernels.helpers import EXTENSION, needs_ext
 from tests.kernels.triton import cases
@@ -78,9 +86,11 @@ def backward(given: Inputs, stats):
 def by_torch(given: Inputs):
     """torch's operations one after another, in the dtype of the input."""
     options = given.options
-    h = given.x if options["skip"] is None else torch.cat([given.x, options["skip"]], 1)
+    h = given.x
     if options["row"] is not None:
         h = h + reference.per_channel(options["row"], h.dtype)
+    if options["skip"] is not None:
+        h = torch.cat([h, options["skip"]], 1)
     n = F.group_norm(h, given.groups, eps=EPS)
     n = n * reference.per_channel(given.weight, h.dtype) + reference.per_channel(given.bias, h.dtype)
     a = F.silu(n) if options["activate"] else n
@@ -126,16 +136,35 @@ def raw(given: Inputs, case: Case, dtype):
     y, around = guarded(torch.full(given.v.shape, math.nan), dtype)
     stats = torch.full((case.batch, case.groups, 2), math.nan)
     ops = torch.ops.fastpure
-    ops.group_norm_silu(given.x, *shared, case.groups, EPS, code, case.activate, y, stats)
+    ops.group_norm_silu(given.x, *shared, case.groups, EPS, code, case.activate, y, stats, None, 1.0, None)
     assert written_within(y, around)
     shapes = [t.shape for t in (given.x, given.options["skip"]) if t is not None]
     outs = [guarded(torch.full(shape, math.nan), dtype) for shape in shapes]
     tensors = [out for out, _ in outs] + [None] * (2 - len(outs))
     ops.group_norm_silu_vjp(
-        given.v, given.x, *shared, stats, case.groups, code, case.activate, given.add, *tensors
+        given.v, given.x, *shared, stats, case.groups, code, case.activate, given.add, *tensors, None, 1.0
     )
     assert all(written_within(*out) for out in outs)
     return [y, stats, *(out for out, _ in outs)]
+
+
+def test_sums_are_added_up_first_and_their_cotangents_last(case, dtype):
+    given, factor = inputs(case, dtype), 0.5**0.5
+    plus, more = (torch.randn(given.x.shape, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in (8, 9))
+    options = dict(given.options)
+    row = options.pop("row")
+    affine = (given.weight, given.bias, given.groups)
+    y, stats, total = group_norm_silu_of_sum(given.x, plus, *affine, EPS, row=row, scale=factor, **options)
+    wanted = reference_residual(given.x, plus, row, factor)
+    assert torch.equal(total, wanted)
+    again, statistics = group_norm_silu(wanted, *affine, EPS, **options)
+    assert torch.equal(y, again)
+    assert torch.equal(stats, statistics)
+    without = group_norm_silu_vjp(given.v, total, stats, *affine, add=given.add, **options)
+    found = group_norm_silu_vjp(given.v, total, stats, *affine, add=given.add, more=more, scale=factor, **options)
+    exact = (without[0].double() + more.double()) * factor
+    assert largest_error(found[0], exact) <= 3 * ROUNDING[dtype] * float(exact.abs().max())
+    assert found[1] is None or torch.equal(found[1], without[1])
 
 
 def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(case, dtype, monkeypatch):

@@ -48,7 +48,7 @@ def sample_arguments(name: str) -> list[tuple]:
             (v, *none3, table, step, new[0], new[1], None, None),
         ],
         "group_norm_silu": [
-            (small, None, *vectors, 3, 1e-6, 1, True, big, stats),
+            (small, None, *vectors, 3, 1e-6, 1, True, big, stats, None, 1.0, None),
             (
                 small,
                 small.clone(),
@@ -60,10 +60,13 @@ def sample_arguments(name: str) -> list[tuple]:
                 False,
                 activations(24, 4, 5),
                 stats,
+                small.clone(),
+                0.5,
+                small.clone(),
             ),
         ],
         "group_norm_silu_vjp": [
-            (big, small, None, *vectors, stats, 3, 1, True, None, small.clone(), None),
+            (big, small, None, *vectors, stats, 3, 1, True, None, small.clone(), None, small.clone(), 0.5),
         ],
         "resample": [(small, True, 1.0, big), (big, False, 0.25, small)],
         "residual_add": [
@@ -101,7 +104,7 @@ def test_the_argument_list_is_the_schemas(name):
     schema = getattr(torch.ops.fastpure, name).default._schema
     assert spec.arguments._fields == tuple(argument.name for argument in schema.arguments)
     for implementation in spec.impls.values():
-        (parameter,) = inspect.signature(implementation.run).parameters.values()
+        (parameter,) = inspect.signature(implementation.prepare).parameters.values()
         assert parameter.kind is parameter.POSITIONAL_OR_KEYWORD
 
 

@@ -56,7 +56,7 @@ def test_embedding_is_hoisted_exactly():
     labels = torch.tensor([99.9, 3.0, 500.25])
     direct = network(x, labels)
     embeddings = network.embedding(labels)
-    assert embeddings.shape == (3, sum(step.outputs for step in network.steps if step.kind == "block"))
+    assert embeddings.shape == (3, 2 * sum(step.outputs for step in network.steps if step.kind == "block"))
     for i in range(3):
         alone = network.body(x, embeddings[i : i + 1])
         torch.testing.assert_close(alone[i], direct[i], rtol=0, atol=1e-12)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .. import triton_support
-from ..triton_support import ACCESS, Launch, Tile, finish_tile, free_tile, group_tile
+from ..triton_support import ACCESS, Launch, Runner, Tile, finish_tile, free_tile, group_tile
 
 UP, DOWN = 1, 2
-_VECTORS = ("row_ptr", "weight_ptr", "bias_ptr", "stats_ptr")
-_INPUTS = ("x_ptr", "skip_ptr")
-_GIVEN = ("v_ptr", *_INPUTS, *_VECTORS)
-_RESULTS = ("add_ptr", "v_x_ptr", "v_skip_ptr")
+_VECTORS = ("row", "weight", "bias", "stats")
+_GIVEN = ("v", "x", "skip", *_VECTORS)
+_RESULTS = ("add", "more", "v_x", "v_skip")
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,9 @@ class Problem:
         groups, eps, resample, activate: as in the operation; ``eps`` is 0 in the backward direction.
         itemsize: bytes of an activation.
         rows, weights, biases: which per-channel vectors differ between samples.
-        add: whether another cotangent is added (backward).
+        plus: whether the first input is a sum (forward).
+        scale: of that sum (forward), or of its cotangent (backward).
+        add, more: which other cotangents are added (backward).
     """
 
     first: int
@@ -45,7 +44,10 @@ class Problem:
     rows: bool
     weights: bool
     biases: bool
+    plus: bool = False
+    scale: float = 1.0
     add: bool = False
+    more: bool = False
 
     @property
     def channels(self) -> int:
@@ -84,25 +86,19 @@ class Plan:
     tiles: int = 0
 
 
-def group_norm_silu(args: Any) -> None:
-    """Write ``y`` and ``stats``; ``args`` as in the schema."""
-    plan = forward_plan(triton_support.architecture(args.x.device), problem_of(args, args.eps))
-    tensors = {"y_ptr": args.y, "stats_ptr": args.stats}
-    _run(plan, args, tensors)
+def group_norm_silu(args: Any) -> Runner:
+    """What writes ``y``, ``stats`` and ``total`` for such arguments; ``args`` as in the schema."""
+    problem = problem_of(args, eps=args.eps, plus=args.plus is not None)
+    return _runner(forward_plan(triton_support.architecture(args.x.device), problem), args)
 
 
-def group_norm_silu_vjp(args: Any) -> None:
-    """Write ``v_x`` and ``v_skip``; ``args`` as in the schema."""
-    problem = problem_of(args, add=args.add is not None)
-    plan = backward_plan(triton_support.architecture(args.x.device), problem)
-    tensors = {"v_ptr": args.v, "stats_ptr": args.stats, "v_x_ptr": args.v_x}
-    tensors |= {"add_ptr": args.add, "v_skip_ptr": args.v_skip}
-    if plan.tiles:
-        tensors["means_ptr"] = torch.empty_like(args.stats)
-    _run(plan, args, tensors)
+def group_norm_silu_vjp(args: Any) -> Runner:
+    """What writes ``v_x`` and ``v_skip`` for such arguments; ``args`` as in the schema."""
+    problem = problem_of(args, add=args.add is not None, more=args.more is not None)
+    return _runner(backward_plan(triton_support.architecture(args.x.device), problem), args)
 
 
-def problem_of(args: Any, eps: float = 0.0, add: bool = False) -> Problem:
+def problem_of(args: Any, eps: float = 0.0, **present: bool) -> Problem:
     """The problem that the arguments of either direction pose."""
     x, skip = args.x, args.skip
     _, first, height, width = x.shape
@@ -123,19 +119,16 @@ def problem_of(args: Any, eps: float = 0.0, add: bool = False) -> Problem:
         rows=rows,
         weights=weights,
         biases=biases,
-        add=add,
+        scale=args.scale,
+        **present,
     )
 
 
-def _run(plan: Plan, args: Any, others: dict[str, Tensor | None]) -> None:
-    """The launches of the plan, with the inputs that both directions have and ``others``; None is absent."""
-    x = args.x
-    inputs = {f"{name}_ptr": getattr(args, name) for name in ("x", "skip", "row", "weight", "bias")}
-    tensors = {name: tensor for name, tensor in (inputs | others).items() if tensor is not None}
-    if plan.tiles:
-        room = (x.shape[0], plan.tiles, 2, args.weight.shape[-1])
-        tensors["partial_ptr"] = torch.empty(room, dtype=torch.float32, device=x.device)
-    triton_support.run(plan.launches, x.shape[0], tensors, x.device)
+def _runner(plan: Plan, args: Any) -> Runner:
+    batch, channels = args.x.shape[0], args.weight.shape[-1]
+    used = {source for launch in plan.launches for source in launch.pointers.values()}
+    room = {"partial": (batch, plan.tiles, 2, channels), "means": (batch, args.groups, 2)}
+    return Runner(plan.launches, args, {name: shape for name, shape in room.items() if name in used})
 
 
 @functools.cache
@@ -144,27 +137,36 @@ def forward_plan(architecture: int, problem: Problem) -> Plan:
     from . import triton_programs as programs
 
     pair = 2 if problem.second else 1
+    total = 1 if problem.plus else 0
     down, up = problem.resample == DOWN, problem.resample == UP
     constants: dict[str, Any] = problem.sizes() | problem.form()
-    names = (*_INPUTS, *_VECTORS, "y_ptr")
     tile = _group_tile(architecture, "forward_fused", problem)
     if tile is not None:
-        moves = (2 * pair, 0.25) if down else (pair, 4 if up else 1)
-        constants |= {"EPS": problem.eps, "NG": tile.groups, "P": tile.pixels, "K": tile.channels}
-        return Plan((_grouped(programs.forward_fused, names, constants, tile, problem, *moves),))
+        reads = (2 if down else 1) * (pair + total)
+        names = _same("x", "plus", "skip", *_VECTORS, "y", "total")
+        constants |= {"EPS": problem.eps, "SCALE": problem.scale}
+        constants |= {"NG": tile.groups, "P": tile.pixels, "K": tile.channels}
+        writes = total + (0.25 if down else 4 if up else 1)
+        return Plan((_grouped(programs.forward_fused, names, constants, tile, problem, reads, writes),))
 
     first = _free_tile(architecture, "forward_partial", problem.size, problem)
     last_size = problem.size // 4 if down else problem.size
     last = _free_tile(architecture, "forward_apply", last_size, problem)
-    part = {name: constants[name] for name in ("C1", "C2", "SIZE")}
-    ends: dict[str, Any] = {"EPS": problem.eps, "ROWS": problem.rows}
+    part = {name: constants[name] for name in ("C1", "C2", "SIZE", "ROWS")} | {"SCALE": problem.scale}
+    ends: dict[str, Any] = {"EPS": problem.eps, "C1": problem.first, "ROWS": problem.rows}
     moves = (4 * pair, 1) if down else (pair, 4 if up else 1)
+    if problem.plus:  # the first kernel writes the sum, and nothing is left to be added in the others
+        once = _same("x", "plus", "skip", "row", "total", "partial")
+        finish = _same("partial", "stats")
+        apply = {"x_ptr": "total"} | _same("skip", "weight", "bias", "stats", "y")
+    else:
+        once = _same("x", "skip", "partial")
+        finish = _same("partial", "row", "stats")
+        apply = _same("x", "skip", *_VECTORS, "y")
     launches = (
-        _free(
-            programs.forward_partial, (*_INPUTS, "partial_ptr"), part, first, problem.size, problem, pair, 0
-        ),
-        _finish(programs.forward_finish, ("partial_ptr", "row_ptr", "stats_ptr"), ends, first, problem),
-        _free(programs.forward_apply, names, constants, last, last_size, problem, *moves),
+        _free(programs.forward_partial, once, part, first, problem.size, problem, pair + total, total),
+        _finish(programs.forward_finish, finish, ends, first, problem),
+        _free(programs.forward_apply, apply, constants, last, last_size, problem, *moves),
     )
     return Plan(launches, -(-problem.size // first.pixels))
 
@@ -176,26 +178,30 @@ def backward_plan(architecture: int, problem: Problem) -> Plan:
 
     pair = 2 if problem.second else 1
     gathers = pair + (4 if problem.resample == UP else 1)
-    reads = gathers + problem.add
+    reads = gathers + problem.add + problem.more
     constants = problem.sizes() | problem.form()
     tile = _group_tile(architecture, "backward_fused", problem)
     if tile is not None:
-        constants |= {"NG": tile.groups, "P": tile.pixels, "K": tile.channels}
-        every = (*_GIVEN, *_RESULTS)
+        constants |= {"SCALE": problem.scale, "NG": tile.groups, "P": tile.pixels, "K": tile.channels}
+        every = _same(*_GIVEN, *_RESULTS)
         return Plan((_grouped(programs.backward_fused, every, constants, tile, problem, reads, pair),))
 
     size = problem.size
     first = _free_tile(architecture, "backward_partial", size, problem)
     last = _free_tile(architecture, "backward_apply", size, problem)
-    names = (*_GIVEN, "means_ptr", *_RESULTS)
+    part, names = _same(*_GIVEN, "partial"), _same(*_GIVEN, "means", *_RESULTS)
+    ends = constants | {"SCALE": problem.scale}
     launches = (
-        _free(
-            programs.backward_partial, (*_GIVEN, "partial_ptr"), constants, first, size, problem, gathers, 0
-        ),
-        _finish(programs.backward_finish, ("partial_ptr", "means_ptr"), {}, first, problem),
-        _free(programs.backward_apply, names, constants, last, size, problem, reads, pair),
+        _free(programs.backward_partial, part, constants, first, size, problem, gathers, 0),
+        _finish(programs.backward_finish, _same("partial", "means"), {}, first, problem),
+        _free(programs.backward_apply, names, ends, last, size, problem, reads, pair),
     )
     return Plan(launches, -(-size // first.pixels))
+
+
+def _same(*names: str) -> dict[str, str]:
+    """Kernel parameters that are called like the arguments they get."""
+    return {f"{name}_ptr": name for name in names}
 
 
 def _group_tile(architecture: int, kernel: str, problem: Problem) -> Tile | None:
@@ -208,7 +214,7 @@ def _free_tile(architecture: int, kernel: str, size: int, problem: Problem) -> T
 
 def _grouped(
     kernel: Any,
-    names: tuple[str, ...],
+    names: Mapping[str, str],
     constants: dict[str, Any],
     tile: Tile,
     problem: Problem,
@@ -222,7 +228,7 @@ def _grouped(
 
 def _free(
     kernel: Any,
-    names: tuple[str, ...],
+    names: Mapping[str, str],
     constants: dict[str, Any],
     tile: Tile,
     size: int,
@@ -237,7 +243,7 @@ def _free(
 
 
 def _finish(
-    kernel: Any, names: tuple[str, ...], constants: dict[str, Any], part: Tile, problem: Problem
+    kernel: Any, names: Mapping[str, str], constants: dict[str, Any], part: Tile, problem: Problem
 ) -> Launch:
     """A kernel that combines the partial numbers of ``part``; a program per group."""
     width = problem.channels // problem.groups

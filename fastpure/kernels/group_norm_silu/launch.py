@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..extension import DTYPE_CODES, call, unavailable_on_host
+from ..pointwise.reference import residual_add
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Those it takes, activations and per-channel vectors alike; the arithmetic is float32."""
+
+FORWARD_FIELDS, BACKWARD_FIELDS = 11, 13
+"""How many of the schema's arguments the extension takes; those behind are seen to here."""
 
 
 def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
@@ -20,22 +25,31 @@ def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
 
 def group_norm_silu(args: Any) -> None:
     """Write the activated tensor and the statistics; ``args`` as in the schema."""
-    _call("group_norm", args)
+    if args.plus is not None:
+        args.total.copy_(residual_add(args.x, args.plus, args.row, args.scale))
+        args = args._replace(x=args.total, row=None)
+    _call("group_norm", args, FORWARD_FIELDS)
 
 
 def group_norm_silu_vjp(args: Any) -> None:
     """Write the cotangents; ``args`` as in the schema."""
-    _call("group_norm_vjp", args)
+    _call("group_norm_vjp", args, BACKWARD_FIELDS)
+    if args.more is not None:
+        args.v_x.add_(args.more)
+    if args.scale != 1.0:
+        args.v_x.mul_(args.scale)
 
 
-def _call(name: str, args: Any) -> None:
-    args = _with_vectors_of_one_dtype(args)
+def _call(name: str, args: Any, fields: int) -> None:
     x, skip = args.x, args.skip
+    if args.row is not None and skip is not None:  # the extension's row is one of [x, skip]
+        args = args._replace(row=F.pad(args.row, (0, skip.shape[1])))
+    args = _with_vectors_of_one_dtype(args)
     batch, channels, height, width = x.shape
     call(
         name,
         x,
-        args,
+        args[:fields],
         batch,
         channels,
         0 if skip is None else skip.shape[1],

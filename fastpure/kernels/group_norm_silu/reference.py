@@ -1,14 +1,18 @@
 """GroupNorm, SiLU and resampling in plain torch: the definition the Triton kernels are tested against.
 
-With the input h = [x, skip] + row (skip concatenated along channels, row added per channel) and per sample and
-group the mean m and r = 1 / sqrt(variance + eps) (variance over the group's channels and pixels, biased)::
+With the input h = [x', skip] (skip concatenated along channels) and per sample and group the mean m and
+r = 1 / sqrt(variance + eps) (variance over the group's channels and pixels, biased)::
 
+    x' = x + row (row added per channel), or total = (x + plus + row) scale, rounded to the dtype of x
     xhat = (h - m) r        n = xhat weight + bias        a = n / (1 + exp(-n))        y = R(a)
 
 R is nearest-neighbour doubling ("up"), the mean of 2x2 pixels ("down") or nothing; without activation a = n.
-Transposed, with v the cotangent of y and N the number of elements of a group::
+Transposed, with v the cotangent of y, N the number of elements of a group, and other cotangents of h and of x'::
 
-    g = weight (da/dn) R^T v        v_h = r (g - sum(g) / N - xhat sum(g xhat) / N)
+    g = weight (da/dn) R^T v        v_h = r (g - sum(g) / N - xhat sum(g xhat) / N) + add
+    v_x = (v_h[x] + more) scale     v_skip = v_h[skip]
+
+where a sum is transposed with x = total and row = 0, and v_x is the cotangent of both of its terms.
 
 Half-precision inputs are computed in float32 and rounded once, at the end.
 
@@ -21,6 +25,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..pointwise.reference import residual_add
 
 
 def group_norm_silu(
@@ -47,6 +53,26 @@ def group_norm_silu(
     return y.to(x.dtype).contiguous(memory_format=torch.channels_last), stats
 
 
+def group_norm_silu_of_sum(
+    x: Tensor,
+    plus: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    *,
+    row: Tensor | None = None,
+    scale: float = 1.0,
+    skip: Tensor | None = None,
+    resample: str | None = None,
+    activate: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, stats, total); differentiable by autograd. See :func:`fastpure.kernels.group_norm_silu_of_sum`."""
+    total = residual_add(x, plus, row, scale)
+    options = {"skip": skip, "resample": resample, "activate": activate}
+    return *group_norm_silu(total, weight, bias, groups, eps, **options), total  # type: ignore[arg-type]
+
+
 def group_norm_silu_vjp(
     v: Tensor,
     x: Tensor,
@@ -60,6 +86,8 @@ def group_norm_silu_vjp(
     resample: str | None = None,
     activate: bool = True,
     add: Tensor | None = None,
+    more: Tensor | None = None,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
     """(v_x, v_skip or None). See :func:`fastpure.kernels.group_norm_silu_vjp`."""
     h = _input(x, skip, row)
@@ -78,10 +106,10 @@ def group_norm_silu_vjp(
     v_h = (g - _spread(mean_g, h) - xhat * _spread(mean_gx, h)) * _spread(stats[..., 1], h)
     if add is not None:
         v_h = v_h + add
-    v_h = v_h.to(x.dtype)
     last = torch.channels_last
-    v_x = v_h[:, : x.shape[1]].contiguous(memory_format=last)
-    return v_x, None if skip is None else v_h[:, x.shape[1] :].contiguous(memory_format=last)
+    v_x = v_h[:, : x.shape[1]]
+    v_x = ((v_x if more is None else v_x + more) * scale).to(x.dtype).contiguous(memory_format=last)
+    return v_x, None if skip is None else v_h[:, x.shape[1] :].to(x.dtype).contiguous(memory_format=last)
 
 
 def resampled(a: Tensor, resample: str | None) -> Tensor:
@@ -110,10 +138,10 @@ def per_channel(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _input(x: Tensor, skip: Tensor | None, row: Tensor | None) -> Tensor:
-    """[x, skip] + row in float32, or float64 for float64."""
+    """[x + row, skip] in float32, or float64 for float64."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    h = (x if skip is None else torch.cat([x, skip], 1)).to(wide)
-    return h if row is None else h + per_channel(row, wide)
+    h = x.to(wide) if row is None else x.to(wide) + per_channel(row, wide)
+    return h if skip is None else torch.cat([h, skip.to(wide)], 1)
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:

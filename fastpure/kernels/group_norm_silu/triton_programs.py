@@ -7,7 +7,8 @@ never made: a tile is read from, and written to, both tensors, each under its ma
 Fused, a program holds all pixels of a few whole groups in registers and passes over memory once. Statistics are
 two-pass: the mean first, then the mean square of what is left. Sums run over a tile whose shape is fixed by the
 image and the channels, never by the batch, in the compiler's fixed tree order: the same sample gives the same
-bits in any batch.
+bits in any batch. Where the first input is a sum that nobody has added up yet, it is added up while it is read,
+rounded as if it had been written before, and written for others to use.
 
 Where the groups do not fit one program, a first kernel leaves two numbers per tile of pixels and channel, a small
 one combines them per group in a fixed order (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm
@@ -34,15 +35,44 @@ MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
 @triton.jit
 def load_pair(x_ptr, skip_ptr, b, pixel, c, mask, C1: tl.constexpr, C2: tl.constexpr, SIZE: tl.constexpr):
     """Tile of [x, skip] in float32, 0 where masked."""
-    here = x_ptr + b * (SIZE * C1) + (pixel[:, None] * C1 + c[None, :])
+    return load_sum(x_ptr, None, skip_ptr, None, b, pixel, c, mask, C1, C2, SIZE, 1.0)
+
+
+@triton.jit
+def load_sum(
+    x_ptr, plus_ptr, skip_ptr, row, b, pixel, c, mask,
+    C1: tl.constexpr, C2: tl.constexpr, SIZE: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
+    """Tile of [(x + plus + row) SCALE, skip] in float32, the sum rounded to the dtype of x; 0 where masked.
+
+    Without plus it is [x, skip]: neither row nor SCALE takes part.
+    """
+    place = b * (SIZE * C1) + (pixel[:, None] * C1 + c[None, :])
     if C2 == 0:
-        return tl.load(here, mask=mask, other=0.0).to(tl.float32)
+        inside = mask
     else:
-        first = (c < C1)[None, :]
-        x = tl.load(here, mask=mask & first, other=0.0)
+        inside = mask & (c < C1)[None, :]
+    x = tl.load(x_ptr + place, mask=inside, other=0.0)
+    if plus_ptr is not None:
+        total = x.to(tl.float32) + tl.load(plus_ptr + place, mask=inside, other=0.0).to(tl.float32) + row[None, :]
+        x = tl.where(inside, total * SCALE, 0.0).to(x_ptr.dtype.element_ty)
+    if C2 == 0:
+        return x.to(tl.float32)
+    else:
         there = skip_ptr + b * (SIZE * C2) + (pixel[:, None] * C2 + (c[None, :] - C1))
         skip = tl.load(there, mask=mask & (c >= C1)[None, :], other=0.0)
-        return tl.where(first, x, skip).to(tl.float32)
+        return tl.where((c < C1)[None, :], x, skip).to(tl.float32)
+
+
+@triton.jit
+def store_first(ptr, b, pixel, c, tile, mask, C1: tl.constexpr, C2: tl.constexpr, SIZE: tl.constexpr):
+    """The part of a tile of [x, skip] that belongs to x."""
+    here = ptr + b * (SIZE * C1) + (pixel[:, None] * C1 + c[None, :])
+    if C2 == 0:
+        inside = mask
+    else:
+        inside = mask & (c < C1)[None, :]
+    tl.store(here, tile.to(ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -165,15 +195,16 @@ def store_activated(
 
 @triton.jit
 def store_mean_of_four(
-    y_ptr, x_ptr, skip_ptr, b, pixel, c, mask, shift, scale, beta,
-    C1: tl.constexpr, C2: tl.constexpr, SIZE: tl.constexpr, W: tl.constexpr, ACTIVATE: tl.constexpr,
-    EXACT: tl.constexpr,
+    y_ptr, x_ptr, plus_ptr, skip_ptr, row, b, pixel, c, mask, shift, scale, beta,
+    C1: tl.constexpr, C2: tl.constexpr, SIZE: tl.constexpr, W: tl.constexpr, SCALE: tl.constexpr,
+    ACTIVATE: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write the 2x2 mean of SiLU((input - shift) scale + beta) for the output's pixels ``pixel``."""
     C: tl.constexpr = C1 + C2
     total = tl.zeros(mask.shape, tl.float32)
     for k in tl.static_range(4):
-        tile = load_pair(x_ptr, skip_ptr, b, child(pixel, k, W // 2), c, mask, C1, C2, SIZE)
+        fine = child(pixel, k, W // 2)
+        tile = load_sum(x_ptr, plus_ptr, skip_ptr, row, b, fine, c, mask, C1, C2, SIZE, SCALE)
         total += silu(tl.fma(tile - shift[None, :], scale[None, :], beta[None, :]), ACTIVATE, EXACT)
     here = y_ptr + b * (SIZE // 4 * C) + (pixel[:, None] * C + c[None, :])
     tl.store(here, (total * 0.25).to(y_ptr.dtype.element_ty), mask=mask)
@@ -201,6 +232,22 @@ def load_cotangent(
 
 
 @triton.jit
+def store_cotangent(
+    v_x_ptr, v_skip_ptr, add_ptr, more_ptr, b, pixel, c, v_in, mask,
+    C1: tl.constexpr, C2: tl.constexpr, SIZE: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
+    """[v_x, v_skip] = v_in + add, and v_x = (v_x + more) SCALE."""
+    if add_ptr is not None:
+        v_in += load_pair(add_ptr, add_ptr, b, pixel, c, mask, C1 + C2, 0, SIZE)
+    if more_ptr is not None:
+        here = more_ptr + b * (SIZE * C1) + (pixel[:, None] * C1 + c[None, :])
+        v_in += tl.load(here, mask=mask & (c < C1)[None, :], other=0.0).to(tl.float32)
+    if SCALE != 1.0:
+        v_in = v_in * tl.where(c < C1, SCALE, 1.0)[None, :]
+    store_pair(v_x_ptr, v_skip_ptr, b, pixel, c, v_in, mask, C1, C2, SIZE)
+
+
+@triton.jit
 def block_of_groups(C: tl.constexpr, CG: tl.constexpr, NG: tl.constexpr, K: tl.constexpr):
     """(sample, channels [K], which of them count) of a program that owns NG groups of one sample."""
     GROUPS: tl.constexpr = C // CG
@@ -216,27 +263,32 @@ def block_of_groups(C: tl.constexpr, CG: tl.constexpr, NG: tl.constexpr, K: tl.c
 
 @triton.jit
 def forward_fused(
-    x_ptr, skip_ptr, row_ptr, weight_ptr, bias_ptr, y_ptr, stats_ptr,
+    x_ptr, plus_ptr, skip_ptr, row_ptr, weight_ptr, bias_ptr, y_ptr, stats_ptr, total_ptr,
     C1: tl.constexpr, C2: tl.constexpr, CG: tl.constexpr, SIZE: tl.constexpr, W: tl.constexpr,
-    EPS: tl.constexpr, ROWS: tl.constexpr, WEIGHTS: tl.constexpr, BIASES: tl.constexpr,
+    EPS: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, WEIGHTS: tl.constexpr, BIASES: tl.constexpr,
     ACTIVATE: tl.constexpr, RESAMPLE: tl.constexpr, EXACT: tl.constexpr,
     NG: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """y = R(SiLU(GroupNorm([x, skip] + row))); stats = (mean, 1/std) of every sample and group."""
+    """y = R(SiLU(GroupNorm([x + row, skip]))); stats = (mean, 1/std) of every sample and group.
+
+    With plus: total = (x + plus + row) SCALE and y of [total, skip].
+    """
     C: tl.constexpr = C1 + C2
     b, c, ok = block_of_groups(C, CG, NG, K)
     pixel = tl.arange(0, P)
     mask = (pixel < SIZE)[:, None] & ok[None, :]
-    tile = load_pair(x_ptr, skip_ptr, b, pixel, c, mask, C1, C2, SIZE)
-    row = load_channels(row_ptr, b, c, ok, C, ROWS)
+    row = load_channels(row_ptr, b, c, ok & (c < C1), C1, ROWS)
+    tile = load_sum(x_ptr, plus_ptr, skip_ptr, row, b, pixel, c, mask, C1, C2, SIZE, SCALE)
     weight = load_channels(weight_ptr, b, c, ok, C, WEIGHTS)
     beta = load_channels(bias_ptr, b, c, ok, C, BIASES)
 
-    # The row only moves a channel's mean: (x + row) - mean = x - (mean - row).
     mean = group_sums(tile, P, K, CG) * (1.0 / (SIZE * CG))
-    if row_ptr is not None:
+    shift = mean
+    if total_ptr is not None:
+        store_first(total_ptr, b, pixel, c, tile, mask, C1, C2, SIZE)
+    elif row_ptr is not None:  # it only moves a channel's mean: (x + row) - mean = x - (mean - row)
         mean += group_sums(row[None, :], 1, K, CG) * (1.0 / CG)
-    shift = mean - row
+        shift = mean - row
     rest = tl.where(mask, tile - shift[None, :], 0.0)
     variance = group_sums(rest * rest, P, K, CG) * (1.0 / (SIZE * CG))
     rstd = inverse_root(variance + EPS)
@@ -246,28 +298,29 @@ def forward_fused(
         coarse = tl.arange(0, P // 4)
         inside = (coarse < SIZE // 4)[:, None] & ok[None, :]
         store_mean_of_four(
-            y_ptr, x_ptr, skip_ptr, b, coarse, c, inside, shift, scale, beta, C1, C2, SIZE, W, ACTIVATE, EXACT
-        )
+            y_ptr, x_ptr, plus_ptr, skip_ptr, row, b, coarse, c, inside, shift, scale, beta,
+            C1, C2, SIZE, W, SCALE, ACTIVATE, EXACT,
+        )  # fmt: skip
     else:
         store_activated(y_ptr, b, pixel, c, rest, mask, scale, beta, C, SIZE, W, ACTIVATE, RESAMPLE, EXACT)
 
 
 @triton.jit
 def backward_fused(
-    v_ptr, x_ptr, skip_ptr, row_ptr, weight_ptr, bias_ptr, stats_ptr, add_ptr, v_x_ptr, v_skip_ptr,
+    v_ptr, x_ptr, skip_ptr, row_ptr, weight_ptr, bias_ptr, stats_ptr, add_ptr, more_ptr, v_x_ptr, v_skip_ptr,
     C1: tl.constexpr, C2: tl.constexpr, CG: tl.constexpr, SIZE: tl.constexpr, W: tl.constexpr,
-    ROWS: tl.constexpr, WEIGHTS: tl.constexpr, BIASES: tl.constexpr,
+    SCALE: tl.constexpr, ROWS: tl.constexpr, WEIGHTS: tl.constexpr, BIASES: tl.constexpr,
     ACTIVATE: tl.constexpr, RESAMPLE: tl.constexpr, EXACT: tl.constexpr,
     NG: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """[v_x, v_skip] = rstd (g - mean(g) - xhat mean(g xhat)) + add with g = weight SiLU' R^T v."""
+    """[v_x, v_skip] = rstd (g - mean(g) - xhat mean(g xhat)) + add with g = weight SiLU' R^T v; v_x = (v_x + more) SCALE."""
     C: tl.constexpr = C1 + C2
     b, c, ok = block_of_groups(C, CG, NG, K)
     pixel = tl.arange(0, P)
     mask = (pixel < SIZE)[:, None] & ok[None, :]
     tile = load_pair(x_ptr, skip_ptr, b, pixel, c, mask, C1, C2, SIZE)
     v = load_cotangent(v_ptr, b, pixel, c, mask, C, SIZE, W, RESAMPLE)
-    row = load_channels(row_ptr, b, c, ok, C, ROWS)
+    row = load_channels(row_ptr, b, c, ok & (c < C1), C1, ROWS)
     weight = load_channels(weight_ptr, b, c, ok, C, WEIGHTS)
     beta = load_channels(bias_ptr, b, c, ok, C, BIASES)
     mean, rstd = load_per_group(stats_ptr, b, c, ok, C, CG)
@@ -276,9 +329,7 @@ def backward_fused(
     mean_g = group_sums(g, P, K, CG) * (1.0 / (SIZE * CG))
     mean_gx = group_sums(g * xhat, P, K, CG) * (1.0 / (SIZE * CG))
     v_in = tl.fma(xhat, -mean_gx[None, :], g - mean_g[None, :]) * rstd[None, :]
-    if add_ptr is not None:
-        v_in += load_pair(add_ptr, add_ptr, b, pixel, c, mask, C, 0, SIZE)
-    store_pair(v_x_ptr, v_skip_ptr, b, pixel, c, v_in, mask, C1, C2, SIZE)
+    store_cotangent(v_x_ptr, v_skip_ptr, add_ptr, more_ptr, b, pixel, c, v_in, mask, C1, C2, SIZE, SCALE)
 
 
 @triton.jit
@@ -291,12 +342,16 @@ def store_partial(ptr, b, t, c, first, second, C: tl.constexpr, TILES: tl.conste
 
 @triton.jit
 def forward_partial(
-    x_ptr, skip_ptr, partial_ptr,
-    C1: tl.constexpr, C2: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
+    x_ptr, plus_ptr, skip_ptr, row_ptr, total_ptr, partial_ptr,
+    C1: tl.constexpr, C2: tl.constexpr, SIZE: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr,
+    P: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Per tile and channel of [x, skip]: the mean, and the sum of squares about it."""
+    """Per tile and channel of [x, skip]: the mean, and the sum of squares about it; with plus, of [total, skip]."""
     b, t, pixel, c, mask = tile_of_pixels(C1 + C2, SIZE, P, K)
-    tile = load_pair(x_ptr, skip_ptr, b, pixel, c, mask, C1, C2, SIZE)
+    row = load_channels(row_ptr, b, c, c < C1, C1, ROWS)
+    tile = load_sum(x_ptr, plus_ptr, skip_ptr, row, b, pixel, c, mask, C1, C2, SIZE, SCALE)
+    if total_ptr is not None:
+        store_first(total_ptr, b, pixel, c, tile, mask, C1, C2, SIZE)
     mean = tl.sum(tile, axis=0) / tl.minimum(SIZE - t * P, P)
     rest = tl.where(mask, tile - mean[None, :], 0.0)
     squares = tl.sum(rest * rest, axis=0)
@@ -315,8 +370,8 @@ def part_of_group(ptr, b, first_tile, c, ok, C: tl.constexpr, TILES: tl.constexp
 @triton.jit
 def forward_finish(
     partial_ptr, row_ptr, stats_ptr,
-    C: tl.constexpr, CG: tl.constexpr, SIZE: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr,
-    P: tl.constexpr, T: tl.constexpr, K: tl.constexpr,
+    C1: tl.constexpr, C: tl.constexpr, CG: tl.constexpr, SIZE: tl.constexpr, EPS: tl.constexpr,
+    ROWS: tl.constexpr, P: tl.constexpr, T: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """stats [B, groups, 2] = (mean, 1/std) from the partial numbers; one program per sample and group."""
     GROUPS: tl.constexpr = C // CG
@@ -324,7 +379,7 @@ def forward_finish(
     b = (tl.program_id(0) // GROUPS).to(tl.int64)
     c = (tl.program_id(0) % GROUPS) * CG + tl.arange(0, K)
     ok = tl.arange(0, K) < CG
-    row = load_channels(row_ptr, b, c, ok, C, ROWS)
+    row = load_channels(row_ptr, b, c, ok & (c < C1), C1, ROWS)
     sums = tl.zeros((T, K), tl.float32)
     for first in range(0, TILES, T):
         t, mask, means, _ = part_of_group(partial_ptr, b, first, c, ok, C, TILES, T)
@@ -350,11 +405,11 @@ def forward_apply(
     ROWS: tl.constexpr, WEIGHTS: tl.constexpr, BIASES: tl.constexpr,
     ACTIVATE: tl.constexpr, RESAMPLE: tl.constexpr, EXACT: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """y = R(SiLU(GroupNorm([x, skip] + row))) for given statistics."""
+    """y = R(SiLU(GroupNorm([x + row, skip]))) for given statistics."""
     C: tl.constexpr = C1 + C2
     b, _, pixel, c, mask = tile_of_pixels(C, SIZE // 4 if RESAMPLE == DOWN else SIZE, P, K)
     ok = c < C
-    row = load_channels(row_ptr, b, c, ok, C, ROWS)
+    row = load_channels(row_ptr, b, c, c < C1, C1, ROWS)
     weight = load_channels(weight_ptr, b, c, ok, C, WEIGHTS)
     beta = load_channels(bias_ptr, b, c, ok, C, BIASES)
     mean, rstd = load_per_group(stats_ptr, b, c, ok, C, CG)
@@ -362,8 +417,9 @@ def forward_apply(
     scale = rstd * weight
     if RESAMPLE == DOWN:
         store_mean_of_four(
-            y_ptr, x_ptr, skip_ptr, b, pixel, c, mask, shift, scale, beta, C1, C2, SIZE, W, ACTIVATE, EXACT
-        )
+            y_ptr, x_ptr, None, skip_ptr, None, b, pixel, c, mask, shift, scale, beta,
+            C1, C2, SIZE, W, 1.0, ACTIVATE, EXACT,
+        )  # fmt: skip
     else:
         rest = load_pair(x_ptr, skip_ptr, b, pixel, c, mask, C1, C2, SIZE) - shift[None, :]
         store_activated(y_ptr, b, pixel, c, rest, mask, scale, beta, C, SIZE, W, ACTIVATE, RESAMPLE, EXACT)
@@ -381,7 +437,7 @@ def backward_tile(
     ok = c < C
     tile = load_pair(x_ptr, skip_ptr, b, pixel, c, mask, C1, C2, SIZE)
     v = load_cotangent(v_ptr, b, pixel, c, mask, C, SIZE, W, RESAMPLE)
-    row = load_channels(row_ptr, b, c, ok, C, ROWS)
+    row = load_channels(row_ptr, b, c, ok & (c < C1), C1, ROWS)
     weight = load_channels(weight_ptr, b, c, ok, C, WEIGHTS)
     beta = load_channels(bias_ptr, b, c, ok, C, BIASES)
     mean, rstd = load_per_group(stats_ptr, b, c, ok, C, CG)
@@ -431,12 +487,13 @@ def backward_finish(
 
 @triton.jit
 def backward_apply(
-    v_ptr, x_ptr, skip_ptr, row_ptr, weight_ptr, bias_ptr, stats_ptr, means_ptr, add_ptr, v_x_ptr, v_skip_ptr,
+    v_ptr, x_ptr, skip_ptr, row_ptr, weight_ptr, bias_ptr, stats_ptr, means_ptr, add_ptr, more_ptr,
+    v_x_ptr, v_skip_ptr,
     C1: tl.constexpr, C2: tl.constexpr, CG: tl.constexpr, SIZE: tl.constexpr, W: tl.constexpr,
-    ROWS: tl.constexpr, WEIGHTS: tl.constexpr, BIASES: tl.constexpr,
+    SCALE: tl.constexpr, ROWS: tl.constexpr, WEIGHTS: tl.constexpr, BIASES: tl.constexpr,
     ACTIVATE: tl.constexpr, RESAMPLE: tl.constexpr, EXACT: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """[v_x, v_skip] = rstd (g - mean(g) - xhat mean(g xhat)) + add, for given means."""
+    """[v_x, v_skip] = rstd (g - mean(g) - xhat mean(g xhat)) + add for given means, and v_x = (v_x + more) SCALE."""
     C: tl.constexpr = C1 + C2
     b, _, pixel, c, mask = tile_of_pixels(C, SIZE, P, K)
     xhat, g, rstd = backward_tile(
@@ -445,6 +502,4 @@ def backward_apply(
     )  # fmt: skip
     mean_g, mean_gx = load_per_group(means_ptr, b, c, c < C, C, CG)
     v_in = tl.fma(xhat, -mean_gx[None, :], g - mean_g[None, :]) * rstd[None, :]
-    if add_ptr is not None:
-        v_in += load_pair(add_ptr, add_ptr, b, pixel, c, mask, C, 0, SIZE)
-    store_pair(v_x_ptr, v_skip_ptr, b, pixel, c, v_in, mask, C1, C2, SIZE)
+    store_cotangent(v_x_ptr, v_skip_ptr, add_ptr, more_ptr, b, pixel, c, v_in, mask, C1, C2, SIZE, SCALE)

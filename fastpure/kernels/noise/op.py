@@ -57,9 +57,9 @@ NORMAL = registry.OpSpec(
     schema=SCHEMA,
     reference=reference.philox_normal,
     impls={
-        "host": registry.Implementation(launch.normal, unavailable_on_host),
-        "cuda": registry.Implementation(launch.normal, unavailable_on_cuda),
-        "reference": registry.Implementation(_by_reference(reference.philox_normal), always),
+        "host": registry.Implementation.of(launch.normal, unavailable_on_host),
+        "cuda": registry.Implementation.of(launch.normal, unavailable_on_cuda),
+        "reference": registry.Implementation.of(_by_reference(reference.philox_normal), always),
     },
     order=ORDER,
 )
@@ -68,9 +68,9 @@ UNIFORM = registry.OpSpec(
     schema=SCHEMA,
     reference=reference.philox_uniform,
     impls={
-        "host": registry.Implementation(launch.uniform, unavailable_on_host),
-        "cuda": registry.Implementation(launch.uniform, unavailable_on_cuda),
-        "reference": registry.Implementation(_by_reference(reference.philox_uniform), always),
+        "host": registry.Implementation.of(launch.uniform, unavailable_on_host),
+        "cuda": registry.Implementation.of(launch.uniform, unavailable_on_cuda),
+        "reference": registry.Implementation.of(_by_reference(reference.philox_uniform), always),
     },
     order=ORDER,
 )

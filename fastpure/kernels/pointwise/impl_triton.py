@@ -7,16 +7,16 @@ import math
 from typing import Any
 
 from .. import triton_support
-from ..triton_support import ACCESS, Launch, flat_tile, free_tile
+from ..triton_support import ACCESS, Launch, Runner, flat_tile, free_tile
 
 
-def resample(args: Any) -> None:
-    """Write ``out``; ``args`` as in the schema."""
+def resample(args: Any) -> Runner:
+    """What writes ``out`` for such arguments; ``args`` as in the schema."""
     x, out, spread = args.x, args.out, args.spread
-    batch, channels, height, width = (x if spread else out).shape
+    _, channels, height, width = (x if spread else out).shape
     architecture = triton_support.architecture(x.device)
     launch = resample_launch(architecture, channels, height, width, x.element_size(), spread, args.scale)
-    triton_support.run([launch], batch, {"x_ptr": x, "out_ptr": out}, x.device)
+    return Runner([launch], args)
 
 
 @functools.cache
@@ -32,7 +32,7 @@ def resample_launch(
     return Launch(
         programs.spread if spread else programs.gather,
         -(-size // tile.pixels) * -(-channels // tile.channels),
-        ("x_ptr", "out_ptr"),
+        {"x_ptr": "x", "out_ptr": "out"},
         constants | {"P": tile.pixels, "K": tile.channels},
         tile,
         1 if spread else 4,
@@ -41,23 +41,26 @@ def resample_launch(
     )
 
 
-def residual_add(args: Any) -> None:
-    """Write ``out``; ``args`` as in the schema."""
+def residual_add(args: Any) -> Runner:
+    """What writes ``out`` for such arguments; ``args`` as in the schema."""
     a, bias = args.a, args.bias
-    batch, channels, height, width = a.shape
+    _, channels, height, width = a.shape
     architecture = triton_support.architecture(a.device)
-    launch = residual_launch(
-        architecture, channels, height * width, a.element_size(), args.scale, bias is not None
-    )
-    tensors = {"a_ptr": a, "b_ptr": args.b, "out_ptr": args.out}
-    if bias is not None:
-        tensors["bias_ptr"] = bias
-    triton_support.run([launch], batch, tensors, a.device)
+    rows = bias is not None and bias.dim() == 2 and bias.shape[0] > 1
+    given = bias is not None
+    launch = residual_launch(architecture, channels, height * width, a.element_size(), args.scale, given, rows)
+    return Runner([launch], args)
 
 
 @functools.cache
 def residual_launch(
-    architecture: int, channels: int, pixels: int, itemsize: int, scale: float, with_bias: bool
+    architecture: int,
+    channels: int,
+    pixels: int,
+    itemsize: int,
+    scale: float,
+    with_bias: bool,
+    bias_per_sample: bool = False,
 ) -> Launch:
     """One pass: two tensors read, one written."""
     from . import triton_programs as programs
@@ -67,8 +70,8 @@ def residual_launch(
     return Launch(
         programs.add,
         -(-size // tile.channels),
-        ("a_ptr", "b_ptr", "bias_ptr", "out_ptr"),
-        {"SCALE": scale, "C": channels, "SIZE": size, "K": tile.channels},
+        {"a_ptr": "a", "b_ptr": "b", "bias_ptr": "bias", "out_ptr": "out"},
+        {"SCALE": scale, "C": channels, "SIZE": size, "ROWS": bias_per_sample, "K": tile.channels},
         tile,
         2,
         1,

@@ -35,7 +35,7 @@ RESAMPLE = registry.OpSpec(
     reference=reference.resample,
     impls={
         "triton": registry.Implementation(impl_triton.resample, triton_support.unavailable),
-        "reference": registry.Implementation(_resample_by_reference, always),
+        "reference": registry.Implementation.of(_resample_by_reference, always),
     },
     order={"cuda": ("triton", "reference")},
 )
@@ -78,7 +78,8 @@ def resample_vjp(v: Tensor, kind: str) -> Tensor:
 
 
 def _scaled(x: Tensor, spread: bool, scale: float) -> Tensor:
-    out = x.new_empty(_resampled_shape(x, spread)).contiguous(memory_format=torch.channels_last)
+    shape = _resampled_shape(x, spread)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     _run_resample(x, spread, scale, out)
     return out
 
@@ -99,7 +100,7 @@ def _check_residual(args: Any) -> Tensor:
     check_like("b", args.b, a, tuple(a.shape))
     check_like("out", args.out, a, tuple(a.shape))
     if args.bias is not None:
-        check_channels("bias", args.bias, a, a.shape[1], batched=False)
+        check_channels("bias", args.bias, a, a.shape[1])
     return a
 
 
@@ -109,7 +110,7 @@ RESIDUAL = registry.OpSpec(
     reference=reference.residual_add,
     impls={
         "triton": registry.Implementation(impl_triton.residual_add, triton_support.unavailable),
-        "reference": registry.Implementation(_residual_by_reference, always),
+        "reference": registry.Implementation.of(_residual_by_reference, always),
     },
     order={"cuda": ("triton", "reference")},
 )
@@ -123,7 +124,7 @@ def residual_add(a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float 
 
     Args:
         a, b: [B, C, H, W], float32, float64, bfloat16 or float16, alike; copied unless channels_last.
-        bias: [C], floating, or None.
+        bias: [C], or [1 or B, C], floating, or None.
         scale: for instance 1/sqrt(2).
 
     Returns:

@@ -42,5 +42,5 @@ def residual_add(a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float 
     wide = torch.promote_types(a.dtype, torch.float32)
     total = a.to(wide) + b.to(wide)
     if bias is not None:
-        total = total + bias.to(wide)[:, None, None]
+        total = total + bias.to(wide)[..., None, None]
     return (total * scale).to(a.dtype).contiguous(memory_format=torch.channels_last)

@@ -65,15 +65,17 @@ def gather(
 @triton.jit
 def add(
     a_ptr, b_ptr, bias_ptr, out_ptr,
-    SCALE: tl.constexpr, C: tl.constexpr, SIZE: tl.constexpr, K: tl.constexpr,
+    SCALE: tl.constexpr, C: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """out = ((a + b) + bias) SCALE; SIZE elements per sample, of which channels vary fastest."""
+    """out = ((a + b) + bias) SCALE, a bias per sample if ROWS; SIZE elements per sample, of which channels vary fastest."""
     BLOCKS: tl.constexpr = (SIZE + K - 1) // K
-    start = (tl.program_id(0) // BLOCKS).to(tl.int64) * SIZE
+    sample = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    start = sample * SIZE
     place = (tl.program_id(0) % BLOCKS) * K + tl.arange(0, K)
     mask = place < SIZE
     a = tl.load(a_ptr + start + place, mask=mask).to(tl.float32)
     total = a + tl.load(b_ptr + start + place, mask=mask).to(tl.float32)
     if bias_ptr is not None:
-        total += tl.load(bias_ptr + place % C, mask=mask).to(tl.float32)
+        offset = sample * C if ROWS else 0
+        total += tl.load(bias_ptr + offset + place % C, mask=mask).to(tl.float32)
     tl.store(out_ptr + start + place, (total * SCALE).to(out_ptr.dtype.element_ty), mask=mask)

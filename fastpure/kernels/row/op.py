@@ -139,9 +139,9 @@ ROW = registry.OpSpec(
     ),
     reference=reference.affine_row,
     impls={
-        "host": registry.Implementation(launch.affine_row, unavailable_on_host),
-        "cuda": registry.Implementation(launch.affine_row, unavailable_on_cuda),
-        "reference": registry.Implementation(_row_by_reference, always),
+        "host": registry.Implementation.of(launch.affine_row, unavailable_on_host),
+        "cuda": registry.Implementation.of(launch.affine_row, unavailable_on_cuda),
+        "reference": registry.Implementation.of(_row_by_reference, always),
     },
     order=ORDER,
 )
@@ -153,9 +153,9 @@ VJP = registry.OpSpec(
     ),
     reference=reference.affine_row_vjp,
     impls={
-        "host": registry.Implementation(launch.affine_row_vjp, unavailable_on_host),
-        "cuda": registry.Implementation(launch.affine_row_vjp, unavailable_on_cuda),
-        "reference": registry.Implementation(_vjp_by_reference, always),
+        "host": registry.Implementation.of(launch.affine_row_vjp, unavailable_on_host),
+        "cuda": registry.Implementation.of(launch.affine_row_vjp, unavailable_on_cuda),
+        "reference": registry.Implementation.of(_vjp_by_reference, always),
     },
     order=ORDER,
 )

@@ -85,7 +85,7 @@ def inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> Inputs:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    def vector(kind: str | None) -> Tensor | None:
+    def vector(kind: str | None, channels: int) -> Tensor | None:
         shapes = {"C": (channels,), "1C": (1, channels), "BC": (case.batch, channels)}
         return None if kind is None else normal(*shapes[kind]).to(dtype).to(DEVICE)
 
@@ -97,10 +97,11 @@ def inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> Inputs:
     size = (int(case.height * factor), int(case.width * factor))
     v = guarded(normal(case.batch, channels, *size), dtype)[0]
     add = guarded(normal(case.batch, channels, *shape[2:]), dtype)[0] if case.add else None
-    weight, bias = vector(case.affine), vector(case.affine)
+    weight, bias = vector(case.affine, channels), vector(case.affine, channels)
     assert weight is not None
     assert bias is not None
-    options = {"skip": skip, "row": vector(case.row), "resample": case.resample, "activate": case.activate}
+    row = vector(case.row, case.channels)
+    options = {"skip": skip, "row": row, "resample": case.resample, "activate": case.activate}
     return Inputs(x, weight, bias, case.groups, v, add, options)
 
 

@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastpure.kernels import group_norm_silu, group_norm_silu_vjp, triton_support, use_backend
+from fastpure.kernels import (
+    group_norm_silu,
+    group_norm_silu_of_sum,
+    group_norm_silu_vjp,
+    registry,
+    residual_add,
+    triton_support,
+    use_backend,
+)
 from fastpure.kernels.group_norm_silu import impl_triton, reference
 from fastpure.kernels.triton_support import architecture
 from tests.kernels.closeness import distance, largest_error
@@ -80,6 +88,7 @@ def tiles(monkeypatch):
     def forget():
         impl_triton.forward_plan.cache_clear()
         impl_triton.backward_plan.cache_clear()
+        registry.forget()
 
     def use(split: bool) -> None:
         monkeypatch.setitem(triton_support.RULES, architecture(torch.device(DEVICE)), small_rules(split))
@@ -125,9 +134,11 @@ def backward(given: Inputs, stats: Tensor) -> list[Tensor]:
 def by_torch(given: Inputs) -> Tensor:
     """The same by torch's operations, one after another, in the dtype of the input."""
     options = given.options
-    h = given.x if options["skip"] is None else torch.cat([given.x, options["skip"]], 1)
+    h = given.x
     if options["row"] is not None:
         h = h + reference.per_channel(options["row"], h.dtype)
+    if options["skip"] is not None:
+        h = torch.cat([h, options["skip"]], 1)
     if given.weight.dim() == 1:
         n = F.group_norm(h, given.groups, given.weight, given.bias, EPS)
     else:
@@ -185,18 +196,59 @@ def test_two_calls_agree_bit_for_bit_and_write_nothing_outside(case, dtype):
     shared = (given.options["skip"], given.options["row"], given.weight, given.bias)
     code = {None: 0, "up": 1, "down": 2}[case.resample]
     ops = torch.ops.fastpure
-    ops.group_norm_silu(given.x, *shared, case.groups, EPS, code, case.activate, y, written)
+    ops.group_norm_silu(given.x, *shared, case.groups, EPS, code, case.activate, y, written, None, 1.0, None)
     assert written_within(y, around)
     assert torch.equal(y, wanted_y)
     assert torch.equal(written, stats)
     outs = [guarded(torch.full(v.shape, torch.nan), dtype) for v in wanted]
     tensors = [out for out, _ in outs] + [None] * (2 - len(outs))
     ops.group_norm_silu_vjp(
-        given.v, given.x, *shared, stats, case.groups, code, case.activate, given.add, *tensors
+        given.v, given.x, *shared, stats, case.groups, code, case.activate, given.add, *tensors, None, 1.0
     )
     for (out, buffer), v in zip(outs, wanted, strict=True):
         assert written_within(out, buffer)
         assert torch.equal(out, v)
+
+
+SCALE = 0.5**0.5
+
+
+def test_a_sum_is_added_up_on_the_way(case, dtype):
+    """The same bits as adding first; nothing outside is read or written; every input is read before it is replaced."""
+    given = inputs(case, dtype)
+    plus, _ = guarded(torch.randn(given.x.shape, generator=torch.Generator().manual_seed(9)), dtype)
+    affine = (given.weight, given.bias, given.groups, EPS)
+    options = dict(given.options)
+    row = options.pop("row")
+    wanted_total = residual_add(given.x, plus, row, SCALE)
+    wanted_y, wanted_stats = group_norm_silu(wanted_total, *affine, **options)
+    y, stats, total = group_norm_silu_of_sum(given.x, plus, *affine, row=row, scale=SCALE, **options)
+    assert torch.equal(total, wanted_total)
+    assert torch.equal(stats, wanted_stats)
+    assert torch.equal(y, wanted_y)
+    out, around = guarded(torch.full(given.x.shape, torch.nan), dtype)
+    code = {None: 0, "up": 1, "down": 2}[case.resample]
+    shared = (options["skip"], row, given.weight, given.bias, case.groups, EPS, code, case.activate)
+    torch.ops.fastpure.group_norm_silu(given.x, *shared, torch.empty_like(y), torch.empty_like(stats), plus, SCALE, out)
+    assert written_within(out, around)
+    assert torch.equal(out, wanted_total)
+
+
+def test_backward_of_a_sum_is_the_gradient(case, dtype):
+    """With cotangents of the total from elsewhere, and the scale, against float64."""
+    given = inputs(dataclasses.replace(case, row=None), dtype)
+    more, _ = guarded(torch.randn(given.x.shape, generator=torch.Generator().manual_seed(9)), dtype)
+    _, exact = truth(given)
+    _, stats = forward(given)
+    found = group_norm_silu_vjp(
+        given.v, given.x, stats, given.weight, given.bias, given.groups,
+        add=given.add, more=more, scale=SCALE, **given.options,
+    )  # fmt: skip
+    exact[0] = (exact[0] + more.double()) * SCALE
+    for v, wanted in zip([v for v in found if v is not None], exact, strict=True):
+        limit = NORM_BACKWARD[dtype]
+        chance = 4 * ROUNDING[dtype] / v.numel() ** 0.5
+        assert distance(v, wanted).within(dataclasses.replace(limit, bias=max(limit.bias, chance)))
 
 
 def test_a_sample_does_not_depend_on_its_batch(case):
