@@ -153,9 +153,7 @@ def all_work(architecture: int) -> Iterator[Work]:
         sums = {"a": large, "b": large, "bias": bias, "out": large}
         yield Work("cifar10 32x32x256", label, "residual", large.numel(), (add,), sums)
         yield Work("cifar10 16x16x256", label, "up", small.numel(), (up,), {"x": small, "out": large})
-        yield Work(
-            "cifar10 32x32x256", label, "down", large.numel(), (down,), {"x": large, "out": small}
-        )
+        yield Work("cifar10 32x32x256", label, "down", large.numel(), (down,), {"x": large, "out": small})
 
 
 def _activation(channels: int, size: int, dtype: torch.dtype) -> Tensor:

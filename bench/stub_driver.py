@@ -1,6 +1,6 @@
 """Triton's real front end on a driver that launches nothing: what a network would launch, and what launching costs.
 
-    python -m bench.stub_driver                     host time per operation, launches of one step, of the official DDPM++
+    python -m bench.stub_driver        host time per operation, and launches of one step of the official DDPM++
 
 Kernels are compiled for a GPU that is not there and handed tensors in host memory, which nobody reads: results are
 meaningless, counts and host time are not. Needs Triton (any machine; not under TRITON_INTERPRET=1).
@@ -38,9 +38,20 @@ from fastpure.kernels import (
 CAPABILITY = 90
 WARP = 32
 VIEWS = frozenset(
-    "_reshape_alias _unsafe_view alias as_strided detach empty empty_like empty_strided expand new_empty "
-    "new_empty_strided permute promote_types select slice split split_with_sizes t transpose unbind unflatten "
-    "unsqueeze view".split()
+    {
+        "_reshape_alias",
+        "_unsafe_view",
+        "alias",
+        "as_strided",
+        "detach",
+        "expand",
+        "permute",
+        "select",
+        "slice",
+        "split",
+    }
+    | {"split_with_sizes", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view"}
+    | {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "promote_types"}
 )
 """Operations that run nothing on a device."""
 
@@ -65,7 +76,12 @@ class _Utils:
         return 1, 1, 32, 0, 1024  # module, function, registers, spills, threads at most
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 232448, "multiprocessor_count": 132, "max_num_regs": 65536, "warpSize": WARP}
+        return {
+            "max_shared_mem": 232448,
+            "multiprocessor_count": 132,
+            "max_num_regs": 65536,
+            "warpSize": WARP,
+        }
 
 
 class _Driver:
@@ -153,7 +169,9 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def step(network: str = "ddpmpp-cifar10", batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], Any]]:
+def step(
+    network: str = "ddpmpp-cifar10", batch: int = 1, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Callable[[], Any]]:
     """One pass of a network's body over images, and one with its gradient."""
     denoiser = fp.Denoiser.from_config(network, seed=0).cast(dtype)
     body = denoiser.network.body
@@ -224,7 +242,9 @@ def main() -> None:
             seen.launches.clear()
             compiled = len(seen.compiled)
             call()
-            print(f"\n{options.network}, {name}: {dict(seen.launches)}, compiled again {len(seen.compiled) - compiled}")
+            print(
+                f"\n{options.network}, {name}: {dict(seen.launches)}, compiled again {len(seen.compiled) - compiled}"
+            )
             with Operations() as counted:
                 call()
             print(f"operations on the device {counted.counts.total()}: {dict(counted.counts.most_common())}")

@@ -156,7 +156,7 @@ def _nothing(args: Any) -> None:
 
 def _signature(op: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
     """All that checks and preparations look at."""
-    key = [op, forced_backend(op)]
+    key: list[Any] = [op, forced_backend(op)]
     for value in values:
         if isinstance(value, torch.Tensor):
             key += (value.shape, value.stride(), value.dtype, value.device)

@@ -229,7 +229,7 @@ class ADMBlock(nn.Module):
         second normalisation's weight and bias; and behind the second convolution its bias and the shortcut's.
         """
         conv, norm = cast(Conv, self.in_layers["2"]), cast(Norm, self.out_layers["0"])
-        last = cast(Conv, self.out_layers["3"]).bias
+        last: Tensor = cast(Conv, self.out_layers["3"]).bias
         if self.skip_connection is not None:
             last = last + self.skip_connection.bias
         embedded = self.emb_layers["1"](activated)

@@ -50,7 +50,9 @@ def usable(x: Tensor, network: nn.Module, rows: Tensor) -> bool:
         return False
     if any(map(is_hooked, network.modules())):
         return False
-    trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in (rows, *network.parameters()))
+    trained = torch.is_grad_enabled() and any(
+        weight.requires_grad for weight in (rows, *network.parameters())
+    )
     return not trained
 
 
@@ -119,7 +121,11 @@ class _NormSilu(Function):
         if torch.is_grad_enabled():
             y, _ = _PLAIN_NORM(x, weight, bias, groups, eps, row=row, activate=activate)
             return torch.autograd.grad(y, x, v, create_graph=True)[0], None, None
-        return group_norm_silu_vjp(v, x, stats, weight, bias, groups, row=row, activate=activate)[0], None, None
+        return (
+            group_norm_silu_vjp(v, x, stats, weight, bias, groups, row=row, activate=activate)[0],
+            None,
+            None,
+        )
 
 
 # --------------------------------------------------------------------------- from one block into the next
@@ -133,10 +139,14 @@ class Shortcut(NamedTuple):
     resample: str | None = None
 
 
+PAST = Shortcut()
+"""The input itself."""
+
+
 def enter(
-    x: Activation, skip: Tensor | None, norm: Normalisation, shortcut: Shortcut = Shortcut()
+    x: Activation, skip: Tensor | None, norm: Normalisation, shortcut: Shortcut = PAST
 ) -> tuple[Tensor, Tensor]:
-    """(R(SiLU(GroupNorm([x, skip]))), shortcut of [x, skip]); a pending x is added up, for others to use, on the way."""
+    """(R(SiLU(GroupNorm([x, skip]))), shortcut of [x, skip]); a pending x is added up on the way, for others too."""
     first, plus, row, scale = (
         x.terms if isinstance(x, Pending) and x.terms is not None else (added_up(x), None, None, 1.0)
     )
@@ -228,16 +238,20 @@ def _enter_vjp_by_autograd(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The cotangents of x and skip from those of y and s, differentiable; None where there are none."""
     create = torch.is_grad_enabled()
+
+    def alias(tensor: Tensor) -> Tensor:
+        # x was usually computed from skip, and that path must not be followed here.
+        return tensor.view_as(tensor) if create else tensor.detach().requires_grad_()
+
     with torch.enable_grad():
-        # Aliases: x was usually computed from skip, and that path must not be followed here.
-        x, skip = (None if t is None else (t.view_as(t) if create else t.detach().requires_grad_()) for t in (x, skip))
-        y, _ = _PLAIN_NORM(x, *norm[:4], skip=skip, resample=shortcut.resample, activate=norm.activate)
-        s = _shortcut(x, skip, shortcut, _PLAIN_RESAMPLE)
+        first, second = alias(x), None if skip is None else alias(skip)
+        y, _ = _PLAIN_NORM(first, *norm[:4], skip=second, resample=shortcut.resample, activate=norm.activate)
+        s = _shortcut(first, second, shortcut, _PLAIN_RESAMPLE)
         pairs = [(output, v) for output, v in ((y, v_y), (s, v_s)) if v is not None]
-        inputs = [t for t in (x, skip) if t is not None]
         if not pairs:
             return None, None
         outputs, cotangents = zip(*pairs, strict=True)
+        inputs = (first,) if second is None else (first, second)
         found = torch.autograd.grad(outputs, inputs, cotangents, create_graph=create)
     return found[0], found[1] if skip is not None else None
 

@@ -182,7 +182,7 @@ class ResBlock(nn.Module):
 
         Behind the first its bias and e, behind the second its bias and the shortcut's.
         """
-        bias = self.Conv_1.bias
+        bias: Tensor = self.Conv_1.bias
         if self.Conv_2 is not None:
             bias = bias + self.Conv_2.bias
         if self.NIN_0 is not None:

@@ -1,9 +1,10 @@
 """Frozen weights in the form in which they are used: in oneDNN's memory layout, or several of them joined to one.
 
-oneDNN, which computes convolutions in float32 and bfloat16 on the CPU, computes on blocked weights. Given ordinary ones it reorders them at every call, forward and backward,
-which for a few images costs more than it seems: 8 % of a gradient of the CIFAR-10 network (B = 2, two threads; 9 %
-in bfloat16), most of it where small feature maps meet large weights. Frozen weights can be reordered once; the
-arithmetic stays the same. The price is memory: two more copies of such weights, one for each direction.
+oneDNN, which convolves in float32 and bfloat16 on the CPU, computes on blocked weights. Given ordinary ones it reorders
+them at every call, forward and backward, which for a few images costs more than it seems: 8 % of a gradient of the
+CIFAR-10 network (B = 2, two threads; 9 % in bfloat16), most of it where small feature maps meet large weights. Frozen
+weights can be reordered once; the arithmetic stays the same. The price is memory: two more copies of such weights, one
+for each direction.
 """
 
 from __future__ import annotations

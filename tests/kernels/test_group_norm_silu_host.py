@@ -150,7 +150,8 @@ def raw(given: Inputs, case: Case, dtype):
 
 def test_sums_are_added_up_first_and_their_cotangents_last(case, dtype):
     given, factor = inputs(case, dtype), 0.5**0.5
-    plus, more = (torch.randn(given.x.shape, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in (8, 9))
+    generator = torch.Generator().manual_seed(8)
+    plus, more = torch.randn(2, *given.x.shape, generator=generator).to(dtype).unbind()
     options = dict(given.options)
     row = options.pop("row")
     affine = (given.weight, given.bias, given.groups)
@@ -161,7 +162,9 @@ def test_sums_are_added_up_first_and_their_cotangents_last(case, dtype):
     assert torch.equal(y, again)
     assert torch.equal(stats, statistics)
     without = group_norm_silu_vjp(given.v, total, stats, *affine, add=given.add, **options)
-    found = group_norm_silu_vjp(given.v, total, stats, *affine, add=given.add, more=more, scale=factor, **options)
+    found = group_norm_silu_vjp(
+        given.v, total, stats, *affine, add=given.add, more=more, scale=factor, **options
+    )
     exact = (without[0].double() + more.double()) * factor
     assert largest_error(found[0], exact) <= 3 * ROUNDING[dtype] * float(exact.abs().max())
     assert found[1] is None or torch.equal(found[1], without[1])

@@ -9,7 +9,13 @@ from unittest import mock
 import pytest
 import torch
 
-from fastpure.kernels import group_norm_silu, group_norm_silu_of_sum, group_norm_silu_vjp, registry, triton_support
+from fastpure.kernels import (
+    group_norm_silu,
+    group_norm_silu_of_sum,
+    group_norm_silu_vjp,
+    registry,
+    triton_support,
+)
 from tests.kernels.triton.cases import INTERPRETING
 
 if not (Path(__file__).parents[2] / "bench").is_dir():
@@ -49,7 +55,9 @@ def test_one_step_launches_little_and_compiles_once(seen, quick):
         compiled = len(seen.compiled)
         with stub.Operations() as counted:
             call()
-        parts = seen.launches.total() - sum(n for op, n in counted.counts.items() if op.startswith("fastpure::"))
+        parts = seen.launches.total() - sum(
+            n for op, n in counted.counts.items() if op.startswith("fastpure::")
+        )
         assert parts >= 0
         assert counted.counts.total() + parts <= MOST[name], counted.counts
         assert "clone" not in counted.counts
@@ -71,13 +79,17 @@ def calls(dtype):
     yield lambda: group_norm_silu(x, wide, wide, 8, 1e-5, skip=skip, row=rows, resample="up")
     yield lambda: group_norm_silu_vjp(both, x, stats, wide, wide, 8, skip=skip, more=other, scale=0.5)
     large = activations(512, 64)
-    yield lambda: group_norm_silu_of_sum(large, large, *torch.ones(2, 512).to(dtype), 8, 1e-5)  # more than one kernel
+    yield lambda: group_norm_silu_of_sum(
+        large, large, *torch.ones(2, 512).to(dtype), 8, 1e-5
+    )  # more than one kernel
 
 
 def test_the_direct_call_is_given_what_the_front_end_gives(seen):
     given: list[tuple] = []
     plain = stub._Driver.listen
-    handed = lambda value: value.data_ptr() if isinstance(value, torch.Tensor) else value
+
+    def handed(value):
+        return value.data_ptr() if isinstance(value, torch.Tensor) else value
 
     def listen(self, name, *args):
         given.append((name, *args[:6], *map(handed, args[9:])))
@@ -184,9 +196,15 @@ def test_what_the_front_end_alone_can_do_is_left_to_it(seen, monkeypatch, change
         monkeypatch.setattr(triton_support, "load", lambda: newer)
     try:
         x, weight = activations(32, 8), torch.ones(32)
-        with torch.no_grad(), mock.patch.object(
-            triton_support._Call, "by_front_end", autospec=True, side_effect=triton_support._Call.by_front_end
-        ) as front_end:
+        with (
+            torch.no_grad(),
+            mock.patch.object(
+                triton_support._Call,
+                "by_front_end",
+                autospec=True,
+                side_effect=triton_support._Call.by_front_end,
+            ) as front_end,
+        ):
             for _ in range(3):
                 group_norm_silu(x, weight, weight, 8, 1e-5)
         assert front_end.call_count == 3

@@ -1,4 +1,4 @@
-"""What the networks ask of a CUDA device, found out without one: tensors that say they are there, and torch as it is there.
+"""What the networks ask of a CUDA device, found out without one: tensors say they are there, and torch acts like it.
 
 torch's GroupNorm reads channels_last on the CPU only: elsewhere its forward kernel refuses it and its backward kernel
 takes it for NCHW. What waits for the device, or copies from the host, cannot be recorded.
@@ -31,7 +31,8 @@ class _Aten:
         return getattr(torch.ops.aten, name)
 
     def native_group_norm_backward(self, v: Tensor, x: Tensor, *rest):
-        assert v.is_contiguous() and x.is_contiguous(), "CUDA's kernel would read this as NCHW"
+        assert v.is_contiguous(), "CUDA's kernel would read this as NCHW"
+        assert x.is_contiguous(), "CUDA's kernel would read this as NCHW"
         return torch.ops.aten.native_group_norm_backward(v, x, *rest)
 
 
@@ -72,7 +73,10 @@ def relative(found: Tensor, exact: Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_every_dtype_gets_a_norm_that_reads_its_layout(made, dtype):
-    network, limit = made.cast(dtype).network, {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 0.05}
+    network, limit = (
+        made.cast(dtype).network,
+        {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 0.05},
+    )
     x, labels, v = inputs(made, dtype)
     with plain_autograd(), use_backend("reference"):
         exact = output_and_vjp(made.cast(torch.float64).network, x.double(), labels.double(), v.double())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import triton_support
+from ..pointwise.impl_triton import residual_launch
 from ..triton_support import ACCESS, Launch, Runner, Tile, finish_tile, free_tile, group_tile
 
 UP, DOWN = 1, 2
@@ -141,6 +143,12 @@ def forward_plan(architecture: int, problem: Problem) -> Plan:
     down, up = problem.resample == DOWN, problem.resample == UP
     constants: dict[str, Any] = problem.sizes() | problem.form()
     tile = _group_tile(architecture, "forward_fused", problem)
+    if tile is not None and problem.plus and _crowded(tile):
+        alone = dataclasses.replace(problem, plus=False, rows=False)
+        (launch,) = forward_plan(architecture, alone).launches
+        pointers = {**launch.pointers, "x_ptr": "total"}
+        del pointers["row_ptr"], pointers["plus_ptr"], pointers["total_ptr"]
+        return Plan((_sum(architecture, problem), dataclasses.replace(launch, pointers=pointers)))
     if tile is not None:
         reads = (2 if down else 1) * (pair + total)
         names = _same("x", "plus", "skip", *_VECTORS, "y", "total")
@@ -152,7 +160,8 @@ def forward_plan(architecture: int, problem: Problem) -> Plan:
     first = _free_tile(architecture, "forward_partial", problem.size, problem)
     last_size = problem.size // 4 if down else problem.size
     last = _free_tile(architecture, "forward_apply", last_size, problem)
-    part = {name: constants[name] for name in ("C1", "C2", "SIZE", "ROWS")} | {"SCALE": problem.scale}
+    part: dict[str, Any] = {name: constants[name] for name in ("C1", "C2", "SIZE", "ROWS")}
+    part["SCALE"] = problem.scale
     ends: dict[str, Any] = {"EPS": problem.eps, "C1": problem.first, "ROWS": problem.rows}
     moves = (4 * pair, 1) if down else (pair, 4 if up else 1)
     if problem.plus:  # the first kernel writes the sum, and nothing is left to be added in the others
@@ -179,7 +188,7 @@ def backward_plan(architecture: int, problem: Problem) -> Plan:
     pair = 2 if problem.second else 1
     gathers = pair + (4 if problem.resample == UP else 1)
     reads = gathers + problem.add + problem.more
-    constants = problem.sizes() | problem.form()
+    constants: dict[str, Any] = problem.sizes() | problem.form()
     tile = _group_tile(architecture, "backward_fused", problem)
     if tile is not None:
         constants |= {"SCALE": problem.scale, "NG": tile.groups, "P": tile.pixels, "K": tile.channels}
@@ -197,6 +206,19 @@ def backward_plan(architecture: int, problem: Problem) -> Plan:
         _free(programs.backward_apply, names, ends, last, size, problem, reads, pair),
     )
     return Plan(launches, -(-size // first.pixels))
+
+
+def _crowded(tile: Tile) -> bool:
+    """Whether a thread's part of the tile leaves no registers to add something up on the way: 128 are all it has."""
+    return tile.warps >= 16 and tile.elements > 32 * (32 * tile.warps)
+
+
+def _sum(architecture: int, problem: Problem) -> Launch:
+    """total = (x + plus + row) scale by a kernel of its own."""
+    first, size, itemsize = problem.first, problem.size, problem.itemsize
+    launch = residual_launch(architecture, first, size, itemsize, problem.scale, True, problem.rows)
+    names = {"a_ptr": "x", "b_ptr": "plus", "bias_ptr": "row", "out_ptr": "total"}
+    return dataclasses.replace(launch, pointers=names)
 
 
 def _same(*names: str) -> dict[str, str]:

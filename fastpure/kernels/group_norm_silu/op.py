@@ -239,7 +239,9 @@ def group_norm_silu(
         RuntimeError: an input requires a gradient while autograd records.
         KernelUnavailable: a back end was forced that cannot run here.
     """
-    y, stats, _ = _forward("group_norm_silu", x, None, weight, bias, groups, eps, skip, row, resample, activate, 1.0)
+    y, stats, _ = _forward(
+        "group_norm_silu", x, None, weight, bias, groups, eps, skip, row, resample, activate, 1.0
+    )
     return y, stats
 
 
@@ -257,7 +259,7 @@ def group_norm_silu_of_sum(
     resample: str | None = None,
     activate: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`group_norm_silu` of total = (x + plus + row) scale, and that sum: a block's end and the next one's beginning.
+    """:func:`group_norm_silu` of total = (x + plus + row) scale, and that sum: one block ends and the next begins.
 
     The same bits as :func:`residual_add` followed by :func:`group_norm_silu`, in one pass.
 

@@ -48,13 +48,12 @@ def load_sum(
     Without plus it is [x, skip]: neither row nor SCALE takes part.
     """
     place = b * (SIZE * C1) + (pixel[:, None] * C1 + c[None, :])
-    if C2 == 0:
-        inside = mask
-    else:
-        inside = mask & (c < C1)[None, :]
+    inside = mask if C2 == 0 else mask & (c < C1)[None, :]
     x = tl.load(x_ptr + place, mask=inside, other=0.0)
     if plus_ptr is not None:
-        total = x.to(tl.float32) + tl.load(plus_ptr + place, mask=inside, other=0.0).to(tl.float32) + row[None, :]
+        total = (
+            x.to(tl.float32) + tl.load(plus_ptr + place, mask=inside, other=0.0).to(tl.float32) + row[None, :]
+        )
         x = tl.where(inside, total * SCALE, 0.0).to(x_ptr.dtype.element_ty)
     if C2 == 0:
         return x.to(tl.float32)
@@ -68,26 +67,20 @@ def load_sum(
 def store_first(ptr, b, pixel, c, tile, mask, C1: tl.constexpr, C2: tl.constexpr, SIZE: tl.constexpr):
     """The part of a tile of [x, skip] that belongs to x."""
     here = ptr + b * (SIZE * C1) + (pixel[:, None] * C1 + c[None, :])
-    if C2 == 0:
-        inside = mask
-    else:
-        inside = mask & (c < C1)[None, :]
+    inside = mask if C2 == 0 else mask & (c < C1)[None, :]
     tl.store(here, tile.to(ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def store_pair(
-    x_ptr, skip_ptr, b, pixel, c, tile, mask, C1: tl.constexpr, C2: tl.constexpr, SIZE: tl.constexpr
-):
-    """The opposite of ``load_pair``; rounds once."""
-    rounded = tile.to(x_ptr.dtype.element_ty)
-    here = x_ptr + b * (SIZE * C1) + (pixel[:, None] * C1 + c[None, :])
-    if C2 == 0:
-        tl.store(here, rounded, mask=mask)
-    else:
-        tl.store(here, rounded, mask=mask & (c < C1)[None, :])
+    x_ptr, skip_ptr, b, pixel, c, tile, mask,
+    C1: tl.constexpr, C2: tl.constexpr, SIZE: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
+    """The opposite of ``load_pair``, with x times SCALE; rounds once."""
+    store_first(x_ptr, b, pixel, c, tile * SCALE, mask, C1, C2, SIZE)
+    if C2 != 0:
         there = skip_ptr + b * (SIZE * C2) + (pixel[:, None] * C2 + (c[None, :] - C1))
-        tl.store(there, rounded, mask=mask & (c >= C1)[None, :])
+        tl.store(there, tile.to(x_ptr.dtype.element_ty), mask=mask & (c >= C1)[None, :])
 
 
 @triton.jit
@@ -237,14 +230,12 @@ def store_cotangent(
     C1: tl.constexpr, C2: tl.constexpr, SIZE: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     """[v_x, v_skip] = v_in + add, and v_x = (v_x + more) SCALE."""
-    if add_ptr is not None:
-        v_in += load_pair(add_ptr, add_ptr, b, pixel, c, mask, C1 + C2, 0, SIZE)
     if more_ptr is not None:
         here = more_ptr + b * (SIZE * C1) + (pixel[:, None] * C1 + c[None, :])
         v_in += tl.load(here, mask=mask & (c < C1)[None, :], other=0.0).to(tl.float32)
-    if SCALE != 1.0:
-        v_in = v_in * tl.where(c < C1, SCALE, 1.0)[None, :]
-    store_pair(v_x_ptr, v_skip_ptr, b, pixel, c, v_in, mask, C1, C2, SIZE)
+    if add_ptr is not None:
+        v_in += load_pair(add_ptr, add_ptr, b, pixel, c, mask, C1 + C2, 0, SIZE)
+    store_pair(v_x_ptr, v_skip_ptr, b, pixel, c, v_in, mask, C1, C2, SIZE, SCALE)
 
 
 @triton.jit
@@ -313,7 +304,10 @@ def backward_fused(
     ACTIVATE: tl.constexpr, RESAMPLE: tl.constexpr, EXACT: tl.constexpr,
     NG: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """[v_x, v_skip] = rstd (g - mean(g) - xhat mean(g xhat)) + add with g = weight SiLU' R^T v; v_x = (v_x + more) SCALE."""
+    """[v_x, v_skip] = rstd (g - mean(g) - xhat mean(g xhat)) + add with g = weight SiLU' R^T v.
+
+    And v_x = (v_x + more) SCALE.
+    """
     C: tl.constexpr = C1 + C2
     b, c, ok = block_of_groups(C, CG, NG, K)
     pixel = tl.arange(0, P)

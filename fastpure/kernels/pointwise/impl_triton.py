@@ -48,7 +48,9 @@ def residual_add(args: Any) -> Runner:
     architecture = triton_support.architecture(a.device)
     rows = bias is not None and bias.dim() == 2 and bias.shape[0] > 1
     given = bias is not None
-    launch = residual_launch(architecture, channels, height * width, a.element_size(), args.scale, given, rows)
+    launch = residual_launch(
+        architecture, channels, height * width, a.element_size(), args.scale, given, rows
+    )
     return Runner([launch], args)
 
 

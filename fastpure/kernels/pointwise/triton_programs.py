@@ -67,7 +67,10 @@ def add(
     a_ptr, b_ptr, bias_ptr, out_ptr,
     SCALE: tl.constexpr, C: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """out = ((a + b) + bias) SCALE, a bias per sample if ROWS; SIZE elements per sample, of which channels vary fastest."""
+    """out = ((a + b) + bias) SCALE, with a bias per sample if ROWS.
+
+    SIZE elements per sample, of which channels vary fastest.
+    """
     BLOCKS: tl.constexpr = (SIZE + K - 1) // K
     sample = (tl.program_id(0) // BLOCKS).to(tl.int64)
     start = sample * SIZE

@@ -229,9 +229,34 @@ def test_a_sum_is_added_up_on_the_way(case, dtype):
     out, around = guarded(torch.full(given.x.shape, torch.nan), dtype)
     code = {None: 0, "up": 1, "down": 2}[case.resample]
     shared = (options["skip"], row, given.weight, given.bias, case.groups, EPS, code, case.activate)
-    torch.ops.fastpure.group_norm_silu(given.x, *shared, torch.empty_like(y), torch.empty_like(stats), plus, SCALE, out)
+    torch.ops.fastpure.group_norm_silu(
+        given.x, *shared, torch.empty_like(y), torch.empty_like(stats), plus, SCALE, out
+    )
     assert written_within(out, around)
     assert torch.equal(out, wanted_total)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in FEATURES if not case.resample or case.skip], ids=str, indirect=True
+)
+def test_where_registers_are_short_the_sum_is_a_kernel_of_its_own(case, monkeypatch):
+    monkeypatch.setattr(impl_triton, "_crowded", lambda tile: True)
+    given = inputs(case, torch.bfloat16)
+    plus, _ = guarded(torch.randn(given.x.shape, generator=torch.Generator().manual_seed(9)), torch.bfloat16)
+    options = dict(given.options)
+    row = options.pop("row")
+    affine = (given.weight, given.bias, given.groups, EPS)
+    found = group_norm_silu_of_sum(given.x, plus, *affine, row=row, scale=SCALE, **options)
+    wanted_total = residual_add(given.x, plus, row, SCALE)
+    wanted = (*group_norm_silu(wanted_total, *affine, **options), wanted_total)
+    assert all(map(torch.equal, found, wanted))
+    problem = impl_triton.Problem(
+        first=case.channels, second=case.skip, height=case.height, width=case.width, groups=case.groups, eps=EPS,
+        resample={None: 0, "up": 1, "down": 2}[case.resample], activate=case.activate, itemsize=2,
+        rows=False, weights=False, biases=False, plus=True, scale=SCALE,
+    )  # fmt: skip
+    plan = impl_triton.forward_plan(architecture(torch.device(DEVICE)), problem)
+    assert [launch.kernel.__name__ for launch in plan.launches] == ["add", "forward_fused"]
 
 
 def test_backward_of_a_sum_is_the_gradient(case, dtype):

@@ -73,7 +73,9 @@ def test_a_later_block_that_reads_a_skip_counts_in_the_gradient(name):
         _, whole = output_and_vjp(network, *given)
         for forgotten in ("more", "add"):
             with mock.patch.object(
-                fused, "group_norm_silu_vjp", lambda *a, **k: real(*a, **{**k, forgotten: None})  # noqa: B023
+                fused,
+                "group_norm_silu_vjp",
+                lambda *a, **k: real(*a, **{**k, forgotten: None}),  # noqa: B023
             ):
                 _, part = output_and_vjp(network, *given)
             assert distance(part, whole.double()).rel_l2 > 100 * LIMIT[torch.float32], forgotten
