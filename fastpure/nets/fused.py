@@ -311,6 +311,24 @@ class _Leave(Function):
 
 
 # -------------------------------------------------------------------------------------------- attention
+def affine(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+    """x [N, C] times matrix [C, D], plus bias [D]. Keeps nothing: what the matrix was joined from is a weight."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Affine.apply(x, matrix, bias)
+    return torch.addmm(bias, x, matrix)
+
+
+class _Affine(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+        ctx.matrix = matrix  # no activation, so nobody needs to count it among those
+        return torch.addmm(bias, x, matrix)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        return v @ ctx.matrix.t(), None, None
+
+
 def attention(tokens: Tensor, heads: int, legacy: bool) -> Tensor:
     """softmax(q k^T / sqrt(D)) v of ``heads`` heads for one product's q, k and v: [B, S, 3 C] -> [B, S, C].
 

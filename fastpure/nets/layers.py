@@ -268,7 +268,7 @@ class Attention(nn.Module):
         bias = self._biases.get(*(part.b for part in parts))
         tokens = to_tokens(y)
         batch, pixels, channels = tokens.shape
-        qkv = torch.addmm(bias, tokens.reshape(-1, channels), matrix).view(batch, pixels, -1)
+        qkv = fused.affine(tokens.reshape(-1, channels), matrix, bias).view(batch, pixels, -1)
         h = fused.attention(qkv, heads=1, legacy=False).reshape(-1, channels) @ self.NIN_3.W
         return fused.Pending(s, to_image(h.view(batch, pixels, -1), s.shape[2:]), self.NIN_3.b, _RESIDUAL)
 

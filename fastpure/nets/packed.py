@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _ONEDNN = torch.ops.mkldnn
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 SMALLEST_WEIGHT = 1 << 16
 """Elements below which the packed operator's own overhead, tens of microseconds, is more than it saves."""
@@ -90,7 +91,11 @@ class Joined:
         """``torch.cat(weights, -1)``, made when one of the frozen weights is another one or has changed."""
         if any(weight.is_inference() for weight in weights):  # torch does not count their changes
             return torch.cat(weights, -1)
-        key = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in weights)
+        # Tensors of other kinds (those of a tracer) may have no memory.
+        key = tuple(
+            (weight.data_ptr() if type(weight) in _PLAIN else id(weight), weight._version, weight.dtype)
+            for weight in weights
+        )
         if self._joined is None or key != self._key:
             with torch.no_grad():
                 self._key, self._joined = key, torch.cat(weights, -1)
