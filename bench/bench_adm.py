@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastpure as fp
-from bench.baselines.loops import LoopGradient
-from bench.interleave import interleave, ratio, table
+from fastpure.baselines import interleave, ratio, table
+from fastpure.baselines.plain_network import Loop
 from fastpure.nets import frozen
 
 NETWORK, BATCH, STEPS, DT = "iddpm-cifar10", 2, 4, 1e-3
@@ -49,6 +49,7 @@ def gradients() -> dict[str, Callable[[], Tensor]]:
     denoiser = fp.Denoiser.from_config(NETWORK).frozen()
     x = torch.rand(BATCH, *denoiser.image_shape)
     v = torch.randn(x.shape)
+    noise = torch.randn(STEPS, *x.shape)
     method = fp.methods.coup_unguided(t=STEPS * DT, dt=DT, clip_output=False)
 
     def ours(memory: str) -> Callable[[], Tensor]:
@@ -63,8 +64,8 @@ def gradients() -> dict[str, Callable[[], Tensor]]:
     plain = OnPlainOperations(denoiser.network, x.shape[1]).eval()
 
     def baseline(recompute: bool) -> Callable[[], Tensor]:
-        loop = LoopGradient(plain, method.table(), tuple(x.shape[1:]), recompute)
-        return lambda: loop(2 * x - 1, v)
+        loop = Loop(plain, method.table(), noise, None, recompute=recompute)
+        return lambda: loop.gradient(2 * x - 1, v)
 
     return {
         OURS: ours("store"),

@@ -17,22 +17,32 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from bench.group_norm_calls import EPS, RESAMPLE, Buffers, by_torch, error, ours
-from bench.machine_code import DTYPES, SITES, Site
-from fastpure.kernels import triton_support, use_backend
+from bench.group_norm_calls import Buffers, by_torch, error, ours
+from bench.machine_code import DTYPES, SITES, Site, site_work
+from fastpure.kernels import registry, triton_support, use_backend
 from fastpure.kernels.group_norm_silu import impl_triton
 
 GOAL = 1.3
 
 
-def measure(calls: list[Callable[[], Any]], repeats: int = 25) -> list[float]:
-    """Microseconds per call of a captured graph that makes every call once; one number per replay."""
+def measure(calls: list[Callable[[], Any]], repeats: int = 25, device: str = "cuda") -> list[float]:
+    """Microseconds per call of a captured graph that makes every call once (on a CPU: of the calls); one per replay."""
+    if device == "cpu":
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            for call in calls:
+                call()
+            times.append((time.perf_counter() - start) * 1e6 / len(calls))
+        return times
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for call in calls[:2]:
             call()
@@ -53,35 +63,34 @@ def measure(calls: list[Callable[[], Any]], repeats: int = 25) -> list[float]:
     return times
 
 
-def rotation(site: Site, dtype: torch.dtype, batch: int) -> list[Buffers]:
+def rotation(site: Site, dtype: torch.dtype, batch: int, device: str = "cuda") -> list[Buffers]:
     """Enough sets of buffers to exceed twice the cache, 32 at most."""
-    first = Buffers.make(site, dtype, batch, "cuda")
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    count = min(32, max(2, 1 + 2 * cache // first.bytes_moved("forward")))
-    return [first, *(Buffers.make(site, dtype, batch, "cuda") for _ in range(count - 1))]
+    first = Buffers.make(site, dtype, batch, device)
+    count = 2
+    if device != "cpu":
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        count = min(32, max(2, 1 + 2 * cache // first.bytes_moved("forward")))
+    return [first, *(Buffers.make(site, dtype, batch, device) for _ in range(count - 1))]
 
 
-def rows(batch: int, dtypes: list[str]) -> Iterator[dict[str, Any]]:
-    """A row per site, dtype and direction."""
+def calls(networks: Sequence[str] | None, dtypes: Sequence[str]) -> Iterator[tuple[Site, str, str]]:
+    """Site, dtype and direction of every row; ``networks`` None means all."""
     for site in SITES:
-        for label in (label for label in site.dtypes if label in dtypes):
-            sets = rotation(site, DTYPES[label], batch)
-            for direction in ("forward", "backward"):
-                one = measure([ours(buffers, direction) for buffers in sets])
-                other = measure([by_torch(buffers, direction) for buffers in sets])
-                errors = error(site, DTYPES[label], direction, "cuda")
-                yield _summary(site, label, direction, batch, one, other) | {
-                    "bandwidth_gb_s": round(sets[0].bytes_moved(direction) / statistics.median(one) / 1e3, 1),
-                    "error": errors[0],
-                    "torch_error": errors[1],
-                }
+        if networks is None or site.network in networks:
+            for label in (label for label in site.dtypes if label in dtypes):
+                for direction in ("forward", "backward"):
+                    yield site, label, direction
 
 
-def _summary(
-    site: Site, label: str, direction: str, batch: int, one: list[float], other: list[float]
-) -> dict[str, Any]:
+def measured_row(site: Site, label: str, direction: str, batch: int, device: str = "cuda") -> dict[str, Any]:
+    """Ours against PyTorch's at one site."""
+    sets = rotation(site, DTYPES[label], batch, device)
+    one = measure([ours(buffers, direction) for buffers in sets], device=device)
+    other = measure([by_torch(buffers, direction) for buffers in sets], device=device)
+    errors = error(site, DTYPES[label], direction, device)
     return {
         "bench": "group_norm",
+        "figure": "group norm",
         "site": site.name,
         "dtype": label,
         "direction": direction,
@@ -90,30 +99,50 @@ def _summary(
         "spread": [round(quantile, 2) for quantile in statistics.quantiles(one, n=5)[::3]],
         "torch_microseconds": round(statistics.median(other), 2),
         "speedup": round(statistics.median(other) / statistics.median(one), 2),
-        "gpu": torch.cuda.get_device_name(),
+        "gpu": torch.cuda.get_device_name() if device != "cpu" else None,
         "torch": torch.__version__,
+        "bandwidth_gb_s": round(sets[0].bytes_moved(direction) / statistics.median(one) / 1e3, 1),
+        "error": errors[0],
+        "torch_error": errors[1],
     }
 
 
-def sweep(batch: int, dtypes: list[str]) -> None:
-    """Time every rule's neighbours at the sites they decide about; prints the rule and the three best."""
-    architecture = triton_support.architecture(torch.device("cuda"))
-    rules = triton_support.RULES[architecture]
-    for name, rule in list(rules.items())[:6]:
-        direction = name.split("_")[0]
-        for site in SITES:
-            for label in (label for label in site.dtypes if label in dtypes):
-                sets = rotation(site, DTYPES[label], batch)
-                found = {}
-                for candidate in {rule, *neighbours(rule)}:
-                    _use(rules, name, candidate)
-                    if name in _kernels(sets[0], direction, architecture):
-                        found[candidate] = statistics.median(measure([ours(b, direction) for b in sets], 9))
-                _use(rules, name, rule)
-                best = sorted(found, key=lambda candidate: found[candidate])[:3]
-                print(f"{name}, {site.name}, {label}: now {found.get(rule, float('nan')):.2f} us")
-                for candidate in best:
-                    print(f"    {found[candidate]:8.2f} us  {candidate}")
+def sweeps(networks: Sequence[str] | None, dtypes: Sequence[str]) -> Iterator[tuple[str, Site, str]]:
+    """Rule, site and dtype of every sweep where that rule decides, those of the backward pass first."""
+    rules = triton_support.RULES[triton_support.ARCHITECTURES[-1]]
+    for name in sorted(list(rules)[:6], key=lambda name: not name.startswith("backward")):
+        for site, label, direction in calls(networks, dtypes):
+            if direction == name.split("_")[0]:
+                yield name, site, label
+
+
+def swept_row(name: str, site: Site, label: str, batch: int, device: str = "cuda") -> dict[str, Any]:
+    """Time a rule's neighbours at a site: the rule as it is and the three best, in microseconds."""
+    architecture = triton_support.architecture(torch.device(device))
+    rules, direction = triton_support.RULES[architecture], name.split("_")[0]
+    rule = rules[name]
+    sets = rotation(site, DTYPES[label], batch, device)
+    found = {}
+    try:
+        for candidate in [rule, *(other for other in dict.fromkeys(neighbours(rule)) if other != rule)]:
+            _use(rules, name, candidate)
+            if name not in _kernels(site, label, direction, architecture):
+                if candidate == rule:
+                    break  # another rule decides here
+                continue
+            found[candidate] = statistics.median(measure([ours(b, direction) for b in sets], 9, device))
+    finally:
+        _use(rules, name, rule)
+    best = sorted(found, key=lambda candidate: found[candidate])[:3]
+    return {
+        "figure": "sweep",
+        "rule": name,
+        "site": site.name,
+        "dtype": label,
+        "batch": batch,
+        "now": found.get(rule),
+        "best": [{"microseconds": round(found[one], 2), **dataclasses.asdict(one)} for one in best],
+    }
 
 
 def neighbours(rule: triton_support.TileRule) -> Iterator[triton_support.TileRule]:
@@ -129,20 +158,17 @@ def neighbours(rule: triton_support.TileRule) -> Iterator[triton_support.TileRul
 
 def _use(rules: dict[str, triton_support.TileRule], name: str, rule: triton_support.TileRule) -> None:
     rules[name] = rule
+    forget = getattr(registry, "forget", None)  # where calls are prepared once, they are prepared anew
+    if forget is not None:
+        forget()
     impl_triton.forward_plan.cache_clear()
     impl_triton.backward_plan.cache_clear()
 
 
-def _kernels(buffers: Buffers, direction: str, architecture: int) -> list[str]:
+def _kernels(site: Site, label: str, direction: str, architecture: int) -> list[str]:
     """The names of the kernels that run."""
-    code = {name: code for code, name in RESAMPLE.items()}[buffers.resample]
-    vectors = (None, buffers.weight, buffers.bias)
-    forward = direction == "forward"
-    problem = impl_triton.problem_of(
-        buffers.x, buffers.skip, *vectors, buffers.groups, EPS if forward else 0.0, code, True, not forward
-    )
-    plan = (impl_triton.forward_plan if forward else impl_triton.backward_plan)(architecture, problem)
-    return [launch.kernel.__name__ for launch in plan.launches]
+    (work,) = (one for one in site_work(site, label, architecture) if one.direction == direction)
+    return [launch.kernel.__name__ for launch in work.launches]
 
 
 def smoke() -> None:
@@ -172,11 +198,18 @@ def main(words: list[str] | None = None) -> None:
         print(f"bench_group_norm needs a CUDA device and Triton: {reason}")
         return None
     if options.sweep:
-        return sweep(options.batch, options.dtypes)
+        for name, site, label in sweeps(None, options.dtypes):
+            found = swept_row(name, site, label, options.batch)
+            if found["now"] is not None:
+                print(f"{name}, {site.name}, {label}: now {found['now']:.2f} us")
+                for best in found["best"]:
+                    print(f"    {best}")
+        return None
     print(
         f"{'site':<28}{'dtype':<6}{'direction':<10}{'us':>9}{'torch us':>10}{'speedup':>9}{'GB/s':>8}  (goal {GOAL})"
     )
-    for row in rows(options.batch, options.dtypes):
+    for site, label, direction in calls(None, options.dtypes):
+        row = measured_row(site, label, direction, options.batch)
         print(
             f"{row['site']:<28}{row['dtype']:<6}{row['direction']:<10}{row['microseconds']:>9.2f}"
             f"{row['torch_microseconds']:>10.2f}{row['speedup']:>9.2f}{row['bandwidth_gb_s']:>8.0f}"

@@ -17,11 +17,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.baselines.plain_ddpmpp import PlainDDPMpp
-from bench.interleave import Timing, interleave, ratio, table
 from fastpure import Denoiser
-from fastpure.kernels import use_backend
-from fastpure.kernels.group_norm_silu import group_norm_silu, group_norm_silu_vjp
+from fastpure.baselines import Timing, interleave, ratio, table
+from fastpure.baselines.plain_network import PlainDDPMpp
+from fastpure.kernels import group_norm_silu, group_norm_silu_vjp, use_backend
 from fastpure.nets import NETWORKS, DDPMpp, frozen
 
 Call = Callable[[], object]
@@ -42,7 +41,7 @@ LABEL = 99.9
 
 def by_processor_time(cases: dict[str, Call], rounds: int) -> list[Timing]:
     """`interleave` with the processor's time in the place of the clock's."""
-    with mock.patch("bench.interleave.time.perf_counter", time.process_time):
+    with mock.patch("fastpure.baselines.timing.time.perf_counter", time.process_time):
         return interleave(cases, rounds)
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import fastpure as fp
-from bench.interleave import interleave, ratio, table
+from fastpure.baselines import interleave, ratio, table
 from fastpure.classifiers import CONFIGS, ResNet
 from fastpure.data import load_dataset
 from fastpure.nets import Denoiser

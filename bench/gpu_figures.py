@@ -1,61 +1,73 @@
-"""What a GPU does: the fused row against its copy bandwidth, and the exact gradient against checkpointing.
+"""What a GPU does, in groups: each is a stage of `make gpu` (bench/gpu.py).
 
-    python -m bench.gpu_figures OUT.jsonl [--seconds 180] [--status NAME=VALUE ...] [--tests JUNIT.xml]
+    python -m bench.gpu_figures headlines ROWS.jsonl [--seconds 100] [--only bf16]
+    python -m bench.gpu_figures headlines ROWS.jsonl --quick       digits size on the CPU, to see that it runs
 
-One JSON object per line: first the environment (with commit and whatever --status and --tests report), then a row per
-figure with median, least and largest value over the repeats. A figure that fails is a row with its error, and the
-exit status is 1. `make gpu` calls this. Times are between CUDA events around a call, in one process.
+environment: what runs here, the extension (built if none is there that serves this GPU), its row against the host's.
+smoke: recorded steps against launched ones, gradients against kept float64 values (bench/gpu_smoke.py).
+headlines: gradients and purifications, ours and by the plain loop, and what the card gives at best.
+kernels: the fused row and the noise against the card's copy.
+norms: GroupNorm+SiLU against PyTorch's; sweep: neighbours of its tile rules (bench/bench_group_norm.py).
+compiled: the plain network under torch.compile, everything kept.
+
+Every figure is appended to ROWS.jsonl as soon as it is there, with the median, least and largest value over the
+repeats. One that fails is a row with its error, its traceback is printed, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import gc
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
+import traceback
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import fastpure as fp
-from fastpure.baselines.plain_network import Cast, Loop, PlainDDPMpp
-from fastpure.kernels import NoiseKeys, Stream, affine_row, affine_row_vjp, backend_report, philox_normal
-from fastpure.nets import CONFIGS
-from fastpure.reverse.graphs import FIRST_KEEPING
-from fastpure.schedule import KERNEL_COLUMNS, KERNEL_WIDTH
+from bench import bench_group_norm, gpu_smoke
+from bench.gpu_cases import Loops, Sizes, kernel_cases, table
+from bench.rows import append
+from fastpure.kernels import NoiseKeys, affine_row, backend_report, use_backend
+from fastpure.purify.precision import PRECISIONS
 
-Run = Callable[[], object]
-COPY_BYTES = 1 << 30
-STATES = {"1e5": (33, 3, 32, 32), "1e6": (326, 3, 32, 32), "1e8": (32768, 3, 32, 32)}
-BATCHES, STEPS, DT = (1, 20, 64), 4, 1e-3
-REPEATS, CALLS = 15, 10
+Row = dict[str, Any]
+Figures = Iterator[tuple[str, Callable[[], Row]]]
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def seconds(run: Run, calls: int, repeats: int = REPEATS) -> list[float]:
+def seconds(run: Callable[[], object], calls: int, sizes: Sizes, repeats: int | None = None) -> list[float]:
     """Seconds per call, for each repeat of ``calls`` calls; two turns before are not counted."""
     for _ in range(2):
         run()
-    found = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
+    return [_once(run, calls, sizes) / calls for _ in range(repeats or sizes.repeats)]
+
+
+def _once(run: Callable[[], object], calls: int, sizes: Sizes) -> float:
+    if not sizes.cuda:
+        start = time.perf_counter()
         for _ in range(calls):
             run()
-        end.record()
-        end.synchronize()
-        found.append(begin.elapsed_time(end) * 1e-3 / calls)
-    return found
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) * 1e-3
 
 
-def row(name: str, unit: str, values: list[float], **more: Any) -> dict[str, Any]:
+def row(figure: str, unit: str, values: list[float], **more: Any) -> Row:
     return {
-        "figure": name,
+        "figure": figure,
         "unit": unit,
         "median": statistics.median(values),
         "min": min(values),
@@ -64,214 +76,290 @@ def row(name: str, unit: str, values: list[float], **more: Any) -> dict[str, Any
     }
 
 
-def machine() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def ceilings(sizes: Sizes) -> Figures:
     """What the card gives at best: bandwidth of a copy, rate of a large matrix product."""
 
-    def copy() -> dict[str, Any]:
-        a = torch.ones(COPY_BYTES // 4, device="cuda")
+    def copy() -> Row:
+        a = torch.ones(sizes.copy_bytes // 4, device=sizes.device)
         b = torch.empty_like(a)
-        return row("copy", "GB/s", [2e-9 * COPY_BYTES / t for t in seconds(lambda: b.copy_(a), CALLS)])
+        moved = 2e-9 * sizes.copy_bytes
+        return row("copy", "GB/s", [moved / t for t in seconds(lambda: b.copy_(a), 10, sizes)])
 
-    def product(dtype: torch.dtype, size: int = 8192) -> dict[str, Any]:
-        a = torch.randn(size, size, device="cuda", dtype=dtype)
-        rates = [2e-12 * size**3 / t for t in seconds(lambda: a @ a, 3)]
-        return row("matrix product", "TFLOP/s", rates, dtype=str(dtype))
+    def product(precision: str) -> Row:
+        size, dtype = sizes.product, PRECISIONS[precision].network
+        a = torch.randn(size, size, device=sizes.device, dtype=dtype)
+        with PRECISIONS[precision].environment(torch.device(sizes.device)):
+            rates = [2e-12 * size**3 / t for t in seconds(lambda: a @ a, 3, sizes)]
+        return row("matrix product", "TFLOP/s", rates, precision=precision)
 
     yield "copy", copy
-    for dtype in (torch.bfloat16, torch.float32):
-        yield f"matrix product {dtype}", lambda dtype=dtype: product(dtype)
+    for precision in ("bf16", "tf32", "fp32"):
+        yield f"matrix product, {precision}", partial(product, precision)
 
 
-def table(noise: bool, clip: bool) -> torch.Tensor:
-    values = {
-        "a": 1.01,
-        "b": -0.25,
-        "c": 0.1,
-        "d": 0.3 * noise,
-        "alpha": 0.9,
-        "sigma": 0.43,
-        "clip": float(clip),
-    }
-    matrix = torch.zeros(1, KERNEL_WIDTH)
-    for name, value in values.items():
-        matrix[0, KERNEL_COLUMNS.index(name)] = value
-    return matrix.cuda()
+def measured(loops: Loops, figure: str, who: str, precision: str, batch: int, guided: bool = False) -> Row:
+    """Images times steps per second, memory beyond what was in use before, and the time of the first call."""
+    sizes, _ = loops.sizes, loops.networks  # built before memory is looked at
+    if who.startswith("torch.compile"):
+        _forget_compiled()
+    memory = _Memory(sizes)
+    run, more = loops.case(figure, who, precision, batch, guided)
+    begin = time.perf_counter()
+    run()
+    memory.wait()
+    first = time.perf_counter() - begin
+    for _ in range(2):  # warm-ups of recordings and of torch's CUDA graphs take three calls in all
+        run()
+    times = seconds(run, 1, sizes)
+    name = f"guided {figure}" if guided else figure
+    rates = [batch * loops.steps / t for t in times]
+    labels = {"who": who, "precision": precision, "batch": batch, "steps": loops.steps}
+    ms = 1e3 * statistics.median(times)
+    return row(name, "image-steps/s", rates, **labels, ms=ms, first_s=first, **memory.peak(), **more())
 
 
-def kernel_cases(size: str) -> dict[str, tuple[Run, float]]:
-    """Name -> (call, bytes per element that have to move)."""
-    shape = STATES[size]
-    x, e = (torch.randn(shape, device="cuda") for _ in range(2))
-    g, half = torch.randn(shape, device="cuda"), e.bfloat16()
-    last = [t.contiguous(memory_format=torch.channels_last) for t in (x, e)]
-    keys = NoiseKeys.make(1, list(range(shape[0])), device="cuda")
-    step = torch.zeros(1, dtype=torch.int64, device="cuda")
-    plain, noisy, clipped = table(False, False), table(True, False), table(True, True)
-    vjp = {"x": None, "noise_pred": None, "want_guidance": True, "want_register": False}
-    common: dict[str, Any] = {"step": step}
-    return {
-        "row": (lambda: affine_row(x, e, table=plain, noise=None, **common), 12),
-        "row with guidance": (lambda: affine_row(x, e, g, table=plain, noise=None, **common), 16),
-        "row with noise": (lambda: affine_row(x, e, table=noisy, noise=keys, **common), 12),
-        "row with noise, clipped": (lambda: affine_row(x, e, table=clipped, noise=keys, **common), 12),
-        "row with noise, bfloat16 output": (
-            lambda: affine_row(x, half, table=noisy, noise=keys, **common),
-            10,
-        ),
-        "row with noise, channels_last": (lambda: affine_row(*last, table=noisy, noise=keys, **common), 12),
-        "transposed row": (lambda: affine_row_vjp(x, table=plain, **common, **vjp), 16),
-        "normals": (lambda: philox_normal(keys, step, Stream.REVERSE, shape[1:]), 4),
-        "torch.randn": (lambda: torch.randn(shape, device="cuda"), 4),
-    }
+def _forget_compiled() -> None:
+    """Release the graphs and pools of peers measured before; torch compiles one function for 8 shapes at most."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
 
 
-def kernels() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    for size, shape in STATES.items():
-        names = list(kernel_cases("1e5"))
+class _Memory:
+    """Peak of device memory from here on. Recordings hold memory between calls that counts as reserved only."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+        gc.collect()
+        if sizes.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.allocated, self.reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+    def wait(self) -> None:
+        if self.sizes.cuda:
+            torch.cuda.synchronize()
+
+    def peak(self) -> Row:
+        if not self.sizes.cuda:
+            return {}
+        return {
+            "peak_gb": (torch.cuda.max_memory_allocated() - self.allocated) / 1e9,
+            "reserved_gb": (torch.cuda.max_memory_reserved() - self.reserved) / 1e9,
+        }
+
+
+def headlines(sizes: Sizes) -> Figures:
+    loops = Loops(sizes)
+
+    def figure(name: str, who: str, precision: str, batch: int, guided: bool = False) -> Figures:
+        label = f"{'guided ' * guided}{name}, {who}, {precision}, B = {batch}"
+        yield label, partial(measured, loops, name, who, precision, batch, guided)
+
+    first, *others = sizes.batches
+    for batch in sizes.batches:
+        yield from figure("gradient", "fastpure, store", "bf16", batch)
+        yield from figure("gradient", "checkpoint", "bf16", batch)
+        yield from figure("purification", "fastpure", "bf16", batch)
+        if batch == first:
+            yield from ceilings(sizes)
+    yield from figure("gradient", "fastpure, store", "bf16", first, guided=True)
+    yield from figure("purification", "fastpure", "bf16", first, guided=True)
+    for precision in ("tf32", "fp32"):
+        for batch in (*others, first):
+            yield from figure("gradient", "fastpure, store", precision, batch)
+            yield from figure("gradient", "checkpoint", precision, batch)
+    for batch in sizes.batches:
+        for who in ("checkpoint, NCHW", "keep everything", "fastpure, recompute", "fastpure, store, eager"):
+            yield from figure("gradient", who, "bf16", batch)
+        for who in ("plain loop", "fastpure, eager"):
+            yield from figure("purification", who, "bf16", batch)
+        yield from figure("gradient", "keep everything, NCHW", "bf16", batch)
+    yield "digits gradient against float64, fp64", partial(gpu_smoke.against_kept, sizes, "fp64")
+
+
+def compiled(sizes: Sizes) -> Figures:
+    """Each mode compiles anew, so the order is that of value: the middle batch comes last."""
+    loops = Loops(sizes)
+    largest, middle, one = sizes.batches
+    wanted = [
+        ("gradient", "reduce-overhead", one),
+        ("gradient", "default", largest),
+        ("gradient", "max-autotune", largest),
+        ("gradient", "max-autotune", one),
+        ("gradient", "reduce-overhead", middle),
+        ("gradient", "max-autotune", middle),
+        ("purification", "reduce-overhead", one),
+        ("purification", "default", largest),
+        ("purification", "max-autotune", largest),
+    ]
+    for figure, mode, batch in wanted:
+        who = f"torch.compile {mode}"
+        yield f"{figure}, {who}, bf16, B = {batch}", partial(measured, loops, figure, who, "bf16", batch)
+
+
+def kernels(sizes: Sizes) -> Figures:
+    """GB/s that a call must move at least; the share is of a copy measured beside it."""
+    reached: list[float] = []
+
+    def copy() -> Row:
+        found = next(ceilings(sizes))[1]()
+        reached.append(found["median"])
+        return found
+
+    def measure(name: str, size: str) -> Row:
+        run, width = kernel_cases(sizes, size)[name]
+        times = seconds(run, 10, sizes)
+        moved = width * torch.Size(sizes.states[size]).numel()
+        more = {"elements": size, "microseconds": statistics.median(times) * 1e6}
+        found = row(name, "GB/s", [moved * 1e-9 / t for t in times], **more)
+        return found | ({"share_of_copy": found["median"] / reached[0]} if reached else {})
+
+    yield "copy", copy
+    names = list(kernel_cases(sizes, next(iter(sizes.states))))
+    for size in reversed(sizes.states):
         for name in names:
-
-            def measure(name: str = name, size: str = size, shape: tuple[int, ...] = shape) -> dict[str, Any]:
-                run, width = kernel_cases(size)[name]
-                times = seconds(run, CALLS)
-                moved = width * torch.Size(shape).numel()
-                rates = [moved * 1e-9 / t for t in times]
-                return row(name, "GB/s", rates, elements=size, microseconds=statistics.median(times) * 1e6)
-
-            yield f"{name} {size}", measure
+            yield f"{name}, {size}", partial(measure, name, size)
 
 
-def gradients() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Images times steps per second of the exact gradient and of purification, official size, random weights.
-
-    Rows without "eager" replay CUDA graphs, and fail where these cannot be recorded.
-    """
-    denoiser = fp.Denoiser.from_config("ddpmpp-cifar10", seed=0).cuda()
-    method = fp.methods.coup_unguided(t=STEPS * DT, dt=DT, clip_output=False)
-
-    def ours(batch: int, memory: str, precision: str, backend: str = "graph") -> Run:
-        purifier = fp.Purifier(denoiser, method, memory=memory, precision=precision, backend=backend)
-        x = torch.rand(batch, 3, 32, 32, device="cuda")
-
-        def run() -> torch.Tensor:
-            leaf = x.clone().requires_grad_(True)
-            return torch.autograd.grad(purifier(leaf).sum(), leaf)[0]
-
-        for _ in range(FIRST_KEEPING):  # from this gradient on everything is replayed
-            run()
-        return run
-
-    def purification(batch: int, precision: str, backend: str) -> Run:
-        purifier = fp.Purifier(denoiser, method, precision=precision, backend=backend)
-        x = torch.rand(batch, 3, 32, 32, device="cuda")
-        return lambda: purifier(x)
-
-    def checkpointed(batch: int, dtype: torch.dtype = torch.float32) -> Run:
-        network = PlainDDPMpp(CONFIGS["ddpmpp-cifar10"]).eval()
-        network.load_state_dict(denoiser.network.state_dict())
-        x = torch.randn(batch, 3, 32, 32, device="cuda")
-        noise = torch.randn(STEPS, 1, 3, 32, 32, device="cuda")
-        plain = Cast(network.cuda(), dtype, channels_last=True)
-        loop = Loop(plain, method.table(), noise, None, recompute=True)
-        return lambda: loop.gradient(x, x)
-
-    makers: dict[str, Callable[[int], Run]] = {
-        "gradient, store, fp32": lambda batch: ours(batch, "store", "fp32"),
-        "gradient, store, bf16": lambda batch: ours(batch, "store", "bf16"),
-        "gradient, recompute, fp32": lambda batch: ours(batch, "recompute", "fp32"),
-        "gradient, recompute, bf16": lambda batch: ours(batch, "recompute", "bf16"),
-        "gradient, store, fp32, eager": lambda batch: ours(batch, "store", "fp32", "eager"),
-        "gradient, store, bf16, eager": lambda batch: ours(batch, "store", "bf16", "eager"),
-        "gradient, recompute, bf16, eager": lambda batch: ours(batch, "recompute", "bf16", "eager"),
-        "purification, bf16": lambda batch: purification(batch, "bf16", "graph"),
-        "purification, bf16, eager": lambda batch: purification(batch, "bf16", "eager"),
-        "gradient, checkpointed loop, fp32": checkpointed,
-        "gradient, checkpointed loop, bf16": lambda batch: checkpointed(batch, torch.bfloat16),
-    }
-    for batch in BATCHES:
-        for name, make in makers.items():
-
-            def measure(
-                name: str = name, make: Callable[[int], Run] = make, batch: int = batch
-            ) -> dict[str, Any]:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-                times = seconds(make(batch), 1, repeats=5)
-                rates = [batch * STEPS / t for t in times]
-                # Recordings hold memory between calls that counts as reserved, not as allocated.
-                memory = {
-                    "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
-                    "reserved_gb": torch.cuda.max_memory_reserved() / 1e9,
-                }
-                return row(name, "image-steps/s", rates, batch=batch, **memory)
-
-            yield f"{name} {batch}", measure
+def norms(sizes: Sizes) -> Figures:
+    """One figure per site, precision and direction."""
+    for site, label, direction in bench_group_norm.calls(sizes.norm_networks, sizes.norm_dtypes):
+        name = f"group norm, {site.name}, {label}, {direction}"
+        yield (
+            name,
+            partial(bench_group_norm.measured_row, site, label, direction, sizes.norm_batch, sizes.device),
+        )
 
 
-def output_of(*command: str) -> str | None:
+def sweep(sizes: Sizes) -> Figures:
+    """The rules' neighbours at the sites where most of the time goes."""
+    for name, site, label in bench_group_norm.sweeps(sizes.norm_networks, sizes.norm_dtypes[:1]):
+        label_ = f"sweep, {name}, {site.name}, {label}"
+        yield (
+            label_,
+            partial(bench_group_norm.swept_row, name, site, label, sizes.norm_batch, sizes.device),
+        )
+
+
+def environment(sizes: Sizes, commit: str | None) -> Figures:
+    def described() -> Row:
+        found: Row = {
+            "environment": True,
+            "commit": commit,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "python": platform.python_version(),
+            "cores": os.cpu_count(),
+            "extension": backend_report()["extension"],
+        }
+        if sizes.cuda:
+            found |= {
+                "gpu": torch.cuda.get_device_name(),
+                "capability": list(torch.cuda.get_device_capability()),
+                "driver": _driver(),
+            }
+        return found
+
+    def bits() -> Row:
+        x, e = (torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(k)) for k in range(2))
+        found = []
+        for device, backend in (("cpu", "host"), (sizes.device, "cuda" if sizes.cuda else "host")):
+            keys = NoiseKeys.make(1, [4, 5, 6], device=device)
+            step = torch.zeros(1, dtype=torch.int64, device=device)
+            with use_backend(backend):
+                rows = table(True, True, device)
+                found.append(
+                    affine_row(x.to(device), e.to(device), table=rows, step=step, noise=keys)[0].cpu()
+                )
+        if not torch.equal(*found):
+            raise AssertionError(
+                f"the row differs from the host's by {float((found[0] - found[1]).abs().max()):.3g}"
+            )
+        return {"figure": "row against the host's bits", "equal": True}
+
+    if sizes.cuda:
+        yield "extension", partial(_extension, ROOT)
+    yield "environment", described
+    yield "row against the host's bits", bits
+
+
+@cache
+def _driver() -> str | None:
+    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def environment(statuses: list[str], tests: Path | None) -> dict[str, Any]:
-    commit, changes = output_of("git", "rev-parse", "HEAD"), output_of("git", "status", "--porcelain")
-    found: dict[str, Any] = {
-        "commit": commit,
-        "uncommitted_changes": None if changes is None else bool(changes),
-        "gpu": torch.cuda.get_device_name(),
-        "capability": list(torch.cuda.get_device_capability()),
-        "driver": output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "extension": backend_report()["extension"],
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
-        "status": dict(status.partition("=")[::2] for status in statuses),
-    }
-    if tests is not None and tests.exists():
-        suites = ElementTree.parse(tests).getroot().iter("testsuite")
-        counts = [
-            {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
-            for suite in suites
-        ]
-        found["tests"] = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
-    return found
+def _extension(root: Path) -> Row:
+    """Use the extension that is there; build one for this GPU only where it does not serve it."""
+    question = "from fastpure.kernels.extension import reason_against_cuda as r; print(r() or '')"
+
+    def reason() -> str:  # asked in another process, because this one would remember the first answer
+        asked = subprocess.run([sys.executable, "-c", question], cwd=root, capture_output=True, text=True)
+        return asked.stdout.strip() or asked.stderr.strip()
+
+    against = reason()
+    if against:
+        print(f"building the extension, because {against}", flush=True)
+        major, minor = torch.cuda.get_device_capability()
+        wanted = {"FASTPURE_EXT": "1", "FASTPURE_CUDA": "1", "FASTPURE_CUDA_ARCHS": f"{major}{minor}"}
+        words = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        subprocess.run(words, cwd=root, env=os.environ | wanted, check=True)
+        if still := reason():
+            raise RuntimeError(f"the extension was built here and does not serve this GPU: {still}")
+    return {"figure": "extension", "built_here": bool(against), "reason": against or None}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seconds", type=float, default=180.0)
-    parser.add_argument("--status", action="append", default=[])
-    parser.add_argument("--tests", type=Path)
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("no CUDA device: nothing to measure")
-    begin, failed, copy = time.monotonic(), 0, None
-    with options.out.open("w", encoding="utf-8") as file:
+GROUPS: dict[str, Callable[[Sizes], Figures]] = {
+    "smoke": gpu_smoke.figures,
+    "headlines": headlines,
+    "kernels": kernels,
+    "norms": norms,
+    "sweep": sweep,
+    "compiled": compiled,
+}
 
-        def write(line: dict[str, Any]) -> None:
-            print(json.dumps(line), file=file, flush=True)
-            print(json.dumps(line), flush=True)
 
-        write({"environment": environment(options.status, options.tests)})
-        for group in (machine, kernels, gradients):
-            for name, measure in group():
-                if time.monotonic() - begin > options.seconds:
-                    write({"figure": name, "skipped": f"{options.seconds:g} s were over"})
-                    continue
-                try:
-                    with torch.no_grad() if group is not gradients else torch.enable_grad():
-                        line = measure()
-                except Exception as error:  # a figure that fails must not cost the others
-                    line, failed = {"figure": name, "error": f"{type(error).__name__}: {error}"}, failed + 1
-                copy = line.get("median") if name == "copy" else copy
-                if group is kernels and copy and "median" in line:
-                    line["share_of_copy"] = line["median"] / copy
-                write(line)
-    sys.exit(1 if failed else 0)
+def measure_all(figures: Figures, rows: Path, stage: str, limit: float = float("inf"), only: str = "") -> int:
+    """Append a row for each figure whose name contains ``only``; how many failed."""
+    begin, failed = time.monotonic(), 0
+    for name, measure in figures:
+        if only not in name:
+            continue
+        if time.monotonic() - begin > limit:
+            line: Row = {"figure": name, "skipped": f"{limit:g} s were over"}
+        else:
+            try:
+                line = measure()
+            except Exception as error:  # a figure that fails must not cost the others
+                traceback.print_exc()
+                line, failed = {"figure": name, "error": f"{type(error).__name__}: {error}"}, failed + 1
+        line = {"stage": stage, "at": round(time.monotonic() - begin, 2), **line}
+        append(rows, line)
+        print(line, flush=True)
+    return failed
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("group", choices=["environment", *GROUPS])
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no figure is begun later")
+    parser.add_argument("--only", default="", help="figures whose name contains this")
+    parser.add_argument("--commit", help="with environment: what is measured")
+    parser.add_argument("--quick", action="store_true", help="digits size on the CPU")
+    options = parser.parse_args(words)
+    sizes = Sizes.quick() if options.quick else Sizes()
+    if sizes.cuda and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device: nothing to measure (--quick runs on the CPU)")
+    group = GROUPS.get(options.group, lambda sizes: environment(sizes, options.commit))
+    return min(measure_all(group(sizes), options.rows, options.group, options.seconds, options.only), 1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -78,6 +78,8 @@ def by_torch(buffers: Buffers, direction: str) -> Callable[[], Any]:
 
     def norm() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = buffers.x if buffers.skip is None else torch.cat([buffers.x, buffers.skip], 1)
+        # On CUDA torch's normalisation knows NCHW only; torch.group_norm copies its input likewise.
+        x = x.contiguous() if x.is_cuda else x
         batch, channels, height, width = x.shape
         return x, *torch.native_group_norm(x, weight, bias, batch, channels, height * width, groups, EPS)
 
@@ -96,6 +98,7 @@ def by_torch(buffers: Buffers, direction: str) -> Callable[[], Any]:
     def backward() -> tuple[Tensor, ...]:
         v = reference_transpose(buffers.v, buffers.resample)
         v = torch.ops.aten.silu_backward(v, normed)
+        v = v.contiguous() if v.is_cuda else v
         v = torch.ops.aten.native_group_norm_backward(
             v, x, mean, rstd, weight, *counts, [True, False, False]
         )[0]

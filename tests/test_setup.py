@@ -178,7 +178,7 @@ def test_flags_stand_in_build_json_only():
     flag = re.compile(
         r"-std=c\+\+|-ffp-contract|-fmad|-fsanitize|-fno-|-O[23]\b|-lcudart|cudart_static\b(?!\.a)"
     )
-    places = ["setup.py", "Makefile", "csrc/ninja_build.py", "bench/run_gpu.sh", "bench/cuda_code.py"]
+    places = ["setup.py", "Makefile", "csrc/ninja_build.py", "bench/gpu_figures.py", "bench/cuda_code.py"]
     places += [f".ci/{name}" for name in ("run", "check_cuda_code.py", "cuda_check", "wheel_check")]
     found = {
         place: flag.findall((SETUP.parent / place).read_text())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -16,11 +19,12 @@ from ..nets import CONFIGS, Denoiser
 from ..purify import Purifier
 from ..purify.precision import PRECISIONS
 from ..reverse import RecordedNoise
-from .plain_network import Cast, Loop, PlainDDPMpp, confidence_gradient
+from .plain_network import COMPILE_MODES, Cast, Loop, PlainDDPMpp, confidence_gradient
 from .timing import Timing, interleave, peak_megabytes, ratio
 from .torchsde_adjoint import AdjointGradient, ReverseVPSDE
 
 DT = 1e-3
+MEMORY = ("store", "recompute")
 Call = Callable[[], Tensor]
 
 
@@ -35,7 +39,7 @@ class Comparison:
         steps: reverse steps of 1e-3; time and memory grow in proportion.
         precisions: of our networks and of the plain loops; torchsde always computes in float32, as DiffPure does.
         classifier: adds COUP's guidance by this network from [0, 1] images to logits; None for no guidance.
-        torch_compile: also compile the checkpointed loop's network (takes minutes).
+        torch_compile: also the plain network under ``torch.compile``, in each of ``COMPILE_MODES`` (takes minutes).
         repeats: measured turns; the cases take turns in each.
         device: "cpu" or a CUDA device.
 
@@ -87,166 +91,207 @@ def compare(
     torchsde's rows are left out where the package is missing. A few steps of 1e-3 end at t = 1e-5, where the
     continuous adjoint is at its worst; over the 100 steps of a published purification it errs less per step.
     """
-    bench = _Bench(what)
-    tables = {}
-    for title, cases in (("purification", bench.purifications()), ("exact gradient", bench.gradients())):
-        errors = bench.errors() if title == "exact gradient" else {}
-        total = len(cases) * (what.repeats + 1)
+    with _room_to_compile() if what.torch_compile else nullcontext():
+        return _compare(_Tables(what), report)
+
+
+def _room_to_compile() -> AbstractContextManager[object]:
+    """All compiled networks share one function's code, of which torch would compile 8 versions and refuse a ninth."""
+    import torch._dynamo
+
+    config: Any = torch._dynamo.config
+    patched: AbstractContextManager[object] = config.patch(recompile_limit=64)
+    return patched
+
+
+def _compare(tables: _Tables, report: Callable[[str, float], None]) -> dict[str, tuple[Row, ...]]:
+    found, repeats = {}, tables.what.repeats
+    for title, cases in (("purification", tables.purifications()), ("exact gradient", tables.gradients())):
+        errors = tables.errors() if title == "exact gradient" else {}
+        total = len(cases) * (repeats + 1)
         timings = interleave(
-            {name: call for name, (call, _) in cases.items()},
-            what.repeats,
-            wait=bench.wait,
+            cases,
+            repeats,
+            wait=tables.wait,
             report=lambda done, title=title, total=total: report(title, done / total),  # type: ignore[misc]
         )
         first = next(iter(cases))
-        tables[title] = tuple(
+        found[title] = tuple(
             Row(
                 timing.name,
                 timing,
                 ratio(timings, timing.name, first),
-                errors[timing.name][0] if errors else None,
-                errors[timing.name][1] if errors else None,
-                peak_megabytes(cases[timing.name][0], bench.device),
+                error=errors[timing.name][0] if errors else None,
+                cosine=errors[timing.name][1] if errors else None,
+                peak_mb=peak_megabytes(cases[timing.name], tables.cases.device),
             )
             for timing in timings
         )
-    return tables
+    return found
 
 
 @final
-class _Bench:
-    """The cases of a comparison; networks are built once per kind of use."""
+class Networks:
+    """The denoiser of a configuration and its plain port, with the same weights on one device; both are built once."""
 
-    def __init__(self, what: Comparison) -> None:
-        self.what, self.device = what, torch.device(what.device)
-        self.denoiser = Denoiser.from_config(what.network, seed=0).to(self.device)
-        shape = self.denoiser.image_shape
+    def __init__(self, network: str, device: torch.device) -> None:
+        self.name, self.device = network, device
+        self.denoiser = Denoiser.from_config(network, seed=0).to(device)
+        with torch.device("meta"):
+            self._port = PlainDDPMpp(CONFIGS[network]).eval()
+        self._port.load_state_dict(self.denoiser.network.state_dict(), assign=True)
+
+    def plain(self) -> PlainDDPMpp:
+        """A copy of the plain port for one case: casting it, or asking for gradients of its weights, is in place."""
+        return copy.deepcopy(self._port)
+
+
+@final
+class Cases:
+    """Everybody's purification and gradient of one batch of images; what a case needs is built at its first call.
+
+    Args:
+        networks: what purifies.
+        batch, steps, classifier: as in ``Comparison``.
+    """
+
+    def __init__(
+        self, networks: Networks, batch: int, steps: int, classifier: nn.Module | None = None
+    ) -> None:
+        self.networks, self.device = networks, networks.device
+        shape = networks.denoiser.image_shape
         generator = torch.Generator().manual_seed(1)
-        self.x, self.v = (
-            torch.rand(what.batch, *shape, generator=generator).to(self.device) for _ in range(2)
-        )
-        self.v = self.v - 0.5
-        self.noise = torch.randn(what.steps, what.batch, *shape, generator=generator).to(self.device)
-        time = what.steps * DT
-        guided = what.classifier is not None
-        self.classifier = what.classifier.to(self.device).eval() if what.classifier is not None else None
+        self.x, v = (torch.rand(batch, *shape, generator=generator).to(self.device) for _ in range(2))
+        self.v = v - 0.5
+        self.noise = torch.randn(steps, batch, *shape, generator=generator).to(self.device)
+        self.time = steps * DT
+        self.classifier = None if classifier is None else classifier.to(self.device).eval()
         self.method = (
-            methods.coup(self.classifier, t=time, dt=DT, clip_output=False)
-            if guided and self.classifier is not None
-            else methods.coup_unguided(t=time, dt=DT, clip_output=False)
+            methods.coup_unguided(t=self.time, dt=DT, clip_output=False)
+            if self.classifier is None
+            else methods.coup(self.classifier, t=self.time, dt=DT, clip_output=False)
         )
         self._kept: dict[tuple[object, ...], Any] = {}
 
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    # ------------------------------------------------------------------------------------------- cases
-    def purifications(self) -> dict[str, tuple[Call, None]]:
-        cases: dict[str, Call] = {}
-        for precision in self.what.precisions:
-            purifier = self._purifier("auto", precision)
-            cases[f"fastpure, {precision}"] = lambda purifier=purifier: self._no_grad(
-                lambda: purifier(self.x)
-            )  # type: ignore[misc]
-            loop = self._loop(precision, recompute=False)
-            cases[f"plain loop, {precision}"] = lambda loop=loop: self._no_grad(
-                lambda: loop.purify(2 * self.x - 1)
-            )  # type: ignore[misc]
-        return {name: (call, None) for name, call in cases.items()}
-
-    def gradients(self) -> dict[str, tuple[Call, None]]:
-        cases: dict[str, Call] = {}
-        for precision in self.what.precisions:
-            for memory in ("store", "recompute"):
-                purifier = self._purifier(memory, precision)
-                cases[f"fastpure, {memory}, {precision}"] = lambda p=purifier: self._ours(p, None)  # type: ignore[misc]
-        for name, loop in self._peers().items():
-            cases[name] = lambda loop=loop: loop.gradient(2 * self.x - 1, self.v)  # type: ignore[misc]
-        return {name: (call, None) for name, call in cases.items()}
-
-    def errors(self) -> dict[str, tuple[float, float]]:
-        """Relative error and cosine of every gradient, all under the same recorded noise."""
-        truth = self._ours(self._purifier("recompute", "fp64"), self.noise.double()).double()
-        found: dict[str, Tensor] = {}
-        for precision in self.what.precisions:
-            for memory in ("store", "recompute"):
-                ours = self._ours(self._purifier(memory, precision), self.noise)
-                found[f"fastpure, {memory}, {precision}"] = ours
-        for name, loop in self._peers(self.noise).items():
-            # A loop differentiates with respect to x = 2 u - 1 and returns no (x + 1) / 2: the factors cancel.
-            found[name] = loop.gradient(2 * self.x - 1, self.v)
-        return {name: _difference(gradient.double(), truth) for name, gradient in found.items()}
-
-    def _peers(self, noise: Tensor | None = None) -> Mapping[str, Loop | AdjointGradient]:
-        peers: dict[str, Loop | AdjointGradient] = {}
-        for precision in self.what.precisions:
-            peers[f"plain autograd, keep everything, {precision}"] = self._loop(precision, recompute=False)
-            peers[f"checkpoint every step, frozen, {precision}"] = self._loop(precision, recompute=True)
-            if self.what.torch_compile:
-                peers[f"the same, torch.compile, {precision}"] = self._loop(
-                    precision, recompute=True, compiled=True
-                )
-        if importlib.util.find_spec("torchsde") is not None:
-            peers["torchsde adjoint, frozen weights, fp32"] = self._adjoint(True, noise)
-            peers["torchsde adjoint as DiffPure, fp32"] = self._adjoint(False, noise)
-        return peers
-
-    # -------------------------------------------------------------------------------------- the networks
-    def _purifier(self, memory: str, precision: str) -> Purifier:
+    def purifier(self, precision: str, memory: str = "auto", backend: str = "auto") -> Purifier:
         return self._once(
-            ("purifier", memory, precision),
-            lambda: Purifier(self.denoiser, self.method, memory=memory, precision=precision),
+            ("purifier", precision, memory, backend),
+            lambda: Purifier(
+                self.networks.denoiser, self.method, memory=memory, precision=precision, backend=backend
+            ),
         )
 
-    def _ours(self, purifier: Purifier, noise: Tensor | None) -> Tensor:
+    @torch.no_grad()
+    def purification(self, purifier: Purifier) -> Tensor:
+        return purifier(self.x)
+
+    def gradient(self, purifier: Purifier, noise: Tensor | None = None) -> Tensor:
+        """Gradient of sum(purifier(x) v), under recorded ``noise`` if it is given."""
         dtype = torch.float64 if purifier.precision == "fp64" else torch.float32
         leaf = self.x.to(dtype, copy=True).requires_grad_(True)
         recorded = None if noise is None else RecordedNoise(steps=noise.to(dtype))
-        return torch.autograd.grad((purifier(leaf, noise=recorded) * self.v.to(dtype)).sum(), leaf)[0]
+        with torch.enable_grad():
+            return torch.autograd.grad((purifier(leaf, noise=recorded) * self.v.to(dtype)).sum(), leaf)[0]
 
-    def _plain(self) -> PlainDDPMpp:
-        # Each its own copy: requires_grad is switched on in one of them, and casting is in place.
-        network = PlainDDPMpp(CONFIGS[self.what.network]).eval().to(self.device)
-        network.load_state_dict(self.denoiser.network.state_dict())
-        return network
+    def loop(
+        self, precision: str, recompute: bool = False, mode: str | None = None, channels_last: bool = True
+    ) -> Loop:
+        """The plain loop; see ``Loop`` and ``Cast``."""
 
-    def _copy_of_classifier(self) -> nn.Module | None:
-        import copy
-
-        return copy.deepcopy(self.classifier)
-
-    def _loop(self, precision: str, recompute: bool, compiled: bool = False) -> Loop:
         def make() -> Loop:
             dtype = PRECISIONS[precision].network
-            network: nn.Module = Cast(self._plain(), dtype, channels_last=recompute).requires_grad_(False)
-            if compiled:
-                network = torch.compile(network)  # type: ignore[assignment]
-            classifier = self._copy_of_classifier()
+            network = Cast(self.networks.plain(), dtype, channels_last)
             guide = None
-            if classifier is not None:
-                guide = confidence_gradient(Cast(classifier, dtype, recompute).requires_grad_(False), True)
-            return Loop(network, self.method.table(), self.noise, guide, recompute)
+            if self.classifier is not None:
+                classifier = Cast(copy.deepcopy(self.classifier), dtype, channels_last).requires_grad_(False)
+                guide = confidence_gradient(classifier, True)
+            return Loop(network, self.method.table(), self.noise, guide, precision, recompute, mode)
 
-        return self._once(("loop", precision, recompute, compiled), make)
+        return self._once(("loop", precision, recompute, mode, channels_last), make)
 
-    def _adjoint(self, frozen: bool, noise: Tensor | None) -> AdjointGradient:
+    def adjoint(self, frozen: bool, noise: Tensor | None) -> AdjointGradient:
         def make() -> AdjointGradient:
-            classifier = self._copy_of_classifier()
-            sde = ReverseVPSDE(self._plain(), self.denoiser.image_shape, classifier, 1.0)
-            return AdjointGradient(sde, self.what.steps * DT, DT, frozen, self.device, noise)
+            classifier = copy.deepcopy(self.classifier)
+            sde = ReverseVPSDE(self.networks.plain(), self.networks.denoiser.image_shape, classifier, 1.0)
+            return AdjointGradient(sde, self.time, DT, frozen, self.device, noise)
 
         return self._once(("adjoint", frozen, noise is None), make)
+
+    @torch.no_grad()
+    def peer_purification(self, loop: Loop) -> Tensor:
+        return loop.purify(2 * self.x - 1)
+
+    def peer_gradient(self, peer: Loop | AdjointGradient) -> Tensor:
+        """The same gradient as ``gradient``: a loop differentiates by x = 2 u - 1 and returns no (x + 1) / 2."""
+        with torch.enable_grad():
+            return peer.gradient(2 * self.x - 1, self.v)
 
     def _once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
 
-    @staticmethod
-    @torch.no_grad()
-    def _no_grad(call: Call) -> Tensor:
-        return call()
+
+@final
+class _Tables:
+    """Which cases a comparison has, and what they are called."""
+
+    def __init__(self, what: Comparison) -> None:
+        self.what, device = what, torch.device(what.device)
+        self.cases = Cases(Networks(what.network, device), what.batch, what.steps, what.classifier)
+
+    def wait(self) -> None:
+        if self.cases.device.type == "cuda":
+            torch.cuda.synchronize(self.cases.device)
+
+    def purifications(self) -> dict[str, Call]:
+        cases, found = self.cases, dict[str, Call]()
+        for precision in self.what.precisions:
+            found[f"fastpure, {precision}"] = partial(cases.purification, cases.purifier(precision))
+            for name, mode in {"": None, **self._modes()}.items():
+                loop = cases.loop(precision, mode=mode)
+                found[f"plain loop{name}, {precision}"] = partial(cases.peer_purification, loop)
+        return found
+
+    def gradients(self) -> dict[str, Call]:
+        cases = self.cases
+        ours: dict[str, Call] = {
+            f"fastpure, {memory}, {precision}": partial(cases.gradient, cases.purifier(precision, memory))
+            for precision in self.what.precisions
+            for memory in MEMORY
+        }
+        return ours | {name: partial(cases.peer_gradient, peer) for name, peer in self._peers(None).items()}
+
+    def errors(self) -> dict[str, tuple[float, float]]:
+        """Relative error and cosine of every gradient, all under the same recorded noise."""
+        cases = self.cases
+        truth = cases.gradient(cases.purifier("fp64", "recompute"), cases.noise.double())
+        found = {
+            f"fastpure, {memory}, {precision}": cases.gradient(cases.purifier(precision, memory), cases.noise)
+            for precision in self.what.precisions
+            for memory in MEMORY
+        }
+        found |= {name: cases.peer_gradient(peer) for name, peer in self._peers(cases.noise).items()}
+        return {name: _difference(gradient.double(), truth) for name, gradient in found.items()}
+
+    def _modes(self) -> dict[str, str]:
+        names = {mode: f", torch.compile{'' if mode == 'default' else ' ' + mode}" for mode in COMPILE_MODES}
+        return {name: mode for mode, name in names.items()} if self.what.torch_compile else {}
+
+    def _peers(self, noise: Tensor | None) -> dict[str, Loop | AdjointGradient]:
+        loop, peers = self.cases.loop, dict[str, Loop | AdjointGradient]()
+        for precision in self.what.precisions:
+            peers[f"plain autograd, keep everything, {precision}"] = loop(precision)
+            peers[f"plain autograd, keep everything, NCHW, {precision}"] = loop(
+                precision, channels_last=False
+            )
+            for name, mode in self._modes().items():
+                peers[f"keep everything{name}, {precision}"] = loop(precision, mode=mode)
+            peers[f"checkpoint every step, frozen, {precision}"] = loop(precision, recompute=True)
+        if importlib.util.find_spec("torchsde") is not None:
+            peers["torchsde adjoint, frozen weights, fp32"] = self.cases.adjoint(True, noise)
+            peers["torchsde adjoint as DiffPure, fp32"] = self.cases.adjoint(False, noise)
+        return peers
 
 
 def _difference(gradient: Tensor, truth: Tensor) -> tuple[float, float]:

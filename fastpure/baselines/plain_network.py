@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..nets import DDPMppConfig
+from ..purify.precision import PRECISIONS
 from ..schedule import StepTable
 
 
@@ -166,6 +167,16 @@ class Cast(nn.Module):
         return self.network(x.to(self.dtype, memory_format=self.format), *labels).to(x.dtype)
 
 
+COMPILE_MODES = ("default", "max-autotune")
+"""Modes of ``torch.compile`` that peers are measured in. On CUDA the second replays CUDA graphs and tunes products."""
+
+
+def compiled(network: nn.Module, mode: str) -> nn.Module:
+    """``network`` under ``torch.compile``, for one shape; what cannot be compiled in one piece is an error."""
+    made: Any = torch.compile(network, mode=mode, dynamic=False, fullgraph=True)
+    return made
+
+
 @final
 class Loop:
     """A purification in a Python loop over a step table, and its gradient by autograd.
@@ -175,14 +186,25 @@ class Loop:
         table: rows without register or clipping.
         noise: [K, B, C, H, W], one entry per row.
         guide: guidance gradient at a state, or None.
+        precision: a name of ``PRECISIONS``: torch's settings (TF32) are those that a purifier of that precision sets.
         recompute: checkpoint every step instead of keeping everything.
+        mode: of ``torch.compile`` for the network; None leaves it as it is.
     """
 
     def __init__(
-        self, network: nn.Module, table: StepTable, noise: Tensor, guide: Guide | None, recompute: bool
+        self,
+        network: nn.Module,
+        table: StepTable,
+        noise: Tensor,
+        guide: Guide | None,
+        precision: str = "fp32",
+        recompute: bool = False,
+        mode: str | None = None,
     ) -> None:
-        self.network, self.table, self.noise = network.requires_grad_(False), table, noise
-        self.guide, self.recompute = guide, recompute
+        network = network.requires_grad_(False)
+        self.network = network if mode is None else compiled(network, mode)
+        self.table, self.noise, self.guide = table, noise, guide
+        self.precision, self.recompute, self.mode = PRECISIONS[precision], recompute, mode
 
     def _step(self, x: Tensor, k: int) -> Tensor:
         row = self.table.rows[k]
@@ -190,19 +212,31 @@ class Loop:
         after = row.a * x + row.b * noise_pred + row.d * self.noise[k]
         return after if self.guide is None else after + row.c * self.guide(x)
 
-    def purify(self, x: Tensor) -> Tensor:
-        """Final state for ``x`` [B, C, H, W] in [-1, 1]."""
+    def _walk(self, x: Tensor) -> Tensor:
+        if self.mode is not None:
+            # A CUDA graph overwrites what it returned before. Everything from here to the next walk, backward passes
+            # included, is one generation, in which nothing that is still alive is overwritten.
+            torch.compiler.cudagraph_mark_step_begin()
         for k in range(len(self.table)):
             keeps_all = not (self.recompute and torch.is_grad_enabled())
             x = self._step(x, k) if keeps_all else _checkpoint(self._step, x, k)
         return x
 
+    def purify(self, x: Tensor) -> Tensor:
+        """Final state for ``x`` [B, C, H, W] in [-1, 1]."""
+        with self.precision.environment(x.device):
+            return self._walk(x)
+
     def gradient(self, x: Tensor, v: Tensor) -> Tensor:
         """Gradient of sum(purify(x) v)."""
         leaf = x.detach().requires_grad_(True)
-        return torch.autograd.grad((self.purify(leaf) * v).sum(), leaf)[0]
+        with self.precision.environment(x.device):
+            found = torch.autograd.grad((self._walk(leaf) * v).sum(), leaf)[0]
+            # Autograd may have summed in place into memory that belongs to a CUDA graph.
+            return found if self.mode is None else found.clone()
 
 
 def _checkpoint(step: Callable[[Tensor, int], Tensor], x: Tensor, k: int) -> Tensor:
-    kept: Any = checkpoint(step, x, k, use_reentrant=False)
+    # The noise is given, nothing draws: keeping the generators' states would only cost time.
+    kept: Any = checkpoint(step, x, k, use_reentrant=False, preserve_rng_state=False)
     return kept

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MissingExtra
+from ..purify.precision import PRECISIONS
 from ..schedule import VP
 from .plain_network import confidence_gradient
 
@@ -84,7 +85,11 @@ class AdjointGradient:
         self.dt, self.frozen, self.steps = dt, frozen, steps
 
     def gradient(self, x: Tensor, v: Tensor) -> Tensor:
-        """Gradient with respect to ``x`` [B, C, H, W] in [-1, 1]."""
+        """Gradient with respect to ``x`` [B, C, H, W] in [-1, 1], in float32 without TF32."""
+        with PRECISIONS["fp32"].environment(x.device):
+            return self._gradient(x, v)
+
+    def _gradient(self, x: Tensor, v: Tensor) -> Tensor:
         torchsde = require_torchsde()
         leaf = x.detach().requires_grad_(True)
         options = {"adjoint_params": ()} if self.frozen else {}

@@ -27,7 +27,9 @@ def bench(
     ] = None,
     torch_compile: Annotated[
         bool,
-        typer.Option("--compile", help="Also the checkpointed loop under torch.compile (takes minutes)."),
+        typer.Option(
+            "--compile", help="Also the plain network under torch.compile, in two modes (takes minutes)."
+        ),
     ] = False,
     repeats: Annotated[int, typer.Option(help="Measured turns; all cases run in each.")] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",

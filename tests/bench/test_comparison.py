@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import fastpure as fp
-from fastpure.baselines import Comparison, compare, interleave, ratio
+from fastpure.baselines import Comparison, compare, interleave, plain_network, ratio
+from fastpure.baselines.comparison import Cases, Networks
 from fastpure.baselines.timing import peak_megabytes
 from fastpure.cli.main import app
 
@@ -37,6 +39,123 @@ def test_the_continuous_adjoint_is_not_the_gradient(guided):
     frozen, shipped = (rows[f"torchsde adjoint{kind}, fp32"] for kind in (", frozen weights", " as DiffPure"))
     assert frozen.error == pytest.approx(shipped.error, rel=1e-3)
     assert 1e-3 < frozen.error < 1.0  # same noise, same weights: another gradient, not another problem
+
+
+def cases(steps: int = 3) -> Cases:
+    return Cases(Networks("ddpmpp-digits", torch.device("cpu")), 2, steps)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_a_compiled_peer_has_the_same_gradient_however_often_it_is_asked():
+    found = cases()
+    truth = found.gradient(found.purifier("fp64", "recompute"), found.noise.double())
+    loop = found.loop("fp32", mode="default")
+    for _ in range(2):
+        gradient = found.peer_gradient(loop)
+        assert float((gradient - truth).norm() / truth.norm()) < 1e-5
+
+
+def test_peers_are_compiled_in_every_mode_for_every_precision(monkeypatch):
+    asked = []
+
+    def compile_nothing(network, **settings):
+        asked.append(settings)
+        return network
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    tables = compare(Comparison(**SMALL, precisions=("fp32", "bf16"), torch_compile=True))
+    assert {settings["mode"] for settings in asked} == set(plain_network.COMPILE_MODES)
+    assert all(settings["fullgraph"] and not settings["dynamic"] for settings in asked)
+    compiled = [row.name for rows in tables.values() for row in rows if "torch.compile" in row.name]
+    assert len(compiled) == len(set(compiled)) == 2 * 2 * len(plain_network.COMPILE_MODES)
+
+
+class Settings(torch.nn.Module):
+    """Notes torch's settings at every call of the network it stands before."""
+
+    def __init__(self, network: torch.nn.Module, seen: list[tuple[object, ...]]) -> None:
+        super().__init__()
+        self.network, self.seen = network, seen
+
+    def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
+        self.seen.append(settings_now())
+        return self.network(*arguments)
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("tf32", True), ("bf16", False)])
+@pytest.mark.parametrize("outside", ["high", "highest"])
+def test_peers_compute_under_the_settings_that_a_purifier_sets(precision, tf32, outside):
+    found, seen = cases(), []
+    loops = [found.loop(precision, recompute=recompute) for recompute in (False, True)]
+    for loop in loops:
+        loop.network = Settings(loop.network, seen)
+    adjoint = found.adjoint(True, None)
+    adjoint.sde.network = Settings(adjoint.sde.network, [])
+    ours = []
+    purifier = found.purifier(precision)
+    (network,) = {
+        id(module): module
+        for module in purifier.modules()
+        if type(module) is type(found.networks.denoiser.network)
+    }.values()
+    network.register_forward_pre_hook(lambda module, arguments: ours.append(settings_now()))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(outside)
+        found.gradient(purifier)
+        for loop in loops:
+            found.peer_gradient(loop)
+            found.peer_purification(loop)
+        found.peer_gradient(adjoint)
+        assert torch.get_float32_matmul_precision() == outside
+    finally:
+        torch.set_float32_matmul_precision(before)
+    wanted = ("high" if tf32 else "highest", tf32, False)
+    assert set(ours) == set(seen) == {wanted}
+    assert set(adjoint.sde.network.seen) == {("highest", False, False)}
+
+
+def settings_now() -> tuple[object, ...]:
+    matrix = torch.get_float32_matmul_precision()
+    return matrix, torch.backends.cudnn.allow_tf32, torch.is_autocast_enabled("cpu")
+
+
+def test_checkpointing_keeps_no_generator_states(monkeypatch):
+    calls = []
+
+    def checkpoint(function, *arguments, **settings):
+        calls.append(settings)
+        return function(*arguments)
+
+    monkeypatch.setattr(plain_network, "checkpoint", checkpoint)
+    found = cases(steps=3)
+    found.peer_gradient(found.loop("fp32", recompute=True))
+    assert calls == [{"use_reentrant": False, "preserve_rng_state": False}] * 3
+    found.peer_purification(found.loop("fp32", recompute=True))
+    assert len(calls) == 3  # nothing is kept without a gradient
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_peers_run_in_the_layout_they_are_called_by(channels_last):
+    found, formats = cases(), []
+    loop = found.loop("fp32", channels_last=channels_last)
+    convolution = loop.network.network.all_modules[2]
+    convolution.register_forward_hook(lambda module, arguments, out: formats.append(out))
+    found.peer_gradient(loop)
+    assert all(out.is_contiguous(memory_format=torch.channels_last) == channels_last for out in formats)
+    assert len(formats) == 3
+
+
+def test_cases_share_the_weights_and_change_none_of_them():
+    found = cases()
+    before = {name: value.clone() for name, value in found.networks.denoiser.state_dict().items()}
+    for precision in ("bf16", "fp32"):
+        found.peer_gradient(found.loop(precision))
+    found.peer_gradient(found.adjoint(False, found.noise))
+    after = found.networks.denoiser.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(value.dtype == torch.float32 for value in after.values())
 
 
 def test_purifications_have_no_gradient_error():
