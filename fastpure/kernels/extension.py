@@ -141,15 +141,23 @@ def call(name: str, leading: Tensor, arguments: tuple[Any, ...], *rest: int) -> 
             None and numbers.
         rest: the other fields of the argument block, in its order.
     """
-    if leading.is_cuda:
-        device = leading.device.index
-        module = module_for(device)
-        stream = torch.cuda.current_stream(device).cuda_stream
-    else:
+    if not leading.is_cuda:
         loaded = load().module
         assert loaded is not None, "dispatch only comes here when the extension is loaded"
-        module, device, stream = loaded, HOST, torch.get_num_threads()
-    getattr(module, name)(device, stream, arguments, rest)
+        getattr(loaded, name)(HOST, torch.get_num_threads(), arguments, rest)
+        return
+    device = leading.device.index
+    if torch.cuda.current_device() == device:
+        _call_on(device, name, arguments, rest)
+    else:
+        # torch's guard goes back without waking a device that nobody has used; the extension's own would wake it.
+        with torch.cuda.device(device):
+            _call_on(device, name, arguments, rest)
+
+
+def _call_on(device: int, name: str, arguments: tuple[Any, ...], rest: tuple[int, ...]) -> None:
+    stream = torch.cuda.current_stream(device).cuda_stream
+    getattr(module_for(device), name)(device, stream, arguments, rest)
 
 
 @functools.cache
@@ -175,7 +183,8 @@ def preload(device: torch.device | str | int = "cuda") -> None:
     """
     if reason_against_cuda() is None:
         where = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-        module_for(torch.cuda.current_device() if where.index is None else where.index)
+        with torch.cuda.device(where):
+            module_for(torch.cuda.current_device() if where.index is None else where.index)
 
 
 def layout_code(x: Tensor) -> int:

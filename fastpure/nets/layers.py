@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import frozen, fused
 from .base import is_hooked
+from .fir import filtered
 from .packed import Joined, PackedWeight
 
 _RESIDUAL = math.sqrt(0.5)
@@ -206,7 +207,7 @@ class ResBlock(nn.Module):
         first, last = (row.contiguous() for row in rows.chunk(2, 1))
         if self.fir and self.resample is not None:
             h, s = fused.enter(x, skip, self.GroupNorm_0.settings())
-            h, s = frozen.fir(h, self.resample), frozen.fir(s, self.resample)
+            h, s = filtered(h, self.resample), filtered(s, self.resample)
             s = s if self.Conv_2 is None else self.Conv_2.without_bias(s)
         else:
             shortcut = fused.Shortcut(self._matrix(), self.resample)
@@ -234,7 +235,7 @@ class ResBlock(nn.Module):
 
 def _resample(x: Tensor, kind: str | None, fir: bool = False) -> Tensor:
     if fir and kind is not None:
-        return frozen.fir(x, kind)
+        return filtered(x, kind)
     if kind == "down":
         return frozen.mean_down(x)
     if kind == "up":
@@ -304,7 +305,7 @@ class ResidualInput(nn.Module):
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """(x [B, C, H, W] + reduced image [B, C', 2 H, 2 W])/sqrt(2)."""
-        return torch.add(x, frozen.fir(self.Conv_0(image), "down", padding=0)).mul_(_RESIDUAL)
+        return torch.add(x, filtered(self.Conv_0(image), "down", padding=0)).mul_(_RESIDUAL)
 
 
 def reference_norm(channels: int) -> Norm:

@@ -62,12 +62,23 @@ def _convolution_tf32(value: bool) -> None:
     torch.backends.cudnn.allow_tf32 = value
 
 
+def _deterministic(value: bool) -> None:
+    torch.backends.cudnn.deterministic = value
+
+
+def _benchmark(value: bool) -> None:
+    torch.backends.cudnn.benchmark = value
+
+
 _OLDER: tuple[tuple[Setting, Callable[[bool], Any]], ...] = (
     (
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         lambda tf32: "high" if tf32 else "highest",
     ),
     ((lambda: torch.backends.cudnn.allow_tf32, _convolution_tf32), bool),
+    # Recorded and launched steps must agree to the bit, and runs with each other.
+    ((lambda: torch.backends.cudnn.deterministic, _deterministic), lambda tf32: True),
+    ((lambda: torch.backends.cudnn.benchmark, _benchmark), lambda tf32: False),
 )
 """Settings that every torch has, with the value that each needs (``allow_tf32`` of products is the first of them).
 
@@ -126,9 +137,11 @@ def _read() -> Any:
 
 def _write(tf32: bool) -> None:
     for (read, write), needed in _OLDER:
-        with suppress(RuntimeError):
-            if read() != needed(tf32):
-                write(needed(tf32))
+        current = None
+        with suppress(RuntimeError):  # where it cannot be read it may be anything
+            current = read()
+        if current != needed(tf32):
+            write(needed(tf32))
     if _write_newer is not None:
         for backend, operation in _NEWER:
             wanted = "tf32" if tf32 and backend == "cuda" else "ieee"

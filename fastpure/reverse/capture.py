@@ -75,7 +75,7 @@ class Recorded:
     replay: Work = lambda: None
 
     def emit(self, name: str, value: Tensor | None) -> None:
-        """Copy ``value`` into its buffer, which is made when warming up."""
+        """Copy ``value`` into its buffer, which is made when it is first run."""
         if value is None:
             return
         if name not in self.outputs:
@@ -129,6 +129,7 @@ class Family:
         self.forwards: dict[RowKind, Recorded] = {}
         self.vjps: dict[RowKind, Recorded] = {}
         self.slots: dict[int, Slot] = {}
+        self._kept_kinds: set[RowKind] = set()
         self.slot_bytes = 0
         self.passes = self.gradients = 0
         self.filled_by: object = None  # the rows whose noise and context are in the buffers
@@ -198,7 +199,9 @@ class Family:
                 here, _ = self._here(kind)
                 self._row_vjp(slot.vjp, here, k, slot.tape)
 
-            slot.forward.replay, slot.vjp.replay = self.recorder.record(forward, vjp)
+            known = kind in self._kept_kinds
+            slot.forward.replay, slot.vjp.replay = self.recorder.record(forward, vjp, warm=known)
+            self._kept_kinds.add(kind)
             self.slot_bytes = max(self.slot_bytes, self.recorder.nbytes - before)
             self.slots[k] = slot
         return self.slots[k]

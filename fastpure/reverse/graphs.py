@@ -313,6 +313,24 @@ def _fill(buffer: Tensor, value: Tensor) -> None:
     (buffer if len(value) == len(buffer) else buffer[: len(value)]).copy_(value)
 
 
+def _kernel_choices() -> tuple[Any, ...]:
+    """torch's settings by which it chooses between kernels that round differently."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    return (
+        cudnn.enabled,
+        cudnn.deterministic,
+        cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+        cuda.matmul.allow_fp16_reduced_precision_reduction,
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        str(cuda.preferred_blas_library()),
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+    )
+
+
 def _signature(process: Process, x: Tensor, context: Context, paddable: bool) -> tuple[Any, ...]:
     """Everything but the batch that a recording depends on, as a value."""
     parts = tuple((tuple(part.shape[1:] if paddable else part.shape), part.dtype) for part in context)
@@ -321,9 +339,8 @@ def _signature(process: Process, x: Tensor, context: Context, paddable: bool) ->
     settings = (
         process.denoiser.network.training,
         tuple(forced_backend(name) for name in OPS),
-        torch.backends.cudnn.deterministic,
-        torch.backends.cudnn.benchmark,
         torch.is_autocast_enabled(x.device.type),
         torch.get_autocast_dtype(x.device.type),
+        *_kernel_choices(),
     )
     return (process, tuple(x.shape[1:]), x.dtype, x.device, layout_of(x), parts, weights, settings)

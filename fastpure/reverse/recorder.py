@@ -6,6 +6,9 @@ lives in a pool of its recorder's, which holds it for as long as the recorder li
 
 from __future__ import annotations
 
+import gc
+import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -33,9 +36,10 @@ class Recorder(ABC):
         """A pool on ``device``."""
 
     @abstractmethod
-    def record(self, *works: Work) -> list[Work]:
+    def record(self, *works: Work, warm: bool = False) -> list[Work]:
         """Run the works in order to warm up, then record each; returns what replays them.
 
+        ``warm``: works that issue the same operations were recorded here before, so nothing is left to warm up.
         What a work raises while warming up it would raise without a recorder too, and passes through.
 
         Raises:
@@ -64,7 +68,8 @@ class CudaRecorder(Recorder):
     """CUDA graphs in a memory pool of their own.
 
     Recording happens on a stream of its own and in thread-local mode, so that other threads (data loaders) may
-    go on calling CUDA. Replays run on the caller's current stream.
+    go on calling CUDA. Replays run on the caller's current stream. Recorders of one device share its two streams, each
+    of which holds tens of megabytes of workspace, and therefore record one after the other.
     """
 
     @staticmethod
@@ -77,23 +82,28 @@ class CudaRecorder(Recorder):
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._main, self._side = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._main, self._side = _streams_of(device)
         self._used: torch.cuda.Stream | None = None
         self._nbytes = 0
         self._warm = False
+        self._failed: str | None = None
 
-    def record(self, *works: Work) -> list[Work]:
+    def record(self, *works: Work, warm: bool = False) -> list[Work]:
         """See ``Recorder.record``."""
-        with torch.cuda.device(self._device):
+        if self._failed is not None:
+            raise CaptureError(f"an earlier recording in the same memory failed: {self._failed}")
+        with _RECORDING, torch.cuda.device(self._device):
             preload(self._device)  # loading a kernel is not allowed while recording
-            try:
-                self._warm_up(works)
-            except torch.OutOfMemoryError as error:  # other recordings hold memory
-                raise CaptureError(_first_cause(error)) from error
+            if not warm:
+                try:
+                    self._warm_up(works)
+                except torch.OutOfMemoryError as error:  # other recordings hold memory
+                    raise CaptureError(_first_cause(error)) from error
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
-            graphs = [self._capture(work) for work in works]
+            with _no_collection():
+                graphs = [self._capture(work) for work in works]
             self._nbytes += max(0, torch.cuda.memory_reserved() - before)
         return [graph.replay for graph in graphs]
 
@@ -101,23 +111,43 @@ class CudaRecorder(Recorder):
         current = torch.cuda.current_stream()
         self._main.wait_stream(current)
         with torch.cuda.stream(self._main):
-            for _ in range(1 if self._warm else WARM_UPS):
+            for _ in range(0 if self._warm else WARM_UPS - 1):
                 for work in works:
                     work()
+            _check_waits_for_nothing(works)
         current.wait_stream(self._main)
         self._warm = True
 
     def _capture(self, work: Work) -> torch.cuda.CUDAGraph:
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        mode = "thread_local"
-        try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._main, capture_error_mode=mode):
-                work()
-        except Exception as error:
-            raise CaptureError(_first_cause(error)) from error
-        finally:
-            torch.cuda.set_stream(current)  # torch.cuda.graph leaves its own behind where a recording fails
-        return graph
+        """What ``torch.cuda.graph`` does, but an end that fails does not leave the allocator recording for ever."""
+        graph = torch.cuda.CUDAGraph()
+        failure: BaseException | None = None
+        with torch.cuda.stream(self._main):
+            try:
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    work()
+                except BaseException as error:
+                    failure = error
+                graph.capture_end()
+            except Exception as error:
+                self._let_go_of_pool()
+                failure = failure or error
+        if failure is None:
+            return graph
+        self._failed = _first_cause(failure)
+        if isinstance(failure, Exception):
+            raise CaptureError(self._failed) from failure
+        raise failure
+
+    def _let_go_of_pool(self) -> None:
+        """End what a failed recording has begun: until then ``empty_cache`` and running out of memory do not work."""
+        # torch's own end of a recording comes to this only if CUDA's did not fail.
+        index = torch.cuda.current_device() if self._device.index is None else self._device.index
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            function = getattr(torch._C, name, None)
+            if function is not None:
+                function(index, self._pool)
 
     def follow(self) -> None:
         """See ``Recorder.follow``."""
@@ -146,6 +176,67 @@ class CudaRecorder(Recorder):
     def nbytes(self) -> int:
         """See ``Recorder.nbytes``; growth of what torch has reserved while recording."""
         return self._nbytes
+
+
+_RECORDING = threading.RLock()
+"""Held while recording: the streams are shared, and torch records one graph at a time."""
+
+_STREAMS: dict[int, tuple[torch.cuda.Stream, torch.cuda.Stream]] = {}
+
+
+def _streams_of(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """The device's two streams to record on."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with _RECORDING:
+        if index not in _STREAMS:
+            _STREAMS[index] = (torch.cuda.Stream(index), torch.cuda.Stream(index))
+        return _STREAMS[index]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect now and not inside: freeing other tensors' memory is not allowed while recording."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+LOOKS = 3
+"""How often works are seen to wait before they are believed to: the warnings of other threads are seen too."""
+
+
+def _check_waits_for_nothing(works: tuple[Work, ...]) -> None:
+    """Run the works once more and raise CaptureError where they wait for the device.
+
+    Found out before recording, because torch's allocator does not survive a recording that fails by it. Torch's mode
+    "error" would raise in every thread that waits, also in those that may; so it warns, and only what waits in every
+    look is refused.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    waits: list[str] = []
+    for _ in range(LOOKS):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                for work in works:
+                    work()
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        waits = [
+            f"{w.filename}:{w.lineno}" for w in caught if "synchronizing CUDA operation" in str(w.message)
+        ]
+        for other in caught:
+            if "synchronizing CUDA operation" not in str(other.message):
+                warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+        if not waits:
+            return
+    raise CaptureError(f"it waits for the device, at {waits[0]}")
 
 
 def _first_cause(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import torch
 from fastpure import Denoiser, load_denoiser
 from fastpure.checkpoints.edm import _settings
 from fastpure.checkpoints.edm_names import edm_names
-from fastpure.nets import EDM, EDMConfig, frozen
+from fastpure.nets import EDM, EDMConfig
 from fastpure.schedule import VP
 from tests.golden import FOLDER, config, relative_error, tensors
 from tests.nets.helpers import normal, output_and_vjp, plain_autograd
@@ -171,10 +171,10 @@ def test_song_unet_against_a_plain_one(tmp_path, fields, label):
 @pytest.mark.parametrize(("kind", "padding"), [("up", 1), ("down", 1), ("down", 0)])
 def test_filter_is_its_own_transpose(kind, padding):
     x = normal(1, 2, 6, 6).requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda leaf: frozen.fir(leaf, kind, padding), x)
-    assert torch.autograd.gradgradcheck(lambda leaf: frozen.fir(leaf, kind, padding).sin(), x)
+    assert torch.autograd.gradcheck(lambda leaf: filtered(leaf, kind, padding), x)
+    assert torch.autograd.gradgradcheck(lambda leaf: filtered(leaf, kind, padding).sin(), x)
     constant = torch.ones(1, 1, 8, 8)
-    inside = frozen.fir(constant, kind, padding)[:, :, 1:-1, 1:-1]
+    inside = filtered(constant, kind, padding)[:, :, 1:-1, 1:-1]
     torch.testing.assert_close(inside, torch.ones_like(inside))
 
 

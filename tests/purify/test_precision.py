@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import fastpure as fp
 from fastpure.data import load_dataset
+from fastpure.purify.precision import PRECISIONS
 from tests.nets.helpers import plain_autograd
 from tests.reverse.toys import unrolled
 
@@ -114,3 +116,74 @@ def test_float64_is_for_both_or_neither(models):
     denoiser, _ = models
     with pytest.raises(ValueError, match="`gradient_precision` must be 'fp64' for both or for neither"):
         fp.Purifier(denoiser, fp.methods.diffpure(), gradient_precision="fp64")
+
+
+_OLDER_CHOICES = {
+    "none": lambda: None,
+    "matmul precision": lambda: torch.set_float32_matmul_precision("high"),
+    "matmul flag": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "no convolutions": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+}
+_NEWER_CHOICES = {
+    "none": None,
+    "everything": torch.backends,
+    "products": torch.backends.cuda.matmul,
+    "convolutions": getattr(torch.backends.cudnn, "conv", None),
+    "cudnn": torch.backends.cudnn,
+}
+
+
+def _forget_float32_settings():
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    for backend in ("generic", "cuda", "mkldnn"):
+        for operation in ("all", "matmul", "conv", "rnn"):
+            with contextlib.suppress(RuntimeError, ValueError):
+                torch._C._set_fp32_precision_setter(backend, operation, "none")
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def _float32_settings():
+    """Both ways to read them; torch's libraries read both at every product, and raise where they disagree."""
+    found = []
+    for read in (
+        torch.get_float32_matmul_precision,
+        lambda: torch.backends.cuda.matmul.allow_tf32,
+        lambda: torch.backends.cudnn.allow_tf32,
+    ):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("mixed")
+    return [*found, torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision]
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._C, "_set_fp32_precision_setter"), reason="torch has the older settings only"
+)
+@pytest.mark.parametrize("value", ["ieee", "tf32"])
+@pytest.mark.parametrize("newer", _NEWER_CHOICES)
+@pytest.mark.parametrize("older", _OLDER_CHOICES)
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_both_ways_to_choose_tf32_agree_inside_whatever_was_chosen_before(precision, older, newer, value):
+    wanted = precision == "tf32"
+    word = "tf32" if wanted else "ieee"
+    for first in (0, 1):
+        _forget_float32_settings()
+        try:
+            for turn in (first, 1 - first):
+                if turn == 0:
+                    _OLDER_CHOICES[older]()
+                elif _NEWER_CHOICES[newer] is not None:
+                    _NEWER_CHOICES[newer].fp32_precision = value
+        except RuntimeError:  # torch refuses this order
+            continue
+        before = _float32_settings()
+        with PRECISIONS[precision].environment(torch.device("cuda")):
+            inside = _float32_settings()
+        after = _float32_settings()
+        _forget_float32_settings()
+        assert inside == ["high" if wanted else "highest", wanted, wanted, word, word]
+        for one, other in zip(before, after, strict=True):
+            assert one in (other, "mixed")

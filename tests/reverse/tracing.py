@@ -109,8 +109,8 @@ class TracingRecorder(Recorder):
         self.used: tuple[set[int], set[int]] = (set(), set())
         self.beside_count = 0
 
-    def record(self, *works: Callable[[], None]) -> list[Callable[[], None]]:
-        for _ in range(WARM_UPS):
+    def record(self, *works: Callable[[], None], warm: bool = False) -> list[Callable[[], None]]:
+        for _ in range(0 if warm else WARM_UPS):
             for work in works:
                 work()
         replays = [self._record(work) for work in works]
