@@ -12,6 +12,7 @@ from fastpure import Denoiser, load_denoiser
 from fastpure.checkpoints.edm import _settings
 from fastpure.checkpoints.edm_names import edm_names
 from fastpure.nets import EDM, EDMConfig
+from fastpure.nets.fir import filtered
 from fastpure.schedule import VP
 from tests.golden import FOLDER, config, relative_error, tensors
 from tests.nets.helpers import normal, output_and_vjp, plain_autograd
