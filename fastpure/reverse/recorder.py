@@ -102,7 +102,7 @@ class CudaRecorder(Recorder):
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
-            with _no_collection():
+            with _undisturbed():
                 graphs = [self._capture(work) for work in works]
             self._nbytes += max(0, torch.cuda.memory_reserved() - before)
         return [graph.replay for graph in graphs]
@@ -194,15 +194,20 @@ def _streams_of(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Str
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Collect now and not inside: freeing other tensors' memory is not allowed while recording."""
+def _undisturbed() -> Iterator[None]:
+    """Collect now and not inside: freeing other tensors' memory is not allowed while recording.
+
+    Nor does autocast keep anything: a weight that a network cast before would be read where it no longer is.
+    """
     gc.collect()
-    enabled = gc.isenabled()
+    collects, caches = gc.isenabled(), torch.is_autocast_cache_enabled()
     gc.disable()
+    torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
-        if enabled:
+        torch.set_autocast_cache_enabled(caches)
+        if collects:
             gc.enable()
 
 

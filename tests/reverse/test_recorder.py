@@ -91,9 +91,9 @@ def test_autograd_twice_is_recorded(cuda):
 
 @pytest.mark.gpu
 @needs_cuda
-def test_a_recording_that_fails_leaves_nothing_behind(cuda):
+def test_what_cannot_be_recorded_is_found_out_and_leaves_nothing_behind(cuda):
     x, before = torch.ones(SIZE, device=cuda), torch.cuda.current_stream()
-    with pytest.raises(CaptureError, match="captur"):
+    with pytest.raises(CaptureError, match=r"waits for the device, at .*test_recorder.py"):
         CudaRecorder(cuda).record(lambda: x.sum().item())
     assert torch.cuda.current_stream() == before
     assert float((x + 1).sum()) == 2 * SIZE

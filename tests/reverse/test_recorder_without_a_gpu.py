@@ -178,6 +178,13 @@ def test_nothing_is_collected_inside_and_all_is_before(cuda, monkeypatch):
     assert gc.isenabled()
 
 
+def test_autocast_keeps_nothing_inside(cuda):
+    caches: list[tuple[bool, bool]] = []
+    made().record(lambda: caches.append((cuda.capturing, torch.is_autocast_cache_enabled())))
+    assert caches == [(False, True)] * recorder.WARM_UPS + [(True, False)]
+    assert torch.is_autocast_cache_enabled()
+
+
 def test_recorders_of_a_device_share_two_streams(cuda):
     one, other, elsewhere = made(), made(), made(0)
     assert (one._main, one._side) == (other._main, other._side)
