@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import math
 import os
 import subprocess
@@ -115,3 +117,88 @@ def test_every_tile_is_a_power_of_two_and_every_thread_has_work(architecture):
 def test_sums_of_a_large_image_are_combined_in_blocks():
     tile = finish_tile(math.ceil(65536 / 128), 64)
     assert tile.elements == 4096
+
+
+def test_every_device_must_be_able_to_run_the_kernels(monkeypatch):
+    """The choice is made per device type, so the oldest device decides, not the current one."""
+    capabilities = [(9, 0), (7, 5)]
+    monkeypatch.setattr(triton_support, "load", lambda: triton_support.Support(object(), None))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capabilities[device or 0])
+    triton_support._cuda_trouble.cache_clear()
+    try:
+        reason = triton_support.unavailable("cuda", torch.float32)
+        assert reason == "cuda:1 has compute capability 7.5, Triton kernels here need 8.0"
+        triton_support._cuda_trouble.cache_clear()
+        capabilities[1] = (8, 0)
+        assert triton_support.unavailable("cuda", torch.float32) is None
+    finally:
+        triton_support._cuda_trouble.cache_clear()
+
+
+def test_kernels_run_on_the_device_of_the_tensors(monkeypatch):
+    """Under torch's guard where another device is current, on that device's stream; compiled for its generation."""
+    events: list[object] = []
+
+    class Driver:
+        current = 0
+
+        def get_current_device(self):
+            return self.current
+
+        def get_current_stream(self, device):
+            return f"stream of {device}"
+
+    driver = Driver()
+
+    @contextlib.contextmanager
+    def guard(device):
+        events.append(device)
+        before, driver.current = driver.current, device.index
+        yield
+        driver.current = before
+
+    class Somewhere:
+        shape = (3, 1, 1, 1)
+
+        def __init__(self, index):
+            self.device = torch.device("cuda", index)
+
+        def data_ptr(self):
+            return 1 << 20
+
+    class Compiled:
+        function, packed_metadata = "function", "packed"
+
+        def run(self, *args):
+            events.append(args)
+
+    class Kernel:
+        arg_names = ("x_ptr", "gone_ptr", "SIZE")
+
+        def __getitem__(self, grid):
+            return lambda **arguments: events.append((grid, arguments)) or Compiled()
+
+    launch = triton_support.Launch(
+        Kernel(), 2, {"x_ptr": "x", "gone_ptr": "gone"}, {"SIZE": 5}, triton_support.Tile(1, 1, 4)
+    )
+    monkeypatch.setattr(triton_support, "load", lambda: triton_support.Support(object(), None))
+    monkeypatch.setattr(triton_support, "_driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "device", guard)
+    arguments = collections.namedtuple("arguments", ["x", "gone"])
+    for index in (0, 1):
+        x = Somewhere(index)
+        run = triton_support.Runner([launch], arguments(x, None))
+        for _ in range(2):
+            run(arguments(x, None))
+        guards = [torch.device("cuda", 1)] if index else []
+        given = {"x_ptr": x, "gone_ptr": None, "SIZE": 5, "num_warps": 4, **triton_support.OPTIONS}
+        direct = (6, 1, 1, f"stream of {index}", "function", "packed", None, None, None, 1 << 20, None, 5)
+        assert events == [*guards, ((6,), given), *guards, direct]
+        events.clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: [(9, 0), (8, 6)][device.index])
+    triton_support.architecture.cache_clear()
+    assert [triton_support.architecture(torch.device("cuda", i)) for i in (0, 1)] == [90, 80]
+    triton_support.architecture.cache_clear()
