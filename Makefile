@@ -17,7 +17,7 @@ INSTALLED_BENCH := $(VENV)/.fastpure-installed-bench
 # Tests of arithmetic: their numbers must hold for every instruction set that torch's kernels may choose. One thread:
 # on tensors this small more of them only wait for each other, and `make test` uses them.
 NUMERICAL := $(addprefix tests/,attacks classifiers guidance kernels methods nets purify reverse) \
-	--ignore=tests/kernels/test_machine_code.py
+	--ignore=tests/kernels/test_machine_code.py --ignore=tests/kernels/test_launches.py
 
 .PHONY: help demo test lint sanitize isa-check cuda-check triton-check gpu bench wheel-check clean
 
@@ -49,7 +49,8 @@ cuda-check: $(INSTALLED)  ## compile the CUDA half for every architecture, inspe
 triton-check: $(INSTALLED)  ## the Triton kernels in Triton's interpreter, then compiled for two architectures
 	@$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) install -q -c constraints.txt $(TRITON)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/triton
-	$(BIN)/python -m pytest -q tests/kernels/test_machine_code.py tests/kernels/test_triton_support.py
+	$(BIN)/python -m pytest -q tests/kernels/test_machine_code.py tests/kernels/test_launches.py \
+	tests/kernels/test_triton_support.py
 
 gpu:  ## on a machine with a GPU, torch and nvcc: figures and gpu tests in 9 minutes (no network needed)
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m bench.gpu $(or $(OUT),build/gpu) $(addprefix --commit ,$(COMMIT)) \
