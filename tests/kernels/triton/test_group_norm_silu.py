@@ -79,6 +79,11 @@ if DEVICE == "cuda":  # every case is compiled, which takes longer than running 
     ]
     CASES += [Case(256, 32, 4, 4, skip=256), Case(256, 32, 16, 16, resample="up")]
     CASES += [Case(128, 32, 32, 32, resample="down"), Case(256, 32, 256, 256, row="C")]
+SUMS = (
+    CASES
+    if DEVICE == "cpu"
+    else [*FEATURES[2:7], Case(128, 32, 32, 32, row="C"), Case(256, 32, 8, 8, skip=256)]
+)
 
 
 @pytest.fixture
@@ -213,6 +218,7 @@ def test_two_calls_agree_bit_for_bit_and_write_nothing_outside(case, dtype):
 SCALE = 0.5**0.5
 
 
+@pytest.mark.parametrize("case", SUMS, ids=str, indirect=True)
 def test_a_sum_is_added_up_on_the_way(case, dtype):
     """The same bits as adding first; nothing outside is read or written; every input is read before it is replaced."""
     given = inputs(case, dtype)
@@ -259,6 +265,7 @@ def test_where_registers_are_short_the_sum_is_a_kernel_of_its_own(case, monkeypa
     assert [launch.kernel.__name__ for launch in plan.launches] == ["add", "forward_fused"]
 
 
+@pytest.mark.parametrize("case", SUMS, ids=str, indirect=True)
 def test_backward_of_a_sum_is_the_gradient(case, dtype):
     """With cotangents of the total from elsewhere, and the scale, against float64."""
     given = inputs(dataclasses.replace(case, row=None), dtype)

@@ -19,6 +19,8 @@ LIMIT = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 
 SIGMA, LABELS = torch.tensor([0.7, 2.0]), torch.tensor([80.0, 200.0])
 NETWORKS = ("digits", *architectures.CONFIGS)
+if DEVICE == "cuda":  # every shape is compiled, which takes longer than running it: one network of every kind
+    NETWORKS = ("digits", "ddpm blocks", "edm on filtered", "adm", "adm, convolutions between levels")
 
 
 def denoiser(name: str) -> Denoiser:
