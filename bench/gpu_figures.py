@@ -323,8 +323,10 @@ GROUPS: dict[str, Callable[[Sizes], Figures]] = {
 }
 
 
-def measure_all(figures: Figures, rows: Path, stage: str, limit: float = float("inf"), only: str = "") -> int:
-    """Append a row for each figure whose name contains ``only``; how many failed."""
+def measure_all(
+    figures: Figures, rows: Path, stage: str, limit: float = float("inf"), only: str = "", quick: bool = False
+) -> int:
+    """Append a row for each figure whose name contains ``only``; how many failed. Quick rows say that they are."""
     begin, failed = time.monotonic(), 0
     for name, measure in figures:
         if only not in name:
@@ -338,6 +340,8 @@ def measure_all(figures: Figures, rows: Path, stage: str, limit: float = float("
                 traceback.print_exc()
                 line, failed = {"figure": name, "error": f"{type(error).__name__}: {error}"}, failed + 1
         line = {"stage": stage, "at": round(time.monotonic() - begin, 2), **line}
+        if quick:
+            line["quick"] = True
         append(rows, line)
         print(line, flush=True)
     return failed
@@ -358,7 +362,8 @@ def main(words: list[str] | None = None) -> int:
     if sizes.cuda and not torch.cuda.is_available():
         raise SystemExit("no CUDA device: nothing to measure (--quick runs on the CPU)")
     group = GROUPS.get(options.group, lambda sizes: environment(sizes, options.commit))
-    return min(measure_all(group(sizes), options.rows, options.group, options.seconds, options.only), 1)
+    asked = (options.rows, options.group, options.seconds, options.only, options.quick)
+    return min(measure_all(group(sizes), *asked), 1)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def _memory(row: Row | None) -> str:
     return "-" if row is None or "reserved_gb" not in row else f"{row['reserved_gb']:.2f}"
 
 
-def gradient_table(found: Measured) -> Iterator[str]:
+def gradient_table(found: Measured, goals: bool = True) -> Iterator[str]:
     peers = "checkpointing | torch.compile | its mode"
     yield f"| precision | B | fastpure | {peers} | times checkpointing | times torch.compile |"
     yield "|---|---|---|---|---|---|---|---|"
@@ -100,13 +100,13 @@ def gradient_table(found: Measured) -> Iterator[str]:
             compiled = found.best("gradient", COMPILED, **labels)
             if ours is None and checkpoint is None and compiled is None:
                 continue
-            goals = [
-                goals.get(batch) if precision == "bf16" else None
-                for goals in (CHECKPOINT_GOALS, COMPILE_GOALS)
+            wanted = [
+                known.get(batch) if goals and precision == "bf16" else None
+                for known in (CHECKPOINT_GOALS, COMPILE_GOALS)
             ]
             mode = "-" if compiled is None else compiled["who"].removeprefix(COMPILED).strip()
             cells = [precision, str(batch), rate(ours), rate(checkpoint), rate(compiled), mode]
-            cells += [ratio(ours, checkpoint, goals[0]), ratio(ours, compiled, goals[1])]
+            cells += [ratio(ours, checkpoint, wanted[0]), ratio(ours, compiled, wanted[1])]
             yield f"| {' | '.join(cells)} |"
 
 
@@ -226,6 +226,21 @@ def run_table(found: Measured) -> Iterator[str]:
 
 
 def report(found: Measured, readme: bool = False) -> Iterator[str]:
+    real = Measured([row for row in found.rows if not row.get("quick")])
+    if any("median" in row for row in real.rows):
+        yield from _report(real, readme)
+        return
+    if any(row.get("quick") for row in found.rows):
+        yield "A quick run at digits size on the CPU: everything runs, and nothing below is a result."
+        yield ""
+        yield from gradient_table(found, goals=False)
+        return
+    yield "Nothing was measured."
+    yield ""
+    yield from run_table(found)
+
+
+def _report(found: Measured, readme: bool) -> Iterator[str]:
     yield "Image-steps per second of the exact gradient (goals in brackets):"
     yield ""
     yield from gradient_table(found)
@@ -249,6 +264,10 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--readme", action="store_true")
     options = parser.parse_args(words)
+    if not options.file.is_file():
+        parser.error(
+            f"file: expected the rows of a run, such as build/gpu/rows.jsonl; there is no {options.file}"
+        )
     print("\n".join(report(Measured(read(options.file)), options.readme)))
 
 

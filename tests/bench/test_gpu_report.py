@@ -91,6 +91,21 @@ def test_what_failed_is_listed(lines):
     assert "- gpu made up, torch 0.0, commit abc" in lines
 
 
+def test_a_quick_run_is_no_result():
+    quick = [{**row, "quick": True} for row in ROWS]
+    lines = list(report(Measured(quick)))
+    assert lines[0].startswith("A quick run at digits size on the CPU")
+    assert not any("goal" in line or "projected" in line or "missed" in line for line in lines)
+    assert list(report(Measured([*quick, *ROWS]))) == list(report(Measured(ROWS)))
+    assert next(report(Measured([ROWS[0]]))) == "Nothing was measured."
+
+
+def test_a_file_that_is_not_there_is_named(capsys):
+    with pytest.raises(SystemExit):
+        gpu_report.main(["nowhere.jsonl"])
+    assert "there is no nowhere.jsonl" in capsys.readouterr().err
+
+
 def test_the_readme_has_no_list_of_processes(lines):
     short = list(report(Measured(ROWS), readme=True))
     assert short == lines[: len(short)]
