@@ -48,13 +48,14 @@ class ADMBlock(nn.Module):
     @property
     def n_rows(self) -> int:
         """How many rows [N, outputs] ``rows`` makes."""
-        return 4 if self.scale_shift else 2
+        return 6 if self.scale_shift else 2
 
     def rows(self, activated: Tensor) -> list[Tensor]:
         """What the block adds to and multiplies its pixels with, [N, outputs] each, from activated embeddings [N, E].
 
-        Behind the first convolution its bias and the embedding, if that is added; where it scales and shifts, then the
-        second normalisation's weight and bias; and behind the second convolution its bias and the shortcut's.
+        Behind the first convolution its bias and the embedding, if that is added; behind the second one its bias and
+        the shortcut's; where the embedding scales and shifts, then the second normalisation's weight and bias with
+        that, and the scale and shift by themselves.
         """
         conv, norm = cast(Conv, self.in_layers["2"]), cast(Norm, self.out_layers["0"])
         last: Tensor = cast(Conv, self.out_layers["3"]).bias
@@ -64,7 +65,7 @@ class ADMBlock(nn.Module):
         if self.scale_shift:
             scale, shift = embedded.chunk(2, 1)
             gain = 1 + scale
-            made = [conv.bias, norm.weight * gain, norm.bias * gain + shift, last]
+            made = [conv.bias, last, norm.weight * gain, norm.bias * gain + shift, gain, shift]
         else:
             made = [embedded + conv.bias, last]
         return [row.to(embedded.dtype).expand(len(embedded), -1) for row in made]
@@ -82,32 +83,26 @@ class ADMBlock(nn.Module):
         else:
             x, h = norm.silu_of_concat(x, skip)
         h = resampled(h, self.resample)
-        first, *affine, _ = rows.chunk(self.n_rows, 1)
-        h = self._second_norm(conv(h, first), *affine)
+        first, _, *affine = rows.chunk(self.n_rows, 1)
+        h = self._second_norm(conv(h, first), affine)
         h = self.out_layers["3"](F.dropout(h, self.dropout, self.training))
         x = resampled(x, self.resample)
         return torch.add(x if self.skip_connection is None else self.skip_connection(x), h)
 
-    def _second_norm(self, h: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """SiLU(GroupNorm(h)), with these weights and biases [1 or B, C] instead of its own."""
+    def _second_norm(self, h: Tensor, affine: list[Tensor]) -> Tensor:
+        """SiLU(GroupNorm(h)), scaled and shifted where ``affine`` has the rows for it."""
         norm = cast(Norm, self.out_layers["0"])
-        if weight is None or bias is None:
+        if not affine:
             return norm.silu(h)
-        if is_hooked(norm):
-            raise RuntimeError(
-                "a hook on the second normalisation of a block with scale_shift would see what is no output of that "
-                "module: its scale and shift are part of it here. Put the hook on out_layers or on the block"
-            )
-        if len(weight) == 1:
+        weight, bias, gain, shift = affine
+        if len(weight) == 1 and not is_hooked(norm):  # another affine map, which costs nothing
             return frozen.norm_silu(h, weight[0], bias[0], norm.groups, norm.eps)
-        one, nothing = torch.ones_like(norm.weight), torch.zeros_like(norm.bias)
-        h = frozen.norm(h, one, nothing, norm.groups, norm.eps)
-        return F.silu(h * weight[:, :, None, None] + bias[:, :, None, None])
+        return F.silu(norm(h) * gain[:, :, None, None] + shift[:, :, None, None])
 
     def fused(self, x: fused.Activation, rows: Tensor, skip: Tensor | None = None) -> fused.Pending:
         """The same on the fused kernels, for frozen weights; the last sum is left to whoever reads it."""
         norm, second = cast(Norm, self.in_layers["0"]), cast(Norm, self.out_layers["0"])
-        first, *affine, last = (row.contiguous() for row in rows.chunk(self.n_rows, 1))
+        first, last, *affine = (row.contiguous() for row in rows.chunk(self.n_rows, 1)[:4])
         matrix = None if self.skip_connection is None else self.skip_connection.weight[:, :, 0, 0]
         h, s = fused.enter(x, skip, norm.settings(), fused.Shortcut(matrix, self.resample))
         h = cast(Conv, self.in_layers["2"]).without_bias(h)

@@ -192,3 +192,24 @@ def test_from_config_knows_the_conventions():
 def test_impossible_configurations_are_named(fields, message):
     with pytest.raises((ValueError, TypeError), match=message):
         ADMConfig(**{**TINY, **fields})
+
+
+@pytest.mark.parametrize("n_labels", [1, 2])
+def test_hooks_on_a_scaled_and_shifted_norm_see_and_change_its_own_output(n_labels):
+    """Its scale and shift are folded into it where nobody looks."""
+    network = random_adm("blocks")
+    assert network.config.scale_shift
+    x, labels = normal(2, 3, 8, 8), torch.tensor([3.0, 700.0])[:n_labels]
+    wanted = network(x, labels)
+    norm = next(block for block in network.input_blocks[1] if hasattr(block, "scale_shift")).out_layers["0"]
+    seen: list[Tensor] = []
+    handle = norm.register_forward_hook(lambda module, given, output: seen.append((given[0], output)))
+    torch.testing.assert_close(network(x, labels), wanted, rtol=0, atol=1e-12)
+    ((given, output),) = seen
+    exact = torch.nn.functional.group_norm(given, norm.groups, norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(output, exact, rtol=0, atol=1e-12)
+    handle.remove()
+    handle = norm.register_forward_hook(lambda module, given, output: output * 0)
+    assert not torch.allclose(network(x, labels), wanted)
+    handle.remove()
+    assert torch.equal(network(x, labels), wanted)
