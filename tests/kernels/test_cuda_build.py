@@ -115,6 +115,7 @@ def test_a_call_in_host_memory_says_so_and_passes_the_schema_as_it_is(crossings)
 def test_a_call_on_a_device_says_which_and_on_what_stream(crossings, monkeypatch):
     """Fake tensors: there is no memory behind them, and nothing here looks for any."""
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=1000 + index))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     extension.module_for.cache_clear()
     with FakeTensorMode():
         state = torch.empty(NOISE_SHAPE, device="cuda:1")
