@@ -78,10 +78,8 @@ def calls(dtype):
     yield lambda: group_norm_silu(x, rows, rows, 8, 1e-5, activate=False)
     yield lambda: group_norm_silu(x, wide, wide, 8, 1e-5, skip=skip, row=rows, resample="up")
     yield lambda: group_norm_silu_vjp(both, x, stats, wide, wide, 8, skip=skip, more=other, scale=0.5)
-    large = activations(512, 64)
-    yield lambda: group_norm_silu_of_sum(
-        large, large, *torch.ones(2, 512).to(dtype), 8, 1e-5
-    )  # more than one kernel
+    large, affine = activations(512, 64), torch.ones(2, 512).to(dtype).unbind()
+    yield lambda: group_norm_silu_of_sum(large, large, *affine, 8, 1e-5)  # more than one kernel
 
 
 def test_the_direct_call_is_given_what_the_front_end_gives(seen):
