@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +29,10 @@ class Precision:
     def environment(self, device: torch.device) -> Iterator[None]:
         """Computing inside is in this precision: no autocast, and TF32 or bfloat16 products only if chosen here.
 
+        cuDNN sums in one order: the gradient of a convolution is the same whenever it is computed, replayed or not.
         The caller's choices (``torch.autocast``, ``set_float32_matmul_precision``, ``allow_tf32``,
-        ``torch.backends.fp32_precision``) are in no run's identity, so they must not change a result.
+        ``torch.backends.fp32_precision``, ``cudnn.deterministic``, ``cudnn.benchmark``) are in no run's identity,
+        so they must not change a result.
         """
         with ExitStack() as stack:
             if torch._C._is_any_autocast_enabled():
@@ -58,16 +61,8 @@ Setting = tuple[Callable[[], Any], Callable[[Any], None]]
 """How to read and how to write one of torch's settings."""
 
 
-def _convolution_tf32(value: bool) -> None:
-    torch.backends.cudnn.allow_tf32 = value
-
-
-def _deterministic(value: bool) -> None:
-    torch.backends.cudnn.deterministic = value
-
-
-def _benchmark(value: bool) -> None:
-    torch.backends.cudnn.benchmark = value
+def _cudnn(name: str) -> Setting:
+    return partial(getattr, torch.backends.cudnn, name), partial(setattr, torch.backends.cudnn, name)
 
 
 _OLDER: tuple[tuple[Setting, Callable[[bool], Any]], ...] = (
@@ -75,14 +70,14 @@ _OLDER: tuple[tuple[Setting, Callable[[bool], Any]], ...] = (
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         lambda tf32: "high" if tf32 else "highest",
     ),
-    ((lambda: torch.backends.cudnn.allow_tf32, _convolution_tf32), bool),
+    (_cudnn("allow_tf32"), bool),
     # Recorded and launched steps must agree to the bit, and runs with each other.
-    ((lambda: torch.backends.cudnn.deterministic, _deterministic), lambda tf32: True),
-    ((lambda: torch.backends.cudnn.benchmark, _benchmark), lambda tf32: False),
+    (_cudnn("deterministic"), lambda tf32: True),
+    (_cudnn("benchmark"), lambda tf32: False),
 )
 """Settings that every torch has, with the value that each needs (``allow_tf32`` of products is the first of them).
 
-They cannot be read where only the newer ones were set.
+Their setters set the newer ones too; their getters raise where those say something else.
 """
 
 _NEWER = tuple(
@@ -125,22 +120,44 @@ class _Switch:
 
 
 def _read() -> Any:
-    older = []
-    for (read, _), _ in _OLDER:
-        value = None
-        with suppress(RuntimeError):  # "mix of the legacy and new APIs"
-            value = read()
-        older.append(value)
-    newer = {key: _read_newer(*key) for key in _NEWER} if _read_newer is not None else {}
-    return older, newer
+    newer = {key: (_own(*key), _read_newer(*key)) for key in _NEWER} if _read_newer is not None else {}
+    return [_hidden(read, newer) for (read, _), _ in _OLDER], newer
+
+
+def _own(backend: str, operation: str) -> str:
+    """What is set there itself, "none" where it is inherited: that shows when what it would inherit changes."""
+    value: str = _read_newer(backend, operation)
+    if backend == "generic":
+        return value
+    parent = ("generic" if operation == "all" else backend, "all")
+    before = _own(*parent)
+    try:
+        _write_newer(*parent, "tf32" if value == "ieee" else "ieee")
+        return value if _read_newer(backend, operation) == value else "none"
+    finally:
+        _write_newer(*parent, before)
+
+
+def _hidden(read: Callable[[], Any], newer: dict[tuple[str, str], tuple[str, str]]) -> Any:
+    """The value of an older setting, also where a newer one says otherwise and its getter raises."""
+    with suppress(RuntimeError):
+        return read()
+    try:
+        for key in newer:
+            _write_newer(*key, "ieee")
+        with suppress(RuntimeError):
+            return read()
+        return True  # "ieee" agrees with everything but this value of cuDNN's
+    finally:
+        _restore_newer(newer)
 
 
 def _write(tf32: bool) -> None:
     for (read, write), needed in _OLDER:
-        current = None
-        with suppress(RuntimeError):  # where it cannot be read it may be anything
-            current = read()
-        if current != needed(tf32):
+        value = None
+        with suppress(RuntimeError):
+            value = read()
+        if value != needed(tf32):
             write(needed(tf32))
     if _write_newer is not None:
         for backend, operation in _NEWER:
@@ -152,11 +169,15 @@ def _write(tf32: bool) -> None:
 def _restore(found: Any) -> None:
     older, newer = found
     for ((_, write), _), value in zip(_OLDER, older, strict=True):
-        if value is not None:
-            write(value)
-    for (backend, operation), value in newer.items():
-        inherited = _read_newer(backend, "all")
-        _write_newer(backend, operation, "none" if value == inherited else value)
+        write(value)
+    _restore_newer(newer)
+
+
+def _restore_newer(newer: dict[tuple[str, str], tuple[str, str]]) -> None:
+    for key, (own, seen) in newer.items():
+        _write_newer(*key, own)
+        if _read_newer(*key) != seen:  # a default that no setter brings back
+            _write_newer(*key, seen)
 
 
 _SWITCH = _Switch()

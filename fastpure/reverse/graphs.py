@@ -164,13 +164,16 @@ class Graphs(Executor):
         return self.nbytes + nbytes <= bound
 
     def give_up(self, error: CaptureError) -> None:
-        """Go on eagerly from here, and say so; raise where graphs are insisted on."""
+        """Go on eagerly from here, and say so; raise where graphs are insisted on.
+
+        Recordings are forgotten in both cases: they hold memory, and a recorder that has failed records no more.
+        """
+        self.clear()
         if self.insist:
             raise error
         if self.execution.backend == "eager":
             return
         self.execution = Execution("eager", f"the steps could not be recorded: {error}")
-        self.clear()
         warnings.warn(f"fastpure runs without CUDA graphs: {error}", RuntimeWarning, stacklevel=2)
 
 
@@ -324,6 +327,10 @@ def _kernel_choices() -> tuple[Any, ...]:
         cuda.matmul.allow_fp16_reduced_precision_reduction,
         cuda.matmul.allow_bf16_reduced_precision_reduction,
         str(cuda.preferred_blas_library()),
+        str(cuda.preferred_linalg_library()),
+        getattr(cuda.matmul, "allow_fp16_accumulation", False),
+        cuda.fp16_bf16_reduction_math_sdp_allowed(),
+        tuple(getattr(torch._C, "_get_sdp_priority_order", tuple)()),
         cuda.flash_sdp_enabled(),
         cuda.mem_efficient_sdp_enabled(),
         cuda.math_sdp_enabled(),

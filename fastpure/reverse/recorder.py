@@ -7,11 +7,13 @@ lives in a pool of its recorder's, which holds it for as long as the recorder li
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
 
 import torch
 
@@ -85,7 +87,7 @@ class CudaRecorder(Recorder):
         self._main, self._side = _streams_of(device)
         self._used: torch.cuda.Stream | None = None
         self._nbytes = 0
-        self._warm = False
+        self._something = _something_on(device)
         self._failed: str | None = None
 
     def record(self, *works: Work, warm: bool = False) -> list[Work]:
@@ -98,9 +100,7 @@ class CudaRecorder(Recorder):
                 try:
                     self._warm_up(works)
                 except torch.OutOfMemoryError as error:  # other recordings hold memory
-                    raise CaptureError(_first_cause(error)) from error
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
+                    raise CaptureError(_told(error)) from error
             before = torch.cuda.memory_reserved()
             with _undisturbed():
                 graphs = [self._capture(work) for work in works]
@@ -108,46 +108,58 @@ class CudaRecorder(Recorder):
         return [graph.replay for graph in graphs]
 
     def _warm_up(self, works: tuple[Work, ...]) -> None:
-        current = torch.cuda.current_stream()
-        self._main.wait_stream(current)
+        # The streams are shared: memory that they allocated may have been freed by a batch whose replays still run
+        # on another thread's stream. Waiting for all of them is what ``wait_stream(current)`` would not do.
+        gc.collect()
+        torch.cuda.synchronize()
         with torch.cuda.stream(self._main):
-            for _ in range(0 if self._warm else WARM_UPS - 1):
+            for _ in range(WARM_UPS - 1):
                 for work in works:
                     work()
-            _check_waits_for_nothing(works)
-        current.wait_stream(self._main)
-        self._warm = True
+            with _waits_refused():
+                for work in works:
+                    work()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
 
     def _capture(self, work: Work) -> torch.cuda.CUDAGraph:
         """What ``torch.cuda.graph`` does, but an end that fails does not leave the allocator recording for ever."""
-        graph = torch.cuda.CUDAGraph()
-        failure: BaseException | None = None
-        with torch.cuda.stream(self._main):
-            try:
+        graph, outer = torch.cuda.CUDAGraph(), sys.exc_info()[1]
+        try:
+            with torch.cuda.stream(self._main):
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
                     work()
-                except BaseException as error:
-                    failure = error
-                graph.capture_end()
-            except Exception as error:
-                self._let_go_of_pool()
-                failure = failure or error
-        if failure is None:
-            return graph
-        self._failed = _first_cause(failure)
-        if isinstance(failure, Exception):
-            raise CaptureError(self._failed) from failure
-        raise failure
+                finally:
+                    graph.capture_end()
+        except BaseException as error:
+            self._let_go_of(graph)
+            self._failed = _told(_first_cause(error, outer))
+            # No local name for the cause: with its traceback it would be a circle that holds this frame's memory.
+            if isinstance(_first_cause(error, outer), Exception):
+                raise CaptureError(self._failed) from error
+            raise _first_cause(error, outer)  # noqa: B904 - an interrupt stays one
+        return graph
 
-    def _let_go_of_pool(self) -> None:
-        """End what a failed recording has begun: until then ``empty_cache`` and running out of memory do not work."""
-        # torch's own end of a recording comes to this only if CUDA's did not fail.
+    def _let_go_of(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Take back what ``capture_begin`` did to torch, as far as ``capture_end`` has not."""
         index = torch.cuda.current_device() if self._device.index is None else self._device.index
-        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-            function = getattr(torch._C, name, None)
-            if function is not None:
-                function(index, self._pool)
+        end, release = (
+            getattr(torch._C, f"_cuda_{name}", None) for name in ("endAllocateToPool", "releasePool")
+        )
+        if end is not None and release is not None:
+            with suppress(RuntimeError):  # torch's end came so far, and the graph will release the pool
+                end(index, self._pool)
+                release(index, self._pool)
+                _FAILED.append(graph)
+        # The generator of random numbers believes in a capture until one ends well; it draws nothing till then.
+        with suppress(RuntimeError), torch.cuda.stream(self._main):
+            healing = torch.cuda.CUDAGraph()
+            healing.capture_begin(capture_error_mode="thread_local")
+            try:
+                self._something.zero_()  # allocates nothing: memory may have been what failed
+            finally:
+                healing.capture_end()
 
     def follow(self) -> None:
         """See ``Recorder.follow``."""
@@ -181,6 +193,15 @@ class CudaRecorder(Recorder):
 _RECORDING = threading.RLock()
 """Held while recording: the streams are shared, and torch records one graph at a time."""
 
+
+def _something_on(device: torch.device) -> torch.Tensor:
+    return torch.zeros(1, device=device)
+
+
+_FAILED: list[torch.cuda.CUDAGraph] = []
+"""Graphs whose capture failed, for the life of the process: torch's allocator of pinned host memory goes on asking
+them whether an allocation is theirs, at an address, and nothing that Python can reach makes it stop."""
+
 _STREAMS: dict[int, tuple[torch.cuda.Stream, torch.cuda.Stream]] = {}
 
 
@@ -195,11 +216,10 @@ def _streams_of(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Str
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Collect now and not inside: freeing other tensors' memory is not allowed while recording.
+    """Collect garbage before and after, not inside: freeing other tensors' memory is not allowed while recording.
 
     Nor does autocast keep anything: a weight that a network cast before would be read where it no longer is.
     """
-    gc.collect()
     collects, caches = gc.isenabled(), torch.is_autocast_cache_enabled()
     gc.disable()
     torch.set_autocast_cache_enabled(False)
@@ -211,43 +231,48 @@ def _undisturbed() -> Iterator[None]:
             gc.enable()
 
 
-LOOKS = 3
-"""How often works are seen to wait before they are believed to: the warnings of other threads are seen too."""
+_WAITS = "called a synchronizing CUDA operation"
 
 
-def _check_waits_for_nothing(works: tuple[Work, ...]) -> None:
-    """Run the works once more and raise CaptureError where they wait for the device.
+@contextmanager
+def _waits_refused() -> Iterator[None]:
+    """CaptureError at the end of the block if an operation of torch's waited for the device in this thread.
 
-    Found out before recording, because torch's allocator does not survive a recording that fails by it. Torch's mode
-    "error" would raise in every thread that waits, also in those that may; so it warns, and only what waits in every
-    look is refused.
+    Found out before recording, because torch does not survive a recording that fails by it unharmed. Torch's mode
+    "error" would raise in every thread that waits, also in those that may; so it warns, and the warnings of other
+    threads go no further.
     """
-    before = torch.cuda.get_sync_debug_mode()
-    waits: list[str] = []
-    for _ in range(LOOKS):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                for work in works:
-                    work()
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
-        waits = [
-            f"{w.filename}:{w.lineno}" for w in caught if "synchronizing CUDA operation" in str(w.message)
-        ]
-        for other in caught:
-            if "synchronizing CUDA operation" not in str(other.message):
-                warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
-        if not waits:
-            return
-    raise CaptureError(f"it waits for the device, at {waits[0]}")
+    mine, seen = threading.get_ident(), []
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
+            if not str(message).startswith(_WAITS):
+                shown(message, category, filename, lineno, *rest)
+            elif threading.get_ident() == mine:
+                seen.append(f"{filename}:{lineno}")
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.filterwarnings("always", _WAITS)
+        warnings.filterwarnings("ignore", "Synchronization debug mode")  # torch calls it a prototype, once
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    if seen:
+        raise CaptureError(f"it waits for the device, which cannot be captured, at {seen[0]}")
 
 
-def _first_cause(error: BaseException) -> str:
-    """The words of what went wrong first: leaving an invalid recording raises once more."""
-    while error.__context__ is not None:
+def _first_cause(error: BaseException, outer: BaseException | None) -> BaseException:
+    """What went wrong first: leaving an invalid recording raises once more. ``outer`` was there before."""
+    while error.__context__ is not None and error.__context__ is not outer:
         error = error.__context__
+    return error
+
+
+def _told(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

@@ -87,8 +87,10 @@ def test_insisting_on_graphs_raises_with_the_reason(device):
     purifier = fp.Purifier(toy_denoiser(torch.float32).to(device), looking(True, device), backend="graph")
     for _ in range(FIRST_APART - 1):
         purifier(images(2, device))
+    (family,) = families(purifier)
     with pytest.raises(CaptureError, match=r"captur|permitted|waits for the device"):
         purifier(images(2, device))
+    assert family not in families(purifier), "what has failed once records no more"
 
 
 def test_mistakes_of_the_user_are_reported_as_without_graphs(device):

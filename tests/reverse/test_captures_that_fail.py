@@ -45,6 +45,23 @@ def test_the_allocator_works_on():
     assert reserved() <= before
 
 
+def test_random_numbers_can_be_drawn():
+    """In torch 2.11 the generator stays in recording: "Offset increment outside graph capture"."""
+    x = torch.ones(SIZE, device="cuda")
+    with pytest.raises(CaptureError, match="captur"):
+        CudaRecorder(x.device).record(lambda: fail_in_recording(x))
+    assert float(torch.rand(64, device="cuda").std()) > 0
+
+
+def test_pinned_memory_can_be_allocated():
+    """Its allocator asks the graph whose capture failed; that must be there still."""
+    x = torch.ones(SIZE, device="cuda")
+    with pytest.raises(CaptureError, match="captur"):
+        CudaRecorder(x.device).record(lambda: fail_in_recording(x))
+    others = [torch.cuda.CUDAGraph() for _ in range(64)]  # where a freed one would have been
+    assert float(torch.ones(SIZE).pin_memory().to("cuda", non_blocking=True).sum()) == len(others) * SIZE / 64
+
+
 def test_running_out_of_memory_is_retried_with_an_empty_cache():
     x = torch.ones(SIZE, device="cuda")
     with pytest.raises(CaptureError, match="captur"):

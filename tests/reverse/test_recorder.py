@@ -45,7 +45,7 @@ def test_the_first_cause_is_told():
         except RuntimeError:
             raise ValueError("capture was invalidated")  # noqa: B904 - as leaving a failed recording does
     except ValueError as error:
-        words = recorder._first_cause(error)
+        words = recorder._told(recorder._first_cause(error, None))
     assert words == "RuntimeError: operation not permitted when stream is capturing"
 
 
