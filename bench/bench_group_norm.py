@@ -158,9 +158,7 @@ def neighbours(rule: triton_support.TileRule) -> Iterator[triton_support.TileRul
 
 def _use(rules: dict[str, triton_support.TileRule], name: str, rule: triton_support.TileRule) -> None:
     rules[name] = rule
-    forget = getattr(registry, "forget", None)  # where calls are prepared once, they are prepared anew
-    if forget is not None:
-        forget()
+    registry.forget()
     impl_triton.forward_plan.cache_clear()
     impl_triton.backward_plan.cache_clear()
 

@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--device", choices=[*DEVICES, "here"], default="h200")
     parser.add_argument("--network", default="ddpmpp-cifar10")
     parser.add_argument(
-        "--guidance", help="a classifier's configuration, e.g. wrn-28-10: adds COUP's guidance"
+        "--guidance", help="a classifier's configuration, e.g. resnet-digits: adds COUP's guidance"
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 20, 64, 256])
     parser.add_argument(
