@@ -31,6 +31,8 @@ Steps steps_of(const RowArgs& args) { return {*args.step, args.rows}; }
 Steps steps_of(const RowVjpArgs& args) { return {*args.step, args.rows}; }
 Steps steps_of(const host::GroupNormArgs&) { return {}; }
 Steps steps_of(const host::GroupNormVjpArgs&) { return {}; }
+Steps steps_of(const host::ResampleArgs&) { return {}; }
+Steps steps_of(const host::ResidualArgs&) { return {}; }
 
 // Throws ValueError for what the caller can mend; the Python checks keep the rest from happening.
 template <typename Args>
@@ -134,5 +136,7 @@ PYBIND11_MODULE(_C, m) {
   bind<RowVjpArgs>(m, "affine_row_vjp", host::affine_row_vjp, cuda::affine_row_vjp);
   bind<host::GroupNormArgs>(m, "group_norm", host::group_norm, host_only);
   bind<host::GroupNormVjpArgs>(m, "group_norm_vjp", host::group_norm_vjp, host_only);
+  bind<host::ResampleArgs>(m, "resample", host::resample, host_only);
+  bind<host::ResidualArgs>(m, "residual_add", host::residual_add, host_only);
   bind_cuda(m);
 }

@@ -18,7 +18,8 @@ struct GroupNormLayout {
   int64_t batch;
   int64_t first, second;  // channels of x and of skip (0 without one)
   int64_t height, width;  // of the input
-  int64_t row_stride, weight_stride, bias_stride;  // from one sample's numbers to the next: 0 or the channels
+  int64_t row_stride;                  // from one sample's numbers to the next: 0 or `first`
+  int64_t weight_stride, bias_stride;  // 0 or all channels
   DType vectors;  // dtype of row, weight and bias: float32 or bfloat16
   DType dtype;    // of the activations: float32 or bfloat16
 };
@@ -31,7 +32,10 @@ struct GroupNormArgs {
   Resample resample;
   int64_t activate;
   void* y;
-  float* stats;  // [B, groups, 2]: mean and 1 / sqrt(variance + eps)
+  float* stats;      // [B, groups, 2]: mean and 1 / sqrt(variance + eps)
+  const void* plus;  // what x is added to first; null if absent
+  double scale;      // of that sum
+  void* total;       // (x + plus + row) scale, where there is a sum
   GroupNormLayout layout;
 };
 
@@ -44,6 +48,8 @@ struct GroupNormVjpArgs {
   int64_t activate;
   const void* add;  // another cotangent of [x, skip]; null if absent
   void *v_x, *v_skip;
+  const void* more;  // another cotangent of x; null if absent
+  double scale;      // of v_x
   GroupNormLayout layout;
 };
 

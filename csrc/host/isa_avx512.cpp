@@ -2,6 +2,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "kernels.h"
 
 #if defined(FASTPURE_X86_CLONES)

@@ -5,6 +5,7 @@
 
 #include "fastpure/args.h"
 #include "group_norm.h"
+#include "pointwise.h"
 
 namespace fastpure::host {
 
@@ -29,6 +30,10 @@ struct Kernels {
   void (*group_norm_bf16)(const GroupNormArgs&, int64_t begin, int64_t end);
   void (*group_norm_vjp_f32)(const GroupNormVjpArgs&, int64_t begin, int64_t end);
   void (*group_norm_vjp_bf16)(const GroupNormVjpArgs&, int64_t begin, int64_t end);
+  void (*resample_f32)(const ResampleArgs&, int64_t begin, int64_t end);
+  void (*resample_bf16)(const ResampleArgs&, int64_t begin, int64_t end);
+  void (*residual_f32)(const ResidualArgs&, int64_t begin, int64_t end);
+  void (*residual_bf16)(const ResidualArgs&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kBaseline;

@@ -29,12 +29,15 @@ FASTPURE_HD Lanes load_lanes(const BFloat16* from) {
 
 FASTPURE_HD void store_lanes(float* to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes); }
 
-// Rounds to nearest, ties to even; a NaN stays one.
-FASTPURE_HD void store_lanes(BFloat16* to, Lanes lanes) {
+// Rounded to nearest, ties to even, in the upper halves (the lower ones hold whatever is left); a NaN stays one.
+FASTPURE_HD LaneBits rounded_to_half(Lanes lanes) {
   const LaneBits bits = (LaneBits)lanes;
-  const LaneBits rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  const LaneBits kept = lanes == lanes ? rounded : (bits >> 16) | 0x40u;
-  const LaneHalves halves = __builtin_convertvector(kept, LaneHalves);
+  const LaneBits rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+  return lanes == lanes ? rounded : bits | 0x400000u;
+}
+
+FASTPURE_HD void store_lanes(BFloat16* to, Lanes lanes) {
+  const LaneHalves halves = __builtin_convertvector(rounded_to_half(lanes) >> 16, LaneHalves);
   std::memcpy(to, &halves, sizeof halves);
 }
 
@@ -47,17 +50,29 @@ FASTPURE_HD float widen(BFloat16 value) {
   return wide;
 }
 
-// exp(-|n|), held at exp(-86) below that. 2^t for the float nearest to t = -|n| log2(e), by t = k + f with |f| <= 1/2
-// and a polynomial in f (minimax for the relative error, 1 at 0): relative error of 2^t at most 1.9e-7, of exp(-|n|)
-// at most 1.9e-7 + 5e-8 |n|, less than the rounding of n itself does. For NaN anything may come out: the callers
-// multiply with n.
-FASTPURE_HD Lanes exp_of_negative(Lanes n) {
-  const Lanes t = (Lanes)((LaneBits)n | 0x80000000u) * 1.44269504f;
-  const Lanes lowest = broadcast(-124.0f);
-  const Lanes inside = t < lowest ? lowest : t;
+// The larger and the smaller of a bound and a number; the number where it is NaN, as x86's instructions have it.
+#if defined(__x86_64__) && FASTPURE_LANES == 16
+FASTPURE_HD Lanes at_least(Lanes bound, Lanes n) { return (Lanes)_mm512_maskz_max_ps(0xFFFF, (__m512)bound, (__m512)n); }
+FASTPURE_HD Lanes at_most(Lanes bound, Lanes n) { return (Lanes)_mm512_maskz_min_ps(0xFFFF, (__m512)bound, (__m512)n); }
+#elif defined(__x86_64__) && FASTPURE_LANES == 8
+FASTPURE_HD Lanes at_least(Lanes bound, Lanes n) { return (Lanes)_mm256_max_ps((__m256)bound, (__m256)n); }
+FASTPURE_HD Lanes at_most(Lanes bound, Lanes n) { return (Lanes)_mm256_min_ps((__m256)bound, (__m256)n); }
+#elif defined(__x86_64__)
+FASTPURE_HD Lanes at_least(Lanes bound, Lanes n) { return (Lanes)_mm_max_ps((__m128)bound, (__m128)n); }
+FASTPURE_HD Lanes at_most(Lanes bound, Lanes n) { return (Lanes)_mm_min_ps((__m128)bound, (__m128)n); }
+#else
+FASTPURE_HD Lanes at_least(Lanes bound, Lanes n) { return bound > n ? bound : n; }
+FASTPURE_HD Lanes at_most(Lanes bound, Lanes n) { return bound < n ? bound : n; }
+#endif
+
+// exp(-n), held between 2^-126 and 2^126. 2^t for the float nearest to t = -n log2(e), by t = k + f with |f| <= 1/2 and
+// a polynomial in f (minimax for the relative error, 1 at 0): relative error of 2^t at most 1.9e-7. The rounding of t
+// adds 6e-8 |n|, which SiLU hides: where n is large and positive exp(-n) is little beside 1.
+FASTPURE_HD Lanes exp_of_minus(Lanes n) {
+  const Lanes t = at_most(broadcast(126.0f), at_least(broadcast(-126.0f), n * -1.44269504f));
   const float magic = 12582912.0f;  // 1.5 * 2^23: a sum with it holds the nearest whole number in its low bits
-  const Lanes shifted = inside + magic;
-  const Lanes f = inside - (shifted - magic);
+  const Lanes shifted = t + magic;
+  const Lanes f = t - (shifted - magic);
   Lanes p = f * 1.3264727e-3f + 9.671513e-3f;
   p = p * f + 5.5507336e-2f;
   p = p * f + 2.4022242e-1f;
@@ -66,30 +81,41 @@ FASTPURE_HD Lanes exp_of_negative(Lanes n) {
   return (Lanes)((LaneBits)p + ((LaneBits)shifted << 23));
 }
 
-// n / (1 + exp(-n)); with z = exp(-|n|) that is n z / (1 + z) for negative n.
-FASTPURE_HD Lanes silu(Lanes n) {
-  const Lanes z = exp_of_negative(n);
-  const Lanes quotient = n / (1.0f + z);
-  return n < 0.0f ? quotient * z : quotient;
-}
+// n / (1 + exp(-n))
+FASTPURE_HD Lanes silu(Lanes n) { return n / (1.0f + exp_of_minus(n)); }
 
-// d silu(n) / dn = s + n s (1 - s), where s = 1 / (1 + exp(-n)) is one of 1 / (1 + z), z / (1 + z), and 1 - s the other.
+// d silu(n) / dn = s + n s (1 - s) = s (1 + n (1 - s)), where s = 1 / (1 + exp(-n)) and 1 - s = exp(-n) s.
 FASTPURE_HD Lanes silu_slope(Lanes n) {
-  const Lanes z = exp_of_negative(n);
-  const Lanes larger = 1.0f / (1.0f + z), smaller_one = z * larger;
-  return (n < 0.0f ? smaller_one : larger) + n * (larger * smaller_one);
+  const Lanes z = exp_of_minus(n), s = 1.0f / (1.0f + z);
+  return s * (1.0f + n * (z * s));
 }
 
 // The lanes of one pixel: N vectors; a `kPart` tile has fewer channels than lanes, and reads and writes no more.
+//
+// Whole bfloat16 tiles of two or more vectors are taken apart in pairs, which saves half of the conversions: what lies
+// at even places becomes one vector, what lies at odd places the next one. Whatever meets such lanes is ordered alike,
+// by `as_pixel` and `from_pixel`.
 template <int N>
 struct Pixel {
   Lanes lanes[N];
 };
 
 template <int N, bool kPart, typename T>
+constexpr bool is_paired() {
+  return sizeof(T) == 2 && N % 2 == 0 && !kPart;
+}
+
+template <int N, bool kPart, typename T>
 FASTPURE_HD Pixel<N> load_pixel(const T* from, int64_t width) {
   Pixel<N> pixel;
-  if (kPart) {
+  if constexpr (is_paired<N, kPart, T>()) {
+    for (int i = 0; i < N; i += 2) {
+      LaneBits pair;
+      std::memcpy(&pair, from + i * FASTPURE_LANES, sizeof pair);
+      pixel.lanes[i] = (Lanes)(pair << 16);
+      pixel.lanes[i + 1] = (Lanes)(pair & 0xFFFF0000u);
+    }
+  } else if constexpr (kPart) {
     T whole[N * FASTPURE_LANES] = {};
     std::memcpy(whole, from, static_cast<size_t>(width) * sizeof(T));
     for (int i = 0; i < N; ++i) pixel.lanes[i] = load_lanes(whole + i * FASTPURE_LANES);
@@ -101,11 +127,36 @@ FASTPURE_HD Pixel<N> load_pixel(const T* from, int64_t width) {
 
 template <int N, bool kPart, typename T>
 FASTPURE_HD void store_pixel(T* to, const Pixel<N>& pixel, int64_t width) {
-  if (kPart) {
+  if constexpr (is_paired<N, kPart, T>()) {
+    for (int i = 0; i < N; i += 2) {
+      const LaneBits pair = rounded_to_half(pixel.lanes[i]) >> 16 | (rounded_to_half(pixel.lanes[i + 1]) & 0xFFFF0000u);
+      std::memcpy(to + i * FASTPURE_LANES, &pair, sizeof pair);
+    }
+  } else if constexpr (kPart) {
     T whole[N * FASTPURE_LANES];
     for (int i = 0; i < N; ++i) store_lanes(whole + i * FASTPURE_LANES, pixel.lanes[i]);
     std::memcpy(to, whole, static_cast<size_t>(width) * sizeof(T));
   } else {
     for (int i = 0; i < N; ++i) store_lanes(to + i * FASTPURE_LANES, pixel.lanes[i]);
   }
+}
+
+// Where lane `lane` of a pixel of T is among the channels of its tile.
+template <int N, bool kPart, typename T>
+FASTPURE_HD int channel_of_lane(int lane) {
+  if constexpr (!is_paired<N, kPart, T>()) return lane;
+  const int two = 2 * FASTPURE_LANES, place = lane % two;
+  return lane - place + (place < FASTPURE_LANES ? 2 * place : 2 * (place - FASTPURE_LANES) + 1);
+}
+
+// One number per channel, ordered as the lanes of a pixel of T.
+template <int N, bool kPart, typename T>
+FASTPURE_HD Pixel<N> as_pixel(const float* numbers) {
+  Pixel<N> pixel;
+  for (int i = 0; i < N; ++i) {
+    alignas(64) float lanes[FASTPURE_LANES];
+    for (int j = 0; j < FASTPURE_LANES; ++j) lanes[j] = numbers[channel_of_lane<N, kPart, T>(i * FASTPURE_LANES + j)];
+    pixel.lanes[i] = load_lanes(lanes);
+  }
+  return pixel;
 }

@@ -45,6 +45,8 @@ bool row_clips(const RowVjpArgs& args) {
                                 : static_cast<const double*>(args.table)[at] != 0.0;
 }
 
+bool is_activation(DType dtype) { return dtype == kFloat32 || dtype == kBFloat16; }
+
 bool is_state(DType dtype) { return dtype == kFloat32 || dtype == kFloat64; }
 
 // Whether an input has the dtype of the state; the host's loops widen nothing.
@@ -52,7 +54,7 @@ bool is_input(const void* input, DType dtype, DType state) { return input == nul
 
 // Everything the loops divide by or index with; what the pointers hold is the caller's business.
 Status check(const GroupNormShape& s, DType dtype) {
-  if ((dtype != kFloat32 && dtype != kBFloat16) || (s.vectors != kFloat32 && s.vectors != kBFloat16)) return kBadDType;
+  if (!is_activation(dtype) || !is_activation(s.vectors)) return kBadDType;
   const bool sized = s.batch >= 0 && s.first >= 0 && s.second >= 0 && s.height >= 0 && s.width >= 0;
   if (!sized || s.groups < 1 || s.channels() % s.groups != 0) return kBadLayout;
   const bool even = s.height % 2 == 0 && s.width % 2 == 0;
@@ -112,6 +114,27 @@ Status group_norm(const GroupNormArgs& args, int threads, const Kernels& kernels
 Status group_norm_vjp(const GroupNormVjpArgs& args, int threads, const Kernels& kernels) {
   return run_group_norm(args.layout.dtype == kFloat32 ? kernels.group_norm_vjp_f32 : kernels.group_norm_vjp_bf16, args,
                         threads);
+}
+
+Status resample(const ResampleArgs& args, int threads, const Kernels& kernels) {
+  if (!is_activation(args.dtype)) return kBadDType;
+  if (args.batch < 0 || args.channels < 0 || args.height < 0 || args.width < 0) return kBadLayout;
+  const int64_t row_size = args.channels * args.width;
+  if (row_size > 0) {
+    run(args.dtype == kFloat32 ? kernels.resample_f32 : kernels.resample_bf16, args, args.batch * args.height,
+        5 * row_size, kPlainGrain, threads);
+  }
+  return kOk;
+}
+
+Status residual_add(const ResidualArgs& args, int threads, const Kernels& kernels) {
+  if (!is_activation(args.dtype) || !is_activation(args.vectors)) return kBadDType;
+  if (args.batch < 0 || args.channels < 0 || args.pixels < 0) return kBadLayout;
+  if (args.channels > 0) {
+    run(args.dtype == kFloat32 ? kernels.residual_f32 : kernels.residual_bf16, args,
+        args.batch * rows_per_sample(args), kRowPixels * args.channels, kPlainGrain, threads);
+  }
+  return kOk;
 }
 
 }  // namespace fastpure::host

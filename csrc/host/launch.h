@@ -12,5 +12,7 @@ Status affine_row(const RowArgs& args, int threads, const Kernels& kernels);
 Status affine_row_vjp(const RowVjpArgs& args, int threads, const Kernels& kernels);
 Status group_norm(const GroupNormArgs& args, int threads, const Kernels& kernels);
 Status group_norm_vjp(const GroupNormVjpArgs& args, int threads, const Kernels& kernels);
+Status resample(const ResampleArgs& args, int threads, const Kernels& kernels);
+Status residual_add(const ResidualArgs& args, int threads, const Kernels& kernels);
 
 }  // namespace fastpure::host

@@ -278,6 +278,7 @@ static void vjp_tiles(const RowVjpArgs& args, int64_t begin, int64_t end) {
 #include "lanes.inl"
 #include "group_norm.inl"
 #include "group_norm_vjp.inl"
+#include "pointwise.inl"
 
 template <typename T, typename Args>
 static void group_norm_any(const Args& args, int64_t begin, int64_t end) {
@@ -297,6 +298,10 @@ const Kernels FASTPURE_ISA_TABLE = {
     FASTPURE_ISA::group_norm_any<FASTPURE_ISA::BFloat16, GroupNormArgs>,
     FASTPURE_ISA::group_norm_any<float, GroupNormVjpArgs>,
     FASTPURE_ISA::group_norm_any<FASTPURE_ISA::BFloat16, GroupNormVjpArgs>,
+    FASTPURE_ISA::resample_rows<float>,
+    FASTPURE_ISA::resample_rows<FASTPURE_ISA::BFloat16>,
+    FASTPURE_ISA::residual_rows<float>,
+    FASTPURE_ISA::residual_rows<FASTPURE_ISA::BFloat16>,
 };
 
 }  // namespace fastpure::host

@@ -20,11 +20,15 @@ from torch import Tensor
 
 from .checks import memory_format_of
 
-ABI = 4
+ABI = 5
 """Must equal FASTPURE_ABI in csrc/include/fastpure/args.h; a mismatch disables the extension."""
 
 STATE_CODES = {torch.float32: 0, torch.float64: 1}
 DTYPE_CODES = STATE_CODES | {torch.bfloat16: 2, torch.float16: 3}
+ACTIVATIONS = (torch.float32, torch.bfloat16)
+"""Dtypes of activations, and of the numbers per channel beside them, that the host's kernels take; they compute in
+float32."""
+
 LAYOUT_CODES = {torch.contiguous_format: 0, torch.channels_last: 1}
 NOISE_CODES = {"normal": 0, "uniform": 1}
 HOST = -1
@@ -190,6 +194,13 @@ def preload(device: torch.device | str | int = "cuda") -> None:
 def layout_code(x: Tensor) -> int:
     """The code for the memory layout of a dense [B, C, H, W] tensor."""
     return LAYOUT_CODES[memory_format_of(x)]
+
+
+def stride_of(vector: Tensor | None) -> int:
+    """Elements from one sample's numbers per channel to the next: 0 where all samples share them."""
+    if vector is None or vector.dim() == 1 or vector.shape[0] == 1:
+        return 0
+    return vector.shape[1]
 
 
 def input_code(tensor: Tensor | None) -> int:

@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#define FASTPURE_ABI 4  // raise with every change of the binding; fastpure/kernels/extension.py holds the same number
+#define FASTPURE_ABI 5  // raise with every change of the binding; fastpure/kernels/extension.py holds the same number
 
 #if defined(__CUDACC__)
 #define FASTPURE_HD static __host__ __device__ __forceinline__

@@ -19,6 +19,7 @@ from ..checks import (
     dense,
     refuse_autograd,
 )
+from ..extension import ACTIVATIONS
 from ..pointwise.reference import residual_add
 from . import impl_triton, launch, reference
 
@@ -193,7 +194,7 @@ def fused_on_host(x: Tensor) -> bool:
     """
     return (
         x.device.type == "cpu"
-        and x.dtype in launch.DTYPES
+        and x.dtype in ACTIVATIONS
         and not carries_derivatives()
         and x.is_contiguous(memory_format=torch.channels_last)
         and registry.choose(FORWARD, "cpu", x.dtype) == "host"

@@ -10,9 +10,10 @@ from torch import Tensor
 from ...errors import mistake, one_of
 from .. import registry, triton_support
 from ..checks import always, check_activations, check_channels, check_like, dense, refuse_autograd
-from . import impl_triton, reference
+from . import impl_triton, launch, reference
 
 KINDS = ("up", "down")
+ORDER = {"cuda": ("triton", "reference"), "cpu": ("host", "reference")}
 
 
 def _resample_by_reference(args: Any) -> None:
@@ -34,10 +35,11 @@ RESAMPLE = registry.OpSpec(
     schema="(Tensor x, bool spread, float scale, Tensor(a!) out) -> ()",
     reference=reference.resample,
     impls={
+        "host": registry.Implementation.of(launch.resample, launch.unavailable),
         "triton": registry.Implementation(impl_triton.resample, triton_support.unavailable),
         "reference": registry.Implementation.of(_resample_by_reference, always),
     },
-    order={"cuda": ("triton", "reference")},
+    order=ORDER,
 )
 _run_resample = registry.define(RESAMPLE, _check_resample)
 
@@ -109,10 +111,11 @@ RESIDUAL = registry.OpSpec(
     schema="(Tensor a, Tensor b, Tensor? bias, float scale, Tensor(a!) out) -> ()",
     reference=reference.residual_add,
     impls={
+        "host": registry.Implementation.of(launch.residual_add, launch.unavailable),
         "triton": registry.Implementation(impl_triton.residual_add, triton_support.unavailable),
         "reference": registry.Implementation.of(_residual_by_reference, always),
     },
-    order={"cuda": ("triton", "reference")},
+    order=ORDER,
 )
 _run_residual = registry.define(RESIDUAL, _check_residual)
 
