@@ -33,6 +33,8 @@ Steps steps_of(const host::GroupNormArgs&) { return {}; }
 Steps steps_of(const host::GroupNormVjpArgs&) { return {}; }
 Steps steps_of(const host::ResampleArgs&) { return {}; }
 Steps steps_of(const host::ResidualArgs&) { return {}; }
+Steps steps_of(const host::NetworkArgs&) { return {}; }
+Steps steps_of(const host::NetworkVjpArgs&) { return {}; }
 
 // Throws ValueError for what the caller can mend; the Python checks keep the rest from happening.
 template <typename Args>
@@ -103,7 +105,7 @@ py::tuple philox_words(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint3
 
 py::dict build_info() {
   py::list sets;
-  const host::Kernels* list[3];
+  const host::Kernels* list[host::kInstructionSets];
   const int count = host::available_kernels(list);
   for (int i = 0; i < count; ++i) sets.append(list[i]->name);
   py::dict info;
@@ -138,5 +140,7 @@ PYBIND11_MODULE(_C, m) {
   bind<host::GroupNormVjpArgs>(m, "group_norm_vjp", host::group_norm_vjp, host_only);
   bind<host::ResampleArgs>(m, "resample", host::resample, host_only);
   bind<host::ResidualArgs>(m, "residual_add", host::residual_add, host_only);
+  bind<host::NetworkArgs>(m, "network", host::network, host_only);
+  bind<host::NetworkVjpArgs>(m, "network_vjp", host::network_vjp, host_only);
   bind_cuda(m);
 }

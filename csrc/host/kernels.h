@@ -5,6 +5,7 @@
 
 #include "fastpure/args.h"
 #include "group_norm.h"
+#include "network.h"
 #include "pointwise.h"
 
 namespace fastpure::host {
@@ -34,6 +35,10 @@ struct Kernels {
   void (*resample_bf16)(const ResampleArgs&, int64_t begin, int64_t end);
   void (*residual_f32)(const ResidualArgs&, int64_t begin, int64_t end);
   void (*residual_bf16)(const ResidualArgs&, int64_t begin, int64_t end);
+  void (*network_f32)(const NetworkArgs&, int64_t begin, int64_t end);
+  void (*network_bf16)(const NetworkArgs&, int64_t begin, int64_t end);
+  void (*network_vjp_f32)(const NetworkVjpArgs&, int64_t begin, int64_t end);
+  void (*network_vjp_bf16)(const NetworkVjpArgs&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kBaseline;
@@ -41,10 +46,13 @@ extern const Kernels kBaseline;
 #define FASTPURE_X86_CLONES 1
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
+extern const Kernels kAvx512Bf16;
 #endif
 
+constexpr int kInstructionSets = 4;
+
 // Instruction sets this machine can run, best first; the last one is always the baseline.
-int available_kernels(const Kernels* (&list)[3]);
+int available_kernels(const Kernels* (&list)[kInstructionSets]);
 
 // The best set, or the one called `name` (null: the best); null if this machine cannot run it.
 const Kernels* find_kernels(const char* name);

@@ -71,6 +71,16 @@ Status run_group_norm(void (*function)(const Args&, int64_t, int64_t), const Arg
   return kOk;
 }
 
+// Samples are large: whoever gets one is busy for long.
+template <typename Args>
+Status run_network(void (*function)(const Args&, int64_t, int64_t), const Args& args, int threads) {
+  const NetworkLayout& l = args.layout;
+  if (!is_activation(l.dtype)) return kBadDType;
+  if (l.batch < 0 || l.steps < 1 || l.tape_size < 0 || l.stats_size < 0 || l.cotangents_size < 0) return kBadLayout;
+  run(function, args, l.batch, 1, 1, threads);
+  return kOk;
+}
+
 }  // namespace
 
 Status noise(const NoiseArgs& args, int threads, const Kernels& kernels) {
@@ -135,6 +145,14 @@ Status residual_add(const ResidualArgs& args, int threads, const Kernels& kernel
         args.batch * rows_per_sample(args), kRowPixels * args.channels, kPlainGrain, threads);
   }
   return kOk;
+}
+
+Status network(const NetworkArgs& args, int threads, const Kernels& kernels) {
+  return run_network(args.layout.dtype == kFloat32 ? kernels.network_f32 : kernels.network_bf16, args, threads);
+}
+
+Status network_vjp(const NetworkVjpArgs& args, int threads, const Kernels& kernels) {
+  return run_network(args.layout.dtype == kFloat32 ? kernels.network_vjp_f32 : kernels.network_vjp_bf16, args, threads);
 }
 
 }  // namespace fastpure::host

@@ -14,5 +14,7 @@ Status group_norm(const GroupNormArgs& args, int threads, const Kernels& kernels
 Status group_norm_vjp(const GroupNormVjpArgs& args, int threads, const Kernels& kernels);
 Status resample(const ResampleArgs& args, int threads, const Kernels& kernels);
 Status residual_add(const ResidualArgs& args, int threads, const Kernels& kernels);
+Status network(const NetworkArgs& args, int threads, const Kernels& kernels);
+Status network_vjp(const NetworkVjpArgs& args, int threads, const Kernels& kernels);
 
 }  // namespace fastpure::host

@@ -286,6 +286,11 @@ static void group_norm_any(const Args& args, int64_t begin, int64_t end) {
   return common ? group_norm_units<T, true>(args, begin, end) : group_norm_units<T, false>(args, begin, end);
 }
 
+#include "convolution.inl"
+#include "network_steps.inl"
+#include "attention.inl"
+#include "network.inl"
+
 }  // namespace FASTPURE_ISA
 }  // namespace
 
@@ -302,6 +307,10 @@ const Kernels FASTPURE_ISA_TABLE = {
     FASTPURE_ISA::resample_rows<FASTPURE_ISA::BFloat16>,
     FASTPURE_ISA::residual_rows<float>,
     FASTPURE_ISA::residual_rows<FASTPURE_ISA::BFloat16>,
+    FASTPURE_ISA::network_samples<float>,
+    FASTPURE_ISA::network_samples<FASTPURE_ISA::BFloat16>,
+    FASTPURE_ISA::network_samples<float>,
+    FASTPURE_ISA::network_samples<FASTPURE_ISA::BFloat16>,
 };
 
 }  // namespace fastpure::host

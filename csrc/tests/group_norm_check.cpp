@@ -169,7 +169,7 @@ void check_norm_sizes(double tolerance) {
   } sizes[] = {{1, 1, 0, 1, 2, 1},   {2, 15, 0, 7, 9, 3},  {1, 33, 0, 5, 13, 33}, {2, 36, 0, 4, 4, 9},
                {1, 200, 0, 2, 2, 1}, {2, 20, 4, 3, 5, 4},  {2, 64, 32, 4, 4, 8},  {1, 96, 0, 20, 20, 8},
                {3, 16, 0, 2, 6, 4},  {0, 8, 0, 2, 2, 2},   {1, 32, 0, 0, 3, 4},   {2, 128, 0, 8, 8, 32}};
-  const host::Kernels* list[3];
+  const host::Kernels* list[host::kInstructionSets];
   const int count = host::available_kernels(list);
   for (const auto& size : sizes) {
     for (const host::Resample resample : {host::kKeep, host::kUp, host::kDown}) {

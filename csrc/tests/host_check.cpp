@@ -199,7 +199,7 @@ int main() {
   check_known_answers();
   check_normals<float>(2e-6);
   check_normals<double>(1e-14);
-  const host::Kernels* list[3];
+  const host::Kernels* list[host::kInstructionSets];
   const int count = host::available_kernels(list);
   for (int i = 0; i < count; ++i) {
     std::printf("instruction set %s\n", list[i]->name);

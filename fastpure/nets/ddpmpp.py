@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import mistake, one_of, whole
-from . import fused
+from . import fused, narrow
 from .base import LARGEST, HoistedNetwork, check_class, check_depth
 from .layers import (
     Attention,
@@ -182,16 +182,17 @@ class DDPMpp(HoistedNetwork):
         super().__init__()
         self.config = config
         self.steps = layout(config)
-        width, narrow = 4 * config.nf, config.embedding_mult * config.nf
-        first = [Dense(narrow, width), Dense(width, width)]
+        width, inner = 4 * config.nf, config.embedding_mult * config.nf
+        first = [Dense(inner, width), Dense(width, width)]
         self.all_modules = nn.ModuleList([*first, *(_build(step, config) for step in self.steps)])
-        self.label_emb = None if config.classes is None else Table(config.classes, narrow)
+        self.label_emb = None if config.classes is None else Table(config.classes, inner)
         fourier = config.embedding == "fourier"
-        self.register_buffer("frequencies", torch.empty(narrow // 2) if fourier else None)
+        self.register_buffer("frequencies", torch.empty(inner // 2) if fourier else None)
         ends = [0]
         for step in self.steps:
             ends.append(ends[-1] + (2 * step.outputs if step.kind == "block" else 0))
         self._columns = list(pairwise(ends))
+        self._programs = narrow.Programs() if narrow.suits(self.steps, config) else None
 
     def initialise(self, seed: int, init_scale: float = 1.0) -> None:
         """Fill the weights: uniform with variance 1 / mean(fan_in, fan_out), biases 0, norms 1 and 0.
@@ -237,11 +238,17 @@ class DDPMpp(HoistedNetwork):
         The result is channels_last in memory, whatever x is.
         """
         h = x.contiguous(memory_format=torch.channels_last)
-        if fused.usable(h, self, embedding):
-            return self._fused(h, embedding)
-        image = h
+        if not fused.usable(h, self, embedding):
+            return self.plain(h, embedding)
+        if self._programs is not None and narrow.serves(h, embedding):
+            return self._programs.run(self, h, embedding)
+        return self._fused(h, embedding)
+
+    def plain(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The same in torch's operations, as far as ``frozen`` leaves them."""
+        h = image = x
         kept: list[Tensor] = []
-        for step, module, (start, end) in self._walk():
+        for step, module, (start, end) in self.walk():
             if isinstance(module, ResBlock):
                 h = module(h, embedding[:, start:end], kept.pop() if step.pop else None)
             elif isinstance(module, Norm):
@@ -259,7 +266,7 @@ class DDPMpp(HoistedNetwork):
         h: fused.Activation = x
         image = x
         kept: list[fused.Activation] = []
-        for step, module, (start, end) in self._walk():
+        for step, module, (start, end) in self.walk():
             if isinstance(module, ResBlock):
                 skip = fused.added_up(kept.pop()) if step.pop else None
                 h = module.fused(h, rows[:, start:end], skip)
@@ -275,7 +282,7 @@ class DDPMpp(HoistedNetwork):
                 kept.append(h)
         return fused.added_up(h)
 
-    def _walk(self) -> Iterator[tuple[Step, nn.Module, tuple[int, int]]]:
+    def walk(self) -> Iterator[tuple[Step, nn.Module, tuple[int, int]]]:
         """Every step with its module and its columns of the rows."""
         return zip(self.steps, list(self.all_modules)[2:], self._columns, strict=True)
 

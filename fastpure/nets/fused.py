@@ -25,6 +25,7 @@ from torch.autograd import Function
 from ..kernels import (
     OPS,
     carries_derivatives,
+    fused_on_host,
     group_norm_silu,
     group_norm_silu_of_sum,
     group_norm_silu_vjp,
@@ -46,7 +47,7 @@ def usable(x: Tensor, network: nn.Module, rows: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or network.training or carries_derivatives():
         return False
-    if not (x.is_cuda or serves("group_norm_silu", "triton", x)):
+    if not (x.is_cuda or serves("group_norm_silu", "triton", x) or fused_on_host(x)):
         return False
     if any(map(is_hooked, network.modules())):
         return False

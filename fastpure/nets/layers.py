@@ -20,7 +20,8 @@ from .base import is_hooked
 from .fir import filtered
 from .packed import Joined, PackedWeight
 
-_RESIDUAL = math.sqrt(0.5)
+RESIDUAL = math.sqrt(0.5)
+"""What a block multiplies its sum with, as the reference implementation does."""
 
 
 class Conv(nn.Module):
@@ -200,7 +201,7 @@ class ResBlock(nn.Module):
         h = self.Conv_0(h, rows.chunk(2, 1)[0])
         h = self.GroupNorm_1.silu(h)
         h = self.Conv_1(F.dropout(h, self.dropout, self.training))
-        return torch.add(self._shortcut(x), h).mul_(_RESIDUAL)
+        return torch.add(self._shortcut(x), h).mul_(RESIDUAL)
 
     def fused(self, x: fused.Activation, rows: Tensor, skip: Tensor | None = None) -> fused.Pending:
         """The same on the fused kernels, for frozen weights; the last sum is left to whoever reads it."""
@@ -210,14 +211,14 @@ class ResBlock(nn.Module):
             h, s = filtered(h, self.resample), filtered(s, self.resample)
             s = s if self.Conv_2 is None else self.Conv_2.without_bias(s)
         else:
-            shortcut = fused.Shortcut(self._matrix(), self.resample)
+            shortcut = fused.Shortcut(self.shortcut_matrix(), self.resample)
             h, s = fused.enter(x, skip, self.GroupNorm_0.settings(), shortcut)
         h = self.Conv_0.without_bias(h)
         h = fused.norm_silu(h, self.GroupNorm_1.settings(), first)
-        return fused.Pending(s, self.Conv_1.without_bias(h), last, _RESIDUAL)
+        return fused.Pending(s, self.Conv_1.without_bias(h), last, RESIDUAL)
 
-    def _matrix(self) -> Tensor | None:
-        """The shortcut's [outputs, inputs]."""
+    def shortcut_matrix(self) -> Tensor | None:
+        """What the shortcut multiplies every pixel with, [outputs, inputs]; None where it is the input itself."""
         if self.NIN_0 is not None:
             return self.NIN_0.W.t()
         return None if self.Conv_2 is None else self.Conv_2.weight[:, :, 0, 0]
@@ -259,19 +260,23 @@ class Attention(nn.Module):
         tokens = to_tokens(self.GroupNorm_0(x))
         q, k, v = self.NIN_0(tokens), self.NIN_1(tokens), self.NIN_2(tokens)
         h = self.NIN_3(frozen.attention(q, k, v))
-        return torch.add(x, to_image(h, x.shape[2:])).mul_(_RESIDUAL)
+        return torch.add(x, to_image(h, x.shape[2:])).mul_(RESIDUAL)
 
     def fused(self, x: fused.Activation) -> fused.Pending:
         """The same on the fused kernels, for frozen weights: one product makes q, k and v."""
         y, s = fused.enter(x, None, self.GroupNorm_0.settings(activate=False))
-        parts = (self.NIN_0, self.NIN_1, self.NIN_2)
-        matrix = self._matrices.get(*(part.W for part in parts))
-        bias = self._biases.get(*(part.b for part in parts))
+        matrix, bias = self.joined()
         tokens = to_tokens(y)
         batch, pixels, channels = tokens.shape
         qkv = fused.affine(tokens.reshape(-1, channels), matrix, bias).view(batch, pixels, -1)
         h = fused.attention(qkv, heads=1, legacy=False).reshape(-1, channels) @ self.NIN_3.W
-        return fused.Pending(s, to_image(h.view(batch, pixels, -1), s.shape[2:]), self.NIN_3.b, _RESIDUAL)
+        return fused.Pending(s, to_image(h.view(batch, pixels, -1), s.shape[2:]), self.NIN_3.b, RESIDUAL)
+
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """Matrix [C, 3 C] and bias [3 C] that make q, k and v side by side."""
+        parts = (self.NIN_0, self.NIN_1, self.NIN_2)
+        matrix = self._matrices.get(*(part.W for part in parts))
+        return matrix, self._biases.get(*(part.b for part in parts))
 
 
 class Downsample(nn.Module):
@@ -305,7 +310,7 @@ class ResidualInput(nn.Module):
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """(x [B, C, H, W] + reduced image [B, C', 2 H, 2 W])/sqrt(2)."""
-        return torch.add(x, filtered(self.Conv_0(image), "down", padding=0)).mul_(_RESIDUAL)
+        return torch.add(x, filtered(self.Conv_0(image), "down", padding=0)).mul_(RESIDUAL)
 
 
 def reference_norm(channels: int) -> Norm:

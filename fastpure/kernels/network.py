@@ -1,0 +1,173 @@
+"""A narrow U-Net as one call of the host extension: the layout of its program and of packed weights.
+
+The extension takes every sample through all steps of a network by itself (csrc/host/network.h): nothing but the image,
+and what a gradient has to keep, goes through memory, and threads meet once per pass. What the steps are is decided in
+``fastpure.nets.narrow``; this file knows how they are written down.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import final
+
+import torch
+from torch import Tensor
+
+from . import extension
+from .extension import DTYPE_CODES, HOST, stride_of
+
+OUTSIDE, ABSENT = -1, -2
+"""In the place of an offset: the network's own input or output; nothing."""
+
+ALIGNMENT = 32
+"""Offsets are multiples of so many elements: of a cache line in either dtype."""
+
+_BF16_SET = "avx512_bf16"
+_UNIT = {torch.float32: 1, torch.bfloat16: 2}
+"""Inputs that are multiplied together."""
+
+
+class Kind(IntEnum):
+    """What a step computes; see csrc/host/network.h."""
+
+    CONVOLUTION = 0
+    BLOCK = 1
+    ATTENTION = 2
+    HEAD = 3
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """One step, field by field as in csrc/host/network.h; offsets and sizes in elements, tensors by address."""
+
+    kind: Kind
+    input: int
+    skip: int
+    output: int
+    middle: int
+    v_input: int
+    v_skip: int
+    v_output: int
+    adds: bool
+    height: int
+    width: int
+    inputs: int
+    skips: int
+    outputs: int
+    resample: int
+    groups: int
+    second_groups: int
+    eps: float
+    scale: float
+    row: int
+    stats: int
+    second_stats: int
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    second_norm_weight: Tensor | None
+    second_norm_bias: Tensor | None
+    first: Tensor | None
+    second: Tensor | None
+    shortcut: Tensor | None
+    first_back: Tensor | None
+    second_back: Tensor | None
+    shortcut_back: Tensor | None
+    first_bias: Tensor | None
+    second_bias: Tensor | None
+
+
+_FORMAT = struct.Struct("".join("d" if field.type == "float" else "q" for field in fields(Step)))
+
+
+@final
+class Program:
+    """Steps as the extension reads them, and the memory one sample needs.
+
+    Args:
+        steps: in order.
+        dtype: float32 or bfloat16, of activations, rows and weights alike.
+        image_in, image_out: shapes [C, H, W] of what goes in and comes out.
+        tape_size, stats_size, cotangents_size: elements per sample (per thread where nothing is kept).
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        dtype: torch.dtype,
+        image_in: tuple[int, int, int],
+        image_out: tuple[int, int, int],
+        tape_size: int,
+        stats_size: int,
+        cotangents_size: int,
+    ) -> None:
+        self.dtype, self.image_in, self.image_out = dtype, image_in, image_out
+        self.tape_size, self.stats_size = tape_size, stats_size
+        self._steps = tuple(steps)  # whose tensors stay alive with it
+        code = bytearray().join(_FORMAT.pack(*_fields_of(step)) for step in steps)
+        self._code = torch.frombuffer(code, dtype=torch.int64)
+        sizes = torch.Size(image_in).numel(), torch.Size(image_out).numel()
+        self._rest = (tape_size, stats_size, cotangents_size, *sizes, DTYPE_CODES[dtype])
+
+    def forward(self, x: Tensor, rows: Tensor, keep: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(result [B, C, H, W] channels_last, tape and statistics for ``transpose`` or None if ``keep`` is False).
+
+        x [B, C, H, W] dense in channels_last, rows [1 or B, S] dense, both in the program's dtype in host memory.
+        """
+        batch = x.shape[0]
+        out = torch.empty(
+            (batch, *self.image_out), dtype=self.dtype, memory_format=torch.channels_last
+        )
+        tape = torch.empty((batch, self.tape_size), dtype=self.dtype) if keep else None
+        stats = torch.empty((batch, self.stats_size)) if keep else None
+        self._call("network", (x, rows, self._code, out, tape, stats), batch, rows)
+        return out, tape, stats
+
+    def transpose(self, v: Tensor, rows: Tensor, tape: Tensor, stats: Tensor) -> Tensor:
+        """The cotangent of x from ``v``, that of the result, [B, C, H, W] dense in channels_last."""
+        batch = v.shape[0]
+        v_x = torch.empty((batch, *self.image_in), dtype=self.dtype, memory_format=torch.channels_last)
+        self._call("network_vjp", (v, rows, self._code, tape, stats, v_x), batch, rows)
+        return v_x
+
+    def _call(self, name: str, arguments: tuple[Tensor | None, ...], batch: int, rows: Tensor) -> None:
+        module = extension.load().module
+        assert module is not None, "programs are only made where the extension is loaded"
+        rest = (batch, len(self._steps), stride_of(rows), *self._rest)
+        getattr(module, name)(HOST, torch.get_num_threads(), arguments, rest)
+
+
+def _fields_of(step: Step) -> tuple[int | float, ...]:
+    found: list[int | float] = []
+    for field in fields(Step):
+        value = getattr(step, field.name)
+        if isinstance(value, Tensor):
+            value = value.data_ptr()
+        found.append(0 if value is None else float(value) if field.type == "float" else int(value))
+    return tuple(found)
+
+
+def runs(dtype: torch.dtype) -> bool:
+    """Whether this machine has the instructions that make programs of this dtype worth it."""
+    if dtype == torch.bfloat16:
+        return _BF16_SET in extension.load().build.get("instruction_sets", ())
+    return dtype == torch.float32
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A convolution's weight [O, I, k, k] as the extension multiplies with it; float32 or bfloat16."""
+    outputs, inputs, size, _ = weight.shape
+    block, unit = 32 if outputs % 32 == 0 else 16, _UNIT[weight.dtype]
+    blocks, units = -(-outputs // block), -(-inputs // unit)
+    whole = weight.new_zeros((blocks * block, units * unit, size, size))
+    whole[:outputs, :inputs] = weight.detach()
+    parts = whole.view(blocks, block, units, unit, size * size)
+    return parts.permute(0, 4, 2, 1, 3).contiguous()
+
+
+def pack_back(weight: Tensor) -> Tensor:
+    """The same for its transpose: mirrored, inputs and outputs exchanged."""
+    return pack(weight.flip(2, 3).transpose(0, 1))
