@@ -54,7 +54,7 @@ static void network_samples(const NetworkArgs& args, int64_t begin, int64_t end)
       const NetworkStep& step = args.program[i];
       const T* x = step.input == kOutside ? image : tape + step.input;
       const T* skip = step.skip == kAbsent ? nullptr : tape + step.skip;
-      arena.clear();
+      arena.release(0);
       forward_step<T>({step, arena, x, skip, tape, stats, rows}, step.output == kOutside ? result : tape + step.output);
     }
   }
@@ -77,7 +77,7 @@ static void network_samples(const NetworkVjpArgs& args, int64_t begin, int64_t e
       const T* skip = step.skip == kAbsent ? nullptr : tape + step.skip;
       const Cotangents<T> to = {step.v_input == kOutside ? v_image : cotangents + step.v_input,
                                 step.skip == kAbsent ? nullptr : cotangents + step.v_skip};
-      arena.clear();
+      arena.release(0);
       back_step<T>({step, arena, x, skip, tape, stats, nullptr}, step.v_output == kOutside ? v_result
                                                                                             : cotangents + step.v_output,
                    to);

@@ -1,7 +1,7 @@
 // The steps of a network for one sample, both directions; attention.inl has its own. Included by loops.inl, inside its
 // namespace, behind convolution.inl.
 
-// Memory handed out piece by piece, all of which is free again after a step.
+// Memory handed out piece by piece, and taken back in the opposite order: what is used next should be in the cache.
 class Arena {
  public:
   explicit Arena(char* memory) : memory_(memory) {}
@@ -11,7 +11,8 @@ class Arena {
     used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
     return taken;
   }
-  void clear() { used_ = 0; }
+  int64_t mark() const { return used_; }
+  void release(int64_t mark) { used_ = mark; }
 
  private:
   char* memory_;
@@ -87,9 +88,11 @@ template <typename T>
 static void convolve_image(const Sample<T>& s, const T* in, int64_t height, int64_t width, int64_t inputs,
                            const void* weights, int64_t outputs, const Finish<T>& to) {
   const int64_t channels = padded_channels<T>(inputs);
+  const int64_t mark = s.arena.mark();
   T* padded = s.arena.template take<T>((height + 2) * (width + 2) * channels);
   pad(in, height, width, inputs, padded);
   convolve(padded, height, width, channels, weights, outputs, to);
+  s.arena.release(mark);
 }
 
 template <typename T>
@@ -136,10 +139,12 @@ static void block_forward(const Sample<T>& s, T* out) {
   const NetworkStep& step = s.step;
   const int64_t height = output_height(step), width = output_width(step), outputs = step.outputs;
   const float* rows = row_of(s, s.rows + step.row, 2 * outputs);
-  const T* shortcut = shortcut_of(s);
   T* middle = s.tape + step.middle;
+  const int64_t mark = s.arena.mark();
   convolve_image(s, first_norm(s, true), height, width, step.inputs + step.skips, step.first, outputs,
                  Finish<T>{middle, outputs, nullptr, rows, 1.0f});
+  s.arena.release(mark);
+  const T* shortcut = shortcut_of(s);
   T* activated = s.arena.template take<T>(height * width * outputs);
   const GroupNormArgs second{middle,  nullptr, nullptr, step.second_norm_weight, step.second_norm_bias,
                              step.second_groups, step.eps, kKeep, 1, activated,
@@ -207,17 +212,18 @@ static void block_back(const Sample<T>& s, const T* v_out, const Cotangents<T>& 
   const int64_t height = output_height(step), width = output_width(step), pixels = height * width;
   const int64_t outputs = step.outputs, channels = step.inputs + step.skips;
   const T* v = scaled(s, v_out, pixels * outputs);
-  T* of_activated = s.arena.template take<T>(pixels * outputs);
-  convolve_image(s, v, height, width, outputs, step.second_back, outputs,
-                 Finish<T>{of_activated, outputs, nullptr, nullptr, 1.0f});
+  T* of_first = s.arena.template take<T>(pixels * channels);
+  const int64_t mark = s.arena.mark();
   T* of_middle = s.arena.template take<T>(pixels * outputs);
-  const GroupNormVjpArgs second{of_activated, s.tape + step.middle, nullptr, nullptr, step.second_norm_weight,
+  convolve_image(s, v, height, width, outputs, step.second_back, outputs,
+                 Finish<T>{of_middle, outputs, nullptr, nullptr, 1.0f});
+  const GroupNormVjpArgs second{of_middle, s.tape + step.middle, nullptr, nullptr, step.second_norm_weight,
                                 step.second_norm_bias, s.stats + step.second_stats, step.second_groups, kKeep, 1,
                                 nullptr, of_middle, nullptr, nullptr, 1.0, norm_layout<T>(outputs, 0, height, width)};
   run_norm<T>(second);
-  T* of_first = s.arena.template take<T>(pixels * channels);
   convolve_image(s, of_middle, height, width, outputs, step.first_back, channels,
                  Finish<T>{of_first, channels, nullptr, nullptr, 1.0f});
+  s.arena.release(mark);
   first_norm_back(s, true, of_first, shortcut_back(s, v), to);
 }
 
