@@ -185,6 +185,19 @@ static void group_pivots(const GroupNormArgs& args, int64_t sample, int64_t firs
   }
 }
 
+// A number like `wanted` from which values of T are subtracted without error that they share: what is cut off a sum of
+// bfloat16 and a float is the same for most of them, and would add up.
+template <typename T>
+FASTPURE_HD float pivot_of(float wanted) {
+  if constexpr (sizeof(T) == 4) {
+    return wanted;
+  } else {
+    uint32_t bits;
+    std::memcpy(&bits, &wanted, sizeof bits);
+    return widen(BFloat16{static_cast<uint16_t>(bits >> 16)});
+  }
+}
+
 template <typename T>
 static void group_statistics(const GroupNormArgs& args, int64_t sample, int64_t first, int64_t last) {
   const GroupNormShape shape = shape_of(args);
@@ -198,9 +211,13 @@ static void group_statistics(const GroupNormArgs& args, int64_t sample, int64_t 
     const Plane<const T> in = input_plane(shape, x, skip, sample, tile.channel);
     ChannelNumbers numbers;
     row_numbers(args, tile, numbers);
+    double moved[kTileChannels];  // from the group's pivot to the channel's
     for_groups(shape, tile, [&](int64_t group, int64_t begin, int64_t end) {
-      const float pivot = static_cast<float>(pivots[group - first]);
-      for (int64_t i = begin; i < end; ++i) numbers.of[i] = pivot - numbers.of[i];
+      for (int64_t i = begin; i < end; ++i) {
+        const float row = numbers.of[i];
+        numbers.of[i] = pivot_of<T>(static_cast<float>(pivots[group - first]) - row);
+        moved[i] = static_cast<double>(numbers.of[i]) + static_cast<double>(row) - pivots[group - first];
+      }
     });
     const Pixel<N> pivot = as_pixel<N, kPart, T>(numbers.of);
     double of_d[kTileChannels] = {}, of_d2[kTileChannels] = {};
@@ -217,6 +234,10 @@ static void group_statistics(const GroupNormArgs& args, int64_t sample, int64_t 
       }
       add_to<N, kPart, T>(of_d, sum);
       add_to<N, kPart, T>(of_d2, square);
+    }
+    for (int64_t i = 0; i < tile.width; ++i) {
+      of_d2[i] += moved[i] * (2.0 * of_d[i] + static_cast<double>(pixels) * moved[i]);
+      of_d[i] += static_cast<double>(pixels) * moved[i];
     }
     add_to_groups(shape, tile, of_d, first, sums);
     add_to_groups(shape, tile, of_d2, first, squares);

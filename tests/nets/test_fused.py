@@ -101,6 +101,6 @@ def test_weights_in_training_and_dropout_take_the_plain_way(network):
         network(x, LABELS)
 
 
-def test_nothing_is_fused_where_triton_does_not_run(network):
+def test_nothing_is_fused_in_float64_on_the_cpu(network):
     with mock.patch.object(fused, "enter", side_effect=AssertionError("fused")):
         network(normal(2, 2, 8, 8), LABELS)
