@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastpure import Denoiser, load_denoiser
-from fastpure.nets import DDPMpp, frozen
+from fastpure.nets import DDPMpp, frozen, fused
 from tests.golden import FOLDER
 
 
