@@ -4,4 +4,15 @@ from .comparison import Comparison, Row, Table, compare
 from .processor import Processor, Rate
 from .timing import Timing, interleave, ratio, table
 
-__all__ = ["Comparison", "Processor", "Rate", "Row", "Table", "Timing", "compare", "interleave", "ratio", "table"]
+__all__ = [
+    "Comparison",
+    "Processor",
+    "Rate",
+    "Row",
+    "Table",
+    "Timing",
+    "compare",
+    "interleave",
+    "ratio",
+    "table",
+]

@@ -134,7 +134,9 @@ def _room_to_compile() -> AbstractContextManager[object]:
 
 def _compare(tables: _Tables, report: Callable[[str, float], None]) -> dict[str, Table]:
     found, what, device = {}, tables.what, tables.cases.device
-    products = {f"{one.name}, {one.precision}": one for name in what.precisions for one in probes(name, device)}
+    products = {
+        f"{one.name}, {one.precision}": one for name in what.precisions for one in probes(name, device)
+    }
     for (title, cases), flops in zip(
         (("purification", tables.purifications()), ("exact gradient", tables.gradients())),
         tables.cases.flops(),

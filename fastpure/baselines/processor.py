@@ -136,10 +136,13 @@ def fastest(rates: Iterable[Rate], precision: str, clock: Clock = "wall") -> Rat
     return max(found, key=lambda rate: rate.per_second(clock), default=None)
 
 
-def share(case: Timing, flops: float, rates: Iterable[Rate], precision: str, clock: Clock = "wall") -> float | None:
-    """Of the processor's rate in ``precision``, the share that a case doing ``flops`` reaches; None if none was measured.
+def share(
+    case: Timing, flops: float, rates: Iterable[Rate], precision: str, clock: Clock = "wall"
+) -> float | None:
+    """Of the processor's rate in ``precision``, the share that a case doing ``flops`` reaches.
 
-    The median over the turns of (rate of the case) / (rate of the faster product in the same turn).
+    The median over the turns of (rate of the case) / (rate of the faster product in the same turn); None if the rate
+    was not measured.
     """
     rate = fastest(rates, precision, clock)
     if rate is None:

@@ -82,7 +82,18 @@ def show(title: str, table: Table) -> None:
 
     printed = rich_table.Table(title=title, title_justify="left", box=None, pad_edge=False)
     printed.add_column("case", no_wrap=True)
-    heads = ("seconds", "min", "max", "CPU s", "times ours", "by CPU", "% of rate", "by CPU", "error", "cosine")
+    heads = (
+        "seconds",
+        "min",
+        "max",
+        "CPU s",
+        "times ours",
+        "by CPU",
+        "% of rate",
+        "by CPU",
+        "error",
+        "cosine",
+    )
     for name in (*heads, "peak MB"):
         printed.add_column(name, justify="right", no_wrap=True)
     for row in table.rows:

@@ -60,7 +60,7 @@ def test_any_named_classifier_guides(name):
 
 
 def test_an_unknown_classifier_is_named():
-    with fake_tensors(), pytest.raises(ValueError, match="`guidance` must be one of .*'wrn-28-10'"):
+    with fake_tensors(), pytest.raises(ValueError, match=r"`guidance` must be one of .*'wrn-28-10'"):
         workload("ddpmpp-digits", "resnet", 1, torch.float32, "fp32")
 
 
