@@ -2,6 +2,7 @@
 
     python -m bench.bench_adm                 # exact gradient, 50 M parameters at 32x32, B = 2, 4 steps
     python -m bench.bench_adm --imagenet      # one step with its gradient at 256x256, 553 M parameters: seconds, memory
+    pytest bench/bench_adm.py                 # a narrow network under pytest-benchmark
 
 The baselines run the same network on torch's own operations and torch's own autograd.
 """
@@ -12,13 +13,17 @@ import argparse
 import resource
 import time
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastpure as fp
+from bench.measured import measure
 from fastpure.baselines import interleave, ratio, table
 from fastpure.baselines.plain_network import Loop
 from fastpure.nets import frozen
@@ -26,6 +31,17 @@ from fastpure.nets import frozen
 NETWORK, BATCH, STEPS, DT = "iddpm-cifar10", 2, 4, 1e-3
 OURS, RECOMPUTE = "fastpure, store", "fastpure, recompute"
 PLAIN, CHECKPOINT = "plain autograd, keep everything", "checkpoint every step, frozen"
+NARROW: dict[str, Any] = {
+    "architecture": "adm",
+    "image_size": 16,
+    "model_channels": 32,
+    "widths": (32, 64),
+    "n_blocks": 1,
+    "attn_resolutions": (8,),
+    "legacy_attention": True,
+    "learned_sigma": True,
+}
+"""Under pytest-benchmark."""
 
 
 class OnPlainOperations(nn.Module):
@@ -45,8 +61,8 @@ class OnPlainOperations(nn.Module):
             return self.network(x, labels)[:, : self.channels]
 
 
-def gradients() -> dict[str, Callable[[], Tensor]]:
-    denoiser = fp.Denoiser.from_config(NETWORK).frozen()
+def gradients(network: str | dict[str, Any] = NETWORK) -> dict[str, Callable[[], Tensor]]:
+    denoiser = fp.Denoiser.from_config(network).frozen()
     x = torch.rand(BATCH, *denoiser.image_shape)
     v = torch.randn(x.shape)
     noise = torch.randn(STEPS, *x.shape)
@@ -73,6 +89,16 @@ def gradients() -> dict[str, Callable[[], Tensor]]:
         PLAIN: baseline(False),
         CHECKPOINT: baseline(True),
     }
+
+
+@cache
+def narrow() -> dict[str, Callable[[], Tensor]]:
+    return gradients(NARROW)
+
+
+@pytest.mark.parametrize("name", [OURS, RECOMPUTE, PLAIN, CHECKPOINT])
+def test_gradient(benchmark, name):
+    measure(benchmark, f"exact gradient, narrow ADM, B = {BATCH}, {STEPS} steps", narrow()[name])
 
 
 def imagenet() -> None:

@@ -1,6 +1,7 @@
 """APGD with EOT here against pyautoattack's on the same defence, and an evaluation over draws against a loop.
 
     python -m bench.bench_apgd [images] [eot] [repeats]
+    pytest bench/bench_apgd.py               one image and EOT 4 under pytest-benchmark
 
 COUP on the digits, 15 steps; both attacks take the same number of iterations and draws. pyautoattack walks the
 draws one after the other, here images and draws share the network calls. The cases take turns in one process;
@@ -12,9 +13,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+import pytest
 import torch
 
 import fastpure as fp
+from bench.measured import measure
 from fastpure.attacks.base import Problem
 from fastpure.attacks.gradient import score
 from fastpure.baselines.timing import interleave, ratio, table
@@ -58,6 +61,17 @@ def evaluations(n: int) -> dict[str, Callable[[], object]]:
                 defense(x, ids, draw).argmax(1).eq(y)
 
     return {BATCHED: lambda: score(door(defense, x, ids), x, y, ids, DRAWS, 256), LOOP: loop}
+
+
+@pytest.mark.parametrize("name", [OURS, THEIRS])
+def test_attack(benchmark, name):
+    pytest.importorskip("pyautoattack")
+    measure(benchmark, f"APGD, one image, EOT 4, {N_ITER} iterations", attacks(1, 4)[name])
+
+
+@pytest.mark.parametrize("name", [BATCHED, LOOP])
+def test_evaluation(benchmark, name):
+    measure(benchmark, f"evaluation, one image, {DRAWS} draws", evaluations(1)[name])
 
 
 def main(n: int = 2, eot: int = 20, repeats: int = 3) -> None:

@@ -6,41 +6,29 @@
     python -m bench.bench_gradient --precision fp32 --repeats 5 --device cuda
     pytest bench/bench_gradient.py                     the digits size under pytest-benchmark
 
-The comparison itself is `fastpure bench`; this adds the arithmetic limit (74.2 GFLOP per image and step, two network
-passes, at the rate of a large matrix product measured before and after) and the goals.
+The comparison itself is `fastpure bench`; this adds the arithmetic limit (two network passes per step at the
+processor's product rate, measured in the same turns) and the goals.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 
 import pytest
 import torch
 
 import fastpure as fp
-from fastpure.baselines import Comparison, Row, compare
+from bench.measured import measure
+from fastpure.baselines import Comparison, Table, compare, ratio
 from fastpure.baselines.comparison import Cases, Networks
+from fastpure.baselines.processor import fastest
 from fastpure.cli.bench import show
 from fastpure.reverse.memory import count_saved_bytes
 from fastpure.reverse.step import linearize
 
 OFFICIAL, BATCH, STEPS = "ddpmpp-cifar10", 2, 4
-GFLOP_PER_IMAGE_AND_STEP = 74.2
-MM = 3072
-SMALL = Cases(Networks("ddpmpp-digits", torch.device("cpu")), batch=64, steps=4)
-
-
-def matrix_rate(repeats: int = 5) -> float:
-    """Best floating-point rate of a large float32 matrix product."""
-    a = torch.randn(MM, MM)
-    best = float("inf")
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - begin)
-    return 2 * MM**3 / best
 
 
 def kept_megabytes() -> float:
@@ -56,37 +44,45 @@ def kept_megabytes() -> float:
     return saved.total / BATCH / 1e6
 
 
-GRADIENTS = {
-    "fastpure, store": partial(SMALL.gradient, SMALL.purifier("fp32", "store")),
-    "fastpure, recompute": partial(SMALL.gradient, SMALL.purifier("fp32", "recompute")),
-    "keep everything": partial(SMALL.peer_gradient, SMALL.loop("fp32")),
-    "checkpoint": partial(SMALL.peer_gradient, SMALL.loop("fp32", recompute=True)),
+@cache
+def small() -> Cases:
+    return Cases(Networks("ddpmpp-digits", torch.device("cpu")), batch=64, steps=STEPS)
+
+
+GRADIENTS: dict[str, Callable[[], Callable[[], torch.Tensor]]] = {
+    "fastpure, store": lambda: partial(small().gradient, small().purifier("fp32", "store")),
+    "fastpure, recompute": lambda: partial(small().gradient, small().purifier("fp32", "recompute")),
+    "keep everything": lambda: partial(small().peer_gradient, small().loop("fp32")),
+    "keep everything, NCHW": lambda: partial(
+        small().peer_gradient, small().loop("fp32", channels_last=False)
+    ),
+    "checkpoint": lambda: partial(small().peer_gradient, small().loop("fp32", recompute=True)),
 }
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradient(benchmark, name):
-    benchmark.group = "exact gradient, digits size, B = 64, 4 steps"
-    benchmark.pedantic(GRADIENTS[name], rounds=3, warmup_rounds=1)
+    measure(benchmark, f"exact gradient, digits size, B = 64, {STEPS} steps", GRADIENTS[name]())
 
 
-def goals(rows: dict[str, Row], rate: float, batch: int) -> None:
+def goals(table: Table) -> None:
     """Print what the project promised for CPUs beside what came out."""
-
-    def times(slow: str, fast: str) -> float:
-        return rows[slow].timing.median / rows[fast].timing.median
-
-    limit = GFLOP_PER_IMAGE_AND_STEP * 1e9 * batch * STEPS / rate
+    rows = {row.name: row for row in table.rows}
+    timings = [row.timing for row in table.rows]
+    times = partial(ratio, timings)
     adjoint = "torchsde adjoint as DiffPure, fp32"
     for name in rows:
         if "torch.compile" in name:
             print(f"{name}: {times(name, 'fastpure, store, ' + name.split(', ')[-1]):.2f} times ours")
     if "fastpure, store, fp32" in rows:
         ours = "fastpure, store, fp32"
-        best = min(rows[ours].timing.seconds)
-        print(
-            f"matrix rate {rate / 1e9:.0f} GFLOP/s, arithmetic limit {limit:.2f} s; ours at best {best / limit:.3f}"
-        )
+        rate = fastest(table.rates, "fp32")
+        if rate is not None:
+            limit = table.flops / rate.per_second()
+            print(
+                f"{rate.name} {rate.per_second() / 1e9:.0f} GFLOP/s, arithmetic limit {limit:.2f} s; ours at best "
+                f"{min(rows[ours].timing.seconds) / limit:.3f}"
+            )
         print(f"fp32: checkpointing {times('checkpoint every step, frozen, fp32', ours):.2f} (goal 1.4)")
         print(f"fp32: torchsde as DiffPure {times(adjoint, ours):.2f} (goal 7)")
     if "fastpure, store, bf16" in rows:
@@ -120,12 +116,11 @@ def main() -> None:
         device=options.device,
     )
     official = options.network == OFFICIAL and options.device == "cpu"
-    before = matrix_rate() if official else 0.0
     tables = compare(what)
-    for title, rows in tables.items():
-        show(f"{title}, {options.network}, B = {options.batch}, {STEPS} steps, {options.device}", rows)
+    for title, table in tables.items():
+        show(f"{title}, {options.network}, B = {options.batch}, {STEPS} steps, {options.device}", table)
     if official:
-        goals({row.name: row for row in tables["exact gradient"]}, max(before, matrix_rate()), options.batch)
+        goals(tables["exact gradient"])
         print(f"kept per image and step, fp32: {kept_megabytes():.1f} MB (goal 60)")
 
 

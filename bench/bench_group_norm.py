@@ -4,6 +4,7 @@
     python -m bench.bench_group_norm --batch 64 --json out.jsonl
     python -m bench.bench_group_norm --sweep                 neighbours of every rule in triton_support.py
     TRITON_INTERPRET=1 python -m bench.bench_group_norm      no timing: shows on the CPU that the bench still runs
+    pytest bench/bench_group_norm.py                         the same calls on the CPU under pytest-benchmark
 
 What PyTorch's side is stands in group_norm_calls.py. Times are of captured graphs over rotating buffers larger than
 the cache: no launch overhead counts, and nothing is found in the cache. GB/s counts the bytes that one fused pass
@@ -21,10 +22,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pytest
 import torch
 
 from bench.group_norm_calls import Buffers, by_torch, error, ours
 from bench.machine_code import DTYPES, SITES, Site, site_work
+from bench.measured import measure as measure_by_clock
 from fastpure.kernels import registry, triton_support, use_backend
 from fastpure.kernels.group_norm_silu import impl_triton
 
@@ -105,6 +108,17 @@ def measured_row(site: Site, label: str, direction: str, batch: int, device: str
         "error": errors[0],
         "torch_error": errors[1],
     }
+
+
+@pytest.mark.parametrize("whose", [ours, by_torch], ids=["fastpure", "torch"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(
+    "site", [site for site in SITES if site.network == "digits"], ids=lambda site: site.name
+)
+def test_site(benchmark, site, direction, whose):
+    buffers = Buffers.make(site, torch.float32, 20, "cpu")
+    group = f"GroupNorm+SiLU, {site.name}, {direction}, B = 20, CPU"
+    measure_by_clock(benchmark, group, whose(buffers, direction), calls=50)
 
 
 def sweeps(networks: Sequence[str] | None, dtypes: Sequence[str]) -> Iterator[tuple[str, Site, str]]:

@@ -1,6 +1,7 @@
 """Guidance: gradient of a classifier's log-confidence and the Hessian's product, with weights as constants or not.
 
 python -m bench.bench_guidance [repeats]
+pytest bench/bench_guidance.py           the digits classifier under pytest-benchmark
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.measured import measure
 from fastpure.baselines import interleave, table
 from fastpure.classifiers import CONFIGS, ResNet
 from fastpure.classifiers.base import call_frozen
@@ -26,22 +29,35 @@ def gradient_and_product(call: Callable[[Tensor], Tensor], x: Tensor, v: Tensor 
     return (g,) if v is None else (g.detach(), *torch.autograd.grad(g, leaf, v))
 
 
+CASES = ("gradient, constants", "gradient, torch", "Hessian, constants", "Hessian, torch")
+
+
 def cases(network: nn.Module, x: Tensor) -> dict[str, Callable[[], object]]:
     v = torch.randn_like(x)
     frozen = lambda x: call_frozen(network, x)  # noqa: E731
-    return {
-        "gradient, constants": lambda: gradient_and_product(frozen, x, None),
-        "gradient, torch": lambda: gradient_and_product(network, x, None),
-        "Hessian, constants": lambda: gradient_and_product(frozen, x, v),
-        "Hessian, torch": lambda: gradient_and_product(network, x, v),
-    }
+    calls = (
+        lambda: gradient_and_product(frozen, x, None),
+        lambda: gradient_and_product(network, x, None),
+        lambda: gradient_and_product(frozen, x, v),
+        lambda: gradient_and_product(network, x, v),
+    )
+    return dict(zip(CASES, calls, strict=True))
+
+
+def classifier(name: str) -> nn.Module:
+    return ResNet(CONFIGS[name]).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_guidance(benchmark, name):
+    found = cases(classifier("resnet-digits"), torch.rand(64, *CONFIGS["resnet-digits"].image_shape))
+    measure(benchmark, f"guidance by resnet-digits, B = 64, {name.split(',')[0]}", found[name], calls=5)
 
 
 def main(repeats: int = 7) -> None:
     torch.manual_seed(0)
     for name, batch in (("resnet-digits", 64), ("resnet-cifar10-small", 32), ("resnet-cifar10", 32)):
-        network = ResNet(CONFIGS[name]).eval().requires_grad_(False)
-        timings = interleave(cases(network, torch.rand(batch, *CONFIGS[name].image_shape)), repeats)
+        timings = interleave(cases(classifier(name), torch.rand(batch, *CONFIGS[name].image_shape)), repeats)
         print(table(timings, "Hessian, constants", f"{name}, B = {batch}"), end="\n\n")
 
 

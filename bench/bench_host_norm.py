@@ -2,23 +2,24 @@
 
     python -m bench.bench_host_norm                      # kernels at official and digits shapes
     python -m bench.bench_host_norm --gradient           # and gradients of whole networks, one step
+    pytest bench/bench_host_norm.py                      # the digits shapes under pytest-benchmark
 
-The cases take turns. Times are processor time of this process (all its threads), which other work on the machine
-disturbs less than the clock; with one thread (OMP_NUM_THREADS=1) the two would agree on an idle machine.
+The cases take turns. Times of kernels are processor time of this process (all its threads), which other work on the
+machine disturbs less than the clock; with one thread (OMP_NUM_THREADS=1) the two would agree on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
-from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 
+from bench.measured import measure
 from fastpure import Denoiser
-from fastpure.baselines import Timing, interleave, ratio, table
+from fastpure.baselines import interleave, ratio, table
 from fastpure.baselines.plain_network import PlainDDPMpp
 from fastpure.kernels import group_norm_silu, group_norm_silu_vjp, use_backend
 from fastpure.nets import NETWORKS, DDPMpp, frozen
@@ -39,12 +40,6 @@ ELEMENTS = 4_000_000
 LABEL = 99.9
 
 
-def by_processor_time(cases: dict[str, Call], rounds: int) -> list[Timing]:
-    """`interleave` with the processor's time in the place of the clock's."""
-    with mock.patch("fastpure.baselines.timing.time.perf_counter", time.process_time):
-        return interleave(cases, rounds)
-
-
 def repeated(call: Call, times: int) -> Call:
     return lambda: [call() for _ in range(times)]
 
@@ -55,22 +50,24 @@ def kernels(rounds: int) -> None:
     print(f"{'vjp: torch':>12}{'ours':>8}{'ratio':>7}")
     for batch, channels, side, groups in SHAPES:
         for label, dtype in DTYPES.items():
-            shape = (batch, channels, side, side)
-            x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
-            v, (weight, bias) = torch.randn_like(x), torch.randn(2, channels).to(dtype)
-            cases = _kernel_cases(x, v, (weight, bias, groups, 1e-6))
-            times = max(1, ELEMENTS // x.numel())
-            timings = by_processor_time({k: repeated(c, times) for k, c in cases.items()}, rounds)
-            best = {timing.name: 1e6 * min(timing.seconds) / times for timing in timings}
+            cases = kernel_cases(batch, channels, side, groups, dtype)
+            times = max(1, ELEMENTS // (batch * channels * side**2))
+            timings = interleave({k: repeated(c, times) for k, c in cases.items()}, rounds)
+            best = {timing.name: 1e6 * min(timing.cpu_seconds) / times for timing in timings}
             print(f"{(batch, channels, side, groups)!s:24}{label:10}", end="")
             for name, width in (("forward", 8), ("vjp", 12)):
-                gain = ratio(timings, f"{name}, torch", f"{name}, ours")
+                gain = ratio(timings, f"{name}, torch", f"{name}, ours", "cpu")
                 print(f"{best[f'{name}, torch']:{width}.0f}{best[f'{name}, ours']:8.0f}{gain:7.2f}", end="")
             print(flush=True)
 
 
-def _kernel_cases(x: Tensor, v: Tensor, settings: tuple[Tensor, Tensor, int, float]) -> dict[str, Call]:
-    weight, bias, groups, _ = settings
+CASES = ("forward, torch", "forward, ours", "vjp, torch", "vjp, ours")
+
+
+def kernel_cases(batch: int, channels: int, side: int, groups: int, dtype: torch.dtype) -> dict[str, Call]:
+    x = torch.randn(batch, channels, side, side).to(dtype).contiguous(memory_format=torch.channels_last)
+    v, (weight, bias) = torch.randn_like(x), torch.randn(2, channels).to(dtype)
+    settings = weight, bias, groups, 1e-6
     _, stats = group_norm_silu(x, *settings)
 
     def torchs(call: Call) -> Call:
@@ -80,12 +77,21 @@ def _kernel_cases(x: Tensor, v: Tensor, settings: tuple[Tensor, Tensor, int, flo
 
         return run
 
-    return {
-        "forward, torch": torchs(lambda: frozen.norm_silu(x, *settings)),
-        "forward, ours": lambda: group_norm_silu(x, *settings),
-        "vjp, torch": torchs(lambda: frozen._norm_silu_vjp(x, v, *settings)),
-        "vjp, ours": lambda: group_norm_silu_vjp(v, x, stats, weight, bias, groups),
-    }
+    calls = (
+        torchs(lambda: frozen.norm_silu(x, *settings)),
+        lambda: group_norm_silu(x, *settings),
+        torchs(lambda: frozen._norm_silu_vjp(x, v, *settings)),
+        lambda: group_norm_silu_vjp(v, x, stats, weight, bias, groups),
+    )
+    return dict(zip(CASES, calls, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES[-2:], ids=str)
+def test_kernel(benchmark, shape, dtype, name):
+    call = kernel_cases(*shape, DTYPES[dtype])[name]
+    measure(benchmark, f"GroupNorm+SiLU, {shape}, {dtype}, {name.split(',')[0]}", call, calls=20)
 
 
 def gradients(name: str, batch: int, times: int, rounds: int) -> None:
@@ -107,8 +113,8 @@ def gradients(name: str, batch: int, times: int, rounds: int) -> None:
             cases["float32, plain modules"] = repeated(
                 _gradient(lambda x, p=plain, t=labels: p(x, t), x), times
             )
-    title = f"{name}, B = {batch}, {times} gradients of one step, {torch.get_num_threads()} threads, processor time"
-    print("\n" + table(by_processor_time(cases, rounds), "float32, host kernels", title))
+    title = f"{name}, B = {batch}, {times} gradients of one step, {torch.get_num_threads()} threads"
+    print("\n" + table(interleave(cases, rounds), "float32, host kernels", title))
 
 
 def _gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Call:

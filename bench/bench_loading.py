@@ -1,6 +1,7 @@
 """Loading a checkpoint of the official CIFAR-10 network (107 M parameters) against ``torch.load`` of the same file.
 
     python -m bench.bench_loading            # writes random weights into a temporary folder, and removes them
+    pytest bench/bench_loading.py            # the digits network, in one process, under pytest-benchmark
 
 Medians of turns that alternate in fresh processes, the file being in the page cache. Elapsed time and, because that
 means little on a busy machine, processor time of the process, kernel included. Memory is the
@@ -16,10 +17,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
-from fastpure import Denoiser
+from bench.measured import measure as measure_here
+from fastpure import Denoiser, load_denoiser
+from fastpure.nets import CONFIGS
 
 CHILD = """
 import sys, time, torch, fastpure
@@ -40,12 +45,16 @@ print('{"seconds": %f, "cpu": %f, "peak": %f, "after": %f}' % (seconds, worked, 
 """
 
 
-def write_files(folder: Path) -> dict[str, Path]:
+STATE_DICT, CHECKPOINT = "state dict", "training checkpoint"
+SMALL = "ddpmpp-digits"
+
+
+def write_files(folder: Path, network: str = "ddpmpp-cifar10") -> dict[str, Path]:
     """A plain state dict, and a training checkpoint (raw and averaged weights, two moments of Adam)."""
-    weights = Denoiser.from_config("ddpmpp-cifar10").network.state_dict()
+    weights = Denoiser.from_config(network).network.state_dict()
     parameters = list(weights.values())
-    files = {"state dict": folder / "weights.pth", "training checkpoint": folder / "checkpoint_8.pth"}
-    torch.save({name: value.contiguous() for name, value in weights.items()}, files["state dict"])
+    files = {STATE_DICT: folder / "weights.pth", CHECKPOINT: folder / "checkpoint_8.pth"}
+    torch.save({name: value.contiguous() for name, value in weights.items()}, files[STATE_DICT])
     copies = [[value.contiguous().clone() for value in parameters] for _ in range(3)]
     content = {
         "optimizer": {
@@ -57,7 +66,7 @@ def write_files(folder: Path) -> dict[str, Path]:
         "ema": {"decay": 0.9999, "num_updates": 1, "shadow_params": copies[2]},
         "step": 1,
     }
-    torch.save(content, files["training checkpoint"])
+    torch.save(content, files[CHECKPOINT])
     return files
 
 
@@ -67,6 +76,47 @@ def measure(path: Path, way: str) -> dict[str, float]:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     return json.loads(result.stdout)
+
+
+def reference_configuration(network: str) -> dict[str, dict[str, Any]]:
+    """What score_sde's code calls the settings of ``network``: only the official network is known without."""
+    config = CONFIGS[network]
+    same = {"scale_by_sigma": False, "normalization": "GroupNorm", "nonlinearity": "swish", "fir": False}
+    return {
+        "data": {"image_size": config.image_size, "num_channels": config.channels, "centered": True},
+        "model": {
+            **same,
+            "name": "ncsnpp",
+            "nf": config.nf,
+            "ch_mult": list(config.ch_mult),
+            "num_res_blocks": config.n_blocks,
+            "attn_resolutions": list(config.attn_resolutions),
+            "resblock_type": config.block,
+            "dropout": config.dropout,
+            "beta_min": 0.1,
+            "beta_max": 20.0,
+            "num_scales": 1000,
+            "resamp_with_conv": True,
+            "conditional": True,
+            "skip_rescale": True,
+            "progressive": "none",
+            "progressive_input": "none",
+            "attention_type": "ddpm",
+            "embedding_type": "positional",
+        },
+        "training": {"sde": "vpsde", "continuous": True},
+    }
+
+
+@pytest.mark.parametrize("way", ["fastpure", "torch.load"])
+@pytest.mark.parametrize("kind", [STATE_DICT, CHECKPOINT])
+def test_loading(benchmark, tmp_path, kind, way):
+    path = write_files(tmp_path, SMALL)[kind]
+    ways = {
+        "fastpure": lambda: load_denoiser(path, "score_sde", reference_configuration(SMALL)),
+        "torch.load": lambda: torch.load(path, map_location="cpu", weights_only=True),
+    }
+    measure_here(benchmark, f"loading a {kind}, {SMALL}", ways[way])
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What one purification costs by method, on the bundled digits network: interleaved, as ratios to DiffPure.
 
     python -m bench.bench_methods            table of interleaved ratios
-    pytest bench/bench_methods.py            the same cases under pytest-benchmark
+    pytest bench/bench_methods.py            the same cases with 4 images under pytest-benchmark
 
 The cost follows the number of network calls; likelihood maximisation adds a backward pass to each of its own.
 """
@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import fastpure as fp
+from bench.measured import measure
 from fastpure.baselines.timing import interleave, ratio, table
 from fastpure.methods import Method
 
@@ -29,37 +30,39 @@ def denoiser() -> fp.Denoiser:
     return fp.load_denoiser("digits")
 
 
-def methods() -> dict[str, Method]:
-    classifier = fp.load_classifier("digits")
-    return {
-        REFERENCE: fp.methods.diffpure(),
-        ADBM: fp.methods.adbm(),
-        "coup": fp.methods.coup(classifier),
-        "gdmp, 4 x 36": fp.methods.gdmp(),
-        "gdmp, ssim": fp.methods.gdmp(metric="ssim"),
-        "agdm, 70": fp.methods.agdm(classifier),
-        "addt, DDPM 101": fp.methods.addt("ddpm"),
-        "addt, VP 202": fp.methods.addt("vp"),
-        "addt, EDM 99": fp.methods.addt("edm"),
-        "likelihood_max": fp.methods.likelihood_max(),
-        "adp": fp.methods.adp(),
-    }
+@functools.cache
+def classifier() -> torch.nn.Module:
+    return fp.load_classifier("digits")
 
 
-def run(method: Method) -> Callable[[], torch.Tensor]:
+METHODS: dict[str, Callable[[], Method]] = {
+    REFERENCE: fp.methods.diffpure,
+    ADBM: fp.methods.adbm,
+    "coup": lambda: fp.methods.coup(classifier()),
+    "gdmp, 4 x 36": fp.methods.gdmp,
+    "gdmp, ssim": lambda: fp.methods.gdmp(metric="ssim"),
+    "agdm, 70": lambda: fp.methods.agdm(classifier()),
+    "addt, DDPM 101": lambda: fp.methods.addt("ddpm"),
+    "addt, VP 202": lambda: fp.methods.addt("vp"),
+    "addt, EDM 99": lambda: fp.methods.addt("edm"),
+    "likelihood_max": fp.methods.likelihood_max,
+    "adp": fp.methods.adp,
+}
+
+
+def run(method: Method, batch: int = BATCH) -> Callable[[], torch.Tensor]:
     purifier = fp.Purifier(denoiser(), method)
-    x = torch.rand(BATCH, *denoiser().image_shape, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(batch, *denoiser().image_shape, generator=torch.Generator().manual_seed(0))
     return lambda: purifier(x)
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_purification(benchmark, name):
-    benchmark.group = f"one purification, digits network, B = {BATCH}"
-    benchmark.pedantic(run(methods()[name]), rounds=3, warmup_rounds=1)
+    measure(benchmark, "one purification, digits network, B = 4", run(METHODS[name](), batch=4))
 
 
 def main(repeats: int = 5) -> None:
-    cases = methods()
+    cases = {name: make() for name, make in METHODS.items()}
     timings = interleave({name: run(method) for name, method in cases.items()}, repeats)
     calls = {name: f"{method.table().n_network_calls} calls" for name, method in cases.items()}
     print(table(timings, REFERENCE, f"one purification, digits network, B = {BATCH}, fp32", calls))

@@ -3,6 +3,7 @@
     python -m bench.bench_network                        # official CIFAR-10 size, B = 2, 4 steps, float32
     python -m bench.bench_network --network ddpmpp-digits --batch 64
     python -m bench.bench_network --convolutions         # the ways to pull a gradient back through one convolution
+    pytest bench/bench_network.py                        # the digits network under pytest-benchmark
 
 All candidates take turns within each round and medians are compared, so that ratios survive a busy machine. The
 "limit" is arithmetic only: the floating-point operations of the passes at the rate of a large matrix product,
@@ -13,13 +14,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 from unittest import mock
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.measured import measure
 from fastpure import Denoiser
 from fastpure.baselines.plain_network import PlainDDPMpp
 from fastpure.baselines.timing import interleave, ratio
@@ -85,6 +89,23 @@ def networks(name: str) -> tuple[DDPMpp, PlainDDPMpp]:
     plain = PlainDDPMpp(ours.config).eval().requires_grad_(False)
     plain.load_state_dict(ours.state_dict())
     return ours, plain
+
+
+@cache
+def digits() -> tuple[DDPMpp, PlainDDPMpp]:
+    return networks("ddpmpp-digits")
+
+
+@pytest.mark.parametrize("whose", ["fastpure", "plain modules"])
+@pytest.mark.parametrize("kind", [forward, gradient], ids=["forward", "gradient"])
+def test_network(benchmark, kind, whose):
+    ours, plain = digits()
+    x, v = torch.randn(2, 64, ours.config.channels, ours.config.image_size, ours.config.image_size)
+    row, labels = ours.embedding(torch.tensor([LABEL])), torch.full((64,), LABEL)
+    nets = {"fastpure": lambda x: ours.body(x, row), "plain modules": lambda x: plain(x, labels)}
+    arguments = (x, v, 4) if kind is gradient else (x, 4)
+    group = f"{kind.__name__} of 4 passes, ddpmpp-digits, B = 64"
+    measure(benchmark, group, kind(nets[whose], *arguments))
 
 
 def compare(name: str, batch: int, steps: int, rounds: int) -> None:

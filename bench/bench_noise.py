@@ -16,6 +16,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from bench.measured import measure
 from fastpure.baselines.timing import interleave, ratio
 from fastpure.kernels import NoiseKeys, Stream, backend_report, philox_normal, use_backend
 
@@ -51,8 +52,7 @@ def case(name: str, size: str) -> Callable[[], torch.Tensor]:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("size", SHAPES)
 def test_noise(benchmark, size, name):
-    benchmark.group = f"normals, {size} elements"
-    benchmark(case(name, size))
+    measure(benchmark, f"normals, {size} elements", case(name, size), calls=CALLS)
 
 
 def several(run: Callable[[], object]) -> Callable[[], None]:

@@ -1,6 +1,7 @@
 """What reduced precision does: to the purified image, to the gradient, and to what an attack finds.
 
     python -m bench.bench_precision docs/precision.md
+    pytest bench/bench_precision.py          what a gradient costs in each precision, under pytest-benchmark
 
 On the bundled digits, COUP at t = 0.15 with 12 steps and scale 2. Images and gradients are compared with float64
 under the same noise; attacks differentiate a copy of the networks in the precision named and are judged by the
@@ -12,10 +13,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 import fastpure as fp
+from bench.measured import measure
 from fastpure.data import Dataset, load_dataset
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -63,6 +66,13 @@ def attacks(data: Dataset) -> list[str]:
         )
         rows.append(f"| {precision} | {result.clean_accuracy} | {result.robust_accuracy} |")
     return rows
+
+
+@pytest.mark.parametrize("precision", ["fp64", *PRECISIONS])
+def test_gradient(benchmark, precision):
+    data = load_dataset("digits", "test").subset(4, data_seed=0)
+    group = "images and gradients by precision, COUP, 12 steps, digits, B = 4"
+    measure(benchmark, group, lambda: images_and_gradients(data, precision))
 
 
 def main(path: str | None = None) -> None:

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from bench.bench_noise import CALLS, several
+from bench.measured import measure
 from fastpure.baselines.timing import interleave, ratio
 from fastpure.kernels import NoiseKeys, affine_row, affine_row_vjp, use_backend
 from fastpure.schedule import KERNEL_COLUMNS, KERNEL_WIDTH
@@ -99,8 +100,7 @@ def cases(kind: str, size: str) -> dict[str, Callable[[], object]]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SHAPES)
 def test_row(benchmark, size, kind, name):
-    benchmark.group = f"{kind}, {size} elements"
-    benchmark(cases(kind, size)[name])
+    measure(benchmark, f"{kind}, {size} elements", cases(kind, size)[name], calls=CALLS)
 
 
 def main(repeats: int = 41) -> None:

@@ -1,6 +1,7 @@
 """One ADDT iteration against the network passes it is made of; and the memory that frozen weights save.
 
     python -m bench.bench_train [REPEATS]
+    pytest bench/bench_train.py              digits, B = 16, under pytest-benchmark
 
 The passes: per inner step the denoiser forward and backward to its input, the classifier likewise; then the
 denoiser forward and backward to its weights. They are run on prepared tensors with nothing around them, each
@@ -13,10 +14,12 @@ import copy
 import sys
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 import fastpure as fp
+from bench.measured import measure
 from fastpure.baselines import interleave, ratio, table
 from fastpure.classifiers import CONFIGS, ResNet
 from fastpure.data import load_dataset
@@ -77,6 +80,12 @@ def passes(case: Case) -> Callable[[], None]:
         denoiser(x, labels).square().mean().backward()
 
     return run
+
+
+@pytest.mark.parametrize("what", [iteration, passes], ids=[ITERATION, PASSES])
+def test_iteration(benchmark, what):
+    case = digits_case(16)
+    measure(benchmark, f"ADDT, {case[0]}, {STEPS} inner steps", what(case))
 
 
 def saved_megabytes(case: Case, frozen: bool) -> float:

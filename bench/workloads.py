@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastpure import methods
-from fastpure.classifiers import CONFIGS, ResNet
+from fastpure.classifiers import CIFAR_RESNETS, CONFIGS, WIDE_RESNETS, CifarResNet, ResNet, WideResNet
+from fastpure.errors import one_of
 from fastpure.kernels import Domain, NoiseKeys
 from fastpure.nets import NETWORKS, Denoiser
 from fastpure.nets.registry import build
@@ -17,6 +19,12 @@ from fastpure.reverse import GeneratedNoise, Process
 from fastpure.reverse.step import advance, evaluate, linearize, row_vjp
 
 DT = 1e-3
+CLASSIFIERS: dict[str, tuple[Callable[[Any], nn.Module], Any]] = {
+    name: (network, config)
+    for network, configs in ((ResNet, CONFIGS), (WideResNet, WIDE_RESNETS), (CifarResNet, CIFAR_RESNETS))
+    for name, config in configs.items()
+}
+"""Name -> (network, its configuration), of all named classifiers."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +111,11 @@ def _random(network: nn.Module) -> nn.Module:
 
 
 def _classifier(name: str, device: str, dtype: torch.dtype) -> nn.Module:
+    network, config = CLASSIFIERS[one_of("guidance", name, CLASSIFIERS)]
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # fake modules cannot be cast afterwards
     try:
         with torch.device(device):
-            return ResNet(CONFIGS[name]).eval().requires_grad_(False)
+            return network(config).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(before)

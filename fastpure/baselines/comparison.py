@@ -12,6 +12,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from .. import methods
 from ..errors import mistake, one_of, whole
@@ -20,6 +21,7 @@ from ..purify import Purifier
 from ..purify.precision import PRECISIONS
 from ..reverse import RecordedNoise
 from .plain_network import COMPILE_MODES, Cast, Loop, PlainDDPMpp, confidence_gradient
+from .processor import Rate, probes, share
 from .timing import Timing, interleave, peak_megabytes, ratio
 from .torchsde_adjoint import AdjointGradient, ReverseVPSDE
 
@@ -71,20 +73,46 @@ class Comparison:
 @final
 @dataclass(frozen=True)
 class Row:
-    """One case: times in seconds; error and cosine of its gradient against float64, None for a purification."""
+    """One case.
+
+    Fields:
+        ratio, cpu_ratio: its time over that of the first row, by the wall's clock and by the processor's.
+        share, cpu_share: of the processor's product rate, what the passes reach that nobody can do without (one per
+            step for a purification, two for a gradient): recomputed passes take time and are no useful work. None
+            where the rate was not measured.
+        error, cosine: of its gradient against float64; None for a purification.
+        peak_mb: memory at the peak; None where the system does not tell.
+    """
 
     name: str
     timing: Timing
     ratio: float
+    cpu_ratio: float
+    share: float | None
+    cpu_share: float | None
     error: float | None
     cosine: float | None
     peak_mb: float | None
 
 
+@final
+@dataclass(frozen=True)
+class Table:
+    """The rows of one comparison, ours first, and the processor's rates measured in the same turns.
+
+    Fields:
+        flops: floating-point operations that every case of the table has to do.
+    """
+
+    rows: tuple[Row, ...]
+    rates: tuple[Rate, ...]
+    flops: int
+
+
 def compare(
     what: Comparison, report: Callable[[str, float], None] = lambda stage, share: None
-) -> dict[str, tuple[Row, ...]]:
-    """Measure, and return the rows of ``"purification"`` and ``"exact gradient"``, ours first.
+) -> dict[str, Table]:
+    """Measure, and return the tables ``"purification"`` and ``"exact gradient"``.
 
     ``report`` is called with the current stage and the share of it that is done.
 
@@ -104,30 +132,52 @@ def _room_to_compile() -> AbstractContextManager[object]:
     return patched
 
 
-def _compare(tables: _Tables, report: Callable[[str, float], None]) -> dict[str, tuple[Row, ...]]:
-    found, repeats = {}, tables.what.repeats
-    for title, cases in (("purification", tables.purifications()), ("exact gradient", tables.gradients())):
+def _compare(tables: _Tables, report: Callable[[str, float], None]) -> dict[str, Table]:
+    found, what, device = {}, tables.what, tables.cases.device
+    products = {
+        f"{one.name}, {one.precision}": one for name in what.precisions for one in probes(name, device)
+    }
+    for (title, cases), flops in zip(
+        (("purification", tables.purifications()), ("exact gradient", tables.gradients())),
+        tables.cases.flops(),
+        strict=True,
+    ):
         errors = tables.errors() if title == "exact gradient" else {}
-        total = len(cases) * (repeats + 1)
+        calls = cases | {name: probe.run for name, probe in products.items()}
+        total = len(calls) * (what.repeats + 1)
         timings = interleave(
-            cases,
-            repeats,
+            calls,
+            what.repeats,
             wait=tables.wait,
             report=lambda done, title=title, total=total: report(title, done / total),  # type: ignore[misc]
         )
+        timed = {timing.name: timing for timing in timings}
+        rates = tuple(Rate(p.name, p.precision, p.flops, timed[name]) for name, p in products.items())
         first = next(iter(cases))
-        found[title] = tuple(
-            Row(
-                timing.name,
-                timing,
-                ratio(timings, timing.name, first),
-                error=errors[timing.name][0] if errors else None,
-                cosine=errors[timing.name][1] if errors else None,
-                peak_mb=peak_megabytes(cases[timing.name], tables.cases.device),
-            )
-            for timing in timings
+        found[title] = Table(
+            tuple(
+                Row(
+                    name,
+                    timed[name],
+                    ratio=ratio(timings, name, first),
+                    cpu_ratio=ratio(timings, name, first, "cpu"),
+                    share=share(timed[name], flops, rates, precision_of(name)),
+                    cpu_share=share(timed[name], flops, rates, precision_of(name), "cpu"),
+                    error=errors[name][0] if errors else None,
+                    cosine=errors[name][1] if errors else None,
+                    peak_mb=peak_megabytes(cases[name], device),
+                )
+                for name in cases
+            ),
+            rates,
+            flops,
         )
     return found
+
+
+def precision_of(name: str) -> str:
+    """The precision of a case, with which its name ends."""
+    return name.rpartition(", ")[2]
 
 
 @final
@@ -209,6 +259,19 @@ class Cases:
 
         return self._once(("loop", precision, recompute, mode, channels_last), make)
 
+    def flops(self) -> tuple[int, int]:
+        """Floating-point operations of a purification and of its gradient, with nothing done twice.
+
+        A step is one pass of the network, and two of the classifier for the guidance's gradient. Its adjoint is as
+        much again: a pass back through the network, and for the Hessian's product two more through the classifier.
+        """
+        one = self.x[:1]
+        passes = _flops(self.networks._port, one, torch.ones(1, device=self.device))
+        if self.classifier is not None:
+            passes += 2 * _flops(self.classifier, one)
+        every = passes * len(self.x) * len(self.noise)
+        return every, 2 * every
+
     def adjoint(self, frozen: bool, noise: Tensor | None) -> AdjointGradient:
         def make() -> AdjointGradient:
             classifier = copy.deepcopy(self.classifier)
@@ -230,6 +293,14 @@ class Cases:
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
+
+
+@torch.no_grad()
+def _flops(network: nn.Module, *arguments: Tensor) -> int:
+    """Floating-point operations of one pass, by torch's count of products."""
+    with FlopCounterMode(display=False) as counter:
+        network(*arguments)
+    return counter.get_total_flops()
 
 
 @final

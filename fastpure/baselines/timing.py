@@ -9,20 +9,39 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+
+Clock = Literal["wall", "cpu"]
+"""Of the two the wall's time is what a user waits for; the processor's is what still counts on a machine with others on
+it. With several threads the latter includes those that spin while they wait for each other."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one case over the repeats."""
+    """Seconds of one case over the repeats.
+
+    Fields:
+        seconds: by the clock on the wall.
+        cpu_seconds: of processor time, all threads of this process together, turn by turn as ``seconds``.
+    """
 
     name: str
     seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+    @property
+    def cpu_median(self) -> float:
+        return statistics.median(self.cpu_seconds)
+
+    def by(self, clock: Clock) -> tuple[float, ...]:
+        """The seconds by one of the two clocks."""
+        return self.seconds if clock == "wall" else self.cpu_seconds
 
 
 def interleave(
@@ -34,40 +53,44 @@ def interleave(
 ) -> list[Timing]:
     """Run every case ``repeats`` times in turn, after ``warmup`` unmeasured turns.
 
-    ``wait`` is called before the clock is read (a GPU works behind the program's back), ``report`` after each call
+    ``wait`` is called before the clocks are read (a GPU works behind the program's back), ``report`` after each call
     with the number of calls done.
     """
     done = 0
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    wall: dict[str, list[float]] = {name: [] for name in cases}
+    cpu: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(warmup + repeats):
         for name, run in cases.items():
             wait()
-            begin = time.perf_counter()
+            worked, begin = time.process_time(), time.perf_counter()
             run()
             wait()
+            end, stopped = time.perf_counter(), time.process_time()
             done += 1
             report(done)
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - begin)
-    return [Timing(name, tuple(values)) for name, values in seconds.items()]
+                wall[name].append(end - begin)
+                cpu[name].append(stopped - worked)
+    return [Timing(name, tuple(wall[name]), tuple(cpu[name])) for name in cases]
 
 
-def ratio(timings: list[Timing], name: str, reference: str) -> float:
-    """Median over the turns of seconds(name) / seconds(reference), turn by turn."""
-    by_name = {timing.name: timing.seconds for timing in timings}
+def ratio(timings: list[Timing], name: str, reference: str, clock: Clock = "wall") -> float:
+    """Median over the turns of seconds(name) / seconds(reference), turn by turn; NaN where a clock did not move."""
+    by_name = {timing.name: timing.by(clock) for timing in timings}
     pairs = zip(by_name[name], by_name[reference], strict=True)
-    return statistics.median(a / b for a, b in pairs)
+    return statistics.median(a / b if b else float("nan") for a, b in pairs)
 
 
 def table(timings: list[Timing], reference: str, title: str, notes: Mapping[str, str] | None = None) -> str:
-    """Aligned text: case, median seconds, spread, and the ratio to ``reference``."""
+    """Aligned text: case, median seconds, spread, processor time, and the ratios of either to ``reference``."""
     notes = notes or {}
-    lines = [title, f"{'case':<44}{'median s':>10}{'min':>9}{'max':>9}{'ratio':>8}"]
+    head = f"{'case':<44}{'median s':>10}{'min':>9}{'max':>9}{'CPU s':>9}{'ratio':>8}{'by CPU':>8}"
+    lines = [title, head]
     for timing in timings:
-        relative = ratio(timings, timing.name, reference)
+        relative, by_cpu = (ratio(timings, timing.name, reference, clock) for clock in ("wall", "cpu"))
         lines.append(
             f"{timing.name:<44}{timing.median:>10.4f}{min(timing.seconds):>9.4f}{max(timing.seconds):>9.4f}"
-            f"{relative:>8.2f}  {notes.get(timing.name, '')}".rstrip()
+            f"{timing.cpu_median:>9.4f}{relative:>8.2f}{by_cpu:>8.2f}  {notes.get(timing.name, '')}".rstrip()
         )
     return "\n".join(lines)
 

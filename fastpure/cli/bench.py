@@ -12,7 +12,7 @@ import typer
 from .options import checked_device
 
 if TYPE_CHECKING:
-    from ..baselines import Row
+    from ..baselines import Table
 
 
 def bench(
@@ -38,7 +38,10 @@ def bench(
     """Compare purification and exact gradient with plain PyTorch, checkpointing and torchsde, on this machine.
 
     All cases use the same random weights, images and step table, and take turns in one process. "error" is the
-    relative error of the gradient against float64 under the same noise. torchsde's rows need the package
+    relative error of the gradient against float64 under the same noise. CPU is the processor time of all threads:
+    go by it where others use the machine, by seconds where it is idle. "% of rate" is the arithmetic of the passes
+    (one per step, two for a gradient; what is recomputed does not count) over what the processor does in the same
+    turns in its faster large product, a matrix product or a 3x3 convolution. torchsde's rows need the package
     torchsde (pip install 'fastpure[bench]').
 
     Example: fastpure bench --precision fp32,bf16
@@ -64,40 +67,74 @@ def bench(
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("preparing", total=1.0)
         tables = compare(what, lambda stage, share: progress.update(task, description=stage, completed=share))
-    for title, rows in tables.items():
-        show(f"{title}, {network}, B = {batch}, {steps} steps, {device}", rows)
+    for title, table in tables.items():
+        show(f"{title}, {network}, B = {batch}, {steps} steps, {device}", table)
     if out is not None:
         _write(out, what.network, tables)
 
 
-def show(title: str, rows: tuple[Row, ...]) -> None:
+def show(title: str, table: Table) -> None:
+    """Print the rows, and the rates that their shares refer to."""
+    from rich import table as rich_table
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("case")
-    for name in ("seconds", "min", "max", "times ours", "error", "cosine", "peak MB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
+    from ..baselines.processor import fastest
+
+    printed = rich_table.Table(title=title, title_justify="left", box=None, pad_edge=False)
+    printed.add_column("case", no_wrap=True)
+    heads = (
+        "seconds",
+        "min",
+        "max",
+        "CPU s",
+        "times ours",
+        "by CPU",
+        "% of rate",
+        "by CPU",
+        "error",
+        "cosine",
+    )
+    for name in (*heads, "peak MB"):
+        printed.add_column(name, justify="right", no_wrap=True)
+    for row in table.rows:
         seconds = row.timing.seconds
-        table.add_row(
+        printed.add_row(
             row.name,
             f"{row.timing.median:.4g}",
             f"{min(seconds):.4g}",
             f"{max(seconds):.4g}",
+            f"{row.timing.cpu_median:.4g}",
             f"{row.ratio:.2f}",
+            f"{row.cpu_ratio:.2f}",
+            "" if row.share is None else f"{100 * row.share:.0f}",
+            "" if row.cpu_share is None else f"{100 * row.cpu_share:.0f}",
             "" if row.error is None else f"{row.error:.1e}",
             "" if row.cosine is None else f"{row.cosine:.5f}",
             "" if row.peak_mb is None else f"{row.peak_mb:.0f}",
         )
-    Console(width=120).print(table)
+    Console(width=150).print(printed)
+    for precision in dict.fromkeys(rate.precision for rate in table.rates):
+        best = fastest(table.rates, precision)
+        words = ", ".join(
+            f"{rate.name} {rate.per_second() / 1e9:.0f}{' (the rate)' if rate is best else ''}"
+            for rate in table.rates
+            if rate.precision == precision
+        )
+        print(f"GFLOP/s in {precision}: {words}; a case does {table.flops / 1e9:.1f} GFLOP")
     print()
 
 
-def _write(out: Path, network: str, tables: dict[str, tuple[Row, ...]]) -> None:
+def _write(out: Path, network: str, tables: dict[str, Table]) -> None:
+    from ..baselines import Processor
     from ..files import replace_file
     from .doctor import environment
 
-    figures = {title: [asdict(row) for row in rows] for title, rows in tables.items()}
-    text = json.dumps({"network": network, "environment": environment(), "figures": figures}, indent=1)
-    replace_file(out, (text + "\n").encode())
+    content = {
+        "network": network,
+        "environment": environment(),
+        "processor": asdict(Processor.here()),
+        "figures": {title: [asdict(row) for row in table.rows] for title, table in tables.items()},
+        "rates": {title: [asdict(rate) for rate in table.rates] for title, table in tables.items()},
+        "flops": {title: table.flops for title, table in tables.items()},
+    }
+    replace_file(out, (json.dumps(content, indent=1) + "\n").encode())

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import fastpure as fp
-from fastpure.baselines import Comparison, compare, interleave, plain_network, ratio
+from fastpure.baselines import Comparison, Rate, Timing, compare, interleave, plain_network, processor, ratio
 from fastpure.baselines.comparison import Cases, Networks
 from fastpure.baselines.timing import peak_megabytes
 from fastpure.cli.main import app
 
+CLASSIFIER = fp.load_classifier("digits")
 SMALL = {"network": "ddpmpp-digits", "batch": 2, "steps": 3, "repeats": 1}
 
 
 @pytest.fixture(scope="module")
 def guided():
-    return compare(Comparison(**SMALL, classifier=fp.load_classifier("digits")))["exact gradient"]
+    return compare(Comparison(**SMALL, classifier=CLASSIFIER))["exact gradient"].rows
 
 
 def test_all_discrete_gradients_are_the_same_gradient(guided):
@@ -67,7 +69,7 @@ def test_peers_are_compiled_in_every_mode_for_every_precision(monkeypatch):
     tables = compare(Comparison(**SMALL, precisions=("fp32", "bf16"), torch_compile=True))
     assert {settings["mode"] for settings in asked} == set(plain_network.COMPILE_MODES)
     assert all(settings["fullgraph"] and not settings["dynamic"] for settings in asked)
-    compiled = [row.name for rows in tables.values() for row in rows if "torch.compile" in row.name]
+    compiled = [row.name for table in tables.values() for row in table.rows if "torch.compile" in row.name]
     assert len(compiled) == len(set(compiled)) == 2 * 2 * len(plain_network.COMPILE_MODES)
 
 
@@ -160,8 +162,8 @@ def test_cases_share_the_weights_and_change_none_of_them():
 
 def test_purifications_have_no_gradient_error():
     tables = compare(Comparison(**SMALL))
-    assert [row.name for row in tables["purification"]] == ["fastpure, fp32", "plain loop, fp32"]
-    assert all(row.error is None for row in tables["purification"])
+    assert [row.name for row in tables["purification"].rows] == ["fastpure, fp32", "plain loop, fp32"]
+    assert all(row.error is None for row in tables["purification"].rows)
 
 
 def test_a_case_is_timed_once_per_turn_after_the_warm_up():
@@ -169,7 +171,63 @@ def test_a_case_is_timed_once_per_turn_after_the_warm_up():
     timings = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
     assert calls == ["a", "b"] * 3
     assert [len(timing.seconds) for timing in timings] == [2, 2]
+    assert [len(timing.cpu_seconds) for timing in timings] == [2, 2]
     assert ratio(timings, "a", "a") == 1.0
+
+
+def test_ratios_are_taken_turn_by_turn_by_either_clock():
+    timings = [Timing("a", (1.0, 8.0, 3.0), (1.0, 1.0, 1.0)), Timing("b", (1.0, 2.0, 1.0), (2.0, 4.0, 8.0))]
+    assert ratio(timings, "a", "b") == 3.0
+    assert ratio(timings, "a", "b", "cpu") == 0.25
+
+
+def test_processor_time_is_not_the_clock_s():
+    (asleep,) = interleave({"asleep": lambda: time.sleep(0.05)}, repeats=1)
+    assert asleep.cpu_median < asleep.median
+    assert asleep.median >= 0.05
+
+
+def test_the_work_is_two_passes_a_step_and_what_the_counter_finds_in_them():
+    found, guided = cases(steps=3), Cases(Networks("ddpmpp-digits", torch.device("cpu")), 2, 3, CLASSIFIER)
+    purification, gradient = found.flops()
+    assert gradient == 2 * purification
+    assert purification == Cases(found.networks, 1, 1).flops()[0] * 2 * 3
+    # The digits classifier has about 1.1 MFLOP (tests/bench/test_roofline.py): two of its passes guide a step.
+    assert (guided.flops()[0] - purification) / 6 == pytest.approx(2 * 1.1e6, rel=0.15)
+
+
+def test_the_better_product_is_the_rate_and_shares_are_paired():
+    slow = Rate("matrix product", "fp32", 100, Timing("", (2.0, 4.0), (2.0, 4.0)))
+    fast = Rate("3x3 convolution", "fp32", 300, Timing("", (2.0, 6.0), (1.0, 1.0)))
+    case = Timing("ours", (4.0, 12.0), (4.0, 4.0))
+    assert processor.fastest([slow, fast], "fp32") is fast
+    assert processor.share(case, 300, [slow, fast], "fp32") == 0.5
+    assert processor.share(case, 300, [slow, fast], "fp32", "cpu") == 0.25
+    assert processor.share(case, 300, [slow, fast], "bf16") is None
+
+
+def test_both_products_are_measured_with_the_cases():
+    table = compare(Comparison(**SMALL))["purification"]
+    assert [(rate.name, rate.precision) for rate in table.rates] == [
+        ("matrix product", "fp32"),
+        ("3x3 convolution", "fp32"),
+    ]
+    assert all(len(rate.timing.seconds) == 1 for rate in table.rates)
+    best = processor.fastest(table.rates, "fp32")
+    for row in table.rows:
+        assert row.share == pytest.approx(table.flops / row.timing.median / best.per_second())
+
+
+def test_a_product_that_this_processor_only_emulates_is_left_out(monkeypatch):
+    monkeypatch.setattr(processor, "_computes", lambda precision, device: False)
+    assert processor.probes("fp16", torch.device("cpu")) == ()
+
+
+def test_the_processor_is_named():
+    here = processor.Processor.here()
+    assert here.name
+    assert here.cores >= 1
+    assert set(here.flags) <= set(processor.FLAGS)
 
 
 def test_peak_memory_sees_what_a_call_needs():
@@ -185,7 +243,8 @@ def test_the_command_prints_and_writes_the_same_figures(tmp_path):
     assert done.exit_code == 0, done.output
     assert "fastpure, recompute, fp32" in done.output
     written = json.loads((tmp_path / "b.json").read_text())
-    assert set(written["figures"]) == {"purification", "exact gradient"}
+    assert set(written["figures"]) == set(written["rates"]) == {"purification", "exact gradient"}
+    assert written["processor"]["name"]
     again = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "b.json")])
     assert isinstance(again.exception, ValueError)
     assert "exists" in str(again.exception)

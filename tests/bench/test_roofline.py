@@ -51,5 +51,18 @@ def test_guidance_adds_the_classifier_twice_over():
     assert guided.flops - plain.flops == pytest.approx(4 * 1.1e6, rel=0.15)
 
 
+@pytest.mark.parametrize("name", ["wrn-28-10", "preact-resnet-18", "dm-wrn-28-10"])
+def test_any_named_classifier_guides(name):
+    with fake_tensors():
+        plain = trace(workload("ddpmpp-cifar10-small", None, 1, torch.float32, "fp32").forward)
+        guided = trace(workload("ddpmpp-cifar10-small", name, 1, torch.float32, "fp32").forward)
+    assert guided.flops > plain.flops
+
+
+def test_an_unknown_classifier_is_named():
+    with fake_tensors(), pytest.raises(ValueError, match=r"`guidance` must be one of .*'wrn-28-10'"):
+        workload("ddpmpp-digits", "resnet", 1, torch.float32, "fp32")
+
+
 def test_hours_of_the_rand_mode():
     assert rand_autoattack_hours(rate=512 * 2 * 100 * 20 * 100 / 3600) == pytest.approx(1.0)
