@@ -40,9 +40,10 @@ static int64_t output_width(const NetworkStep& step) {
 
 // More than a step takes from the arena in either direction, in bytes.
 static int64_t arena_bytes(const NetworkStep& step) {
-  const int64_t larger = (output_height(step) + step.height + 2) * (output_width(step) + step.width + 2);
+  const int64_t up = step.resample == kUp ? 2 : 1;
+  const int64_t larger = (up * step.height + 2) * (up * step.width + 2);
   const int64_t channels = step.inputs + step.skips + step.outputs + 32, pixels = step.height * step.width;
-  const int64_t images = 12 * larger * channels;
+  const int64_t images = 8 * larger * channels;
   const int64_t attended = step.kind == kAttention ? pixels * (4 * pixels + 12 * step.inputs) : 0;
   return 4 * (images + attended) + 64 * 64;
 }

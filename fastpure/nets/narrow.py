@@ -17,7 +17,9 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from ..errors import mistake
 from ..kernels import fused_on_host
 from ..kernels import network as programs
 from ..kernels.network import ABSENT, ALIGNMENT, OUTSIDE, Kind, Program
@@ -73,8 +75,8 @@ class Network(Protocol):
     def plain(self, x: Tensor, embedding: Tensor) -> Tensor:
         """The network in operations that can be differentiated twice."""
 
-    def modules(self) -> Iterator[nn.Module]:
-        """All modules."""
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All weights."""
 
 
 # --------------------------------------------------------------------------------- which networks, and when
@@ -94,9 +96,58 @@ def suits(steps: Sequence[Layout], config: Sizes) -> bool:
     return [step.kind for step in steps[-2:]] == ["norm", "conv"]
 
 
-def serves(x: Tensor, rows: Tensor) -> bool:
-    """Whether programs run on this input of a network that suits: its dtype, in host memory, by the extension."""
-    return x.dtype == rows.dtype and fused_on_host(x) and programs.runs(x.dtype)
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def _serves(x: Tensor, rows: Tensor) -> bool:
+    """Whether programs run on this input of a network that suits: its dtype, in host memory, by the extension.
+
+    Not where somebody records operations: a program is none, so all that would be seen is an empty tensor.
+    """
+    return (
+        x.dtype == rows.dtype
+        and rows.device.type == "cpu"
+        and type(x) in _PLAIN
+        and type(rows) in _PLAIN
+        and fused_on_host(x)
+        and programs.runs(x.dtype)
+        and not torch.jit.is_tracing()
+        and not is_in_torch_dispatch_mode()
+    )
+
+
+@final
+class _Made:
+    """The programs of a network as its weights are now. Threads may share it: it is replaced, never emptied."""
+
+    def __init__(self, network: Network) -> None:
+        weights = list(network.parameters())
+        self._watched = Weights(network)  # type: ignore[arg-type]
+        self._state = self._watched.state()
+        # Kept, as weights that come later must not get the addresses of these and look like them.
+        self._alive = [weight.detach() for weight in weights]
+        found = {weight.dtype for weight in weights}
+        # Changes of inference tensors are not counted, and an address elsewhere is none of ours.
+        usable = all(
+            type(weight) in _PLAIN and weight.device.type == "cpu" and not weight.is_inference()
+            for weight in weights
+        )
+        self.dtype = found.pop() if usable and len(found) == 1 else None
+        self.columns = max(end for *_, (_, end) in network.walk())
+        self._programs: dict[bool, Program] = {}
+
+    def holds(self) -> bool:
+        """Whether no weight has changed since."""
+        return self._state == self._watched.state()
+
+    def program(self, network: Network, keep: bool) -> Program:
+        """That which keeps what a gradient needs, or that which reuses the memory."""
+        made = self._programs.get(keep)
+        if made is None:
+            assert self.dtype is not None, "programs are only asked for where all weights have one dtype"
+            made = _compile(list(network.walk()), network.config.image_size, self.dtype, keep)
+            self._programs[keep] = made
+        return made
 
 
 @final
@@ -104,9 +155,7 @@ class Programs:
     """Cache beside one network: its programs, made when they are first needed and again when a weight has changed."""
 
     def __init__(self) -> None:
-        self._weights: Weights | None = None
-        self._state: tuple[int, ...] | None = None
-        self._made: dict[tuple[torch.dtype, bool], Program] = {}
+        self._made: _Made | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
         return Programs()  # a copy has weights of its own
@@ -114,24 +163,37 @@ class Programs:
     def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
         return Programs, ()
 
-    def run(self, network: Network, x: Tensor, rows: Tensor) -> Tensor:
-        """The network on x [B, C, H, W] dense in channels_last with rows [1 or B, S] of its dtype."""
-        if self._weights is None:
-            self._weights = Weights(network)  # type: ignore[arg-type]
-        state = self._weights.state()
-        if state != self._state:
-            self._state, self._made = state, {}
+    def run(self, network: Network, x: Tensor, rows: Tensor) -> Tensor | None:
+        """The network on x [B, C, H, W] dense in channels_last with rows [1 or B, S], or None.
+
+        None where programs do not serve: the extension is not there, x, rows and all weights are not of one dtype it
+        computes in, or do not lie in host memory.
+
+        Raises:
+            ValueError: x has not the size of the network's images, or there is not one row for all or each of them.
+        """
+        if not _serves(x, rows):
+            return None
+        made = self._made
+        if made is None or not made.holds():
+            self._made = made = _Made(network)
+        if made.dtype != x.dtype:
+            return None
+        _check(x, rows, network.config, made.columns)
         rows = rows.contiguous()
         if torch.is_grad_enabled() and x.requires_grad:
-            result: Tensor = _Run.apply(x, rows, self._program(network, x.dtype, True), network)
+            result: Tensor = _Run.apply(x, rows, made.program(network, True), network)
             return result
-        return self._program(network, x.dtype, False).forward(x, rows, keep=False)[0]
+        return made.program(network, False).forward(x, rows, keep=False)[0]
 
-    def _program(self, network: Network, dtype: torch.dtype, keep: bool) -> Program:
-        """That which keeps what a gradient needs, or that which reuses the memory."""
-        if (dtype, keep) not in self._made:
-            self._made[dtype, keep] = _compile(list(network.walk()), network.config.image_size, dtype, keep)
-        return self._made[dtype, keep]
+
+def _check(x: Tensor, rows: Tensor, config: Any, columns: int) -> None:
+    """Raise where a program, which sees addresses only, would read what is not there."""
+    batch, shape = x.shape[0], (config.channels, config.image_size, config.image_size)
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(mistake("x", "of shape [B, {}, {}, {}]".format(*shape), list(x.shape)))
+    if rows.dim() != 2 or rows.shape[0] not in (1, batch) or rows.shape[1] != columns:
+        raise ValueError(mistake("embedding", f"of shape [1 or {batch}, {columns}]", list(rows.shape)))
 
 
 class _Run(Function):
@@ -267,7 +329,7 @@ def _compile(walk: Walk, image_size: int, dtype: torch.dtype, keep: bool) -> Pro
                 v_skip=ABSENT if flow.skip is None else cotangents[flow.skip],
                 v_output=cotangents[i] if i in steps[:-1] else OUTSIDE,
                 adds=flow.input is not None and max(readers[flow.input]) > i,
-                stats=(step_stats + [0, 0])[:2],
+                stats=[*step_stats, 0, 0][:2],
             )
         )
     image_in = (flows[0].layout.inputs, image_size, image_size)
@@ -299,7 +361,15 @@ def _norms(flow: _Flow) -> list[Norm]:
 
 _EMPTY = dict.fromkeys(
     (
-        *("norm_weight", "norm_bias", "second_norm_weight", "second_norm_bias", "first", "second", "shortcut"),
+        *(
+            "norm_weight",
+            "norm_bias",
+            "second_norm_weight",
+            "second_norm_bias",
+            "first",
+            "second",
+            "shortcut",
+        ),
         *("first_back", "second_back", "shortcut_back", "first_bias", "second_bias"),
     )
 )
@@ -307,7 +377,7 @@ _EMPTY = dict.fromkeys(
 
 def _step(flow: _Flow, channels: tuple[int, int], *, stats: Sequence[int], **places: Any) -> programs.Step:
     module, norms = flow.module, _norms(flow)
-    kind, scale, tensors = Kind.CONVOLUTION, 1.0, dict[str, Tensor | None](_EMPTY)
+    kind, scale, tensors = Kind.CONVOLUTION, 1.0, dict[str, Any](_EMPTY)
     if isinstance(module, ResBlock):
         kind, scale = Kind.BLOCK, RESIDUAL
         tensors |= _packed("first", module.Conv_0.weight) | _packed("second", module.Conv_1.weight)
@@ -316,15 +386,16 @@ def _step(flow: _Flow, channels: tuple[int, int], *, stats: Sequence[int], **pla
     elif isinstance(module, Attention):
         kind, scale = Kind.ATTENTION, RESIDUAL
         matrix, bias = module.joined()
-        tensors |= _packed("first", matrix.t()[:, :, None, None]) | {"first_bias": bias}
-        tensors |= _packed("second", module.NIN_3.W.t()[:, :, None, None]) | {"second_bias": module.NIN_3.b}
+        tensors |= _packed("first", matrix.t()[:, :, None, None]) | {"first_bias": _copied(bias)}
+        tensors |= _packed("second", module.NIN_3.W.t()[:, :, None, None])
+        tensors |= {"second_bias": _copied(module.NIN_3.b)}
     else:
         conv = flow.last or module
         assert isinstance(conv, Conv)
         kind = Kind.CONVOLUTION if flow.last is None else Kind.HEAD
-        tensors |= _packed("first", conv.weight) | {"first_bias": conv.bias}
+        tensors |= _packed("first", conv.weight) | {"first_bias": _copied(conv.bias)}
     for name, norm in zip(("norm", "second_norm"), norms, strict=False):
-        tensors |= {f"{name}_weight": norm.weight, f"{name}_bias": norm.bias}
+        tensors |= {f"{name}_weight": _copied(norm.weight), f"{name}_bias": _copied(norm.bias)}
     return programs.Step(
         kind=kind,
         height=flow.side,
@@ -347,3 +418,8 @@ def _step(flow: _Flow, channels: tuple[int, int], *, stats: Sequence[int], **pla
 
 def _packed(name: str, weight: Tensor) -> dict[str, Tensor]:
     return {name: programs.pack(weight), f"{name}_back": programs.pack_back(weight)}
+
+
+def _copied(vector: Tensor) -> Tensor:
+    """As the extension reads it, dense; and like the packed weights what it is now, whatever becomes of it."""
+    return vector.detach().clone(memory_format=torch.contiguous_format)
