@@ -68,18 +68,18 @@ class Step:
     row: int
     stats: int
     second_stats: int
-    norm_weight: Tensor | None
-    norm_bias: Tensor | None
-    second_norm_weight: Tensor | None
-    second_norm_bias: Tensor | None
-    first: Tensor | None
-    second: Tensor | None
-    shortcut: Tensor | None
-    first_back: Tensor | None
-    second_back: Tensor | None
-    shortcut_back: Tensor | None
-    first_bias: Tensor | None
-    second_bias: Tensor | None
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    second_norm_weight: Tensor | None = None
+    second_norm_bias: Tensor | None = None
+    first: Tensor | None = None
+    second: Tensor | None = None
+    shortcut: Tensor | None = None
+    first_back: Tensor | None = None
+    second_back: Tensor | None = None
+    shortcut_back: Tensor | None = None
+    first_bias: Tensor | None = None
+    second_bias: Tensor | None = None
 
 
 _FORMAT = struct.Struct("".join("d" if field.type == "float" else "q" for field in fields(Step)))
@@ -120,9 +120,7 @@ class Program:
         x [B, C, H, W] dense in channels_last, rows [1 or B, S] dense, both in the program's dtype in host memory.
         """
         batch = x.shape[0]
-        out = torch.empty(
-            (batch, *self.image_out), dtype=self.dtype, memory_format=torch.channels_last
-        )
+        out = torch.empty((batch, *self.image_out), dtype=self.dtype, memory_format=torch.channels_last)
         tape = _large((batch, self.tape_size), self.dtype) if keep else None
         stats = torch.empty((batch, self.stats_size)) if keep else None
         self._call("network", (x, rows, self._code, out, tape, stats), batch, rows)

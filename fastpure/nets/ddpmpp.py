@@ -238,10 +238,11 @@ class DDPMpp(HoistedNetwork):
         The result is channels_last in memory, whatever x is.
         """
         h = x.contiguous(memory_format=torch.channels_last)
-        if not fused.usable(h, self, embedding):
+        look = fused.usable(h, embedding, self)
+        if look is None:
             return self.plain(h, embedding)
         if self._programs is not None and narrow.serves(h, embedding):
-            return self._programs.run(self, h, embedding)
+            return self._programs.run(self, h, embedding, look.state)
         return self._fused(h, embedding)
 
     def plain(self, x: Tensor, embedding: Tensor) -> Tensor:

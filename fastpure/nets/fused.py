@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 from ..kernels import (
@@ -34,28 +34,28 @@ from ..kernels import (
     residual_add,
     serves,
 )
-from .base import is_hooked
+from .base import HoistedNetwork, Look
+from .frozen import records
 from .packed import PackedMap, can_map
 
 _PLAIN_NORM, _PLAIN_RESAMPLE = OPS["group_norm_silu"].reference, OPS["resample"].reference
 
 
-def usable(x: Tensor, network: nn.Module, rows: Tensor) -> bool:
-    """Whether the fused blocks run for this input: a device of theirs, no weight trained, and nobody looking.
+def usable(x: Tensor, rows: Tensor, network: HoistedNetwork) -> Look | None:
+    """How the network looks if the fused blocks run for this input, else None.
+
+    They do where kernels serve it, no weight is trained, and nobody is watching.
 
     Not where dropout is on, a module has hooks (the parts of a block are not called one by one), a compiler traces (it
     fuses torch's operations itself), or derivatives are carried along with the values.
     """
     if torch.compiler.is_compiling() or network.training or carries_derivatives():
-        return False
+        return None
     if not (x.is_cuda or serves("group_norm_silu", "triton", x) or fused_on_host(x)):
-        return False
-    if any(map(is_hooked, network.modules())):
-        return False
-    trained = torch.is_grad_enabled() and any(
-        weight.requires_grad for weight in (rows, *network.parameters())
-    )
-    return not trained
+        return None
+    look = network.watch.look(network)
+    trained = torch.is_grad_enabled() and (look.trained or rows.requires_grad)
+    return None if look.hooked or trained else look
 
 
 class Pending:
@@ -286,8 +286,8 @@ def _shortcut_vjp(v: Tensor, shortcut: Shortcut) -> Tensor:
 def _mapped(
     x: Tensor, skip: Tensor | None, matrix: Tensor, bias: Tensor | None, packed: PackedMap | None
 ) -> Tensor:
-    """matrix [O, C] times every pixel of [x, skip], plus bias; packed weights are not for second derivatives."""
-    if packed is not None and not torch.is_grad_enabled() and can_map(x, matrix):
+    """matrix [O, C] times every pixel of [x, skip], plus bias; recorded where an image asks for that."""
+    if packed is not None and not records(x, skip) and can_map(x, matrix):
         return packed.apply(x, skip, matrix, bias)
     first = x.shape[1]
     part = matrix[:, :first].t()
@@ -298,7 +298,7 @@ def _mapped(
 
 
 def _mapped_back(v: Tensor, matrix: Tensor, packed: PackedMap | None) -> Tensor:
-    if packed is not None and not torch.is_grad_enabled() and can_map(v, matrix):
+    if packed is not None and not records(v) and can_map(v, matrix):
         return packed.pull_back(v, matrix)
     return _image(_pixels(v) @ matrix, v)
 

@@ -21,7 +21,6 @@ from torch.autograd import Function
 from ..kernels import fused_on_host
 from ..kernels import network as programs
 from ..kernels.network import ABSENT, ALIGNMENT, OUTSIDE, Kind, Program
-from .base import Weights
 from .layers import RESIDUAL, Attention, Conv, Norm, ResBlock
 
 WIDEST = 128
@@ -73,9 +72,6 @@ class Network(Protocol):
     def plain(self, x: Tensor, embedding: Tensor) -> Tensor:
         """The network in operations that can be differentiated twice."""
 
-    def modules(self) -> Iterator[nn.Module]:
-        """All modules."""
-
 
 # --------------------------------------------------------------------------------- which networks, and when
 def suits(steps: Sequence[Layout], config: Sizes) -> bool:
@@ -104,7 +100,6 @@ class Programs:
     """Cache beside one network: its programs, made when they are first needed and again when a weight has changed."""
 
     def __init__(self) -> None:
-        self._weights: Weights | None = None
         self._state: tuple[int, ...] | None = None
         self._made: dict[tuple[torch.dtype, bool], Program] = {}
 
@@ -114,11 +109,8 @@ class Programs:
     def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
         return Programs, ()
 
-    def run(self, network: Network, x: Tensor, rows: Tensor) -> Tensor:
-        """The network on x [B, C, H, W] dense in channels_last with rows [1 or B, S] of its dtype."""
-        if self._weights is None:
-            self._weights = Weights(network)  # type: ignore[arg-type]
-        state = self._weights.state()
+    def run(self, network: Network, x: Tensor, rows: Tensor, state: tuple[int, ...]) -> Tensor:
+        """The network, whose weights are in ``state``, on x [B, C, H, W] (dense, channels_last), rows [1 or B, S]."""
         if state != self._state:
             self._state, self._made = state, {}
         rows = rows.contiguous()
@@ -267,7 +259,7 @@ def _compile(walk: Walk, image_size: int, dtype: torch.dtype, keep: bool) -> Pro
                 v_skip=ABSENT if flow.skip is None else cotangents[flow.skip],
                 v_output=cotangents[i] if i in steps[:-1] else OUTSIDE,
                 adds=flow.input is not None and max(readers[flow.input]) > i,
-                stats=(step_stats + [0, 0])[:2],
+                stats=step_stats,
             )
         )
     image_in = (flows[0].layout.inputs, image_size, image_size)
@@ -297,17 +289,9 @@ def _norms(flow: _Flow) -> list[Norm]:
     return [module] if isinstance(module, Norm) else []
 
 
-_EMPTY = dict.fromkeys(
-    (
-        *("norm_weight", "norm_bias", "second_norm_weight", "second_norm_bias", "first", "second", "shortcut"),
-        *("first_back", "second_back", "shortcut_back", "first_bias", "second_bias"),
-    )
-)
-
-
 def _step(flow: _Flow, channels: tuple[int, int], *, stats: Sequence[int], **places: Any) -> programs.Step:
     module, norms = flow.module, _norms(flow)
-    kind, scale, tensors = Kind.CONVOLUTION, 1.0, dict[str, Tensor | None](_EMPTY)
+    kind, scale, tensors = Kind.CONVOLUTION, 1.0, dict[str, Any]()
     if isinstance(module, ResBlock):
         kind, scale = Kind.BLOCK, RESIDUAL
         tensors |= _packed("first", module.Conv_0.weight) | _packed("second", module.Conv_1.weight)
@@ -338,8 +322,8 @@ def _step(flow: _Flow, channels: tuple[int, int], *, stats: Sequence[int], **pla
         eps=norms[0].eps if norms else 1.0,
         scale=scale,
         row=flow.column,
-        stats=stats[0],
-        second_stats=stats[1],
+        stats=stats[0] if stats else 0,
+        second_stats=stats[-1] if stats else 0,
         **tensors,
         **places,
     )

@@ -62,7 +62,7 @@ class PackedWeight:
         if self._forward is None:
             self._forward = _pack(weight, x)
         padding = [weight.shape[2] // 2] * 2
-        rest = (padding, [1, 1], [1, 1], 1, "add", 1.0, None, [], None)
+        rest: tuple[Any, ...] = (padding, [1, 1], [1, 1], 1, "add", 1.0, None, [], None)
         _ONEDNN._convolution_pointwise_.binary(total, x, self._forward, None, *rest)
         return total
 
@@ -97,9 +97,7 @@ class PackedMap:
         if skip is None:
             return self._whole.convolve(x, weight, bias)
         first = x.shape[1]
-        return self._second.add_to(
-            self._first.convolve(x, weight[:, :first], bias), skip, weight[:, first:]
-        )
+        return self._second.add_to(self._first.convolve(x, weight[:, :first], bias), skip, weight[:, first:])
 
     def pull_back(self, v: Tensor, matrix: Tensor) -> Tensor:
         """The cotangent of [x, skip], [B, C, H, W], from that of the result."""
@@ -150,7 +148,7 @@ def can_map(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN can take packed forms of this frozen weight or matrix to these images."""
     if not _HAS_OPERATORS or weight.requires_grad or x.numel() == 0:
         return False
-    if (x.device.type, weight.device.type) != ("cpu", "cpu") or x.dtype != weight.dtype:
+    if x.is_cuda or (x.device.type, weight.device.type) != ("cpu", "cpu") or x.dtype != weight.dtype:
         return False
     if x.dtype != torch.float32 and not (x.dtype == torch.bfloat16 and _has_bfloat16()):
         return False

@@ -8,6 +8,7 @@ import torch
 
 from ..extension import ACTIVATIONS, DTYPE_CODES, call, stride_of, unavailable_on_host
 
+
 def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     """Why the extension cannot serve this device type and dtype; None if it can."""
     return unavailable_on_host(device_type, dtype, ACTIVATIONS)
@@ -47,7 +48,11 @@ def _call(name: str, args: Any) -> None:
 def _with_vectors_of_one_dtype(args: Any) -> Any:
     """The same with row, weight and bias in one dtype that the extension reads: float32 where they differ."""
     row, weight, bias = args.row, args.weight, args.bias
-    if weight.dtype in ACTIVATIONS and weight.dtype == bias.dtype and (row is None or row.dtype == weight.dtype):
+    if (
+        weight.dtype in ACTIVATIONS
+        and weight.dtype == bias.dtype
+        and (row is None or row.dtype == weight.dtype)
+    ):
         return args
     row = None if row is None else row.float()
     return args._replace(row=row, weight=weight.float(), bias=bias.float())
