@@ -8,7 +8,7 @@ and what a gradient has to keep, goes through memory, and threads meet once per 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import final
@@ -159,6 +159,29 @@ def _fields_of(step: Step) -> tuple[int | float, ...]:
             value = value.data_ptr()
         found.append(0 if value is None else float(value) if field.type == "float" else int(value))
     return tuple(found)
+
+
+@final
+class Fingerprint:
+    """Notices when tensors in host memory change, whoever writes to them and however.
+
+    Args:
+        tensors: whose memory is watched, and kept alive.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._memory = {
+            storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in tensors)
+        }
+        spans = [(address, storage.nbytes()) for address, storage in self._memory.items()]
+        self._spans = torch.tensor(spans, dtype=torch.int64).view(-1, 2)
+
+    def take(self) -> int:
+        """The number of what they hold now."""
+        module = extension.load().module
+        assert module is not None, "programs are only made where the extension is loaded"
+        found: int = module.fingerprint(self._spans.data_ptr(), len(self._memory))
+        return found
 
 
 def runs(dtype: torch.dtype) -> bool:

@@ -134,8 +134,8 @@ class _NormSilu(Function):
 class Shortcut(NamedTuple):
     """What goes past a block: the input, resampled ("up", "down" or None), times ``matrix`` [O, C] if there is one.
 
-    The matrix is a 1x1 convolution's, whose bias is added with the block's; ``packed`` is its cache. Without it there is
-    no skip.
+    The matrix is a 1x1 convolution's, whose bias is added with the block's; ``packed`` is its cache. Without a matrix
+    there is no skip.
     """
 
     matrix: Tensor | None = None

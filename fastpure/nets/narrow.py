@@ -20,7 +20,7 @@ from torch.autograd import Function
 
 from ..kernels import fused_on_host
 from ..kernels import network as programs
-from ..kernels.network import ABSENT, ALIGNMENT, OUTSIDE, Kind, Program
+from ..kernels.network import ABSENT, ALIGNMENT, OUTSIDE, Fingerprint, Kind, Program
 from .layers import RESIDUAL, Attention, Conv, Norm, ResBlock
 
 WIDEST = 128
@@ -72,6 +72,9 @@ class Network(Protocol):
     def plain(self, x: Tensor, embedding: Tensor) -> Tensor:
         """The network in operations that can be differentiated twice."""
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All weights."""
+
 
 # --------------------------------------------------------------------------------- which networks, and when
 def suits(steps: Sequence[Layout], config: Sizes) -> bool:
@@ -97,10 +100,15 @@ def serves(x: Tensor, rows: Tensor) -> bool:
 
 @final
 class Programs:
-    """Cache beside one network: its programs, made when they are first needed and again when a weight has changed."""
+    """Cache beside one network: its programs, made when they are first needed and again when a weight has changed.
+
+    Programs hold packed copies of the weights, so every pass looks at all of them: writes through ``.data``, which
+    torch does not count, are seen too.
+    """
 
     def __init__(self) -> None:
-        self._state: tuple[int, ...] | None = None
+        self._state: tuple[object, ...] = ()
+        self._watched: Fingerprint | None = None
         self._made: dict[tuple[torch.dtype, bool], Program] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
@@ -111,13 +119,20 @@ class Programs:
 
     def run(self, network: Network, x: Tensor, rows: Tensor, state: tuple[int, ...]) -> Tensor:
         """The network, whose weights are in ``state``, on x [B, C, H, W] (dense, channels_last), rows [1 or B, S]."""
-        if state != self._state:
-            self._state, self._made = state, {}
+        self._follow(network, state)
         rows = rows.contiguous()
         if torch.is_grad_enabled() and x.requires_grad:
             result: Tensor = _Run.apply(x, rows, self._program(network, x.dtype, True), network)
             return result
         return self._program(network, x.dtype, False).forward(x, rows, keep=False)[0]
+
+    def _follow(self, network: Network, state: tuple[int, ...]) -> None:
+        """Forget what was made of weights that are no longer there."""
+        if self._watched is None or state != self._state[1:]:
+            self._watched = Fingerprint(network.parameters())
+        now = (self._watched.take(), *state)
+        if now != self._state:
+            self._state, self._made = now, {}
 
     def _program(self, network: Network, dtype: torch.dtype, keep: bool) -> Program:
         """That which keeps what a gradient needs, or that which reuses the memory."""
