@@ -133,6 +133,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "How this module was built and what it can use on this machine.");
   m.def("philox_words", &philox_words, py::kw_only(), py::arg("c0"), py::arg("c1"), py::arg("c2"), py::arg("c3"),
         py::arg("k0"), py::arg("k1"), "Philox4x32-10 of one counter and key, for known-answer tests.");
+  m.def(
+      "fingerprint",
+      [](uintptr_t spans, int64_t count) {
+        return host::fingerprint(reinterpret_cast<const host::Span*>(spans), count);
+      },
+      py::arg("spans"), py::arg("count"),
+      "A number that changes with the memory that `count` pairs (address, bytes) at address `spans` name.");
   bind<NoiseArgs>(m, "noise", host::noise, cuda::noise);
   bind<RowArgs>(m, "affine_row", host::affine_row, cuda::affine_row);
   bind<RowVjpArgs>(m, "affine_row_vjp", host::affine_row_vjp, cuda::affine_row_vjp);

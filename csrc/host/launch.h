@@ -17,4 +17,13 @@ Status residual_add(const ResidualArgs& args, int threads, const Kernels& kernel
 Status network(const NetworkArgs& args, int threads, const Kernels& kernels);
 Status network_vjp(const NetworkVjpArgs& args, int threads, const Kernels& kernels);
 
+// A stretch of memory.
+struct Span {
+  const void* data;
+  int64_t bytes;
+};
+
+// Differs, as good as surely, between two contents of the same stretches.
+uint64_t fingerprint(const Span* spans, int64_t count);
+
 }  // namespace fastpure::host

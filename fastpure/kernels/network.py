@@ -8,7 +8,7 @@ and what a gradient has to keep, goes through memory, and threads meet once per 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import final
@@ -68,18 +68,18 @@ class Step:
     row: int
     stats: int
     second_stats: int
-    norm_weight: Tensor | None
-    norm_bias: Tensor | None
-    second_norm_weight: Tensor | None
-    second_norm_bias: Tensor | None
-    first: Tensor | None
-    second: Tensor | None
-    shortcut: Tensor | None
-    first_back: Tensor | None
-    second_back: Tensor | None
-    shortcut_back: Tensor | None
-    first_bias: Tensor | None
-    second_bias: Tensor | None
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    second_norm_weight: Tensor | None = None
+    second_norm_bias: Tensor | None = None
+    first: Tensor | None = None
+    second: Tensor | None = None
+    shortcut: Tensor | None = None
+    first_back: Tensor | None = None
+    second_back: Tensor | None = None
+    shortcut_back: Tensor | None = None
+    first_bias: Tensor | None = None
+    second_bias: Tensor | None = None
 
 
 _FORMAT = struct.Struct("".join("d" if field.type == "float" else "q" for field in fields(Step)))
@@ -163,6 +163,29 @@ def _fields_of(step: Step) -> tuple[int | float, ...]:
             value = value.data_ptr()
         found.append(0 if value is None else float(value) if field.type == "float" else int(value))
     return tuple(found)
+
+
+@final
+class Fingerprint:
+    """Notices when tensors in host memory change, whoever writes to them and however.
+
+    Args:
+        tensors: whose memory is watched, and kept alive.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._memory = {
+            storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in tensors)
+        }
+        spans = [(address, storage.nbytes()) for address, storage in self._memory.items()]
+        self._spans = torch.tensor(spans, dtype=torch.int64).view(-1, 2)
+
+    def take(self) -> int:
+        """The number of what they hold now."""
+        module = extension.load().module
+        assert module is not None, "programs are only made where the extension is loaded"
+        found: int = module.fingerprint(self._spans.data_ptr(), len(self._memory))
+        return found
 
 
 def runs(dtype: torch.dtype) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from . import frozen, fused
 from .base import is_hooked
 from .layers import Conv, Dense, Norm, PointDense, to_image, to_tokens
+from .packed import PackedMap
 
 
 class ADMBlock(nn.Module):
@@ -44,6 +45,7 @@ class ADMBlock(nn.Module):
         self.emb_layers = nn.ModuleDict({"1": Dense(embedding, 2 * outputs if scale_shift else outputs)})
         self.out_layers = nn.ModuleDict({"0": norms[1], "3": Conv(outputs, outputs)})
         self.skip_connection = Conv(inputs, outputs, size=1) if inputs != outputs else None
+        self.packed = PackedMap()
 
     @property
     def n_rows(self) -> int:
@@ -104,7 +106,7 @@ class ADMBlock(nn.Module):
         norm, second = cast(Norm, self.in_layers["0"]), cast(Norm, self.out_layers["0"])
         first, last, *affine = (row.contiguous() for row in rows.chunk(self.n_rows, 1)[:4])
         matrix = None if self.skip_connection is None else self.skip_connection.weight[:, :, 0, 0]
-        h, s = fused.enter(x, skip, norm.settings(), fused.Shortcut(matrix, self.resample))
+        h, s = fused.enter(x, skip, norm.settings(), fused.Shortcut(matrix, self.resample, self.packed))
         h = cast(Conv, self.in_layers["2"]).without_bias(h)
         settings = second.settings()
         if affine:
@@ -126,6 +128,7 @@ class HeadAttention(nn.Module):
         self.norm = norm
         self.qkv = PointDense(channels, 3 * channels)
         self.proj_out = PointDense(channels, channels)
+        self._packed_first, self._packed_last = PackedMap(), PackedMap()
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.qkv(to_tokens(self.norm(x)))
@@ -140,10 +143,10 @@ class HeadAttention(nn.Module):
     def fused(self, x: fused.Activation) -> fused.Pending:
         """The same on the fused kernels, for frozen weights."""
         y, s = fused.enter(x, None, self.norm.settings(activate=False))
-        h = fused.attention(self.qkv(to_tokens(y)), self.heads, self.legacy)
-        batch, pixels, channels = h.shape
-        h = h.reshape(-1, channels) @ self.proj_out.weight[:, :, 0].t()
-        return fused.Pending(s, to_image(h.view(batch, pixels, -1), s.shape[2:]), self.proj_out.bias, 1.0)
+        tokens = to_tokens(fused.mapped(y, self.qkv.weight[:, :, 0], self.qkv.bias, self._packed_first))
+        h = to_image(fused.attention(tokens, self.heads, self.legacy), y.shape[2:])
+        h = fused.mapped(h, self.proj_out.weight[:, :, 0], None, self._packed_last)
+        return fused.Pending(s, h, self.proj_out.bias, 1.0)
 
 
 class Down(nn.Module):

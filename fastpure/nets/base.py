@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, final
 from weakref import ref
 
@@ -18,6 +19,10 @@ class HoistedNetwork(nn.Module, ABC):
     All images of a batch share the noise label of the step, and every purification with the same table walks
     through the same labels, so the first part is computed once and reaches the second as one vector.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watch = Watch()
 
     @abstractmethod
     def embedding(self, labels: Tensor) -> Tensor:
@@ -83,6 +88,63 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 @final
+@dataclass(frozen=True)
+class Look:
+    """What a network's modules were like at one moment.
+
+    Attributes:
+        state: changes when a weight or buffer does, as in ``Weights.state``.
+        hooked: whether somebody looks at a module's calls.
+        trained: whether a weight requires a gradient.
+    """
+
+    state: tuple[int, ...]
+    hooked: bool
+    trained: bool
+
+
+@final
+class Watch:
+    """Looks at one network before every pass, which must cost little: a pass of a small one takes milliseconds."""
+
+    def __init__(self) -> None:
+        self._modules: tuple[nn.Module, ...] = ()
+        self._children: list[int] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
+        return Watch()  # a copy has modules of its own
+
+    def __reduce__(self) -> tuple[type[Watch], tuple[()]]:
+        return Watch, ()
+
+    def look(self, network: nn.Module) -> Look:
+        """The network now."""
+        children = [id(child) for module in self._modules for child in module._modules.values()]
+        if not self._modules or self._modules[0] is not network or children != self._children:
+            self._modules = tuple(network.modules())
+            self._children = [id(child) for module in self._modules for child in module._modules.values()]
+        found: list[int] = []
+        hooked = trained = False
+        for module in self._modules:
+            hooked = hooked or is_hooked(module)
+            for weight in module._parameters.values():
+                if weight is not None:
+                    trained = trained or weight.requires_grad
+                    found += _identity(weight)
+            for buffer in module._buffers.values():
+                if buffer is not None:
+                    found += _identity(buffer)
+        return Look(tuple(found), hooked, trained)
+
+
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor lies and how often it was changed."""
+    counted = 0 if tensor.is_inference() else tensor._version
+    # Tensors of other kinds (those of a tracer) may have no memory.
+    return (tensor.data_ptr() if type(tensor) in _PLAIN else id(tensor), counted)
+
+
+@final
 class Weights:
     """Which tensors some networks have now, and how often each was changed: what is derived from them is keyed on it.
 
@@ -104,9 +166,7 @@ class Weights:
             for tensors in (module._parameters, module._buffers):
                 for tensor in tensors.values():
                     if tensor is not None:
-                        counted = 0 if tensor.is_inference() else tensor._version
-                        # Tensors of other kinds (those of a tracer) may have no memory.
-                        found += (tensor.data_ptr() if type(tensor) in _PLAIN else id(tensor), counted)
+                        found += _identity(tensor)
             found += map(id, module._modules.values())
         return tuple(found)
 

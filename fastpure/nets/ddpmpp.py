@@ -244,9 +244,10 @@ class DDPMpp(HoistedNetwork):
         if x.dim() != 4:
             raise ValueError(mistake("x", "of shape [B, C, H, W]", list(x.shape)))
         h = x.contiguous(memory_format=torch.channels_last)
-        if not fused.usable(h, self, embedding):
+        look = fused.usable(h, embedding, self)
+        if look is None:
             return self.plain(h, embedding)
-        result = None if self._programs is None else self._programs.run(self, h, embedding)
+        result = None if self._programs is None else self._programs.run(self, h, embedding, look.state)
         return self._fused(h, embedding) if result is None else result
 
     def plain(self, x: Tensor, embedding: Tensor) -> Tensor:

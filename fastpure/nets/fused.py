@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 from ..kernels import (
@@ -34,27 +34,30 @@ from ..kernels import (
     residual_add,
     serves,
 )
-from .base import is_hooked
+from .base import HoistedNetwork, Look
+from .frozen import records
+from .packed import PackedMap, can_map
 
 _PLAIN_NORM, _PLAIN_RESAMPLE = OPS["group_norm_silu"].reference, OPS["resample"].reference
 
 
-def usable(x: Tensor, network: nn.Module, rows: Tensor) -> bool:
-    """Whether the fused blocks run for this input: a device of theirs, no weight trained, and nobody looking.
+def usable(x: Tensor, rows: Tensor, network: HoistedNetwork) -> Look | None:
+    """How the network looks if the fused blocks run for this input, else None.
+
+    They do where kernels serve it, no weight is trained, and nobody is watching.
 
     Not where dropout is on, a module has hooks (the parts of a block are not called one by one), a compiler traces (it
-    fuses torch's operations itself), or derivatives are carried along with the values.
+    fuses torch's operations itself) or ``torch.jit.trace`` does (for which sizes are no numbers), or derivatives are
+    carried along with the values.
     """
-    if torch.compiler.is_compiling() or network.training or carries_derivatives():
-        return False
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if traced or network.training or carries_derivatives():
+        return None
     if not (x.is_cuda or serves("group_norm_silu", "triton", x) or fused_on_host(x)):
-        return False
-    if any(map(is_hooked, network.modules())):
-        return False
-    trained = torch.is_grad_enabled() and any(
-        weight.requires_grad for weight in (rows, *network.parameters())
-    )
-    return not trained
+        return None
+    look = network.watch.look(network)
+    trained = torch.is_grad_enabled() and (look.trained or rows.requires_grad)
+    return None if look.hooked or trained else look
 
 
 class Pending:
@@ -133,11 +136,13 @@ class _NormSilu(Function):
 class Shortcut(NamedTuple):
     """What goes past a block: the input, resampled ("up", "down" or None), times ``matrix`` [O, C] if there is one.
 
-    The matrix is a 1x1 convolution's, whose bias is added with the block's. Without it there is no skip.
+    The matrix is a 1x1 convolution's, whose bias is added with the block's; ``packed`` is its cache. Without a matrix
+    there is no skip.
     """
 
     matrix: Tensor | None = None
     resample: str | None = None
+    packed: PackedMap | None = None
 
 
 PAST = Shortcut()
@@ -194,6 +199,7 @@ class _Enter(Function):
         first = x if total is None else total
         ctx.save_for_backward(first, skip, norm.weight, norm.bias, stats, shortcut.matrix)
         ctx.settings = (scale, norm[2:], shortcut.resample, total is not None)
+        ctx.packed = shortcut.packed
         ctx.set_materialize_grads(False)
         return y, _shortcut(first, skip, shortcut), total
 
@@ -203,7 +209,7 @@ class _Enter(Function):
     ) -> tuple[Tensor | None, ...]:
         x, skip, weight, bias, stats, matrix = ctx.saved_tensors
         scale, (groups, eps, activate), kind, is_sum = ctx.settings
-        shortcut = Shortcut(matrix, kind)
+        shortcut = Shortcut(matrix, kind, ctx.packed)
         if torch.is_grad_enabled() or v_y is None:
             norm = Normalisation(weight, bias, groups, eps, activate)
             v_x, v_skip = _enter_vjp_by_autograd(x, skip, norm, shortcut, v_y, v_s)
@@ -260,27 +266,43 @@ def _enter_vjp_by_autograd(
 def _shortcut(
     x: Tensor, skip: Tensor | None, shortcut: Shortcut, resize: Callable[[Tensor, str], Tensor] = resample
 ) -> Tensor:
-    matrix, kind = shortcut
+    matrix, kind, packed = shortcut
     if matrix is None:
         return x.view_as(x) if kind is None else resize(x, kind)
     if kind == "down":
         x = resize(x, "down")
-    first = x.shape[1]
-    pixels = torch.mm(_pixels(x), matrix[:, :first].t())
-    if skip is not None:
-        pixels.addmm_(_pixels(skip), matrix[:, first:].t())
-    image = _image(pixels, x)
+    image = _mapped(x, skip, matrix, None, packed)
     return resize(image, "up") if kind == "up" else image  # a 1x1 convolution commutes with copying pixels
 
 
 def _shortcut_vjp(v: Tensor, shortcut: Shortcut) -> Tensor:
     """The cotangent of [x, skip], side by side, as ``group_norm_silu_vjp`` adds it."""
-    matrix, kind = shortcut
+    matrix, kind, packed = shortcut
     if matrix is None:
         return v if kind is None else resample_vjp(v, kind)
     v = resample_vjp(v, "up") if kind == "up" else v
-    v = _image(_pixels(v) @ matrix, v)
+    v = _mapped_back(v, matrix, packed)
     return resample_vjp(v, "down") if kind == "down" else v
+
+
+def _mapped(
+    x: Tensor, skip: Tensor | None, matrix: Tensor, bias: Tensor | None, packed: PackedMap | None
+) -> Tensor:
+    """matrix [O, C] times every pixel of [x, skip], plus bias; recorded where an image asks for that."""
+    if packed is not None and not records(x, skip) and can_map(x, matrix):
+        return packed.apply(x, skip, matrix, bias)
+    first = x.shape[1]
+    part = matrix[:, :first].t()
+    pixels = torch.mm(_pixels(x), part) if bias is None else torch.addmm(bias, _pixels(x), part)
+    if skip is not None:
+        pixels.addmm_(_pixels(skip), matrix[:, first:].t())
+    return _image(pixels, x)
+
+
+def _mapped_back(v: Tensor, matrix: Tensor, packed: PackedMap | None) -> Tensor:
+    if packed is not None and not records(v) and can_map(v, matrix):
+        return packed.pull_back(v, matrix)
+    return _image(_pixels(v) @ matrix, v)
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -312,22 +334,25 @@ class _Leave(Function):
 
 
 # -------------------------------------------------------------------------------------------- attention
-def affine(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
-    """x [N, C] times matrix [C, D], plus bias [D]. Keeps nothing: what the matrix was joined from is a weight."""
+def mapped(x: Tensor, matrix: Tensor, bias: Tensor | None, packed: PackedMap) -> Tensor:
+    """matrix [O, C] times every pixel of x [B, C, H, W], plus bias [O]; ``packed`` is the matrix's cache.
+
+    Keeps nothing: what the matrix was joined from is a weight.
+    """
     if torch.is_grad_enabled() and x.requires_grad:
-        return _Affine.apply(x, matrix, bias)
-    return torch.addmm(bias, x, matrix)
+        return _Mapped.apply(x, matrix, bias, packed)
+    return _mapped(x, None, matrix, bias, packed)
 
 
-class _Affine(Function):
+class _Mapped(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
-        ctx.matrix = matrix  # no activation, so nobody needs to count it among those
-        return torch.addmm(bias, x, matrix)
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, bias: Tensor | None, packed: PackedMap) -> Tensor:
+        ctx.matrix, ctx.packed = matrix, packed  # no activations, so nobody needs to count them among those
+        return _mapped(x, None, matrix, bias, packed)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        return v @ ctx.matrix.t(), None, None
+        return _mapped_back(v, ctx.matrix, ctx.packed), None, None, None
 
 
 def attention(tokens: Tensor, heads: int, legacy: bool) -> Tensor:
@@ -393,7 +418,7 @@ def _attention_vjp(tokens: Tensor, v_h: Tensor, heads: int, legacy: bool) -> Ten
     matrix = _matrix(q, k)
     v_matrix = v_h @ v.mT
     v_logits = torch.ops.aten._softmax_backward_data(v_matrix, matrix, -1, matrix.dtype)
-    if heads == 1 or len(tokens) == 1:  # the three parts of one tensor
+    if (heads == 1 or len(tokens) == 1) and tokens.is_cuda:  # the three parts of one tensor
         v_tokens = torch.empty_like(tokens)
         v_q, v_k, v_v = _heads(v_tokens, heads, legacy)
     else:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import frozen, fused
 from .base import is_hooked
 from .fir import filtered
-from .packed import Joined, PackedWeight
+from .packed import Joined, PackedMap, PackedWeight
 
 RESIDUAL = math.sqrt(0.5)
 """What a block multiplies its sum with, as the reference implementation does."""
@@ -174,6 +174,7 @@ class ResBlock(nn.Module):
         self.Conv_1 = Conv(outputs, outputs)
         self.Conv_2: Conv | None = None
         self.NIN_0: Projection | None = None
+        self.packed = PackedMap()
         if block == "biggan" and (resample is not None or inputs != outputs):
             self.Conv_2 = Conv(inputs, outputs, size=1)
         elif block == "ddpm" and inputs != outputs:
@@ -211,7 +212,7 @@ class ResBlock(nn.Module):
             h, s = filtered(h, self.resample), filtered(s, self.resample)
             s = s if self.Conv_2 is None else self.Conv_2.without_bias(s)
         else:
-            shortcut = fused.Shortcut(self.shortcut_matrix(), self.resample)
+            shortcut = fused.Shortcut(self.shortcut_matrix(), self.resample, self.packed)
             h, s = fused.enter(x, skip, self.GroupNorm_0.settings(), shortcut)
         h = self.Conv_0.without_bias(h)
         h = fused.norm_silu(h, self.GroupNorm_1.settings(), first)
@@ -255,6 +256,7 @@ class Attention(nn.Module):
         self.NIN_2 = Projection(channels, channels)
         self.NIN_3 = Projection(channels, channels)
         self._matrices, self._biases = Joined(), Joined()
+        self._packed_first, self._packed_last = PackedMap(), PackedMap()
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = to_tokens(self.GroupNorm_0(x))
@@ -266,11 +268,10 @@ class Attention(nn.Module):
         """The same on the fused kernels, for frozen weights: one product makes q, k and v."""
         y, s = fused.enter(x, None, self.GroupNorm_0.settings(activate=False))
         matrix, bias = self.joined()
-        tokens = to_tokens(y)
-        batch, pixels, channels = tokens.shape
-        qkv = fused.affine(tokens.reshape(-1, channels), matrix, bias).view(batch, pixels, -1)
-        h = fused.attention(qkv, heads=1, legacy=False).reshape(-1, channels) @ self.NIN_3.W
-        return fused.Pending(s, to_image(h.view(batch, pixels, -1), s.shape[2:]), self.NIN_3.b, RESIDUAL)
+        tokens = to_tokens(fused.mapped(y, matrix.t(), bias, self._packed_first))
+        h = to_image(fused.attention(tokens, heads=1, legacy=False), y.shape[2:])
+        h = fused.mapped(h, self.NIN_3.W.t(), None, self._packed_last)
+        return fused.Pending(s, h, self.NIN_3.b, RESIDUAL)
 
     def joined(self) -> tuple[Tensor, Tensor]:
         """Matrix [C, 3 C] and bias [3 C] that make q, k and v side by side."""

@@ -22,8 +22,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from ..errors import mistake
 from ..kernels import fused_on_host
 from ..kernels import network as programs
-from ..kernels.network import ABSENT, ALIGNMENT, OUTSIDE, Kind, Program
-from .base import Weights
+from ..kernels.network import ABSENT, ALIGNMENT, OUTSIDE, Fingerprint, Kind, Program
 from .layers import RESIDUAL, Attention, Conv, Norm, ResBlock
 
 WIDEST = 128
@@ -111,7 +110,6 @@ def _serves(x: Tensor, rows: Tensor) -> bool:
         and type(rows) in _PLAIN
         and fused_on_host(x)
         and programs.runs(x.dtype)
-        and not torch.jit.is_tracing()
         and not is_in_torch_dispatch_mode()
     )
 
@@ -120,25 +118,24 @@ def _serves(x: Tensor, rows: Tensor) -> bool:
 class _Made:
     """The programs of a network as its weights are now. Threads may share it: it is replaced, never emptied."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, state: tuple[int, ...]) -> None:
         weights = list(network.parameters())
-        self._watched = Weights(network)  # type: ignore[arg-type]
-        self._state = self._watched.state()
-        # Kept, as weights that come later must not get the addresses of these and look like them.
-        self._alive = [weight.detach() for weight in weights]
+        # What is elsewhere is not for the host to read, not even for a fingerprint.
+        here = all(type(weight) in _PLAIN and weight.device.type == "cpu" for weight in weights)
         found = {weight.dtype for weight in weights}
-        # Changes of inference tensors are not counted, and an address elsewhere is none of ours.
-        usable = all(
-            type(weight) in _PLAIN and weight.device.type == "cpu" and not weight.is_inference()
-            for weight in weights
-        )
-        self.dtype = found.pop() if usable and len(found) == 1 else None
+        self.dtype = found.pop() if here and len(found) == 1 else None
         self.columns = max(end for *_, (_, end) in network.walk())
+        self._state = state
+        self._watched = Fingerprint(weights) if here else None
+        self._taken = self._fingerprint()
         self._programs: dict[bool, Program] = {}
 
-    def holds(self) -> bool:
+    def _fingerprint(self) -> int:
+        return 0 if self._watched is None else self._watched.take()
+
+    def holds(self, state: tuple[int, ...]) -> bool:
         """Whether no weight has changed since."""
-        return self._state == self._watched.state()
+        return state == self._state and self._fingerprint() == self._taken
 
     def program(self, network: Network, keep: bool) -> Program:
         """That which keeps what a gradient needs, or that which reuses the memory."""
@@ -152,7 +149,11 @@ class _Made:
 
 @final
 class Programs:
-    """Cache beside one network: its programs, made when they are first needed and again when a weight has changed."""
+    """Cache beside one network: its programs, made when they are first needed and again when a weight has changed.
+
+    Programs hold packed copies of the weights, so every pass looks at all of them: writes through ``.data``, which
+    torch does not count, are seen too.
+    """
 
     def __init__(self) -> None:
         self._made: _Made | None = None
@@ -163,8 +164,8 @@ class Programs:
     def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
         return Programs, ()
 
-    def run(self, network: Network, x: Tensor, rows: Tensor) -> Tensor | None:
-        """The network on x [B, C, H, W] dense in channels_last with rows [1 or B, S], or None.
+    def run(self, network: Network, x: Tensor, rows: Tensor, state: tuple[int, ...]) -> Tensor | None:
+        """The network, whose weights are in ``state``, on x [B, C, H, W] (dense, channels_last), rows [1 or B, S].
 
         None where programs do not serve: the extension is not there, x, rows and all weights are not of one dtype it
         computes in, or do not lie in host memory.
@@ -175,8 +176,8 @@ class Programs:
         if not _serves(x, rows):
             return None
         made = self._made
-        if made is None or not made.holds():
-            self._made = made = _Made(network)
+        if made is None or not made.holds(state):
+            self._made = made = _Made(network, state)
         if made.dtype != x.dtype:
             return None
         _check(x, rows, network.config, made.columns)
@@ -329,7 +330,7 @@ def _compile(walk: Walk, image_size: int, dtype: torch.dtype, keep: bool) -> Pro
                 v_skip=ABSENT if flow.skip is None else cotangents[flow.skip],
                 v_output=cotangents[i] if i in steps[:-1] else OUTSIDE,
                 adds=flow.input is not None and max(readers[flow.input]) > i,
-                stats=[*step_stats, 0, 0][:2],
+                stats=step_stats,
             )
         )
     image_in = (flows[0].layout.inputs, image_size, image_size)
@@ -359,25 +360,9 @@ def _norms(flow: _Flow) -> list[Norm]:
     return [module] if isinstance(module, Norm) else []
 
 
-_EMPTY = dict.fromkeys(
-    (
-        *(
-            "norm_weight",
-            "norm_bias",
-            "second_norm_weight",
-            "second_norm_bias",
-            "first",
-            "second",
-            "shortcut",
-        ),
-        *("first_back", "second_back", "shortcut_back", "first_bias", "second_bias"),
-    )
-)
-
-
 def _step(flow: _Flow, channels: tuple[int, int], *, stats: Sequence[int], **places: Any) -> programs.Step:
     module, norms = flow.module, _norms(flow)
-    kind, scale, tensors = Kind.CONVOLUTION, 1.0, dict[str, Any](_EMPTY)
+    kind, scale, tensors = Kind.CONVOLUTION, 1.0, dict[str, Any]()
     if isinstance(module, ResBlock):
         kind, scale = Kind.BLOCK, RESIDUAL
         tensors |= _packed("first", module.Conv_0.weight) | _packed("second", module.Conv_1.weight)
@@ -385,8 +370,11 @@ def _step(flow: _Flow, channels: tuple[int, int], *, stats: Sequence[int], **pla
             tensors |= _packed("shortcut", matrix[:, :, None, None])
     elif isinstance(module, Attention):
         kind, scale = Kind.ATTENTION, RESIDUAL
-        matrix, bias = module.joined()
-        tensors |= _packed("first", matrix.t()[:, :, None, None]) | {"first_bias": _copied(bias)}
+        # Not ``joined``, whose memory does not notice every change.
+        parts = (module.NIN_0, module.NIN_1, module.NIN_2)
+        matrix = torch.cat([part.W.detach() for part in parts], 1)
+        bias = torch.cat([part.b.detach() for part in parts])
+        tensors |= _packed("first", matrix.t()[:, :, None, None]) | {"first_bias": bias}
         tensors |= _packed("second", module.NIN_3.W.t()[:, :, None, None])
         tensors |= {"second_bias": _copied(module.NIN_3.b)}
     else:
@@ -409,8 +397,8 @@ def _step(flow: _Flow, channels: tuple[int, int], *, stats: Sequence[int], **pla
         eps=norms[0].eps if norms else 1.0,
         scale=scale,
         row=flow.column,
-        stats=stats[0],
-        second_stats=stats[1],
+        stats=stats[0] if stats else 0,
+        second_stats=stats[-1] if stats else 0,
         **tensors,
         **places,
     )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastpure.kernels import network as programs
 from fastpure.kernels import use_backend
@@ -28,9 +29,8 @@ pytestmark = needs_ext
 SHAPES = {
     "digits": {"channels": 1, "nf": 16, "attn_resolutions": (4,)},
     "two attentions": {"image_size": 16, "nf": 32, "attn_resolutions": (8,), "n_blocks": 2},
-    "three levels": {"image_size": 16, "channels": 3, "nf": 48, "ch_mult": (1, 2, 1), "attn_resolutions": ()},
+    "three levels": {"image_size": 16, "channels": 3, "nf": 32, "ch_mult": (1, 2, 1), "attn_resolutions": ()},
     "one level of ddpm blocks": {"block": "ddpm", "nf": 16, "ch_mult": (1,)},
-    "sides of 12, 6 and 3": {"image_size": 12, "nf": 16, "ch_mult": (2, 1), "attn_resolutions": (12,)},
 }
 DTYPES = [
     torch.float32,
@@ -64,17 +64,14 @@ def runs(network, x: torch.Tensor, labels: torch.Tensor = LABELS) -> bool:
     return program.called
 
 
-NETWORKS = [name for name in SHAPES if name != "sides of 12, 6 and 3"]
-
-
 # ------------------------------------------------------------------------------------------------ results
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SHAPES)
 def test_output_and_gradient_are_those_of_float64(name, dtype):
     network = made(name, dtype)
     exact_network = made(name).to(dtype).double()
     x, v = image(network), image(network, seed=1)
-    tolerance = 2e-5 if dtype == torch.float32 else 0.03
+    tolerance = 2e-5 if dtype == torch.float32 else 0.06
     for labels in (LABELS, LABELS[:1]):
         assert runs(network, x, labels)
         # Rows are rounded to the network's dtype on either way.
@@ -151,7 +148,12 @@ def test_cotangents_may_lie_anyhow():
     dense = image(network, seed=1)
     strided = dense.repeat_interleave(2, 3)[..., ::2]
     once = torch.tensor(2.0).expand(y.shape)
-    for v, plain in ((strided, dense), (dense.contiguous(), dense), (once, once.clone()), (dense.mT, dense.mT.clone())):
+    for v, plain in (
+        (strided, dense),
+        (dense.contiguous(), dense),
+        (once, once.clone()),
+        (dense.mT, dense.mT.clone()),
+    ):
         gradients = [torch.autograd.grad(y, x, each, retain_graph=True)[0] for each in (v, plain)]
         assert torch.equal(*gradients)
 
@@ -165,7 +167,9 @@ def test_images_of_one_channel_lie_in_both_orders_at_once(config):
     assert torch.equal(network.body(x.contiguous(memory_format=torch.channels_last), rows), wanted)
     # One channel of several: dense in neither order.
     assert torch.equal(network.body(torch.cat([x, x + 1], 1)[:, :1], rows), wanted)
-    assert torch.equal(network.body(x[:1].expand(3, -1, -1, -1), rows[:1]), network.body(x[:1].repeat(3, 1, 1, 1), rows[:1]))
+    assert torch.equal(
+        network.body(x[:1].expand(3, -1, -1, -1), rows[:1]), network.body(x[:1].repeat(3, 1, 1, 1), rows[:1])
+    )
 
 
 def test_default_dtype_and_device_are_no_concern():
@@ -185,14 +189,16 @@ def test_no_more_is_kept_than_by_the_fused_blocks():
     network = made("two attentions")
     sizes = []
     for run in (network.body, network._fused):
-        x, rows = image(network).requires_grad_(), network.embedding(LABELS)
+        x = image(network).contiguous(memory_format=torch.channels_last).requires_grad_()
+        rows = network.embedding(LABELS)
         seen = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, seen=seen: seen.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
         ):
-            y = run(x.contiguous(memory_format=torch.channels_last), rows)
-        weights = {w.untyped_storage().data_ptr() for w in network.parameters()}
-        sizes.append(sum(t.untyped_storage().nbytes() for p, t in seen.items() if p not in weights))
+            y = run(x, rows)
+        # Not counted: weights, and what the caller has anyway, for second derivatives.
+        others = {w.untyped_storage().data_ptr() for w in (*network.parameters(), rows, x)}
+        sizes.append(sum(t.untyped_storage().nbytes() for p, t in seen.items() if p not in others))
         del y
     assert 0 < sizes[0] <= sizes[1]
 
@@ -221,7 +227,6 @@ def test_programs_leave_to_others_what_is_not_theirs():
         assert not runs(network, forward_ad.make_dual(x, x))
     with spied() as program:
         torch.func.jvp(lambda z: network(z, LABELS), (x,), (x,))
-        torch.func.vmap(lambda z: network(z[None], LABELS[:1]))(x)
     assert not program.called
     assert runs(network, x)
 
@@ -231,8 +236,8 @@ def test_programs_hide_nothing_from_those_who_record_operations():
     rows = network.embedding(LABELS)
     wanted = network.body(x, rows)
     with spied() as program, torch.no_grad():
-        traced = torch.jit.trace(network.body, (x, rows), check_trace=False)
-        graph = torch.fx.experimental.proxy_tensor.make_fx(network.body)(x, rows)
+        traced = torch.jit.trace(lambda x, rows: network.body(x, rows), (x, rows), check_trace=False)
+        graph = make_fx(lambda x, rows: network.body(x, rows))(x, rows)
         compiled = torch.compile(network.body, backend="eager", fullgraph=True)(x, rows)
     assert not program.called
     assert relative_error(compiled, wanted) < 1e-5
@@ -250,14 +255,17 @@ def test_weights_of_other_dtypes_take_another_way():
     x = image(made("digits", torch.bfloat16))
     assert not runs(network, x)
     exact = network(x, LABELS)
-    assert relative_error(exact.double(), made("digits").to(torch.bfloat16).double()(x.double(), LABELS)) < 0.05
+    assert (
+        relative_error(exact.double(), made("digits").to(torch.bfloat16).double()(x.double(), LABELS)) < 0.05
+    )
 
 
-def test_weights_made_in_inference_mode_take_another_way():
-    with torch.inference_mode():
-        network = made("digits")
-    with torch.no_grad():
-        assert not runs(network, image(made("digits")))
+def test_weights_elsewhere_are_not_read():
+    network = made("digits")
+    network.all_modules[3].Conv_0.to("meta")
+    with spied() as program, pytest.raises((RuntimeError, NotImplementedError)):
+        network(image(made("digits")), LABELS)
+    assert not program.called
 
 
 def test_weights_that_are_not_dense_count_as_their_values():
@@ -281,9 +289,19 @@ def changed_norm(network):
         network.all_modules[3].GroupNorm_1.bias.add_(1)
 
 
+def changed_behind_the_counter(network):
+    network.all_modules[6].NIN_1.b.data += 1
+    network.all_modules[6].NIN_2.W.data *= 2
+
+
 def replaced(network):
     block = network.all_modules[3]
     block.Conv_1.weight = torch.nn.Parameter(block.Conv_1.weight + 1, requires_grad=False)
+
+
+def moved_in_memory(network):
+    norm = network.all_modules[3].GroupNorm_0
+    norm.weight = torch.nn.Parameter(norm.weight.repeat_interleave(2)[::2] * 2, requires_grad=False)
 
 
 def new_module_changed_later(network):
@@ -302,7 +320,16 @@ def rounded_and_back(network):
     network.to(torch.bfloat16).to(torch.float32)
 
 
-CHANGES = [changed_in_place, changed_norm, replaced, new_module_changed_later, loaded, rounded_and_back]
+CHANGES = [
+    changed_in_place,
+    changed_norm,
+    changed_behind_the_counter,
+    replaced,
+    moved_in_memory,
+    new_module_changed_later,
+    loaded,
+    rounded_and_back,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)
