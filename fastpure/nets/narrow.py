@@ -93,11 +93,6 @@ def suits(steps: Sequence[Layout], config: Sizes) -> bool:
     return [step.kind for step in steps[-2:]] == ["norm", "conv"]
 
 
-def serves(x: Tensor, rows: Tensor) -> bool:
-    """Whether programs run on this input of a network that suits: its dtype, in host memory, by the extension."""
-    return x.dtype == rows.dtype and fused_on_host(x) and programs.runs(x.dtype)
-
-
 @final
 class Programs:
     """Cache beside one network: its programs, made when they are first needed and again when a weight has changed.
@@ -106,16 +101,22 @@ class Programs:
     torch does not count, are seen too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps: Sequence[Layout]) -> None:
+        self._steps = steps
+        self._widest = max(step.outputs for step in steps)
         self._state: tuple[object, ...] = ()
         self._watched: Fingerprint | None = None
         self._made: dict[tuple[torch.dtype, bool], Program] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
-        return Programs()  # a copy has weights of its own
+        return Programs(self._steps)  # a copy has weights of its own
 
-    def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
-        return Programs, ()
+    def __reduce__(self) -> tuple[type[Programs], tuple[Sequence[Layout]]]:
+        return Programs, (self._steps,)
+
+    def serve(self, x: Tensor, rows: Tensor) -> bool:
+        """Whether programs run on this input: its dtype, in host memory, by the extension."""
+        return x.dtype == rows.dtype and fused_on_host(x) and programs.runs(x.dtype, self._widest)
 
     def run(self, network: Network, x: Tensor, rows: Tensor, state: tuple[int, ...]) -> Tensor:
         """The network, whose weights are in ``state``, on x [B, C, H, W] (dense, channels_last), rows [1 or B, S]."""
