@@ -12,7 +12,18 @@ import fastpure
 
 ROOT = Path(fastpure.__file__).parent
 LAYERS = [
-    {"errors", "files", "intervals", "locks", "pickles", "signatures", "version"},
+    {
+        "errors",
+        "files",
+        "intervals",
+        "locks",
+        "neighbours",
+        "openmp",
+        "pickles",
+        "signatures",
+        "threads",
+        "version",
+    },
     {"schedule"},
     {"kernels"},
     {"nets"},
