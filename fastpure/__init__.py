@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from .evaluate import controls as controls
     from .evaluate import evaluate as evaluate
     from .evaluate import merge as merge
-    from .evaluate.plan import plan as plan
     from .evaluate import protocol as protocols
+    from .evaluate.plan import plan as plan
     from .nets import Denoiser as Denoiser
     from .presets import PRESETS as presets
     from .purify import Defense as Defense

@@ -142,7 +142,13 @@ def watched() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if _watcher is None else _watcher.watching()
 
 
-def able() -> bool:
-    """Whether `watched` can do anything in this process."""
+def effect() -> str:
+    """What `watched` does in this process, in words, or why nothing."""
     watched()
-    return _watcher is not None
+    if _watcher is not None:
+        return "threads sleep while other processes want the cores"
+    if openmp.user_chose():
+        return "left as the user set it"
+    if openmp.gnu_runtime() is None:
+        return "unchanged beside other processes, since torch does not use GNU's OpenMP runtime here"
+    return f"unchanged beside other processes on more than {MOST_CORES} cores"

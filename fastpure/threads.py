@@ -48,6 +48,13 @@ def limits(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> d
     return {name: max(number, 1) for name, number in found.items()}
 
 
+def told() -> int | None:
+    """The number of threads that somebody told torch; None where it has all that the process may use."""
+    found = limits()
+    number = found.pop("torch.get_num_threads()")
+    return number if number < min(found.values()) else None
+
+
 def available() -> int:
     """Threads that a computation of this process may use: the smallest of `limits`."""
     return min(limits().values())
