@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from .errors import whole
 from .neighbours import watched
+from .openmp import gnu_runtime
 
 WORK_PER_THREAD = 15e6
 """Floating-point operations of one layer (as `layer_work` counts them) for each thread.
@@ -132,11 +133,23 @@ def computing(work: float | None = None) -> Iterator[None]:
         if number == before:
             yield
             return
-        torch.set_num_threads(number)
+        take = _setter()
+        take(number)
         try:
             yield
         finally:
-            torch.set_num_threads(before)
+            take(before)
+
+
+@functools.cache
+def _setter() -> Callable[[int], object]:
+    """Sets the number of threads of the calling thread.
+
+    Torch's own call also decides for every thread of the process that has not used torch yet, for good. Without it MKL
+    keeps to a number that was set by ``torch.set_num_threads``, for its products alone.
+    """
+    runtime = gnu_runtime()
+    return torch.set_num_threads if runtime is None else runtime.omp_set_num_threads
 
 
 def _available(told: int) -> int:
