@@ -2,16 +2,16 @@
 
     python -m bench.bench_threads                              all sizes, 4 steps: about 4 minutes on 2 cores
     python -m bench.bench_threads --networks digits --plain    with torch's own choice of threads and waiting too
-    python -m bench.bench_threads --above                      on a machine with other work (Linux, root): see below
+    python -m bench.bench_threads --above --others             on a machine with other work (Linux, root): see below
     python -m bench.bench_threads --ray                        one process against four Ray workers (needs Ray)
     pytest bench/bench_threads.py                              the digits size under pytest-benchmark
 
 The neighbour is a process that only spins; it is stopped and continued, so that turns with and without it alternate.
 Each network and policy is measured in a process of its own, because runtimes read how threads wait when they are
 loaded: "imported" is a program that imports the package, "command" one that the command line starts, "plain" torch as
-it is. Beside the seconds stands what other processes took of the cores meanwhile. ``--above`` takes it from them: idle
-turns run with real-time priority, where every thread finds a core; busy turns, the neighbour included, with the highest
-ordinary one, where threads and neighbour are scheduled against each other as always.
+it is. Beside the seconds stands what other processes took of the cores meanwhile. ``--above`` takes it from them in
+idle turns, which then run with real-time priority. Where others keep a core busy anyway, ``--others`` makes them the
+neighbour.
 """
 
 from __future__ import annotations
@@ -116,11 +116,9 @@ def turn(call: Callable[[], object], seconds: float, beside: Neighbour) -> tuple
 
 
 def measure(
-    network: str, batch: int, steps: int, turns: int, seconds: float, above: bool
+    network: str, batch: int, steps: int, turns: int, seconds: float, above: bool, spin: bool
 ) -> dict[str, float]:
     """Median seconds of a gradient, idle and beside the neighbour, and cores that others used in both."""
-    if above:
-        os.setpriority(os.PRIO_PROCESS, 0, -20)  # inherited by the neighbour and by threads to come
     call = gradient(network, batch, steps)
     found: dict[bool, list[float]] = {False: [], True: []}
     others: dict[bool, list[float]] = {False: [], True: []}
@@ -130,7 +128,7 @@ def measure(
             for busy in (False, True):
                 if above:
                     _priority(real_time=not busy)
-                beside.spin(busy)
+                beside.spin(busy and spin)
                 # An idle machine is one that has been idle for a while, and so is a busy one.
                 time.sleep(1.5 * PATIENCE if not busy else 0.2)
                 call()
@@ -156,7 +154,13 @@ def _environment(policy: str) -> dict[str, str]:
 def alone(policy: str, network: str, options: argparse.Namespace) -> dict[str, float]:
     """`measure` in a process of its own."""
     batch = str(SIZES[network])
-    settings = [str(options.steps), str(options.turns), str(options.seconds), str(int(options.above))]
+    settings = [
+        str(options.steps),
+        str(options.turns),
+        str(options.seconds),
+        str(int(options.above)),
+        str(int(not options.others)),
+    ]
     words = [sys.executable, "-m", "bench.bench_threads", "--case", policy, network, batch, *settings]
     result = subprocess.run(words, env=_environment(policy), capture_output=True, text=True, check=False)
     if result.returncode:
@@ -170,10 +174,10 @@ def case(policy: str, network: str, *settings: str) -> None:
     from fastpure import threads
     from fastpure.purify import precision
 
-    batch, steps, turns, seconds, above = (float(word) for word in settings)
+    batch, steps, turns, seconds, above, spin = (float(word) for word in settings)
     managed = mock.patch.object(precision, "computing", return_value=nullcontext())
     with managed if policy == "plain" else nullcontext():
-        figures = measure(network, int(batch), int(steps), int(turns), seconds, bool(above))
+        figures = measure(network, int(batch), int(steps), int(turns), seconds, bool(above), bool(spin))
     print(json.dumps({**figures, "cores": threads.available()}))
 
 
@@ -210,7 +214,7 @@ def ray_workers(workers: int, images: int) -> None:
     def seconds(n: int, folder: str, **engine: object) -> float:
         out = Path(folder) / f"{n}-{'-'.join(map(str, engine.values()))}.sqlite"
         begin = time.perf_counter()
-        data = digits("test").subset(range(n))
+        data = digits("test").subset(n)
         fp.evaluate(
             defense, data, attack, fp.protocols.fresh(2), out, batch_size=32, progress=False, **engine
         )
@@ -220,13 +224,14 @@ def ray_workers(workers: int, images: int) -> None:
         # Whatever starting costs is in both.
         return seconds(2 * images, folder, **engine) - seconds(images, folder, **engine)
 
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            one = work(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds(64, folder, engine="local")
+        one = work(folder)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        try:
             many = work(folder, engine="ray", workers=workers)
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
     print(f"digits, PGD, {images} images, seconds without starting up")
     print(f"one process {one:.2f}, {workers} Ray workers {many:.2f}")
     print(f"ratio {many / one:.2f} (goal {RAY_GOAL})")
@@ -248,14 +253,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="least length of a turn")
     parser.add_argument("--plain", action="store_true", help="torch's own choice of threads and waiting too")
-    parser.add_argument(
-        "--above", action="store_true", help="before other processes (root); see --help's page"
-    )
+    parser.add_argument("--above", action="store_true", help="idle turns take the cores from other processes")
+    parser.add_argument("--others", action="store_true", help="other processes are the neighbour")
     parser.add_argument("--ray", action="store_true", help="Ray workers instead of a neighbour")
     parser.add_argument("--workers", type=int, default=4, help="Ray workers")
-    parser.add_argument(
-        "--images", type=int, default=256, help="attacked by Ray workers; at most half the test set"
-    )
+    parser.add_argument("--images", type=int, default=224, help="attacked by Ray workers; at most 250")
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
