@@ -13,6 +13,7 @@ import functools
 import os
 import threading
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
 SPINS = 3000
 """Turns that a thread started from the command line spins before it sleeps, 60 microseconds or so.
@@ -50,22 +51,18 @@ def user_chose(environ: Mapping[str, str] = os.environ) -> bool:
 
 @functools.cache
 def gnu_runtime() -> ctypes.CDLL | None:
-    """GNU's runtime, if that is the one torch uses in this process; None otherwise, and where nobody can tell."""
+    """GNU's runtime, if that is the one torch computes with; None otherwise, and where nobody can tell. Loads torch."""
+    import torch
+
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-            files = {line.split(maxsplit=5)[-1].strip() for line in maps if "omp" in line}
+        # Looked up through torch's own library: other packages bring runtimes of their own under the same names.
+        runtime = ctypes.CDLL(str(library))
     except OSError:
         return None
-    names = {os.path.basename(file): file for file in files}
     # Intel's and LLVM's have GNU's entry points too, but other rules of waiting.
-    if any(name.startswith(("libiomp", "libomp")) for name in names):
-        return None
-    found = next((file for name, file in sorted(names.items()) if name.startswith("libgomp")), None)
-    try:
-        runtime = None if found is None else ctypes.CDLL(found)
-        return runtime if runtime is not None and hasattr(runtime, "GOMP_parallel") else None
-    except OSError:
-        return None
+    gnu = hasattr(runtime, "GOMP_parallel") and not hasattr(runtime, "kmp_set_blocktime")
+    return runtime if gnu and hasattr(runtime, "omp_get_num_procs") else None
 
 
 class Crowd:

@@ -77,3 +77,17 @@ def test_an_import_says_nothing(line):
 @pytest.mark.parametrize("module", ["fastpure", "fastpure.cli.main", "fastpure.openmp"])
 def test_an_import_does_not_load_torch(module):
     assert answers(f"import sys, {module}\nprint('torch' in sys.modules)") == "False"
+
+
+@pytest.mark.parametrize(
+    "first", ["", "import sklearn.utils._openmp_helpers as h; h._openmp_effective_n_threads()\n"]
+)
+def test_the_runtime_is_the_one_that_torch_computes_with(first):
+    """Not one that another package brought under the same name."""
+    code = (
+        f"{first}import torch\nfrom fastpure.openmp import gnu_runtime\n"
+        "runtime, before = gnu_runtime(), torch.get_num_threads()\n"
+        "if runtime is not None:\n    runtime.omp_set_num_threads(before + 3)\n"
+        "print(runtime is None or torch.get_num_threads() == before + 3)"
+    )
+    assert answers(code) == "True"
