@@ -34,7 +34,7 @@ static void softmax_rows(float* matrix, int64_t rows, int64_t count) {
     for (int64_t i = 1; i < count; ++i) largest = row[i] > largest ? row[i] : largest;
     float parts[16] = {};
     for (int64_t i = 0; i < count; i += FASTPURE_LANES) {
-      const Lanes e = exp_of_minus(largest - load_lanes(row + i));
+      const Lanes e = exp_of_minus(not_above(largest - load_lanes(row + i)));
       store_lanes(row + i, e);
       const int64_t lane = i % 16;  // the same order of sums whatever the width
       store_lanes(parts + lane, load_lanes(parts + lane) + e);

@@ -4,7 +4,10 @@
 // Unlike everything else on the host these sums are contracted where the instruction set does that, so they agree
 // between instruction sets to rounding only. They do not depend on threads, batches or what lies beside a pixel.
 
-// One 32-bit unit of an input: a float, or two neighbouring bfloat16 channels.
+// One 32-bit unit of an input: a float, or two neighbouring bfloat16 channels. It may alias what has been stored as
+// these: the compiler must not read it before.
+typedef uint32_t __attribute__((may_alias)) Unit;
+
 template <typename T>
 constexpr int64_t kPerUnit = 4 / static_cast<int64_t>(sizeof(T));
 
@@ -59,10 +62,10 @@ struct Window {
 };
 
 template <typename T, int V>
-static Sums<V> sum_up(const uint32_t* const* pixels, const Window& window, const uint32_t* weights) {
+static Sums<V> sum_up(const Unit* const* pixels, const Window& window, const Unit* weights) {
   Sums<V> sums = {};
   for (int64_t tap = 0; tap < window.taps; ++tap) {
-    const uint32_t* at[kPixels];
+    const Unit* at[kPixels];
     for (int p = 0; p < kPixels; ++p) at[p] = pixels[p] + window.offset[tap];
     for (int64_t unit = 0; unit < window.units; ++unit) {
       LaneBits w[V];
@@ -120,20 +123,20 @@ struct Source {
 
 // All outputs of all pixels. `block` outputs are packed together, `of_block` weights (units) per block.
 template <typename T, int V>
-static void convolve_by(const Source<T>& from, const Window& window, const uint32_t* weights, int64_t block,
+static void convolve_by(const Source<T>& from, const Window& window, const Unit* weights, int64_t block,
                         int64_t of_block, int64_t outputs, const Finish<T>& to) {
-  const auto* in = reinterpret_cast<const uint32_t*>(from.in);
+  const auto* in = reinterpret_cast<const Unit*>(from.in);
   const int64_t units = from.channels / kPerUnit<T>, pixels = from.rows * from.columns;
   const int64_t step = V * FASTPURE_LANES;
   for (int64_t pixel = 0; pixel < pixels; pixel += kPixels) {
-    const uint32_t* at[kPixels];
+    const Unit* at[kPixels];
     const int64_t count = smaller(kPixels, pixels - pixel);
     for (int64_t p = 0; p < kPixels; ++p) {
       const int64_t q = pixel + smaller(p, count - 1);  // beyond the last one it is computed again, and dropped
       at[p] = in + (q / from.columns * from.length + q % from.columns) * units;
     }
     for (int64_t output = 0; output < outputs; output += step) {
-      const uint32_t* w = weights + output / block * of_block + output % block;
+      const Unit* w = weights + output / block * of_block + output % block;
       finish<T, V>(sum_up<T, V>(at, window, w), to, pixel, count, output, smaller(step, outputs - output));
     }
   }
@@ -142,7 +145,7 @@ static void convolve_by(const Source<T>& from, const Window& window, const uint3
 template <typename T>
 static void convolve_packed(const Source<T>& from, const Window& window, const void* weights, int64_t outputs,
                             const Finish<T>& to) {
-  const auto* w = static_cast<const uint32_t*>(weights);
+  const auto* w = static_cast<const Unit*>(weights);
   const int64_t block = window.stride, of_block = window.taps * window.units * block;
   if (block >= 2 * FASTPURE_LANES) {
     convolve_by<T, 2>(from, window, w, block, of_block, outputs, to);
@@ -173,7 +176,7 @@ static void map_pixels(const T* in, int64_t pixels, int64_t channels, const void
 static void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t rows, int64_t inner,
                      int64_t outputs, float scale, float* out, int64_t out_stride) {
   const Window window = {1, {0}, inner, b_stride};
-  const auto* weights = reinterpret_cast<const uint32_t*>(b);
+  const auto* weights = reinterpret_cast<const Unit*>(b);
   const Finish<float> to = {out, out_stride, nullptr, nullptr, scale};
   const Source<float> from = {a, rows, 1, 1, a_stride};
   if (FASTPURE_LANES == 16 && outputs % 32 != 0) {
@@ -183,7 +186,7 @@ static void multiply(const float* a, int64_t a_stride, const float* b, int64_t b
   }
 }
 
-// [H, W, channels] times `scale` into the middle of [H + 2, W + 2, whole units of channels], zeros elsewhere.
+// [H, W, channels] into the middle of [H + 2, W + 2, whole units of channels], zeros elsewhere.
 template <typename T>
 static void pad(const T* in, int64_t height, int64_t width, int64_t channels, T* padded) {
   const int64_t units = padded_channels<T>(channels), length = (width + 2) * units;

@@ -33,7 +33,7 @@ enum ThreadMemory { kArena, kTape, kStats, kCotangents };
 static Arena arena_for(const NetworkStep* program, int64_t steps) {
   int64_t bytes = 0;
   for (int64_t i = 0; i < steps; ++i) bytes = arena_bytes(program[i]) > bytes ? arena_bytes(program[i]) : bytes;
-  return Arena(static_cast<char*>(thread_memory(kArena, bytes)));
+  return {static_cast<char*>(thread_memory(kArena, bytes)), bytes};
 }
 
 template <typename T>

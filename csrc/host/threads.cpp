@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <exception>
 
 namespace fastpure::host {
 namespace {
@@ -87,13 +88,14 @@ struct Job {
   int64_t total, grain;
   int team;
   const Runtime* runtime;
+  std::atomic<bool> failed{false};
+  std::exception_ptr failure;  // that of the first thread that failed
   Cursor cursors[kMaxTeam];
 
   int64_t block_begin(int block) const { return total * block / team; }
 };
 
-void work(void* data) {
-  Job& job = *static_cast<Job*>(data);
+void work_through(Job& job) {
   const int self = job.runtime->thread_number();
   for (int i = 0; i < job.team; ++i) {
     const int block = (self + i) % job.team;
@@ -102,7 +104,18 @@ void work(void* data) {
       const int64_t begin = job.cursors[block].next.fetch_add(job.grain, std::memory_order_relaxed);
       if (begin >= end) break;
       job.function(job.context, begin, std::min(begin + job.grain, end));
+      if (job.failed.load(std::memory_order_relaxed)) return;
     }
+  }
+}
+
+// An exception that left a thread of the team would end the process.
+void work(void* data) noexcept {
+  Job& job = *static_cast<Job*>(data);
+  try {
+    work_through(job);
+  } catch (...) {
+    if (!job.failed.exchange(true)) job.failure = std::current_exception();
   }
 }
 
@@ -126,6 +139,7 @@ void parallel_for(int64_t total, int64_t grain, int threads, RangeFunction funct
     job.cursors[block].next.store(job.block_begin(block), std::memory_order_relaxed);
   }
   found->start_team(work, &job, static_cast<unsigned>(team), 0);
+  if (job.failure != nullptr) std::rethrow_exception(job.failure);
 }
 
 const char* threads_from() {

@@ -121,18 +121,22 @@ class Program:
         x [B, C, H, W] dense in channels_last, rows [1 or B, S] dense, both in the program's dtype in host memory.
         """
         batch = x.shape[0]
-        out = torch.empty((batch, *self.image_out), dtype=self.dtype, memory_format=torch.channels_last)
+        out = self._images(batch, self.image_out)
         tape = _large((batch, self.tape_size), self.dtype) if keep else None
-        stats = torch.empty((batch, self.stats_size)) if keep else None
+        stats = torch.empty((batch, self.stats_size), dtype=torch.float32, device="cpu") if keep else None
         self._call("network", (x, rows, self._code, out, tape, stats), batch, rows)
         return out, tape, stats
 
     def transpose(self, v: Tensor, rows: Tensor, tape: Tensor, stats: Tensor) -> Tensor:
         """The cotangent of x from ``v``, that of the result, [B, C, H, W] dense in channels_last."""
         batch = v.shape[0]
-        v_x = torch.empty((batch, *self.image_in), dtype=self.dtype, memory_format=torch.channels_last)
+        v_x = self._images(batch, self.image_in)
         self._call("network_vjp", (v, rows, self._code, tape, stats, v_x), batch, rows)
         return v_x
+
+    def _images(self, batch: int, shape: tuple[int, int, int]) -> Tensor:
+        # Neither the default dtype nor the default device: the extension writes to an address.
+        return torch.empty((batch, *shape), dtype=self.dtype, device="cpu", memory_format=torch.channels_last)
 
     def _call(self, name: str, arguments: tuple[Tensor | None, ...], batch: int, rows: Tensor) -> None:
         module = extension.load().module
@@ -205,7 +209,11 @@ def _has_amx() -> bool:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """A convolution's weight [O, I, k, k] as the extension multiplies with it; float32 or bfloat16."""
+    """A convolution's weight [O, I, k, k] as the extension multiplies with it: [blocks, k k, units, block, unit].
+
+    Float32 or bfloat16. Blocks are 32 outputs where these are a multiple of 32, else 16; a unit is one input, or two
+    in bfloat16. What is missing to whole blocks and units is 0.
+    """
     outputs, inputs, size, _ = weight.shape
     block, unit = 32 if outputs % 32 == 0 else 16, _UNIT[weight.dtype]
     blocks, units = -(-outputs // block), -(-inputs // unit)

@@ -236,14 +236,19 @@ class DDPMpp(HoistedNetwork):
         """The network on x [B, C, H, W] with embedding (rows) [1 or B, S]; returns [B, C, H, W].
 
         The result is channels_last in memory, whatever x is.
+
+        Raises:
+            ValueError: x is no image batch, or narrow networks (``fastpure.nets.narrow``) were given images of
+                another size or embeddings of another shape.
         """
+        if x.dim() != 4:
+            raise ValueError(mistake("x", "of shape [B, C, H, W]", list(x.shape)))
         h = x.contiguous(memory_format=torch.channels_last)
         look = fused.usable(h, embedding, self)
         if look is None:
             return self.plain(h, embedding)
-        if self._programs is not None and self._programs.serve(h, embedding):
-            return self._programs.run(self, h, embedding, look.state)
-        return self._fused(h, embedding)
+        result = None if self._programs is None else self._programs.run(self, h, embedding, look.state)
+        return self._fused(h, embedding) if result is None else result
 
     def plain(self, x: Tensor, embedding: Tensor) -> Tensor:
         """The same in torch's operations, as far as ``frozen`` leaves them."""

@@ -17,7 +17,9 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from ..errors import mistake
 from ..kernels import fused_on_host
 from ..kernels import network as programs
 from ..kernels.network import ABSENT, ALIGNMENT, OUTSIDE, Fingerprint, Kind, Program
@@ -93,20 +95,69 @@ def suits(steps: Sequence[Layout], config: Sizes) -> bool:
     return [step.kind for step in steps[-2:]] == ["norm", "conv"]
 
 
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def _serves(x: Tensor, rows: Tensor, widest: int) -> bool:
+    """Whether programs run on this input of a network that suits: its dtype, in host memory, by the extension.
+
+    Not where somebody records operations: a program is none, so all that would be seen is an empty tensor.
+    """
+    return (
+        x.dtype == rows.dtype
+        and rows.device.type == "cpu"
+        and type(x) in _PLAIN
+        and type(rows) in _PLAIN
+        and fused_on_host(x)
+        and programs.runs(x.dtype, widest)
+        and not torch.jit.is_tracing()
+        and not is_in_torch_dispatch_mode()
+    )
+
+
 @final
-class Programs:
-    """Cache beside one network: its programs, made when they are first needed and again when a weight has changed.
+class _Made:
+    """The programs of a network as its weights are now. Threads may share it: it is replaced, never emptied.
 
     Programs hold packed copies of the weights, so every pass looks at all of them: writes through ``.data``, which
     torch does not count, are seen too.
     """
 
+    def __init__(self, network: Network, state: tuple[int, ...]) -> None:
+        weights = list(network.parameters())
+        found = {weight.dtype for weight in weights}
+        # An address elsewhere is none of ours.
+        usable = all(type(weight) in _PLAIN and weight.device.type == "cpu" for weight in weights)
+        self.dtype = found.pop() if usable and len(found) == 1 else None
+        self.columns = max(end for *_, (_, end) in network.walk())
+        self._state = state
+        # Kept alive by it, as weights that come later must not get the addresses of these and look like them.
+        self._watched = Fingerprint(weights) if usable else None
+        self._values = None if self._watched is None else self._watched.take()
+        self._programs: dict[bool, Program] = {}
+
+    def holds(self, state: tuple[int, ...]) -> bool:
+        """Whether no weight has changed since; ``state`` is theirs as far as torch counts changes."""
+        return state == self._state and (self._watched is None or self._watched.take() == self._values)
+
+    def program(self, network: Network, keep: bool) -> Program:
+        """That which keeps what a gradient needs, or that which reuses the memory."""
+        made = self._programs.get(keep)
+        if made is None:
+            assert self.dtype is not None, "programs are only asked for where all weights have one dtype"
+            made = _compile(list(network.walk()), network.config.image_size, self.dtype, keep)
+            self._programs[keep] = made
+        return made
+
+
+@final
+class Programs:
+    """Cache beside one network: its programs, made when they are first needed and again when a weight has changed."""
+
     def __init__(self, steps: Sequence[Layout]) -> None:
         self._steps = steps
         self._widest = max(step.outputs for step in steps)
-        self._state: tuple[object, ...] = ()
-        self._watched: Fingerprint | None = None
-        self._made: dict[tuple[torch.dtype, bool], Program] = {}
+        self._made: _Made | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
         return Programs(self._steps)  # a copy has weights of its own
@@ -114,32 +165,37 @@ class Programs:
     def __reduce__(self) -> tuple[type[Programs], tuple[Sequence[Layout]]]:
         return Programs, (self._steps,)
 
-    def serve(self, x: Tensor, rows: Tensor) -> bool:
-        """Whether programs run on this input: its dtype, in host memory, by the extension."""
-        return x.dtype == rows.dtype and fused_on_host(x) and programs.runs(x.dtype, self._widest)
+    def run(self, network: Network, x: Tensor, rows: Tensor, state: tuple[int, ...]) -> Tensor | None:
+        """The network, whose weights are in ``state``, on x [B, C, H, W] (dense, channels_last) and rows [1 or B, S].
 
-    def run(self, network: Network, x: Tensor, rows: Tensor, state: tuple[int, ...]) -> Tensor:
-        """The network, whose weights are in ``state``, on x [B, C, H, W] (dense, channels_last), rows [1 or B, S]."""
-        self._follow(network, state)
+        None where programs do not serve: the extension is not there, x, rows and all weights are not of one dtype it
+        computes in, or do not lie in host memory.
+
+        Raises:
+            ValueError: x has not the size of the network's images, or there is not one row for all or each of them.
+        """
+        if not _serves(x, rows, self._widest):
+            return None
+        made = self._made
+        if made is None or not made.holds(state):
+            self._made = made = _Made(network, state)
+        if made.dtype != x.dtype:
+            return None
+        _check(x, rows, network.config, made.columns)
         rows = rows.contiguous()
         if torch.is_grad_enabled() and x.requires_grad:
-            result: Tensor = _Run.apply(x, rows, self._program(network, x.dtype, True), network)
+            result: Tensor = _Run.apply(x, rows, made.program(network, True), network)
             return result
-        return self._program(network, x.dtype, False).forward(x, rows, keep=False)[0]
+        return made.program(network, False).forward(x, rows, keep=False)[0]
 
-    def _follow(self, network: Network, state: tuple[int, ...]) -> None:
-        """Forget what was made of weights that are no longer there."""
-        if self._watched is None or state != self._state[1:]:
-            self._watched = Fingerprint(network.parameters())
-        now = (self._watched.take(), *state)
-        if now != self._state:
-            self._state, self._made = now, {}
 
-    def _program(self, network: Network, dtype: torch.dtype, keep: bool) -> Program:
-        """That which keeps what a gradient needs, or that which reuses the memory."""
-        if (dtype, keep) not in self._made:
-            self._made[dtype, keep] = _compile(list(network.walk()), network.config.image_size, dtype, keep)
-        return self._made[dtype, keep]
+def _check(x: Tensor, rows: Tensor, config: Any, columns: int) -> None:
+    """Raise where a program, which sees addresses only, would read what is not there."""
+    batch, shape = x.shape[0], (config.channels, config.image_size, config.image_size)
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(mistake("x", "of shape [B, {}, {}, {}]".format(*shape), list(x.shape)))
+    if rows.dim() != 2 or rows.shape[0] not in (1, batch) or rows.shape[1] != columns:
+        raise ValueError(mistake("embedding", f"of shape [1 or {batch}, {columns}]", list(rows.shape)))
 
 
 class _Run(Function):
@@ -316,15 +372,16 @@ def _step(flow: _Flow, channels: tuple[int, int], *, stats: Sequence[int], **pla
     elif isinstance(module, Attention):
         kind, scale = Kind.ATTENTION, RESIDUAL
         matrix, bias = module.joined()
-        tensors |= _packed("first", matrix.t()[:, :, None, None]) | {"first_bias": bias}
-        tensors |= _packed("second", module.NIN_3.W.t()[:, :, None, None]) | {"second_bias": module.NIN_3.b}
+        tensors |= _packed("first", matrix.t()[:, :, None, None]) | {"first_bias": _copied(bias)}
+        tensors |= _packed("second", module.NIN_3.W.t()[:, :, None, None])
+        tensors |= {"second_bias": _copied(module.NIN_3.b)}
     else:
         conv = flow.last or module
         assert isinstance(conv, Conv)
         kind = Kind.CONVOLUTION if flow.last is None else Kind.HEAD
-        tensors |= _packed("first", conv.weight) | {"first_bias": conv.bias}
+        tensors |= _packed("first", conv.weight) | {"first_bias": _copied(conv.bias)}
     for name, norm in zip(("norm", "second_norm"), norms, strict=False):
-        tensors |= {f"{name}_weight": norm.weight, f"{name}_bias": norm.bias}
+        tensors |= {f"{name}_weight": _copied(norm.weight), f"{name}_bias": _copied(norm.bias)}
     return programs.Step(
         kind=kind,
         height=flow.side,
@@ -347,3 +404,8 @@ def _step(flow: _Flow, channels: tuple[int, int], *, stats: Sequence[int], **pla
 
 def _packed(name: str, weight: Tensor) -> dict[str, Tensor]:
     return {name: programs.pack(weight), f"{name}_back": programs.pack_back(weight)}
+
+
+def _copied(vector: Tensor) -> Tensor:
+    """As the extension reads it, dense; and like the packed weights what it is now, whatever becomes of it."""
+    return vector.detach().clone(memory_format=torch.contiguous_format)
