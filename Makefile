@@ -40,8 +40,8 @@ sanitize: | $(BIN)/python  ## all kernels, the GPU's too, on the CPU under sanit
 	CXX="$(CXX)" $(BIN)/python csrc/ninja_build.py sanitize
 
 isa-check: $(INSTALLED)  ## the numerical tests once more, with fewer of the processor's instructions
-	@for isa in AVX512_CORE AVX2; do echo "== ONEDNN_MAX_CPU_ISA=$$isa"; \
-	OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=$$isa $(BIN)/python -m pytest -q -m "not gpu" $(NUMERICAL) || exit 1; done
+	@for isa in AVX512_CORE:avx512 AVX2:avx2; do echo "== $$isa"; \
+	OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=$${isa%:*} FASTPURE_MAX_CPU_ISA=$${isa#*:} $(BIN)/python -m pytest -q -m "not gpu" $(NUMERICAL) || exit 1; done
 
 cuda-check: $(INSTALLED)  ## compile the CUDA half for every architecture, inspect it, import it (needs nvcc)
 	PYTHON=$(BIN)/python bash .ci/cuda_check

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -12,7 +15,18 @@ import fastpure
 
 ROOT = Path(fastpure.__file__).parent
 LAYERS = [
-    {"errors", "files", "intervals", "locks", "pickles", "signatures", "version"},
+    {
+        "errors",
+        "files",
+        "intervals",
+        "locks",
+        "neighbours",
+        "openmp",
+        "pickles",
+        "signatures",
+        "threads",
+        "version",
+    },
     {"schedule"},
     {"kernels"},
     {"nets"},
@@ -166,3 +180,30 @@ def test_public_names():
     assert len(fastpure.__all__) == len(set(fastpure.__all__)) > 10
     for name in fastpure.__all__:
         assert getattr(fastpure, name) is not None
+
+
+def test_public_names_are_where_type_checkers_read():
+    """The face imports names when they are used; its imports for type checkers must name the same things."""
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    read = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            module = importlib.import_module(f"fastpure.{node.module}" if node.module else "fastpure")
+            read[alias.asname] = getattr(module, alias.name)
+    assert set(read) == {*fastpure.__all__, "__version__"}
+    for name, value in read.items():
+        assert getattr(fastpure, name) is value, name
+    assert set(read) <= set(dir(fastpure))
+
+
+@pytest.mark.parametrize("first", ["import fastpure.evaluate, fastpure.presets", "import fastpure.cli.main"])
+def test_names_that_are_called_like_a_package(first):
+    code = (
+        f"{first}\nimport fastpure as fp\nfrom fastpure.evaluate import merge\nfp.Run\n"
+        "assert callable(fp.evaluate) and fp.presets['coup-cifar10-linf']\n"
+        "assert fp.kernels.Domain and not hasattr(fp, 'nothing') and not hasattr(fp, '_nothing')\n"
+        "from fastpure import *\nassert evaluate is fp.evaluate and methods.coup\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,8 +1,18 @@
 #include "kernels.h"
 
+#include <cstdlib>
 #include <cstring>
 
 namespace fastpure::host {
+namespace {
+
+// For comparisons and reports of faults: sets in front of the one of this name are not used.
+const char* best_allowed() {
+  static const char* const name = std::getenv("FASTPURE_MAX_CPU_ISA");
+  return name;
+}
+
+}  // namespace
 
 int available_kernels(const Kernels* (&list)[kInstructionSets]) {
   int count = 0;
@@ -17,6 +27,12 @@ int available_kernels(const Kernels* (&list)[kInstructionSets]) {
   if (avx2) list[count++] = &kAvx2;
 #endif
   list[count++] = &kBaseline;
+  const char* const best = best_allowed();
+  for (int first = 0; best != nullptr && first < count; ++first) {
+    if (std::strcmp(list[first]->name, best) != 0) continue;
+    count -= first;
+    for (int i = 0; i < count; ++i) list[i] = list[first + i];
+  }
   return count;
 }
 

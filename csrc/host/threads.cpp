@@ -35,28 +35,44 @@ bool look_up(void* library, Runtime& runtime) {
 }
 
 #if defined(__linux__)
-// Looks into libraries that were loaded without offering their names to everyone.
-int look_into(dl_phdr_info* info, size_t, void* found) {
+// What to look into, and what was found there.
+struct Search {
+  const char* const* names;  // beginnings of file names, up to a null
+  Runtime found;
+};
+
+// Looks into libraries that were loaded without offering their names to everyone, and into what they were linked with.
+int look_into(dl_phdr_info* info, size_t, void* data) {
+  Search& search = *static_cast<Search*>(data);
   const char* file = std::strrchr(info->dlpi_name, '/');
   file = file == nullptr ? info->dlpi_name : file + 1;
-  if (std::strncmp(file, "libgomp", 7) != 0 && std::strncmp(file, "libomp", 6) != 0 &&
-      std::strncmp(file, "libiomp", 7) != 0) {
-    return 0;
+  for (const char* const* name = search.names; *name != nullptr; ++name) {
+    if (std::strncmp(file, *name, std::strlen(*name)) != 0) continue;
+    void* library = dlopen(info->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
+    if (library == nullptr) return 0;
+    const bool complete = look_up(library, search.found);
+    dlclose(library);
+    return complete;
   }
-  void* library = dlopen(info->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
-  if (library == nullptr) return 0;
-  const bool complete = look_up(library, *static_cast<Runtime*>(found));
-  dlclose(library);
-  return complete;
+  return 0;
+}
+
+bool find_in(const char* const* names, Runtime& found) {
+  Search search{names, {}};
+  if (dl_iterate_phdr(look_into, &search) == 0) return false;
+  found = search.found;
+  return true;
 }
 #endif
 
+// Torch's own first: other packages bring runtimes of the same name, and theirs would be a second set of threads.
 bool find_runtime(Runtime& found) {
-  if (look_up(RTLD_DEFAULT, found)) return true;
 #if defined(__linux__)
-  return dl_iterate_phdr(look_into, &found) != 0;
+  static const char* const torch[] = {"libtorch_cpu", nullptr};
+  static const char* const runtimes[] = {"libgomp", "libomp", "libiomp", nullptr};
+  return find_in(torch, found) || look_up(RTLD_DEFAULT, found) || find_in(runtimes, found);
 #else
-  return false;
+  return look_up(RTLD_DEFAULT, found);
 #endif
 }
 

@@ -120,6 +120,8 @@ def environment() -> dict[str, Any]:
 
     import fastpure
 
+    from .. import neighbours, openmp, threads
+
     cuda = torch.cuda.is_available()
     return {
         "fastpure": fastpure.__version__,
@@ -127,7 +129,9 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
+        "threads": threads.available(),
+        "because": ", ".join(f"{name} = {number}" for name, number in threads.limits().items()),
+        "waiting": f"{openmp.policy()}; {neighbours.effect()}",
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if cuda else "none: " + _why_no_gpu(),
     }

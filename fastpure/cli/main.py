@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import FastpureError
+from ..openmp import choose_policy
 from . import attack, bench, certify, convert, demo, doctor, evaluate, purify, report, runs, sweep, train
 
 app = typer.Typer(
@@ -52,6 +53,9 @@ def main() -> None:
     Exit codes: 2 for a mistake, or for something missing, that the sentence says how to mend; 1 for anything that
     was not foreseen; 130 for Ctrl-C.
     """
+    # Runtimes read how threads wait when they are loaded, and torch loads one: no command may import it up here.
+    if "torch" not in sys.modules:
+        choose_policy()
     words, debug = _without_debug(sys.argv[1:])
     try:
         app(words)

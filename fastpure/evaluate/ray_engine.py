@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import EngineUnavailable, MissingExtra
+from ..threads import available, share_of_hosts, told
 from .work import Block, Worker
 
 MAX_LOSSES = 3
@@ -18,10 +19,10 @@ PATIENCE = 300
 
 
 class Remote:
-    """What runs in a Ray actor: a `Worker` of its own, with the driver's number of threads."""
+    """What runs in a Ray actor: a `Worker` of its own, with its share of the cores as threads."""
 
     def __init__(self, worker: Worker, threads: int) -> None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(min(threads, available()))
         self.worker = worker
 
     def run(self, positions: list[int]) -> list[Block]:
@@ -68,9 +69,15 @@ class _Pool:
         if slots < 1:
             raise EngineUnavailable(f"the Ray cluster has no {'GPU' if cuda else 'CPU'} slot")
         self.size = max(min(workers or slots, n_blocks), 1)
-        # More actors than slots share them, so that any number asked for can start.
+        hosts = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        self.threads = share_of_hosts(self.size, hosts)
+        if (wanted := told()) is not None:
+            self.threads = min(self.threads, wanted)
+        # More actors than slots share them, so that any number asked for can start. Fewer reserve every core that they
+        # use: Ray puts no two of them side by side then, and tells their OpenMP the same number.
         share = min(1.0, slots / self.size)
-        options = {"num_gpus": share, "num_cpus": 0} if cuda else {"num_cpus": share}
+        reserved = float(self.threads) if share == 1.0 else share
+        options = {"num_gpus": share, "num_cpus": 0} if cuda else {"num_cpus": reserved}
         self.actor = ray.remote(**options)(Remote)
         self.payload = ray.put(worker)
 
@@ -126,5 +133,5 @@ class _Pool:
 
     def _start(self) -> tuple[Any, Any]:
         """A sign that a new actor answers, and the actor."""
-        actor = self.actor.remote(self.payload, torch.get_num_threads())
+        actor = self.actor.remote(self.payload, self.threads)
         return actor.run.remote([]), actor

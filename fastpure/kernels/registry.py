@@ -133,6 +133,7 @@ def define(
     def call(*values: Any) -> None:
         if (
             torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
             or is_in_torch_dispatch_mode()
             or type(values[0]) is not torch.Tensor
         ):

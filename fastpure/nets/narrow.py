@@ -98,7 +98,7 @@ def suits(steps: Sequence[Layout], config: Sizes) -> bool:
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def _serves(x: Tensor, rows: Tensor) -> bool:
+def _serves(x: Tensor, rows: Tensor, widest: int) -> bool:
     """Whether programs run on this input of a network that suits: its dtype, in host memory, by the extension.
 
     Not where somebody records operations: a program is none, so all that would be seen is an empty tensor.
@@ -109,33 +109,35 @@ def _serves(x: Tensor, rows: Tensor) -> bool:
         and type(x) in _PLAIN
         and type(rows) in _PLAIN
         and fused_on_host(x)
-        and programs.runs(x.dtype)
+        and programs.runs(x.dtype, widest)
         and not is_in_torch_dispatch_mode()
     )
 
 
 @final
 class _Made:
-    """The programs of a network as its weights are now. Threads may share it: it is replaced, never emptied."""
+    """The programs of a network as its weights are now. Threads may share it: it is replaced, never emptied.
+
+    Programs hold packed copies of the weights, so every pass looks at all of them: writes through ``.data``, which
+    torch does not count, are seen too.
+    """
 
     def __init__(self, network: Network, state: tuple[int, ...]) -> None:
         weights = list(network.parameters())
-        # What is elsewhere is not for the host to read, not even for a fingerprint.
-        here = all(type(weight) in _PLAIN and weight.device.type == "cpu" for weight in weights)
         found = {weight.dtype for weight in weights}
-        self.dtype = found.pop() if here and len(found) == 1 else None
+        # An address elsewhere is none of ours.
+        usable = all(type(weight) in _PLAIN and weight.device.type == "cpu" for weight in weights)
+        self.dtype = found.pop() if usable and len(found) == 1 else None
         self.columns = max(end for *_, (_, end) in network.walk())
         self._state = state
-        self._watched = Fingerprint(weights) if here else None
-        self._taken = self._fingerprint()
+        # Kept alive by it, as weights that come later must not get the addresses of these and look like them.
+        self._watched = Fingerprint(weights) if usable else None
+        self._values = None if self._watched is None else self._watched.take()
         self._programs: dict[bool, Program] = {}
 
-    def _fingerprint(self) -> int:
-        return 0 if self._watched is None else self._watched.take()
-
     def holds(self, state: tuple[int, ...]) -> bool:
-        """Whether no weight has changed since."""
-        return state == self._state and self._fingerprint() == self._taken
+        """Whether no weight has changed since; ``state`` is theirs as far as torch counts changes."""
+        return state == self._state and (self._watched is None or self._watched.take() == self._values)
 
     def program(self, network: Network, keep: bool) -> Program:
         """That which keeps what a gradient needs, or that which reuses the memory."""
@@ -149,23 +151,21 @@ class _Made:
 
 @final
 class Programs:
-    """Cache beside one network: its programs, made when they are first needed and again when a weight has changed.
+    """Cache beside one network: its programs, made when they are first needed and again when a weight has changed."""
 
-    Programs hold packed copies of the weights, so every pass looks at all of them: writes through ``.data``, which
-    torch does not count, are seen too.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, steps: Sequence[Layout]) -> None:
+        self._steps = steps
+        self._widest = max(step.outputs for step in steps)
         self._made: _Made | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
-        return Programs()  # a copy has weights of its own
+        return Programs(self._steps)  # a copy has weights of its own
 
-    def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
-        return Programs, ()
+    def __reduce__(self) -> tuple[type[Programs], tuple[Sequence[Layout]]]:
+        return Programs, (self._steps,)
 
     def run(self, network: Network, x: Tensor, rows: Tensor, state: tuple[int, ...]) -> Tensor | None:
-        """The network, whose weights are in ``state``, on x [B, C, H, W] (dense, channels_last), rows [1 or B, S].
+        """The network, whose weights are in ``state``, on x [B, C, H, W] (dense, channels_last) and rows [1 or B, S].
 
         None where programs do not serve: the extension is not there, x, rows and all weights are not of one dtype it
         computes in, or do not lie in host memory.
@@ -173,7 +173,7 @@ class Programs:
         Raises:
             ValueError: x has not the size of the network's images, or there is not one row for all or each of them.
         """
-        if not _serves(x, rows):
+        if not _serves(x, rows, self._widest):
             return None
         made = self._made
         if made is None or not made.holds(state):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from ..classifiers.features import probe_classes
 from ..errors import finite, mistake, one_of, whole
 from ..kernels import Domain, NoiseKeys
 from ..reverse import SplitNoise
+from ..threads import layer_work
 from .inputs import Held, current_question, held_noise, holding, sealed
 from .purifier import Purifier
 
@@ -101,7 +103,8 @@ class Defense(nn.Module):
     def classify(self, purified: Tensor) -> Tensor:
         """Logits [B, classes] of images that have been purified; the weights are constants."""
         dtype = next((p.dtype for p in self.classifier.parameters()), purified.dtype)
-        with self.purifier.environment():
+        work = layer_work([self.classifier], math.prod(purified.shape[2:])) * len(purified)
+        with self.purifier.environment(work):
             return call_frozen(self.classifier, purified.to(dtype)).to(purified.dtype)
 
     @contextmanager

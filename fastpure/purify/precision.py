@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import one_of
+from ..threads import computing
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,10 @@ class Precision:
     tf32: bool = False
 
     @contextmanager
-    def environment(self, device: torch.device) -> Iterator[None]:
+    def environment(self, device: torch.device, work: float | None = None) -> Iterator[None]:
         """Computing inside is in this precision: no autocast, and TF32 or bfloat16 products only if chosen here.
+
+        On the host it is done by as many threads as suit layers of ``work`` operations (`fastpure.threads`).
 
         cuDNN sums in one order: the gradient of a convolution is the same whenever it is computed, replayed or not.
         The caller's choices (``torch.autocast``, ``set_float32_matmul_precision``, ``allow_tf32``,
@@ -39,6 +42,8 @@ class Precision:
                 for kind in {"cpu", device.type}:
                     stack.enter_context(torch.autocast(kind, enabled=False))
             stack.enter_context(_SWITCH.set(self.tf32))
+            if device.type == "cpu":
+                stack.enter_context(computing(work))
             yield
 
 

@@ -37,6 +37,7 @@ from ..reverse import (
     states,
 )
 from ..reverse.step import evaluate
+from ..threads import layer_work
 from .inputs import check_range, check_seed, current_question, differ, sealed
 from .precision import Precision
 from .precision import precision as precision_named
@@ -77,11 +78,16 @@ class _Source:
 
 @dataclass(frozen=True, eq=False)
 class _Engine:
-    """The networks of a purifier in one precision."""
+    """The networks of a purifier in one precision.
+
+    Attributes:
+        work: of a layer for one image, by which threads are chosen.
+    """
 
     precision: Precision
     denoiser: Denoiser
     guidance: Guidance | None
+    work: float
 
     @staticmethod
     @torch.inference_mode(False)
@@ -89,7 +95,10 @@ class _Engine:
         guidance = method.guidance.cast(precision.network) if method.guidance else None
         if method.procedure is not None:
             method.procedure.check_precision(precision.network)
-        return _Engine(precision, denoiser.cast(precision.network), guidance)
+        _, height, width = denoiser.image_shape
+        networks = (denoiser.network, *(guidance.networks() if guidance else ()))
+        work = layer_work(networks, height * width)
+        return _Engine(precision, denoiser.cast(precision.network), guidance, work)
 
     def networks(self) -> tuple[nn.Module, ...]:
         return (self.denoiser, *(self.guidance.networks() if self.guidance else ()))
@@ -177,9 +186,13 @@ class Purifier(nn.Module):
         """The deployed denoiser: a frozen copy in the purifier's precision."""
         return self._engines[self.precision].denoiser
 
-    def environment(self) -> AbstractContextManager[None]:
-        """Torch's settings under which everything is computed, whatever the caller's are."""
-        return self._engines[self.precision].precision.environment(self.device)
+    def environment(self, work: float | None = None) -> AbstractContextManager[None]:
+        """Torch's settings under which everything is computed, whatever the caller's are.
+
+        On the host, with as many threads as suit layers of ``work`` floating-point operations; all that are
+        available if None.
+        """
+        return self._engines[self.precision].precision.environment(self.device, work)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -350,7 +363,7 @@ class Purifier(nn.Module):
             engine.guidance.check()
         state = x.to(engine.precision.state) * 2.0 - 1.0
         source: NoiseSource = GeneratedNoise(keys) if noise is None else noise.bind(self.method.steps, state)
-        environment = partial(engine.precision.environment, device)
+        environment = partial(engine.precision.environment, device, engine.work * len(x))
         with environment():
             context = engine.guidance.context(state) if engine.guidance is not None else ()
         call = Call(

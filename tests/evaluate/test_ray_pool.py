@@ -21,6 +21,8 @@ class Ray:
 
     def __init__(self, fates: list[int], slots: int = 2) -> None:
         self.fates, self.slots, self.killed = iter(fates), slots, 0
+        self.options: dict[str, Any] = {}
+        self.started: list[tuple[Any, ...]] = []
         self.exceptions = SimpleNamespace(
             RayActorError=Lost, WorkerCrashedError=Lost, ObjectLostError=Lost, RayTaskError=RuntimeError
         )
@@ -28,11 +30,21 @@ class Ray:
     def cluster_resources(self) -> dict[str, int]:
         return {"CPU": self.slots}
 
+    def nodes(self) -> list[dict[str, Any]]:
+        here = {"Alive": True, "Resources": {"CPU": float(self.slots)}}
+        return [here, {"Alive": False, "Resources": {"CPU": 64.0}}]
+
     def put(self, worker: Any) -> Any:
         return worker
 
     def remote(self, **options: Any) -> Any:
-        return lambda kind: SimpleNamespace(remote=lambda *arguments: Actor(next(self.fates, -1)))
+        self.options = options
+
+        def start(*arguments: Any) -> Actor:
+            self.started.append(arguments)
+            return Actor(next(self.fates, -1))
+
+        return lambda kind: SimpleNamespace(remote=start)
 
     def wait(self, refs: list[Any], num_returns: int, timeout: float | None) -> tuple[list[Any], list[Any]]:
         ready = [ref for ref in refs if ref.outcome is not None][:1]
@@ -108,3 +120,21 @@ def test_workers_that_die_at_once_end_the_run():
 def test_a_block_that_kills_its_workers_ends_the_run():
     with pytest.raises(EngineUnavailable, match=r"the block at positions \d\.\.\d lost its worker"):
         run([1] * 20)
+
+
+@pytest.mark.parametrize(
+    ("slots", "workers", "threads", "reserved"),
+    [(8, 2, 4, 4.0), (8, 3, 2, 2.0), (2, 4, 1, 0.5), (4, 4, 1, 1.0)],
+)
+def test_each_worker_gets_its_share_of_the_cores(monkeypatch, slots, workers, threads, reserved):
+    monkeypatch.setattr(ray_engine, "told", lambda: None)
+    ray, worker = Ray([99] * 8, slots), SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    list(_Pool(ray, worker, workers, len(TODO)).run(TODO))  # type: ignore[arg-type]
+    assert ray.options == {"num_cpus": reserved}
+    assert {arguments[1] for arguments in ray.started} == {threads}
+
+
+def test_a_number_that_the_driver_was_told_is_the_most(monkeypatch):
+    monkeypatch.setattr(ray_engine, "told", lambda: 3)
+    worker = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    assert _Pool(Ray([], 16), worker, 2, 4).threads == 3  # type: ignore[arg-type]
