@@ -1,7 +1,7 @@
 """The denoising network: time of a pass and of a gradient, bytes kept for the backward pass, against plain modules.
 
     python -m bench.bench_network                        # official CIFAR-10 size, B = 2, 4 steps, float32
-    python -m bench.bench_network --network ddpmpp-digits --batch 64
+    python -m bench.bench_network --network ddpmpp-digits --batch 64       # a narrow one: as a program, and in blocks
     python -m bench.bench_network --convolutions         # the ways to pull a gradient back through one convolution
     pytest bench/bench_network.py                        # the digits network under pytest-benchmark
 
@@ -28,6 +28,7 @@ from fastpure import Denoiser
 from fastpure.baselines.plain_network import PlainDDPMpp
 from fastpure.baselines.timing import interleave, ratio
 from fastpure.nets import NETWORKS, DDPMpp, frozen
+from fastpure.nets.narrow import Programs
 from fastpure.nets.packed import PackedWeight
 from fastpure.reverse.memory import count_saved_bytes
 
@@ -70,6 +71,16 @@ def unpacked(call: Call) -> Call:
 
     def run() -> object:
         with mock.patch.object(frozen, "can_pack", return_value=False):
+            return call()
+
+    return run
+
+
+def in_blocks(call: Call) -> Call:
+    """The same without programs (`fastpure.nets.narrow`): by the fused blocks that wider networks use."""
+
+    def run() -> object:
+        with mock.patch.object(Programs, "run", return_value=None):
             return call()
 
     return run
@@ -125,8 +136,11 @@ def compare(name: str, batch: int, steps: int, rounds: int) -> None:
     for label, network in nets.items():
         candidates[f"forward, {label}"] = forward(network, x, steps)
         candidates[f"gradient, {label}"] = gradient(network, x, v, steps)
-    candidates["forward, fastpure unpacked"] = unpacked(candidates["forward, fastpure"])
-    candidates["gradient, fastpure unpacked"] = unpacked(candidates["gradient, fastpure"])
+    for kind in ("forward", "gradient"):
+        call = candidates[f"{kind}, fastpure"]
+        if ours.programs is not None:
+            candidates[f"{kind}, fastpure in blocks"] = call = in_blocks(call)
+        candidates[f"{kind}, fastpure unpacked"] = unpacked(call)
     timings = interleave(candidates, rounds)
     rate = 4 * 2 * MATRIX**3 / timings[0].median / 1e9
 

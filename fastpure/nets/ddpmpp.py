@@ -192,7 +192,7 @@ class DDPMpp(HoistedNetwork):
         for step in self.steps:
             ends.append(ends[-1] + (2 * step.outputs if step.kind == "block" else 0))
         self._columns = list(pairwise(ends))
-        self._programs = narrow.Programs(self.steps) if narrow.suits(self.steps, config) else None
+        self.programs = narrow.Programs(self.steps) if narrow.suits(self.steps, config) else None
 
     def initialise(self, seed: int, init_scale: float = 1.0) -> None:
         """Fill the weights: uniform with variance 1 / mean(fan_in, fan_out), biases 0, norms 1 and 0.
@@ -247,7 +247,7 @@ class DDPMpp(HoistedNetwork):
         look = fused.usable(h, embedding, self)
         if look is None:
             return self.plain(h, embedding)
-        result = None if self._programs is None else self._programs.run(self, h, embedding, look.state)
+        result = None if self.programs is None else self.programs.run(self, h, embedding, look.state)
         return self._fused(h, embedding) if result is None else result
 
     def plain(self, x: Tensor, embedding: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ def test_default_dtype_and_device_are_no_concern():
         with torch.device("meta"):
             for _ in range(2):
                 assert torch.equal(torch.autograd.grad(network.body(x, rows), x, v)[0], wanted)
-                network._programs = copy.deepcopy(network._programs)  # which is made anew
+                network.programs = copy.deepcopy(network.programs)  # which is made anew
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -438,8 +438,8 @@ def test_threads_may_share_a_network():
 
     wanted = [gradient(x) for x in batches]
     for _ in range(3):
-        network._programs = copy.deepcopy(
-            network._programs
+        network.programs = copy.deepcopy(
+            network.programs
         )  # made anew: the first use, too, may be everybody's at once
         found: dict[int, torch.Tensor] = {}
         start = threading.Barrier(len(batches))
