@@ -1,8 +1,8 @@
 // Convolutions of one sample, 3x3 with a border of zeros or 1x1, and products of matrices. Included by loops.inl,
 // inside its namespace, behind pointwise.inl.
 //
-// Unlike everything else on the host these sums are contracted where the instruction set does that, so they agree
-// between instruction sets to rounding only. They do not depend on threads, batches or what lies beside a pixel.
+// Sums agree between instruction sets to rounding only. They do not depend on threads, batches or what lies beside a
+// pixel.
 
 // One 32-bit unit of an input: a float, or two neighbouring bfloat16 channels. It may alias what has been stored as
 // these: the compiler must not read it before.
@@ -19,16 +19,6 @@ FASTPURE_HD int64_t padded_channels(int64_t channels) {
 
 // Outputs that are packed together.
 FASTPURE_HD int64_t block_of(int64_t outputs) { return outputs % 32 == 0 ? 32 : 16; }
-
-FASTPURE_HD Lanes multiply_add(Lanes a, Lanes b, Lanes sum) {
-#if defined(__x86_64__) && FASTPURE_LANES == 16
-  return (Lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
-#elif defined(__x86_64__) && FASTPURE_LANES == 8
-  return (Lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
-#else
-  return a * b + sum;
-#endif
-}
 
 // sum + what one unit of the input contributes; `a` holds it in every lane, `b` the weights of the outputs.
 template <typename T>

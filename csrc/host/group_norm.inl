@@ -154,12 +154,13 @@ static void add_up(const GroupNormArgs& args, const Tile& tile) {
   }
 }
 
-// Statistics are taken around a pivot near the mean, so that one pass gives both without cancellation: the mean of the
-// first pixels, which for small images is the mean of all.
+// Statistics are taken around a pivot near the mean, so that one pass gives both without cancellation: the mean of some
+// pixels from the middle, where no border makes them unlike the others. Small images have no others.
 template <typename T>
 static void group_pivots(const GroupNormArgs& args, int64_t sample, int64_t first, int64_t last, double* pivots) {
   const GroupNormShape shape = shape_of(args);
   const int64_t width = shape.channels() / shape.groups, pixels = smaller(kSumPixels, shape.pixels());
+  const int64_t begin = (shape.pixels() - pixels) / 2;
   const T *x = static_cast<const T*>(args.x), *skip = static_cast<const T*>(args.skip);
   for (int64_t g = first; g < last; ++g) pivots[g - first] = 0;
   for_channels(shape, sample, first * width, last * width, [&](const Tile& tile, auto size) {
@@ -168,7 +169,7 @@ static void group_pivots(const GroupNormArgs& args, int64_t sample, int64_t firs
     const Plane<const T> in = input_plane(shape, x, skip, sample, tile.channel);
     Pixel<N> sum = {};
     for (int64_t p = 0; p < pixels; ++p) {
-      const Pixel<N> h = load_pixel<N, kPart>(in.at(p), tile.width);
+      const Pixel<N> h = load_pixel<N, kPart>(in.at(begin + p), tile.width);
       for (int i = 0; i < N; ++i) sum.lanes[i] += h.lanes[i];
     }
     double totals[kTileChannels] = {};
@@ -229,7 +230,7 @@ static void group_statistics(const GroupNormArgs& args, int64_t sample, int64_t 
         for (int i = 0; i < N; ++i) {
           const Lanes d = h.lanes[i] - pivot.lanes[i];
           sum.lanes[i] += d;
-          square.lanes[i] += d * d;
+          square.lanes[i] = multiply_add(d, d, square.lanes[i]);
         }
       }
       add_to<N, kPart, T>(of_d, sum);
@@ -270,7 +271,7 @@ FASTPURE_HD Pixel<N> activated(const T* x, const Normaliser<N, kPart, T>& by, co
                                int64_t width) {
   Pixel<N> a = load_pixel<N, kPart>(x, width);
   for (int i = 0; i < N; ++i) {
-    const Lanes n = (a.lanes[i] - by.center.lanes[i]) * gain.lanes[i] + by.bias.lanes[i];
+    const Lanes n = multiply_add(a.lanes[i] - by.center.lanes[i], gain.lanes[i], by.bias.lanes[i]);
     a.lanes[i] = kCommon || activate ? silu(n) : n;
   }
   return a;

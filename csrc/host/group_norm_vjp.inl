@@ -49,7 +49,9 @@ template <bool kCommon, int N, bool kPart, typename T>
 FASTPURE_HD Pixel<N> cotangent_of(const Pixel<N>& xhat, const VjpTileInput<T, N, kPart>& in, int64_t p) {
   Pixel<N> g = cotangent<N, kPart>(in.v, p, kCommon ? kKeep : in.kind, in.columns, in.width);
   for (int i = 0; i < N; ++i) {
-    if (kCommon || in.activate) g.lanes[i] *= silu_slope(xhat.lanes[i] * in.by.weight.lanes[i] + in.by.bias.lanes[i]);
+    if (kCommon || in.activate) {
+      g.lanes[i] *= silu_slope(multiply_add(xhat.lanes[i], in.by.weight.lanes[i], in.by.bias.lanes[i]));
+    }
     g.lanes[i] *= in.by.weight.lanes[i];
   }
   return g;
@@ -67,7 +69,7 @@ static void sum_cotangents(const VjpTileInput<T, N, kPart>& in, int64_t pixels, 
       const Pixel<N> g = cotangent_of<kCommon>(xhat, in, p);
       for (int i = 0; i < N; ++i) {
         sum_g.lanes[i] += g.lanes[i];
-        sum_gx.lanes[i] += g.lanes[i] * xhat.lanes[i];
+        sum_gx.lanes[i] = multiply_add(g.lanes[i], xhat.lanes[i], sum_gx.lanes[i]);
       }
       if (kept != nullptr) store_pixel<N, false>(kept + p * N * FASTPURE_LANES, g, 0);
     }
@@ -93,7 +95,8 @@ static void write_cotangents(const VjpTileInput<T, N, kPart>& in, int64_t pixels
     Pixel<N> g = kept != nullptr ? load_pixel<N, false>(kept + p * N * FASTPURE_LANES, 0)
                                  : cotangent_of<kCommon>(xhat, in, p);
     for (int i = 0; i < N; ++i) {
-      g.lanes[i] = (g.lanes[i] - mean_g.lanes[i] - xhat.lanes[i] * mean_gx.lanes[i]) * in.by.inverse.lanes[i];
+      const Lanes along = multiply_add(-xhat.lanes[i], mean_gx.lanes[i], g.lanes[i] - mean_g.lanes[i]);
+      g.lanes[i] = along * in.by.inverse.lanes[i];
     }
     for (const Plane<const T>& other : planes) {
       if (other.base == nullptr) continue;
