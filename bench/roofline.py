@@ -102,7 +102,7 @@ def trace(run: Callable[[], object]) -> Program:
 
 
 PATHS = ("gpu", "host", "plain")
-"""Which of our kernels the traced program uses: Triton's fused blocks, the host's fused normalisation, or none."""
+"""Which of our kernels the traced program uses: Triton's fused blocks, the host's, or none."""
 
 
 @contextmanager
@@ -111,8 +111,10 @@ def fake_tensors(path: str = "gpu") -> Iterator[None]:
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(frozen, "can_pack", return_value=False),
+        mock.patch.object(fused, "can_map", return_value=False),
         mock.patch.object(fused, "serves", return_value=path == "gpu"),
         mock.patch.object(frozen, "fused_on_host", return_value=path == "host"),
+        mock.patch.object(fused, "fused_on_host", return_value=path == "host"),
     ):
         yield
 

@@ -53,11 +53,16 @@ def usable(x: Tensor, rows: Tensor, network: HoistedNetwork) -> Look | None:
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if traced or network.training or carries_derivatives():
         return None
-    if not (x.is_cuda or serves("group_norm_silu", "triton", x) or fused_on_host(x)):
+    if not (_on_a_device(x) or fused_on_host(x)):
         return None
     look = network.watch.look(network)
     trained = torch.is_grad_enabled() and (look.trained or rows.requires_grad)
     return None if look.hooked or trained else look
+
+
+def _on_a_device(x: Tensor) -> bool:
+    """Whether launching an operation is what costs; Triton may run elsewhere, in tests."""
+    return x.is_cuda or serves("group_norm_silu", "triton", x)
 
 
 class Pending:
@@ -418,7 +423,8 @@ def _attention_vjp(tokens: Tensor, v_h: Tensor, heads: int, legacy: bool) -> Ten
     matrix = _matrix(q, k)
     v_matrix = v_h @ v.mT
     v_logits = torch.ops.aten._softmax_backward_data(v_matrix, matrix, -1, matrix.dtype)
-    if (heads == 1 or len(tokens) == 1) and tokens.is_cuda:  # the three parts of one tensor
+    # The three parts of one tensor; on the host products write into parts image by image, which is slower than copying.
+    if (heads == 1 or len(tokens) == 1) and _on_a_device(tokens):
         v_tokens = torch.empty_like(tokens)
         v_q, v_k, v_v = _heads(v_tokens, heads, legacy)
     else:

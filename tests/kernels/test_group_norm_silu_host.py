@@ -171,10 +171,15 @@ def test_sums_are_added_up_first_and_their_cotangents_last(case, dtype):
 
 
 def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(case, dtype, monkeypatch):
-    """Inputs lie between NaN, which would spread if read; outputs begin as NaN."""
+    """Inputs lie between NaN, which would spread if read; outputs begin as NaN.
+
+    The baseline, which rounds after every multiplication, has bits of its own; how near they are is checked in
+    csrc/tests/group_norm_check.cpp.
+    """
     given = inputs(case, dtype)
     wanted = raw(given, case, dtype)
     module = EXTENSION.module
+    on_the_baseline = None
     for name in EXTENSION.build["instruction_sets"]:
         for threads in (1, 3):
             functions = {
@@ -183,7 +188,10 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(case, d
             loaded = extension.Extension(SimpleNamespace(**functions), None)
             monkeypatch.setattr(extension, "load", lambda loaded=loaded: loaded)
             torch.set_num_threads(threads)
-            for one, other in zip(raw(given, case, dtype), wanted, strict=True):
+            found = raw(given, case, dtype)
+            if name == "baseline" and EXTENSION.build["instruction_sets"][0] != name:
+                on_the_baseline = wanted = found if on_the_baseline is None else on_the_baseline
+            for one, other in zip(found, wanted, strict=True):
                 assert torch.equal(one, other), (name, threads)
 
 
