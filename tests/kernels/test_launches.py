@@ -24,7 +24,7 @@ if importlib.util.find_spec("triton") is None or INTERPRETING:
     pytest.skip("needs Triton, not interpreting", allow_module_level=True)
 
 from bench import stub_driver as stub
-from fastpure.nets import frozen
+from fastpure.nets import frozen, fused
 
 MOST = {"forward": 480, "gradient": 1000}
 """Launches of one step of the official DDPM++ for one image; found: 450 and 911."""
@@ -45,6 +45,7 @@ def activations(channels: int, size: int, dtype=torch.bfloat16) -> torch.Tensor:
 def quick(monkeypatch):
     """On the CPU, convolutions with packed weights compare them each time, which no device is asked to."""
     monkeypatch.setattr(frozen, "can_pack", lambda *args: False)
+    monkeypatch.setattr(fused, "can_map", lambda *args: False)
 
 
 @pytest.mark.slow
