@@ -26,6 +26,7 @@ from fastpure.nets import NETWORKS, DDPMpp, frozen
 
 Call = Callable[[], object]
 SHAPES = [
+    (16, 64, 32, 16),
     (2, 128, 32, 32),
     (2, 256, 32, 32),
     (2, 256, 16, 32),
@@ -33,7 +34,7 @@ SHAPES = [
     (64, 16, 8, 4),
     (64, 32, 4, 8),
 ]
-"""Images, channels, pixels along a side, groups: the official network at B = 2, the digits network at B = 64."""
+"""Images, channels, pixels along a side, groups: cifar10-small at B = 16, the official network at 2, digits at 64."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ELEMENTS = 4_000_000
@@ -47,7 +48,7 @@ def repeated(call: Call, times: int) -> Call:
 def kernels(rounds: int) -> None:
     print(f"{torch.get_num_threads()} threads; microseconds of processor time, smallest of {rounds}")
     print(f"{'B, C, pixels, groups':24}{'dtype':10}{'torch':>8}{'ours':>8}{'ratio':>7}", end="")
-    print(f"{'vjp: torch':>12}{'ours':>8}{'ratio':>7}")
+    print(f"{'GB/s':>7}{'vjp: torch':>12}{'ours':>8}{'ratio':>7}{'GB/s':>7}")
     for batch, channels, side, groups in SHAPES:
         for label, dtype in DTYPES.items():
             cases = kernel_cases(batch, channels, side, groups, dtype)
@@ -55,9 +56,12 @@ def kernels(rounds: int) -> None:
             timings = interleave({k: repeated(c, times) for k, c in cases.items()}, rounds)
             best = {timing.name: 1e6 * min(timing.cpu_seconds) / times for timing in timings}
             print(f"{(batch, channels, side, groups)!s:24}{label:10}", end="")
-            for name, width in (("forward", 8), ("vjp", 12)):
+            size = batch * channels * side**2 * dtype.itemsize
+            for name, width, moved in (("forward", 8, 2 * size), ("vjp", 12, 3 * size)):  # x, y; v, x, v_x
                 gain = ratio(timings, f"{name}, torch", f"{name}, ours", "cpu")
+                rate = moved / best[f"{name}, ours"] / 1e3
                 print(f"{best[f'{name}, torch']:{width}.0f}{best[f'{name}, ours']:8.0f}{gain:7.2f}", end="")
+                print(f"{rate:7.1f}", end="")
             print(flush=True)
 
 
