@@ -26,7 +26,7 @@ import fastpure as fp
 from bench.measured import measure
 from fastpure.baselines import interleave, ratio, table
 from fastpure.baselines.plain_network import Loop
-from fastpure.nets import frozen
+from fastpure.nets import frozen, fused
 
 NETWORK, BATCH, STEPS, DT = "iddpm-cifar10", 2, 4, 1e-3
 OURS, RECOMPUTE = "fastpure, store", "fastpure, recompute"
@@ -53,6 +53,7 @@ class OnPlainOperations(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         with (
+            mock.patch.object(fused, "usable", return_value=False),
             mock.patch.object(frozen, "saves_nothing_for", return_value=False),
             mock.patch.object(frozen, "can_pack", return_value=False),
             mock.patch.object(frozen, "attention", F.scaled_dot_product_attention),

@@ -99,7 +99,7 @@ def test_kernel(benchmark, shape, dtype, name):
 
 
 def gradients(name: str, batch: int, times: int, rounds: int) -> None:
-    """One network pass and its gradient, with and without the kernels, beside plain modules in float32."""
+    """One network pass and its gradient, by the extension and by torch's operations, beside plain modules."""
     cases: dict[str, Call] = {}
     for label, dtype in DTYPES.items():
         network = Denoiser.from_config(name).frozen().network.to(dtype)
@@ -108,8 +108,8 @@ def gradients(name: str, batch: int, times: int, rounds: int) -> None:
         row = network.embedding(torch.tensor([LABEL]))
         x = torch.randn(batch, config.channels, config.image_size, config.image_size).to(dtype)
         call = repeated(_gradient(lambda x, n=network, r=row: n.body(x, r), x), times)
-        cases[f"{label}, host kernels"] = call
-        cases[f"{label}, torch's norms"] = _by_reference(call)
+        cases[f"{label}, extension"] = call
+        cases[f"{label}, torch's operations"] = _by_reference(call)
         if dtype == torch.float32:
             plain = PlainDDPMpp(config).eval().requires_grad_(False)
             plain.load_state_dict(network.state_dict())
@@ -118,7 +118,7 @@ def gradients(name: str, batch: int, times: int, rounds: int) -> None:
                 _gradient(lambda x, p=plain, t=labels: p(x, t), x), times
             )
     title = f"{name}, B = {batch}, {times} gradients of one step, {torch.get_num_threads()} threads"
-    print("\n" + table(interleave(cases, rounds), "float32, host kernels", title))
+    print("\n" + table(interleave(cases, rounds), "float32, extension", title))
 
 
 def _gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Call:

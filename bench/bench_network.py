@@ -27,7 +27,7 @@ from bench.measured import measure
 from fastpure import Denoiser
 from fastpure.baselines.plain_network import PlainDDPMpp
 from fastpure.baselines.timing import interleave, ratio
-from fastpure.nets import NETWORKS, DDPMpp, frozen
+from fastpure.nets import NETWORKS, DDPMpp, frozen, fused
 from fastpure.nets.narrow import Programs
 from fastpure.nets.packed import PackedWeight
 from fastpure.reverse.memory import count_saved_bytes
@@ -70,7 +70,10 @@ def unpacked(call: Call) -> Call:
     """The same with torch's own treatment of convolution weights."""
 
     def run() -> object:
-        with mock.patch.object(frozen, "can_pack", return_value=False):
+        with (
+            mock.patch.object(frozen, "can_pack", return_value=False),
+            mock.patch.object(fused, "can_map", return_value=False),
+        ):
             return call()
 
     return run

@@ -1,5 +1,5 @@
 // The Python binding: one function per operation, for host memory and CUDA devices alike. Callers
-// (fastpure/kernels/*/launch.py) have checked shapes, dtypes and layouts.
+// (fastpure/kernels/*/launch.py, network.py) have checked shapes, dtypes and layouts.
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -122,6 +122,7 @@ py::dict build_info() {
       py::dict(py::arg("normal") = static_cast<int>(kNormal), py::arg("uniform") = static_cast<int>(kUniform));
   const char* threads = host::threads_from();
   info["threads_from"] = threads == nullptr ? py::object(py::none()) : py::object(py::str(threads));
+  info["network_step"] = sizeof(host::NetworkStep);  // bytes of what fastpure/kernels/network.py writes down
   info["cuda"] = cuda_info();  // None without the CUDA half
   return info;
 }
@@ -138,7 +139,7 @@ PYBIND11_MODULE(_C, m) {
       [](uintptr_t spans, int64_t count) {
         return host::fingerprint(reinterpret_cast<const host::Span*>(spans), count);
       },
-      py::arg("spans"), py::arg("count"),
+      py::arg("spans"), py::arg("count"), py::call_guard<py::gil_scoped_release>(),
       "A number that changes with the memory that `count` pairs (address, bytes) at address `spans` name.");
   bind<NoiseArgs>(m, "noise", host::noise, cuda::noise);
   bind<RowArgs>(m, "affine_row", host::affine_row, cuda::affine_row);

@@ -156,7 +156,7 @@ class NinjaFile:
                 f"-L{cuda.library_folder}",
                 *(f"-l{name}" for name in self.build["cuda"]["libraries"]),
             ]
-        link_flags = [*extension.link_flags, *_environment("LDFLAGS")]
+        link_flags = [*extension.link_flags, *own["link"], *_environment("LDFLAGS")]
         output = self.folder / extension.name
         self.edge("link", output, objects, flags=link_flags, libraries=libraries)
         self.group("extension", [output])

@@ -87,21 +87,25 @@ def share_of_hosts(workers: int, hosts: Iterable[float]) -> int:
     return next((n for n in sizes if sum(cores // n for cores in whole_cores) >= workers), 1)
 
 
-def layer_work(networks: Iterable[nn.Module], pixels: int) -> float:
+def layer_work(
+    networks: Iterable[nn.Module], pixels: int, in_one: Callable[[nn.Module], bool] = lambda network: False
+) -> float:
     """Floating-point operations for one image of a middling layer of the largest of ``networks``.
+
+    Threads meet after every layer; not so in networks that run ``in_one`` go, of which all layers are counted.
 
     Counted as if every kernel met all ``pixels`` of the image. Layers further down meet fewer, with more channels, so
     that this is an order of magnitude; that is what the choice of a number of threads needs. Without convolutions the
     matrices are counted, on patches of two by two.
     """
-    return max((_work(network, pixels) for network in networks), default=0.0)
+    return max((_work(network, pixels, in_one(network)) for network in networks), default=0.0)
 
 
-def _work(network: nn.Module, pixels: int) -> float:
+def _work(network: nn.Module, pixels: int, together: bool) -> float:
     shapes = {id(weight): weight.shape for weight in network.parameters() if weight.dim() > 1}.values()
     kernels = [shape.numel() for shape in shapes if len(shape) > 2]
     if kernels:
-        return 2.0 * pixels * sum(kernels) / len(kernels)
+        return 2.0 * pixels * sum(kernels) / (1 if together else len(kernels))
     matrices = [shape.numel() for shape in shapes]
     return 2.0 * max(pixels // 4, 1) * sum(matrices) / len(matrices) if matrices else 0.0
 

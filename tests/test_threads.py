@@ -142,6 +142,7 @@ def test_the_work_of_networks():
     assert layer_work([convolution], 64) == 2 * 64 * 4 * 8 * 9
     pair = nn.Sequential(convolution, nn.Conv2d(8, 8, 1), nn.Linear(1000, 1000))
     assert layer_work([pair], 64) == 2 * 64 * (4 * 8 * 9 + 8 * 8) / 2
+    assert layer_work([pair], 64, lambda network: network is pair) == 2 * 64 * (4 * 8 * 9 + 8 * 8)
     assert layer_work([nn.Linear(10, 20)], 64) == 2 * 16 * 200
     assert layer_work([nn.Linear(10, 20), pair], 64) == layer_work([pair], 64)
     assert layer_work([nn.ReLU()], 64) == layer_work([], 64) == 0

@@ -8,11 +8,11 @@ static float* widened(const Sample<T>& s, const T* from, int64_t count) {
   return wide;
 }
 
-static void narrowed(const float* from, int64_t count, float* to) {
+[[maybe_unused]] static void narrowed(const float* from, int64_t count, float* to) {
   std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
 }
 
-static void narrowed(const float* from, int64_t count, BFloat16* to) {
+[[maybe_unused]] static void narrowed(const float* from, int64_t count, BFloat16* to) {
   for (int64_t i = 0; i < count; i += FASTPURE_LANES) store_lanes(to + i, load_lanes(from + i));
 }
 

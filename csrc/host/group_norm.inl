@@ -36,21 +36,29 @@ struct TileSize {
   static constexpr bool kPart = kIsPart;
 };
 
-// Calls body(tile, size) for every tile of the channels [begin, end).
+// Calls body(channel, width, size) for stretches of 32, 16 or (the rest) fewer of the channels [begin, end).
+template <typename Body>
+static void for_spans(int64_t begin, int64_t end, const Body& body) {
+  while (begin < end) {
+    const int64_t left = end - begin, width = left >= 32 ? 32 : smaller(left, 16);
+    if (width == 32) {
+      body(begin, width, TileSize<32, false>{});
+    } else if (width == 16) {
+      body(begin, width, TileSize<16, false>{});
+    } else {
+      body(begin, width, TileSize<16, true>{});
+    }
+    begin += width;
+  }
+}
+
+// Calls body(tile, size) for every tile of the channels [begin, end); a tile lies in x or in skip.
 template <typename Body>
 static void for_channels(const GroupNormShape& shape, int64_t sample, int64_t begin, int64_t end, const Body& body) {
-  while (begin < end) {
-    const int64_t left = (begin < shape.first && shape.first < end ? shape.first : end) - begin;
-    const Tile tile = {sample, begin, left >= 32 ? 32 : smaller(left, 16)};
-    if (tile.width == 32) {
-      body(tile, TileSize<32, false>{});
-    } else if (tile.width == 16) {
-      body(tile, TileSize<16, false>{});
-    } else {
-      body(tile, TileSize<16, true>{});
-    }
-    begin += tile.width;
-  }
+  const auto of_span = [&](int64_t channel, int64_t width, auto size) { body(Tile{sample, channel, width}, size); };
+  const int64_t border = begin < shape.first && shape.first < end ? shape.first : end;
+  for_spans(begin, border, of_span);
+  for_spans(border, end, of_span);
 }
 
 // One number per channel of a tile.

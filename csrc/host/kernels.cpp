@@ -12,6 +12,17 @@ const char* best_allowed() {
   return name;
 }
 
+#if defined(FASTPURE_X86_CLONES)
+// AVX-512 with products of bfloat16.
+Kernels with_products() {
+  Kernels kernels = kAvx512;
+  kernels.name = kAvx512Bf16.name;
+  kernels.network_bf16 = kAvx512Bf16.network;
+  kernels.network_vjp_bf16 = kAvx512Bf16.network_vjp;
+  return kernels;
+}
+#endif
+
 }  // namespace
 
 int available_kernels(const Kernels* (&list)[kInstructionSets]) {
@@ -21,7 +32,8 @@ int available_kernels(const Kernels* (&list)[kInstructionSets]) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) {
-    if (__builtin_cpu_supports("avx512bf16")) list[count++] = &kAvx512Bf16;
+    static const Kernels products = with_products();
+    if (__builtin_cpu_supports("avx512bf16")) list[count++] = &products;
     list[count++] = &kAvx512;
   }
   if (avx2) list[count++] = &kAvx2;

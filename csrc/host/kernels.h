@@ -5,6 +5,7 @@
 
 #include "fastpure/args.h"
 #include "group_norm.h"
+#include "memory.h"
 #include "network.h"
 #include "pointwise.h"
 
@@ -41,12 +42,19 @@ struct Kernels {
   void (*network_vjp_bf16)(const NetworkVjpArgs&, int64_t begin, int64_t end);
 };
 
+// The functions of a set that have products of bfloat16.
+struct Bf16Products {
+  const char* name;
+  void (*network)(const NetworkArgs&, int64_t begin, int64_t end);
+  void (*network_vjp)(const NetworkVjpArgs&, int64_t begin, int64_t end);
+};
+
 extern const Kernels kBaseline;
 #if defined(__x86_64__)
 #define FASTPURE_X86_CLONES 1
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
-extern const Kernels kAvx512Bf16;
+extern const Bf16Products kAvx512Bf16;
 #endif
 
 constexpr int kInstructionSets = 4;

@@ -1,4 +1,4 @@
-// Short vectors of channels for group_norm.inl, as wide as the registers of the instruction set it is compiled for.
+// Short vectors of channels for the files behind it, as wide as the registers of the instruction set it is compiled for.
 //
 // Every operation acts on each lane alone and is rounded correctly, so a channel's numbers have the same bits whatever
 // the width, on all instruction sets that multiply and add in one; on the baseline they differ by roundings. Included by loops.inl, inside its namespace.
@@ -116,7 +116,7 @@ FASTPURE_HD Lanes silu_slope(Lanes n) {
 //
 // Whole bfloat16 tiles of two or more vectors are taken apart in pairs, which saves half of the conversions: what lies
 // at even places becomes one vector, what lies at odd places the next one. Whatever meets such lanes is ordered alike,
-// by `as_pixel` and `from_pixel`.
+// by `channel_of_lane`.
 template <int N>
 struct Pixel {
   Lanes lanes[N];

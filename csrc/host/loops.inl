@@ -294,6 +294,14 @@ static void group_norm_any(const Args& args, int64_t begin, int64_t end) {
 }  // namespace FASTPURE_ISA
 }  // namespace
 
+#if defined(FASTPURE_BF16_PRODUCTS)
+// All that this instruction set does better than the one below it.
+const Bf16Products FASTPURE_ISA_TABLE = {
+    FASTPURE_STRING(FASTPURE_ISA),
+    FASTPURE_ISA::network_samples<FASTPURE_ISA::BFloat16>,
+    FASTPURE_ISA::network_samples<FASTPURE_ISA::BFloat16>,
+};
+#else
 const Kernels FASTPURE_ISA_TABLE = {
     FASTPURE_STRING(FASTPURE_ISA),
     FASTPURE_ISA::noise_tiles<float>, FASTPURE_ISA::noise_tiles<double>,
@@ -312,5 +320,6 @@ const Kernels FASTPURE_ISA_TABLE = {
     FASTPURE_ISA::network_samples<float>,
     FASTPURE_ISA::network_samples<FASTPURE_ISA::BFloat16>,
 };
+#endif
 
 }  // namespace fastpure::host

@@ -3,13 +3,12 @@
 #include <cstdlib>
 #include <new>
 
-#include "network.h"
+#include "memory.h"
 
 namespace fastpure::host {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr int kKinds = 4;
 
 struct Block {
   void* data = nullptr;
@@ -19,9 +18,9 @@ struct Block {
 
 }  // namespace
 
-void* thread_memory(int which, int64_t bytes) {
-  thread_local Block blocks[kKinds];
-  Block& block = blocks[which];
+void* thread_memory(ThreadMemory what, int64_t bytes) {
+  thread_local Block blocks[kThreadMemories];
+  Block& block = blocks[what];
   const size_t wanted = (static_cast<size_t>(bytes) + kAlignment - 1) / kAlignment * kAlignment;
   if (wanted > block.size) {
     void* data = std::aligned_alloc(kAlignment, wanted);

@@ -11,10 +11,6 @@
 
 #include <cstdint>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#endif
-
 #include "fastpure/args.h"
 #include "group_norm.h"
 
@@ -49,6 +45,8 @@ struct NetworkStep {
   const void *first_bias, *second_bias;   // null in blocks, whose rows have them
 };
 
+static_assert(sizeof(NetworkStep) == 34 * sizeof(int64_t), "fields of 64 bits each, as they cross from Python");
+
 // What both directions are told.
 struct NetworkLayout {
   int64_t batch, steps;
@@ -75,20 +73,5 @@ struct NetworkVjpArgs {
   void* v_x;
   NetworkLayout layout;
 };
-
-// How AddressSanitizer is told about memory that is handed out piece by piece.
-#if defined(__SANITIZE_ADDRESS__)
-#define FASTPURE_POISON(begin, bytes) ASAN_POISON_MEMORY_REGION(begin, static_cast<size_t>(bytes))
-#define FASTPURE_UNPOISON(begin, bytes) ASAN_UNPOISON_MEMORY_REGION(begin, static_cast<size_t>(bytes))
-constexpr int64_t kArenaGap = 64;
-#else
-#define FASTPURE_POISON(begin, bytes) static_cast<void>(0)
-#define FASTPURE_UNPOISON(begin, bytes) static_cast<void>(0)
-constexpr int64_t kArenaGap = 0;
-#endif
-
-// Memory of the calling thread, at least so many bytes, aligned to 64; the same address until more is asked for.
-// Throws std::bad_alloc, which `parallel_for` carries to its caller.
-void* thread_memory(int which, int64_t bytes);
 
 }  // namespace fastpure::host

@@ -28,8 +28,6 @@ static void back_step(const Sample<T>& s, const T* v, const Cotangents<T>& to) {
   }
 }
 
-enum ThreadMemory { kArena, kTape, kStats, kCotangents };
-
 static Arena arena_for(const NetworkStep* program, int64_t steps) {
   int64_t bytes = 0;
   for (int64_t i = 0; i < steps; ++i) bytes = arena_bytes(program[i]) > bytes ? arena_bytes(program[i]) : bytes;

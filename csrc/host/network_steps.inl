@@ -173,12 +173,8 @@ static const T* scaled(const Sample<T>& s, const T* v, int64_t count) {
   if (s.step.scale == 1.0) return v;
   const float scale = static_cast<float>(s.step.scale);
   T* out = s.arena.template take<T>(count);
-  int64_t i = 0;
-  for (; i + FASTPURE_LANES <= count; i += FASTPURE_LANES) store_lanes(out + i, load_lanes(v + i) * scale);
-  if (i < count) {
-    const Pixel<1> rest = load_pixel<1, true>(v + i, count - i);
-    store_pixel<1, true>(out + i, Pixel<1>{{rest.lanes[0] * scale}}, count - i);
-  }
+  // Blocks and attention have multiples of 16 channels.
+  for (int64_t i = 0; i < count; i += FASTPURE_LANES) store_lanes(out + i, load_lanes(v + i) * scale);
   return out;
 }
 

@@ -1,21 +1,5 @@
 // Resampling by two and the end of a residual block. Included by loops.inl, inside its namespace, behind group_norm.inl.
 
-// Calls body(channel, width, size) for tiles of 32, 16 or fewer of the channels.
-template <typename Body>
-static void for_spans(int64_t channels, const Body& body) {
-  for (int64_t channel = 0; channel < channels;) {
-    const int64_t left = channels - channel, width = left >= 32 ? 32 : smaller(left, 16);
-    if (width == 32) {
-      body(channel, width, TileSize<32, false>{});
-    } else if (width == 16) {
-      body(channel, width, TileSize<16, false>{});
-    } else {
-      body(channel, width, TileSize<16, true>{});
-    }
-    channel += width;
-  }
-}
-
 // The rows [begin, end) of the smaller images, counted through the batch.
 template <typename T>
 static void resample_rows(const ResampleArgs& args, int64_t begin, int64_t end) {
@@ -24,7 +8,7 @@ static void resample_rows(const ResampleArgs& args, int64_t begin, int64_t end) 
   const T* x = static_cast<const T*>(args.x);
   T* out = static_cast<T*>(args.out);
   for (int64_t row = begin; row < end; ++row) {
-    for_spans(channels, [&](int64_t channel, int64_t width, auto size) {
+    for_spans(0, channels, [&](int64_t channel, int64_t width, auto size) {
       constexpr int N = decltype(size)::kVectors;
       constexpr bool kPart = decltype(size)::kPart;
       for (int64_t column = 0; column < columns; ++column) {
@@ -57,7 +41,7 @@ static void residual_rows(const ResidualArgs& args, int64_t begin, int64_t end) 
   const float scale = static_cast<float>(args.scale);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t sample = row / rows, from = row % rows * kRowPixels, to = smaller(from + kRowPixels, args.pixels);
-    for_spans(args.channels, [&](int64_t channel, int64_t width, auto size) {
+    for_spans(0, args.channels, [&](int64_t channel, int64_t width, auto size) {
       constexpr int N = decltype(size)::kVectors;
       constexpr bool kPart = decltype(size)::kPart;
       const auto at = [&](auto* tensor) { return plane(tensor, sample, args.pixels, args.channels, channel); };

@@ -76,7 +76,11 @@ class _Pool:
         # More actors than slots share them, so that any number asked for can start. Fewer reserve every core that they
         # use: Ray puts no two of them side by side then, and tells their OpenMP the same number.
         share = min(1.0, slots / self.size)
-        reserved = float(self.threads) if share == 1.0 else share
+        reserved = share
+        if share == 1.0 and self.threads * self.size <= ray.available_resources().get("CPU", 0):
+            reserved = float(
+                self.threads
+            )  # not where somebody has some already: an actor might wait for ever
         options = {"num_gpus": share, "num_cpus": 0} if cuda else {"num_cpus": reserved}
         self.actor = ray.remote(**options)(Remote)
         self.payload = ray.put(worker)

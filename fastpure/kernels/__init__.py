@@ -6,7 +6,13 @@ registration as ``torch.ops.fastpure.*``. Other layers import from here only.
 
 from .checks import carries_derivatives
 from .extension import preload
-from .group_norm_silu.op import fused_on_host, group_norm_silu, group_norm_silu_of_sum, group_norm_silu_vjp
+from .group_norm_silu.op import (
+    RESAMPLE_CODES,
+    fused_on_host,
+    group_norm_silu,
+    group_norm_silu_of_sum,
+    group_norm_silu_vjp,
+)
 from .keys import Domain, NoiseKeys, Stream
 from .noise.op import philox_normal, philox_uniform
 from .pointwise.op import resample, resample_vjp, residual_add
@@ -16,6 +22,7 @@ from .row.op import affine_row, affine_row_vjp
 __all__ = [
     "BACKENDS",
     "OPS",
+    "RESAMPLE_CODES",
     "Domain",
     "NoiseKeys",
     "Stream",

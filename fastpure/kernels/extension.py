@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import one_of
 from .checks import memory_format_of
 
 ABI = 5
@@ -33,6 +35,12 @@ LAYOUT_CODES = {torch.contiguous_format: 0, torch.channels_last: 1}
 NOISE_CODES = {"normal": 0, "uniform": 1}
 HOST = -1
 """The device that stands for host memory."""
+
+INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "baseline")
+"""Those that the host's kernels are made for, best first; which of them a machine has is in the build's description."""
+
+MAX_ISA = "FASTPURE_MAX_CPU_ISA"
+"""Environment variable: the best instruction set that may be used."""
 
 BUILD_REPORT = Path(__file__).resolve().parents[1] / "_build_report.json"
 
@@ -54,7 +62,13 @@ class Extension:
 
 @functools.cache
 def load() -> Extension:
-    """Import ``fastpure._C`` (first call only; failure is remembered too)."""
+    """Import ``fastpure._C`` (first call only; failure is remembered too).
+
+    Raises:
+        ValueError: FASTPURE_MAX_CPU_ISA names no instruction set.
+    """
+    if MAX_ISA in os.environ:  # which the extension reads itself
+        one_of(MAX_ISA, os.environ[MAX_ISA], INSTRUCTION_SETS)
     try:
         module = importlib.import_module("fastpure._C")
     except ModuleNotFoundError as error:
@@ -119,6 +133,11 @@ def unavailable_on_host(
     if device_type != "cpu":
         return f"the back end `host` serves host memory, not {device_type}"
     return load().reason or _reason_against(dtype, dtypes)
+
+
+def unavailable_for_activations(device_type: str, dtype: torch.dtype) -> str | None:
+    """The same for operations on activations."""
+    return unavailable_on_host(device_type, dtype, ACTIVATIONS)
 
 
 def unavailable_on_cuda(device_type: str, dtype: torch.dtype) -> str | None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import extension
-from .extension import DTYPE_CODES, HOST, stride_of
+from .extension import DTYPE_CODES, stride_of
 
 OUTSIDE, ABSENT = -1, -2
 """In the place of an offset: the network's own input or output; nothing."""
@@ -83,7 +83,8 @@ class Step:
     second_bias: Tensor | None = None
 
 
-_FORMAT = struct.Struct("".join("d" if field.type == "float" else "q" for field in fields(Step)))
+STEP = struct.Struct("".join("d" if field.type == "float" else "q" for field in fields(Step)))
+"""How a step lies in memory: 64 bits per field."""
 
 
 @final
@@ -94,7 +95,9 @@ class Program:
         steps: in order.
         dtype: float32 or bfloat16, of activations, rows and weights alike.
         image_in, image_out: shapes [C, H, W] of what goes in and comes out.
-        tape_size, stats_size, cotangents_size: elements per sample (per thread where nothing is kept).
+        sizes: of the tape, of the statistics and of the cotangents, in elements per sample (per thread where nothing
+            is kept).
+        keep: whether the offsets are those of a tape on which nothing is written over, for ``transpose``.
     """
 
     def __init__(
@@ -103,46 +106,47 @@ class Program:
         dtype: torch.dtype,
         image_in: tuple[int, int, int],
         image_out: tuple[int, int, int],
-        tape_size: int,
-        stats_size: int,
-        cotangents_size: int,
+        sizes: tuple[int, int, int],
+        keep: bool,
     ) -> None:
-        self.dtype, self.image_in, self.image_out = dtype, image_in, image_out
-        self.tape_size, self.stats_size = tape_size, stats_size
+        self.dtype, self.image_in, self.image_out, self.keep = dtype, image_in, image_out, keep
+        self.tape_size, self.stats_size, _ = sizes
         self._steps = tuple(steps)  # whose tensors stay alive with it
-        code = bytearray().join(_FORMAT.pack(*_fields_of(step)) for step in steps)
+        code = bytearray().join(STEP.pack(*_fields_of(step)) for step in steps)
         self._code = torch.frombuffer(code, dtype=torch.int64)
-        sizes = torch.Size(image_in).numel(), torch.Size(image_out).numel()
-        self._rest = (tape_size, stats_size, cotangents_size, *sizes, DTYPE_CODES[dtype])
+        images = torch.Size(image_in).numel(), torch.Size(image_out).numel()
+        self._rest = (*sizes, *images, DTYPE_CODES[dtype])
 
-    def forward(self, x: Tensor, rows: Tensor, keep: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(result [B, C, H, W] channels_last, tape and statistics for ``transpose`` or None if ``keep`` is False).
+    def forward(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(result [B, C, H, W] channels_last, tape and statistics for ``transpose`` or None where nothing is kept).
 
         x [B, C, H, W] dense in channels_last, rows [1 or B, S] dense, both in the program's dtype in host memory.
         """
         batch = x.shape[0]
         out = self._images(batch, self.image_out)
-        tape = _large((batch, self.tape_size), self.dtype) if keep else None
-        stats = torch.empty((batch, self.stats_size), dtype=torch.float32, device="cpu") if keep else None
-        self._call("network", (x, rows, self._code, out, tape, stats), batch, rows)
+        tape = stats = None
+        if self.keep:
+            tape = _large((batch, self.tape_size), self.dtype)
+            stats = torch.empty((batch, self.stats_size), dtype=torch.float32, device="cpu")
+        self._call("network", (x, rows, self._code, out, tape, stats), rows)
         return out, tape, stats
 
     def transpose(self, v: Tensor, rows: Tensor, tape: Tensor, stats: Tensor) -> Tensor:
         """The cotangent of x from ``v``, that of the result, [B, C, H, W] dense in channels_last."""
-        batch = v.shape[0]
-        v_x = self._images(batch, self.image_in)
-        self._call("network_vjp", (v, rows, self._code, tape, stats, v_x), batch, rows)
+        v_x = self._images(v.shape[0], self.image_in)
+        self._call("network_vjp", (v, rows, self._code, tape, stats, v_x), rows)
         return v_x
 
     def _images(self, batch: int, shape: tuple[int, int, int]) -> Tensor:
         # Neither the default dtype nor the default device: the extension writes to an address.
         return torch.empty((batch, *shape), dtype=self.dtype, device="cpu", memory_format=torch.channels_last)
 
-    def _call(self, name: str, arguments: tuple[Tensor | None, ...], batch: int, rows: Tensor) -> None:
-        module = extension.load().module
-        assert module is not None, "programs are only made where the extension is loaded"
-        rest = (batch, len(self._steps), stride_of(rows), *self._rest)
-        getattr(module, name)(HOST, torch.get_num_threads(), arguments, rest)
+    def _call(self, name: str, arguments: tuple[Tensor | None, ...], rows: Tensor) -> None:
+        leading = arguments[0]
+        assert leading is not None
+        extension.call(
+            name, leading, arguments, leading.shape[0], len(self._steps), stride_of(rows), *self._rest
+        )
 
 
 def _large(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ from .base import HoistedNetwork, Weights
 from .ddpmpp import CONFIGS, DDPMpp, DDPMppConfig
 from .denoiser import PREDICTIONS, TIME_INPUTS, Conditioning, Denoiser
 from .edm import EDM, EDMConfig
+from .narrow import runs_in_one_call
 from .registry import ARCHITECTURES, NETWORKS, build, config_dict, named_config
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "build",
     "config_dict",
     "named_config",
+    "runs_in_one_call",
 ]

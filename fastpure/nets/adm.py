@@ -262,7 +262,7 @@ class ADM(HoistedNetwork):
     def body(self, x: Tensor, embedding: Tensor) -> Tensor:
         """The network on x [B, C, H, W] with embedding (rows) [1 or B, S]; the result is channels_last."""
         h = x.contiguous(memory_format=torch.channels_last)
-        if fused.usable(h, embedding, self) is not None:
+        if fused.usable(h, embedding, self):
             return self._fused(h, embedding)
         kept: list[Tensor] = []
         columns = iter(self._columns)

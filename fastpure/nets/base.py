@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any, final
 from weakref import ref
 
@@ -84,23 +84,26 @@ def is_hooked(module: nn.Module) -> bool:
     return any(own)
 
 
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
+"""Types of tensors that have memory; those of a tracer may have none."""
 
 
-@final
-@dataclass(frozen=True)
-class Look:
-    """What a network's modules were like at one moment.
+def identity_of(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor lies and how often it was changed, as far as torch counts that."""
+    counted = 0 if tensor.is_inference() else tensor._version
+    return (tensor.data_ptr() if type(tensor) in PLAIN else id(tensor), counted)
 
-    Attributes:
-        state: changes when a weight or buffer does, as in ``Weights.state``.
-        hooked: whether somebody looks at a module's calls.
-        trained: whether a weight requires a gradient.
-    """
 
-    state: tuple[int, ...]
-    hooked: bool
-    trained: bool
+def state_of(modules: Iterable[nn.Module]) -> tuple[int, ...]:
+    """Equal as long as every tensor of the modules is the same one, unchanged, and every module has the same parts."""
+    found: list[int] = []
+    for module in modules:
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    found += identity_of(tensor)
+        found += map(id, module._modules.values())
+    return tuple(found)
 
 
 @final
@@ -108,7 +111,8 @@ class Watch:
     """Looks at one network before every pass, which must cost little: a pass of a small one takes milliseconds."""
 
     def __init__(self) -> None:
-        self._modules: tuple[nn.Module, ...] = ()
+        # Weak: the network has it, and would keep itself.
+        self._known: tuple[ref[nn.Module], ...] = ()
         self._children: list[int] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
@@ -117,31 +121,31 @@ class Watch:
     def __reduce__(self) -> tuple[type[Watch], tuple[()]]:
         return Watch, ()
 
-    def look(self, network: nn.Module) -> Look:
-        """The network now."""
-        children = [id(child) for module in self._modules for child in module._modules.values()]
-        if not self._modules or self._modules[0] is not network or children != self._children:
-            self._modules = tuple(network.modules())
-            self._children = [id(child) for module in self._modules for child in module._modules.values()]
-        found: list[int] = []
-        hooked = trained = False
-        for module in self._modules:
-            hooked = hooked or is_hooked(module)
-            for weight in module._parameters.values():
-                if weight is not None:
-                    trained = trained or weight.requires_grad
-                    found += _identity(weight)
-            for buffer in module._buffers.values():
-                if buffer is not None:
-                    found += _identity(buffer)
-        return Look(tuple(found), hooked, trained)
+    def _modules(self, network: nn.Module) -> list[nn.Module]:
+        """Its modules now; walking through them takes longer than seeing that they are those of last time."""
+        known = [module for module in (watched() for watched in self._known) if module is not None]
+        if not known or known[0] is not network or _children_of(known) != self._children:
+            known = list(network.modules())
+            self._children, self._known = _children_of(known), tuple(map(ref, known))
+        return known
+
+    def sees(self, network: nn.Module) -> tuple[bool, bool]:
+        """Whether somebody looks at a module's calls, and whether a weight requires a gradient."""
+        modules = self._modules(network)
+        trained = any(
+            weight is not None and weight.requires_grad
+            for module in modules
+            for weight in module._parameters.values()
+        )
+        return any(map(is_hooked, modules)), trained
+
+    def state(self, network: nn.Module) -> tuple[int, ...]:
+        """Changes when a weight or buffer does, as far as torch counts that."""
+        return state_of(self._modules(network))
 
 
-def _identity(tensor: Tensor) -> tuple[int, int]:
-    """Where a tensor lies and how often it was changed."""
-    counted = 0 if tensor.is_inference() else tensor._version
-    # Tensors of other kinds (those of a tracer) may have no memory.
-    return (tensor.data_ptr() if type(tensor) in _PLAIN else id(tensor), counted)
+def _children_of(modules: Iterable[nn.Module]) -> list[int]:
+    return [id(child) for module in modules for child in module._modules.values()]
 
 
 @final
@@ -149,32 +153,23 @@ class Weights:
     """Which tensors some networks have now, and how often each was changed: what is derived from them is keyed on it.
 
     torch counts changes in place (optimizer steps, ``load_state_dict``, ``mul_`` under ``no_grad``), but not those
-    through ``tensor.data`` or NumPy's view of a tensor: these nobody can see.
+    through ``tensor.data`` or NumPy's view of a tensor: these it takes all values to see.
     """
 
     def __init__(self, *networks: nn.Module) -> None:
         # Weak, so that watching a network does not keep it.
         self._modules = tuple(ref(module) for network in networks for module in network.modules())
 
+    def _alive(self) -> Iterator[nn.Module]:
+        return (module for module in (watched() for watched in self._modules) if module is not None)
+
     def state(self) -> tuple[int, ...]:
         """Equal as long as every tensor is the same one, unchanged, and every module has the same parts."""
-        found: list[int] = []
-        for watched in self._modules:
-            module = watched()
-            if module is None:
-                continue
-            for tensors in (module._parameters, module._buffers):
-                for tensor in tensors.values():
-                    if tensor is not None:
-                        found += _identity(tensor)
-            found += map(id, module._modules.values())
-        return tuple(found)
+        return state_of(self._alive())
 
     def hooked(self) -> bool:
         """Whether somebody looks at a module's calls: then every module must be called, by nothing but itself."""
-        return any(
-            module is not None and is_hooked(module) for module in (watched() for watched in self._modules)
-        )
+        return any(map(is_hooked, self._alive()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Weights:
         return Weights()  # of nothing: whoever copies networks watches the copies anew

@@ -244,10 +244,9 @@ class DDPMpp(HoistedNetwork):
         if x.dim() != 4:
             raise ValueError(mistake("x", "of shape [B, C, H, W]", list(x.shape)))
         h = x.contiguous(memory_format=torch.channels_last)
-        look = fused.usable(h, embedding, self)
-        if look is None:
+        if not fused.usable(h, embedding, self):
             return self.plain(h, embedding)
-        result = None if self.programs is None else self.programs.run(self, h, embedding, look.state)
+        result = None if self.programs is None else self.programs.run(self, h, embedding)
         return self._fused(h, embedding) if result is None else result
 
     def plain(self, x: Tensor, embedding: Tensor) -> Tensor:

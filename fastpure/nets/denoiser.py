@@ -23,7 +23,8 @@ from ..errors import CompileError, mistake, one_of, whole
 from ..schedule import VP
 from .base import HoistedNetwork, checked_shape, is_hooked, same_layout
 from .constant_weights import ConstantWeights
-from .layers import Conv
+from .narrow import Programs
+from .packed import PackedMap, PackedWeight
 from .registry import ARCHITECTURES, build, config_dict, named_config
 
 MODES = ("default", "max-autotune-no-cudagraphs")
@@ -338,8 +339,9 @@ class Denoiser(nn.Module):
             )
         if dtype in (None, self.dtype):  # the same weights may share their packed forms
             for module in self.network.modules():
-                if isinstance(module, Conv):
-                    shared[id(module.packed)] = module.packed
+                for part in vars(module).values():
+                    if isinstance(part, PackedWeight | PackedMap | Programs):
+                        shared[id(part)] = part
         network = copy.deepcopy(self.network, shared)
         return self._around(network, copy.deepcopy(self._call)).eval()
 

@@ -1,6 +1,6 @@
 """U-Nets on the fused kernels: frozen weights, one pass per normalisation, nothing kept but inputs.
 
-On a CUDA device, and wherever Triton serves the activations, a network's blocks are
+Where Triton or the host extension serves the activations (CUDA; float32 and bfloat16 in host memory) the blocks are
 
     h, s = enter(x, skip, ...)   h = R(SiLU(GroupNorm([x, skip]))), s = shortcut(R([x, skip])); no concatenation is made
     h = conv(h)                  without its bias, which torch would add in a pass of its own
@@ -34,30 +34,25 @@ from ..kernels import (
     residual_add,
     serves,
 )
-from .base import HoistedNetwork, Look
+from .base import HoistedNetwork, identity_of
 from .frozen import records
 from .packed import PackedMap, can_map
 
 _PLAIN_NORM, _PLAIN_RESAMPLE = OPS["group_norm_silu"].reference, OPS["resample"].reference
 
 
-def usable(x: Tensor, rows: Tensor, network: HoistedNetwork) -> Look | None:
-    """How the network looks if the fused blocks run for this input, else None.
-
-    They do where kernels serve it, no weight is trained, and nobody is watching.
+def usable(x: Tensor, rows: Tensor, network: HoistedNetwork) -> bool:
+    """Whether the fused blocks run for this input: kernels that serve it, no weight trained, and nobody looking.
 
     Not where dropout is on, a module has hooks (the parts of a block are not called one by one), a compiler traces (it
-    fuses torch's operations itself) or ``torch.jit.trace`` does (for which sizes are no numbers), or derivatives are
-    carried along with the values.
+    fuses torch's operations itself), or derivatives are carried along with the values.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if traced or network.training or carries_derivatives():
-        return None
+    if torch.compiler.is_compiling() or network.training or carries_derivatives():
+        return False
     if not (_on_a_device(x) or fused_on_host(x)):
-        return None
-    look = network.watch.look(network)
-    trained = torch.is_grad_enabled() and (look.trained or rows.requires_grad)
-    return None if look.hooked or trained else look
+        return False
+    hooked, trained = network.watch.sees(network)
+    return not hooked and not (torch.is_grad_enabled() and (trained or rows.requires_grad))
 
 
 def _on_a_device(x: Tensor) -> bool:
@@ -342,7 +337,7 @@ class _Leave(Function):
 def mapped(x: Tensor, matrix: Tensor, bias: Tensor | None, packed: PackedMap) -> Tensor:
     """matrix [O, C] times every pixel of x [B, C, H, W], plus bias [O]; ``packed`` is the matrix's cache.
 
-    Keeps nothing: what the matrix was joined from is a weight.
+    Keeps nothing: the matrix is a weight, or was joined from some.
     """
     if torch.is_grad_enabled() and x.requires_grad:
         return _Mapped.apply(x, matrix, bias, packed)
@@ -352,11 +347,17 @@ def mapped(x: Tensor, matrix: Tensor, bias: Tensor | None, packed: PackedMap) ->
 class _Mapped(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Tensor, bias: Tensor | None, packed: PackedMap) -> Tensor:
-        ctx.matrix, ctx.packed = matrix, packed  # no activations, so nobody needs to count them among those
+        # Not saved, as nobody needs to count it among the activations; so a change has to be noticed here.
+        ctx.matrix, ctx.packed, ctx.made_of = matrix, packed, identity_of(matrix)
         return _mapped(x, None, matrix, bias, packed)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        if identity_of(ctx.matrix) != ctx.made_of:
+            raise RuntimeError(
+                "a weight was modified by an inplace operation between a pass and its gradient, which would be that of "
+                "neither network. Call the network again after changing weights"
+            )
         return _mapped_back(v, ctx.matrix, ctx.packed), None, None, None
 
 

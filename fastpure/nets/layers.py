@@ -1,4 +1,4 @@
-"""Building blocks of the U-Nets: parameters named as in the published checkpoints, arithmetic in ``frozen``.
+"""Building blocks of the U-Nets: parameters as in published checkpoints, arithmetic in ``fused`` and ``frozen``.
 
 Activations are channels_last throughout, and so are convolution weights from birth. Measured on the CPU (B = 2,
 official size), that makes 3x3 convolutions on 32 and 16 pixels 3 to 8 % and 1x1 convolutions about 30 % faster;
@@ -267,13 +267,13 @@ class Attention(nn.Module):
     def fused(self, x: fused.Activation) -> fused.Pending:
         """The same on the fused kernels, for frozen weights: one product makes q, k and v."""
         y, s = fused.enter(x, None, self.GroupNorm_0.settings(activate=False))
-        matrix, bias = self.joined()
+        matrix, bias = self._joined()
         tokens = to_tokens(fused.mapped(y, matrix.t(), bias, self._packed_first))
         h = to_image(fused.attention(tokens, heads=1, legacy=False), y.shape[2:])
         h = fused.mapped(h, self.NIN_3.W.t(), None, self._packed_last)
         return fused.Pending(s, h, self.NIN_3.b, RESIDUAL)
 
-    def joined(self) -> tuple[Tensor, Tensor]:
+    def _joined(self) -> tuple[Tensor, Tensor]:
         """Matrix [C, 3 C] and bias [3 C] that make q, k and v side by side."""
         parts = (self.NIN_0, self.NIN_1, self.NIN_2)
         matrix = self._matrices.get(*(part.W for part in parts))

@@ -20,9 +20,10 @@ from torch.autograd import Function
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..errors import mistake
-from ..kernels import fused_on_host
+from ..kernels import RESAMPLE_CODES, fused_on_host
 from ..kernels import network as programs
 from ..kernels.network import ABSENT, ALIGNMENT, OUTSIDE, Fingerprint, Kind, Program
+from .base import PLAIN, Watch
 from .layers import RESIDUAL, Attention, Conv, Norm, ResBlock
 
 WIDEST = 128
@@ -33,8 +34,6 @@ MOST_TOKENS = 1024
 
 _LANES = 16
 """Channels and tokens come in multiples of so many."""
-
-_RESAMPLE = {None: 0, "up": 1, "down": 2}
 
 
 class Layout(Protocol):
@@ -67,6 +66,7 @@ class Network(Protocol):
     """What it asks of ``ddpmpp.DDPMpp``."""
 
     config: Any
+    watch: Watch
 
     def walk(self) -> Iterator[tuple[Layout, nn.Module, tuple[int, int]]]:
         """The steps, each with its module and its columns of the rows."""
@@ -95,25 +95,6 @@ def suits(steps: Sequence[Layout], config: Sizes) -> bool:
     return [step.kind for step in steps[-2:]] == ["norm", "conv"]
 
 
-_PLAIN = (Tensor, nn.Parameter)
-
-
-def _serves(x: Tensor, rows: Tensor, widest: int) -> bool:
-    """Whether programs run on this input of a network that suits: its dtype, in host memory, by the extension.
-
-    Not where somebody records operations: a program is none, so all that would be seen is an empty tensor.
-    """
-    return (
-        x.dtype == rows.dtype
-        and rows.device.type == "cpu"
-        and type(x) in _PLAIN
-        and type(rows) in _PLAIN
-        and fused_on_host(x)
-        and programs.runs(x.dtype, widest)
-        and not is_in_torch_dispatch_mode()
-    )
-
-
 @final
 class _Made:
     """The programs of a network as its weights are now. Threads may share it: it is replaced, never emptied.
@@ -126,7 +107,7 @@ class _Made:
         weights = list(network.parameters())
         found = {weight.dtype for weight in weights}
         # An address elsewhere is none of ours.
-        usable = all(type(weight) in _PLAIN and weight.device.type == "cpu" for weight in weights)
+        usable = all(type(weight) in PLAIN and weight.device.type == "cpu" for weight in weights)
         self.dtype = found.pop() if usable and len(found) == 1 else None
         self.columns = max(end for *_, (_, end) in network.walk())
         self._state = state
@@ -164,56 +145,76 @@ class Programs:
     def __reduce__(self) -> tuple[type[Programs], tuple[Sequence[Layout]]]:
         return Programs, (self._steps,)
 
-    def run(self, network: Network, x: Tensor, rows: Tensor, state: tuple[int, ...]) -> Tensor | None:
-        """The network, whose weights are in ``state``, on x [B, C, H, W] (dense, channels_last) and rows [1 or B, S].
+    def suit(self, dtype: torch.dtype) -> bool:
+        """Whether this machine runs the network as a program in this dtype."""
+        return programs.runs(dtype, self._widest)
 
-        None where programs do not serve: the extension is not there, x, rows and all weights are not of one dtype it
-        computes in, or do not lie in host memory.
+    def run(self, network: Network, x: Tensor, rows: Tensor) -> Tensor | None:
+        """The network on x [B, C, H, W] (dense, channels_last) and rows [1 or B, S].
+
+        None where a program does not serve: without the extension, for images of another size than the network's,
+        where x, rows and all weights are not of one dtype it computes in or do not lie in host memory, and where
+        somebody records operations: a program is none, so all that would be seen is an empty tensor.
 
         Raises:
-            ValueError: x has not the size of the network's images, or there is not one row for all or each of them.
+            ValueError: there is not one row for all images or each of them.
         """
-        if not _serves(x, rows, self._widest):
+        if torch.jit.is_tracing() or is_in_torch_dispatch_mode():
             return None
+        if not (self.suit(x.dtype) and _are_plain(x, rows) and fused_on_host(x)):
+            return None
+        state = network.watch.state(network)  # type: ignore[arg-type]
         made = self._made
         if made is None or not made.holds(state):
             self._made = made = _Made(network, state)
-        if made.dtype != x.dtype:
+        config = network.config
+        if made.dtype != x.dtype or x.shape[1:] != (config.channels, config.image_size, config.image_size):
             return None
-        _check(x, rows, network.config, made.columns)
+        if rows.dim() != 2 or rows.shape[0] not in (1, len(x)) or rows.shape[1] != made.columns:
+            wanted = f"of shape [1 or {len(x)}, {made.columns}]"
+            raise ValueError(mistake("embedding", wanted, list(rows.shape)))
         rows = rows.contiguous()
         if torch.is_grad_enabled() and x.requires_grad:
-            result: Tensor = _Run.apply(x, rows, made.program(network, True), network)
+            result: Tensor = _Run.apply(x, rows, made.program(network, True), network, state)
             return result
-        return made.program(network, False).forward(x, rows, keep=False)[0]
+        return made.program(network, False).forward(x, rows)[0]
 
 
-def _check(x: Tensor, rows: Tensor, config: Any, columns: int) -> None:
-    """Raise where a program, which sees addresses only, would read what is not there."""
-    batch, shape = x.shape[0], (config.channels, config.image_size, config.image_size)
-    if tuple(x.shape[1:]) != shape:
-        raise ValueError(mistake("x", "of shape [B, {}, {}, {}]".format(*shape), list(x.shape)))
-    if rows.dim() != 2 or rows.shape[0] not in (1, batch) or rows.shape[1] != columns:
-        raise ValueError(mistake("embedding", f"of shape [1 or {batch}, {columns}]", list(rows.shape)))
+def _are_plain(x: Tensor, rows: Tensor) -> bool:
+    """Whether both have memory of the host, and one dtype."""
+    return x.dtype == rows.dtype and rows.device.type == "cpu" and type(x) in PLAIN and type(rows) in PLAIN
+
+
+def runs_in_one_call(network: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether all of a network's layers are one call of the extension on the host, once its weights have this dtype."""
+    found = (getattr(module, "programs", None) for module in network.modules())
+    return any(isinstance(one, Programs) and one.suit(dtype) for one in found)
 
 
 class _Run(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor, program: Program, network: Network) -> Tensor:
-        ctx.program, ctx.network = program, network
-        result, tape, stats = program.forward(x, rows, keep=True)
+    def forward(
+        ctx: Any, x: Tensor, rows: Tensor, program: Program, network: Network, state: tuple[int, ...]
+    ) -> Tensor:
+        ctx.program, ctx.network, ctx.state = program, network, state
+        result, tape, stats = program.forward(x, rows)
         ctx.save_for_backward(x, rows, tape, stats)
         return result
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         x, rows, tape, stats = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            leaf = x.view_as(x)
-            y = ctx.network.plain(leaf, rows)
-            return torch.autograd.grad(y, leaf, v, create_graph=True)[0], None, None, None
-        v = v.contiguous(memory_format=torch.channels_last)
-        return ctx.program.transpose(v, rows, tape, stats), None, None, None
+        if not torch.is_grad_enabled():
+            v = v.contiguous(memory_format=torch.channels_last)
+            return ctx.program.transpose(v, rows, tape, stats), None, None, None, None
+        if ctx.network.watch.state(ctx.network) != ctx.state:
+            raise RuntimeError(
+                "a weight was modified by an inplace operation between a pass and its second derivative, which would "
+                "be that of neither network. Call the network again after changing weights"
+            )
+        leaf = x.view_as(x)
+        y = ctx.network.plain(leaf, rows)
+        return torch.autograd.grad(y, leaf, v, create_graph=True)[0], None, None, None, None
 
 
 # ------------------------------------------------------------------------------------ from steps to a program
@@ -335,7 +336,7 @@ def _compile(walk: Walk, image_size: int, dtype: torch.dtype, keep: bool) -> Pro
         )
     image_in = (flows[0].layout.inputs, image_size, image_size)
     image_out = (flows[-1].outputs, image_size, image_size)
-    return Program(made, dtype, image_in, image_out, tape_size, stats_size, cotangents_size)
+    return Program(made, dtype, image_in, image_out, (tape_size, stats_size, cotangents_size), keep)
 
 
 def _backwards(results: Sequence[_Span], count: int) -> tuple[list[int], int]:
@@ -391,7 +392,7 @@ def _step(flow: _Flow, channels: tuple[int, int], *, stats: Sequence[int], **pla
         inputs=channels[0],
         skips=channels[1],
         outputs=flow.outputs,
-        resample=_RESAMPLE[flow.layout.resample],
+        resample=RESAMPLE_CODES[flow.layout.resample],
         groups=norms[0].groups if norms else 1,
         second_groups=norms[1].groups if len(norms) > 1 else 1,
         eps=norms[0].eps if norms else 1.0,

@@ -26,13 +26,14 @@ packed form is at times ten times slower (256, 128, 32, 1 in bfloat16, B = 32: 9
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from .base import identity_of
+
 _ONEDNN = torch.ops.mkldnn
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 MOST_PIXELS_OF_A_MAP = 1 << 13
 """Pixels B * H * W above which 1x1 weights are left as they are."""
@@ -51,10 +52,7 @@ class PackedWeight:
     """
 
     def __init__(self) -> None:
-        self._key: tuple[Any, ...] | None = None
-        self._sample: Tensor | None = None
-        self._forward: Tensor | None = None
-        self._transposed: Tensor | None = None
+        self._forms: _Forms | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
         return PackedWeight()  # packed tensors can be neither copied nor pickled
@@ -64,34 +62,55 @@ class PackedWeight:
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``conv2d(x, weight, bias, padding=k // 2)`` for a frozen weight [O, C, k, k]."""
-        self._update(weight)
-        if self._forward is None:
-            self._forward = _pack(weight, x)
-        return _convolve(x, self._forward, bias, weight.shape[2] // 2)
+        packed = self._now(weight).forward(weight, x)
+        return _convolve(x, packed, bias, weight.shape[2] // 2)
 
     def add_to(self, total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """``total`` plus that convolution, written over ``total``."""
-        self._update(weight)
-        if self._forward is None:
-            self._forward = _pack(weight, x)
+        packed = self._now(weight).forward(weight, x)
         padding = [weight.shape[2] // 2] * 2
         rest: tuple[Any, ...] = (padding, [1, 1], [1, 1], 1, "add", 1.0, None, [], None)
-        _ONEDNN._convolution_pointwise_.binary(total, x, self._forward, None, *rest)
+        _ONEDNN._convolution_pointwise_.binary(total, x, packed, None, *rest)
         return total
 
     def pull_back(self, v: Tensor, weight: Tensor) -> Tensor:
         """Its vector-Jacobian product with respect to x: convolution with the mirrored, transposed weight."""
-        self._update(weight)
-        if self._transposed is None:
-            self._transposed = _pack(weight.flip(2, 3).transpose(0, 1), v)
-        return _convolve(v, self._transposed, None, weight.shape[2] // 2)
+        packed = self._now(weight).transposed(weight, v)
+        return _convolve(v, packed, None, weight.shape[2] // 2)
 
-    def _update(self, weight: Tensor) -> None:
-        key = (weight.data_ptr(), weight._version, weight.shape)
-        sample = weight.detach()[0]
-        if key == self._key and self._sample is not None and torch.equal(sample, self._sample):
-            return
-        self._key, self._sample, self._forward, self._transposed = key, sample.clone(), None, None
+    def _now(self, weight: Tensor) -> _Forms:
+        """The forms of the weight as it is: those of last time, or new ones."""
+        forms = self._forms
+        if forms is None or not forms.are_of(weight):
+            self._forms = forms = _Forms(weight)
+        return forms
+
+
+@final
+class _Forms:
+    """The packed forms of one weight at one time. Threads may share them: they are replaced, never emptied."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._key = (*identity_of(weight), weight.shape)
+        self._sample = weight.detach()[0].clone()
+        self._forward: Tensor | None = None
+        self._transposed: Tensor | None = None
+
+    def are_of(self, weight: Tensor) -> bool:
+        key = (*identity_of(weight), weight.shape)
+        return key == self._key and torch.equal(weight.detach()[0], self._sample)
+
+    def forward(self, weight: Tensor, x: Tensor) -> Tensor:
+        packed = self._forward
+        if packed is None:
+            self._forward = packed = _pack(weight, x)
+        return packed
+
+    def transposed(self, weight: Tensor, v: Tensor) -> Tensor:
+        packed = self._transposed
+        if packed is None:
+            self._transposed = packed = _pack(weight.flip(2, 3).transpose(0, 1), v)
+        return packed
 
 
 class PackedMap:
@@ -138,11 +157,7 @@ class Joined:
         """``torch.cat(weights, -1)``, made when one of the frozen weights is another one or has changed."""
         if any(weight.is_inference() for weight in weights):  # torch does not count their changes
             return torch.cat(weights, -1)
-        # Tensors of other kinds (those of a tracer) may have no memory.
-        key = tuple(
-            (weight.data_ptr() if type(weight) in _PLAIN else id(weight), weight._version, weight.dtype)
-            for weight in weights
-        )
+        key = tuple((*identity_of(weight), weight.dtype) for weight in weights)
         if self._joined is None or key != self._key:
             with torch.no_grad():
                 self._key, self._joined = key, torch.cat(weights, -1)
@@ -157,9 +172,9 @@ def can_pack(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 
 def can_map(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN should take the packed form of this frozen weight or matrix to these images."""
-    if not _HAS_OPERATORS or weight.requires_grad or x.numel() == 0:
-        return False
     if torch.jit.is_tracing() or torch.compiler.is_compiling():  # neither can write these operators down
+        return False
+    if not _HAS_OPERATORS or weight.requires_grad or weight.is_inference() or x.numel() == 0:
         return False
     is_map = weight.dim() == 2 or weight.shape[2] == 1
     if is_map and x.numel() // x.shape[1] > MOST_PIXELS_OF_A_MAP:

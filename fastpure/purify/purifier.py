@@ -18,7 +18,7 @@ from ..errors import mistake
 from ..guidance import Guidance
 from ..kernels import Domain, NoiseKeys
 from ..methods import Method
-from ..nets import Denoiser, Weights
+from ..nets import Denoiser, Weights, runs_in_one_call
 from ..reverse import (
     Call,
     Execution,
@@ -97,7 +97,7 @@ class _Engine:
             method.procedure.check_precision(precision.network)
         _, height, width = denoiser.image_shape
         networks = (denoiser.network, *(guidance.networks() if guidance else ()))
-        work = layer_work(networks, height * width)
+        work = layer_work(networks, height * width, partial(runs_in_one_call, dtype=precision.network))
         return _Engine(precision, denoiser.cast(precision.network), guidance, work)
 
     def networks(self) -> tuple[nn.Module, ...]:

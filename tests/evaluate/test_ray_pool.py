@@ -19,8 +19,8 @@ class Lost(Exception):
 class Ray:
     """Just enough of Ray. ``fates`` says of each actor in turn how many calls it answers; -1: it never starts."""
 
-    def __init__(self, fates: list[int], slots: int = 2) -> None:
-        self.fates, self.slots, self.killed = iter(fates), slots, 0
+    def __init__(self, fates: list[int], slots: int = 2, busy: int = 0) -> None:
+        self.fates, self.slots, self.busy, self.killed = iter(fates), slots, busy, 0
         self.options: dict[str, Any] = {}
         self.started: list[tuple[Any, ...]] = []
         self.exceptions = SimpleNamespace(
@@ -29,6 +29,9 @@ class Ray:
 
     def cluster_resources(self) -> dict[str, int]:
         return {"CPU": self.slots}
+
+    def available_resources(self) -> dict[str, float]:
+        return {"CPU": float(self.slots - self.busy)}
 
     def nodes(self) -> list[dict[str, Any]]:
         here = {"Alive": True, "Resources": {"CPU": float(self.slots)}}
@@ -132,6 +135,14 @@ def test_each_worker_gets_its_share_of_the_cores(monkeypatch, slots, workers, th
     list(_Pool(ray, worker, workers, len(TODO)).run(TODO))  # type: ignore[arg-type]
     assert ray.options == {"num_cpus": reserved}
     assert {arguments[1] for arguments in ray.started} == {threads}
+
+
+def test_cores_that_somebody_has_are_not_waited_for(monkeypatch):
+    """A driver inside a Ray task holds one: an actor that wants them all would never start."""
+    monkeypatch.setattr(ray_engine, "told", lambda: None)
+    ray, worker = Ray([1], slots=4, busy=1), SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    assert _Pool(ray, worker, 1, 4).threads == 4  # type: ignore[arg-type]
+    assert ray.options == {"num_cpus": 1.0}
 
 
 def test_a_number_that_the_driver_was_told_is_the_most(monkeypatch):

@@ -215,3 +215,27 @@ def test_the_environment_works_from_outside():
         check=True,
     )
     assert out.stdout.strip() == "reference"
+
+
+@needs_ext
+@pytest.mark.parametrize("name", ["avx512", "avx2", "baseline"])
+def test_the_environment_bounds_the_instruction_set(name):
+    script = "from fastpure.kernels import extension; print(*extension.load().build['instruction_sets'])"
+    found = in_a_process(script, FASTPURE_MAX_CPU_ISA=name)
+    sets = extension.load().build["instruction_sets"]
+    # One that this machine lacks bounds nothing.
+    assert found.stdout.split() == (sets[sets.index(name) :] if name in sets else sets), found.stderr
+
+
+def test_an_instruction_set_that_nobody_has_is_refused():
+    found = in_a_process(
+        "from fastpure.kernels import extension; extension.load()", FASTPURE_MAX_CPU_ISA="AVX2"
+    )
+    assert found.returncode != 0
+    assert "FASTPURE_MAX_CPU_ISA" in found.stderr
+    assert "'avx2'" in found.stderr
+
+
+def in_a_process(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", script]
+    return subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, check=False)

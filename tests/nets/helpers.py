@@ -41,7 +41,7 @@ def random_network(seed: int = 0, dtype: torch.dtype = torch.float32, **fields) 
 def plain_autograd() -> Iterator[None]:
     """Inside, networks use torch's own operations and torch's own autograd only."""
     with (
-        mock.patch.object(fused, "usable", return_value=None),
+        mock.patch.object(fused, "usable", return_value=False),
         mock.patch.object(frozen, "saves_nothing_for", return_value=False),
         mock.patch.object(frozen, "can_pack", return_value=False),
         mock.patch.object(frozen, "attention", torch.nn.functional.scaled_dot_product_attention),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
 import threading
+import weakref
 from unittest import mock
 
 import pytest
@@ -16,12 +18,13 @@ from hypothesis import strategies as st
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fastpure import Denoiser
 from fastpure.kernels import network as programs
 from fastpure.kernels import use_backend
-from fastpure.nets import CONFIGS, DDPMppConfig, narrow
+from fastpure.nets import CONFIGS, DDPMppConfig, narrow, runs_in_one_call
 from fastpure.nets.ddpmpp import layout
 from tests.golden import relative_error
-from tests.kernels.helpers import needs_ext
+from tests.kernels.helpers import EXTENSION, needs_ext
 from tests.nets.helpers import normal, output_and_vjp, plain_autograd, random_network
 
 pytestmark = needs_ext
@@ -384,12 +387,88 @@ def test_a_gradient_belongs_to_the_weights_of_its_output():
     assert torch.equal(torch.autograd.grad(y, x, v)[0], wanted)
 
 
+def test_a_second_derivative_of_changed_weights_is_refused():
+    network = made("digits")
+    x = image(network).requires_grad_()
+    y = network.body(x, network.embedding(LABELS))
+    changed_in_place(network)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("wrapped", ["edm", "classes"])
+def test_wrapped_and_conditional_networks_are_programs_too(wrapped):
+    fields = {"architecture": "ddpmpp", "image_size": 8, **SHAPES["digits"], "ch_mult": (1, 2), "n_blocks": 1}
+    if wrapped == "edm":
+        config = {"architecture": "edm", "network": {**fields, "embedding": "fourier"}}
+    else:
+        config = {**fields, "classes": 3, "class_label": 1}
+    denoiser = Denoiser.from_config(config, seed=1).frozen()
+    assert runs_in_one_call(denoiser.network, torch.float32)
+    assert not runs_in_one_call(denoiser.network, torch.float64)
+    x = normal(3, *denoiser.image_shape).float()
+    labels = torch.tensor([0.5]) if wrapped == "edm" else LABELS
+    with spied() as program:
+        found = denoiser.network(x, labels)
+    assert program.called
+    with plain_autograd():
+        exact = denoiser.network(x, labels)
+    assert relative_error(found, exact) < 1e-5
+
+
+def test_networks_do_not_keep_themselves():
+    network = made("digits")
+    network(image(network), LABELS)
+    gone = weakref.ref(network)
+    gc.disable()
+    try:
+        del network
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_fingerprints_tell_what_lies_where():
+    x = torch.arange(41.0)  # the last ones are no whole stride
+    taken = programs.Fingerprint([x, x[3:]])
+    seen = [taken.take()]
+    x[[0, 16]] = x[[16, 0]]
+    seen.append(taken.take())
+    x[40] += 1
+    seen.append(taken.take())
+    assert len(set(seen)) == 3
+    x.copy_(torch.arange(41.0))
+    assert taken.take() == seen[0]
+
+
+def test_a_step_is_written_as_it_is_read():
+    assert programs.STEP.size == EXTENSION.build["network_step"]
+
+
 # ------------------------------------------------------------------------------------------ wrong arguments
-@pytest.mark.parametrize("shape", [(3, 1, 16, 16), (3, 2, 8, 8), (3, 1, 4, 8), (1, 8, 8), (3, 1, 8), (3, 64)])
-def test_images_of_other_sizes_are_refused(shape):
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 1, 8), (3, 64)])
+def test_what_is_no_batch_of_images_is_refused(shape):
     network = made("digits")
     with pytest.raises(ValueError, match=r"`x` must be of shape \[B"):
         network.body(torch.zeros(shape), network.embedding(LABELS))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (4, 8)])
+def test_images_of_another_size_take_another_way(size):
+    """As they do on a machine without the extension, and in float64."""
+    network = made("digits")
+    x = normal(3, 1, *size).float()
+    assert not runs(network, x)
+    with plain_autograd():
+        exact = network(x, LABELS)
+    assert relative_error(network(x, LABELS), exact) < 1e-5
+
+
+def test_another_number_of_channels_never_reaches_a_program():
+    network = made("digits")
+    with spied() as program, pytest.raises((RuntimeError, ValueError)):
+        network.body(torch.zeros(3, 2, 8, 8), network.embedding(LABELS))
+    assert not program.called
 
 
 @pytest.mark.parametrize("cut", [slice(2), slice(0)])

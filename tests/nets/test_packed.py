@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 
 from fastpure import Denoiser
 from fastpure.nets import frozen, packed
-from fastpure.nets.packed import PackedWeight, can_pack
+from fastpure.nets.layers import Attention
+from fastpure.nets.narrow import Programs
+from fastpure.nets.packed import PackedMap, PackedWeight, can_pack
 from tests.golden import relative_error
 from tests.nets.helpers import normal, output_and_vjp, plain_autograd, random_network
 
@@ -80,7 +83,7 @@ def test_network_with_packed_weights():
     network = random_network()
     x, v, labels = random(2, 2, 8, 8), random(2, 2, 8, 8, seed=1), torch.tensor([99.9])
     ours = output_and_vjp(network, x, labels, v)
-    assert network.all_modules[2].packed._forward is not None
+    assert network.all_modules[2].packed._forms is not None
     with plain_autograd():
         plain = output_and_vjp(network, x, labels, v)
     assert relative_error(ours[0], plain[0]) < 1e-5
@@ -129,7 +132,7 @@ def test_copies_and_pickles():
     x, labels = random(2, 2, 8, 8), torch.tensor([99.9])
     output = network(x, labels)
     for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert other.all_modules[2].packed._forward is None
+        assert other.all_modules[2].packed._forms is None
         assert torch.equal(other(x, labels), output)
 
 
@@ -137,6 +140,72 @@ def test_frozen_copies_share_packed_weights():
     """Several purifiers of one denoiser must not pack it several times."""
     denoiser = Denoiser.from_config("ddpmpp-digits")
     first, second = denoiser.frozen(), denoiser.cast(torch.float32)
-    caches = [copied.network.all_modules[2].packed for copied in (first, second)]
-    assert caches[0] is caches[1]
-    assert denoiser.cast(torch.float64).network.all_modules[2].packed is not caches[0]
+
+    def caches(copied: Denoiser) -> list[object]:
+        modules = copied.network.modules()
+        kinds = (PackedWeight, PackedMap, Programs)
+        return [part for module in modules for part in vars(module).values() if isinstance(part, kinds)]
+
+    assert len(caches(first)) > 20
+    assert all(one is other for one, other in zip(caches(first), caches(second), strict=True))
+    wide = caches(denoiser.cast(torch.float64))
+    assert all(one is not other for one, other in zip(caches(first), wide, strict=True))
+
+
+def test_a_gradient_through_a_map_that_changed_is_refused():
+    network = random_network(dtype=torch.float32, nf=12, attn_resolutions=(8,))  # too narrow for programs
+    x = random(2, 2, 8, 8).requires_grad_()
+    y = network(x, torch.tensor([99.9]))
+    attention = next(module for module in network.modules() if isinstance(module, Attention))
+    with torch.no_grad():
+        attention.NIN_3.W.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y.sum(), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("skips", [0, 24])
+def test_a_packed_map_is_the_product(skips, dtype):
+    if dtype == torch.bfloat16 and not packed._has_bfloat16():
+        pytest.skip("this processor does not compute in bfloat16")
+    nhwc = torch.channels_last
+    x = random(2, 16, 4, 6).to(dtype).contiguous(memory_format=nhwc)
+    skip = random(2, skips, 4, 6, seed=1).to(dtype).contiguous(memory_format=nhwc) if skips else None
+    matrix, bias = random(40, 16 + skips, seed=2).to(dtype), random(40, seed=3).to(dtype)
+    v = random(2, 40, 4, 6, seed=4).to(dtype).contiguous(memory_format=nhwc)
+    both = x if skip is None else torch.cat([x, skip], 1)
+    exact = torch.einsum("oc,bchw->bohw", matrix.double(), both.double()) + bias.double()[:, None, None]
+    pulled = torch.einsum("oc,bohw->bchw", matrix.double(), v.double())
+    cache = PackedMap()
+    assert packed.can_map(x, matrix)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    assert relative_error(cache.apply(x, skip, matrix, bias).double(), exact) < tolerance
+    assert relative_error(cache.pull_back(v, matrix).double(), pulled) < tolerance
+
+
+def test_threads_may_share_packed_weights():
+    weight, x = random(32, 32, 3, 3, seed=1), random(2, 32, 8, 8)
+    exact = F.conv2d(x, weight, padding=1)
+    for _ in range(20):
+        cache, errors = PackedWeight(), []
+        start = threading.Barrier(3)
+
+        def run(cache=cache, errors=errors, start=start) -> None:
+            start.wait()
+            try:
+                assert relative_error(cache.convolve(x, weight, None), exact) < 1e-5
+            except Exception as error:
+                errors.append(error)
+
+        workers = [threading.Thread(target=run) for _ in range(3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert not errors
+
+
+def test_inference_weights_are_left_alone():
+    with torch.inference_mode():
+        weight = random(16, 16, 3, 3, seed=1)
+    assert not can_pack(random(2, 16, 8, 8), weight, 1, 1)

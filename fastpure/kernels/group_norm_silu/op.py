@@ -19,7 +19,7 @@ from ..checks import (
     dense,
     refuse_autograd,
 )
-from ..extension import ACTIVATIONS
+from ..extension import ACTIVATIONS, unavailable_for_activations
 from ..pointwise.reference import residual_add
 from . import impl_triton, launch, reference
 
@@ -161,7 +161,7 @@ FORWARD = registry.OpSpec(
     ),
     reference=reference.group_norm_silu,
     impls={
-        "host": registry.Implementation.of(launch.group_norm_silu, launch.unavailable),
+        "host": registry.Implementation.of(launch.group_norm_silu, unavailable_for_activations),
         "triton": registry.Implementation(impl_triton.group_norm_silu, triton_support.unavailable),
         "reference": registry.Implementation.of(_forward_by_reference, always),
     },
@@ -176,7 +176,7 @@ BACKWARD = registry.OpSpec(
     ),
     reference=reference.group_norm_silu_vjp,
     impls={
-        "host": registry.Implementation.of(launch.group_norm_silu_vjp, launch.unavailable),
+        "host": registry.Implementation.of(launch.group_norm_silu_vjp, unavailable_for_activations),
         "triton": registry.Implementation(impl_triton.group_norm_silu_vjp, triton_support.unavailable),
         "reference": registry.Implementation.of(_backward_by_reference, always),
     },

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from ..extension import ACTIVATIONS, DTYPE_CODES, call, stride_of, unavailable_on_host
-
-
-def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
-    """Why the extension cannot serve this device type and dtype; None if it can."""
-    return unavailable_on_host(device_type, dtype, ACTIVATIONS)
+from ..extension import ACTIVATIONS, DTYPE_CODES, call, stride_of
 
 
 def resample(args: Any) -> None:

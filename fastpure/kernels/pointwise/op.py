@@ -10,6 +10,7 @@ from torch import Tensor
 from ...errors import mistake, one_of
 from .. import registry, triton_support
 from ..checks import always, check_activations, check_channels, check_like, dense, refuse_autograd
+from ..extension import unavailable_for_activations
 from . import impl_triton, launch, reference
 
 KINDS = ("up", "down")
@@ -35,7 +36,7 @@ RESAMPLE = registry.OpSpec(
     schema="(Tensor x, bool spread, float scale, Tensor(a!) out) -> ()",
     reference=reference.resample,
     impls={
-        "host": registry.Implementation.of(launch.resample, launch.unavailable),
+        "host": registry.Implementation.of(launch.resample, unavailable_for_activations),
         "triton": registry.Implementation(impl_triton.resample, triton_support.unavailable),
         "reference": registry.Implementation.of(_resample_by_reference, always),
     },
@@ -111,7 +112,7 @@ RESIDUAL = registry.OpSpec(
     schema="(Tensor a, Tensor b, Tensor? bias, float scale, Tensor(a!) out) -> ()",
     reference=reference.residual_add,
     impls={
-        "host": registry.Implementation.of(launch.residual_add, launch.unavailable),
+        "host": registry.Implementation.of(launch.residual_add, unavailable_for_activations),
         "triton": registry.Implementation(impl_triton.residual_add, triton_support.unavailable),
         "reference": registry.Implementation.of(_residual_by_reference, always),
     },
