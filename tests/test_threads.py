@@ -11,6 +11,7 @@ from torch import nn
 
 import fastpure as fp
 from fastpure import threads
+from fastpure.nets import runs_in_one_call
 from fastpure.openmp import gnu_runtime
 from fastpure.threads import (
     WORK_PER_THREAD,
@@ -163,6 +164,17 @@ def test_the_bundled_networks_on_two_cores():
         _, height, width = denoiser.image_shape
         work = layer_work([denoiser], height * width)
         assert {batch: suited(work * batch, 2) for batch in batches} == batches
+
+
+def test_a_guide_of_small_layers_decides_for_the_whole_purifier():
+    denoiser, classifier = fp.load_denoiser("digits"), fp.load_classifier("digits")
+    alone = fp.Purifier(denoiser, fp.methods.coup_unguided(t=0.1, dt=0.05))
+    guided = fp.Purifier(denoiser, fp.methods.coup(classifier, t=0.1, dt=0.05))
+    whole, layer = (one._engines["fp32"].work for one in (alone, guided))
+    assert suited(32 * layer, 2) == 1
+    if runs_in_one_call(denoiser.network, torch.float32):
+        assert suited(2 * whole, 2) == 2
+    assert layer == layer_work([classifier], 64)
 
 
 @pytest.mark.parametrize("work", [None, 0.0, 2.5 * WORK_PER_THREAD, 1e12])

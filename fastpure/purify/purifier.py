@@ -81,7 +81,7 @@ class _Engine:
     """The networks of a purifier in one precision.
 
     Attributes:
-        work: of a layer for one image, by which threads are chosen.
+        work: for one image between two meetings of threads, by which their number is chosen.
     """
 
     precision: Precision
@@ -96,8 +96,12 @@ class _Engine:
         if method.procedure is not None:
             method.procedure.check_precision(precision.network)
         _, height, width = denoiser.image_shape
-        networks = (denoiser.network, *(guidance.networks() if guidance else ()))
-        work = layer_work(networks, height * width, partial(runs_in_one_call, dtype=precision.network))
+        in_one = partial(runs_in_one_call, dtype=precision.network)
+        work = layer_work([denoiser.network], height * width, in_one)
+        if (
+            guidance is not None
+        ):  # many small layers of a guide cost more with two threads than the denoiser gains
+            work = min(work, layer_work(guidance.networks(), height * width) or work)
         return _Engine(precision, denoiser.cast(precision.network), guidance, work)
 
     def networks(self) -> tuple[nn.Module, ...]:
