@@ -238,8 +238,8 @@ class DDPMpp(HoistedNetwork):
         The result is channels_last in memory, whatever x is.
 
         Raises:
-            ValueError: x is no image batch, or narrow networks (``fastpure.nets.narrow``) were given images of
-                another size or embeddings of another shape.
+            ValueError: x is no image batch, or a narrow network (``fastpure.nets.narrow``) was given embeddings of
+                another shape.
         """
         if x.dim() != 4:
             raise ValueError(mistake("x", "of shape [B, C, H, W]", list(x.shape)))
