@@ -198,7 +198,8 @@ def runs(dtype: torch.dtype, widest: int) -> bool:
 
     Measured (``bench.bench_network``, gradients on one thread of an AMD EPYC, oneDNN's time by the program's): float32
     1.2 to 2.3 with AVX2 and more, 1.3 to 1.6 with SSE; bfloat16 1.3 to 2.6 with products of bfloat16, 2.3 to 12
-    without, where torch widens one number at a time. AMX multiplies bfloat16 so much faster that only the narrowest are left.
+    without, where torch widens one number at a time. Beside AMX, whose products of bfloat16 are many times faster, only
+    the narrowest are left (an estimate).
     """
     if extension.load().module is None or dtype not in _UNIT:
         return False
