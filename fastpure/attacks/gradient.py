@@ -108,7 +108,7 @@ def query(goal: Objective, x: Tensor, labels: Tensor, ids: Tensor, draws: range,
         with torch.enable_grad():
             value, logits = goal(point, labels[image], ids[image], draw)
         if not value.requires_grad:
-            remedy = "Remove `detach` or `no_grad` inside it, or use an attack without gradients (Square)"
+            remedy = "Remove `detach` or `no_grad` inside it, or use an attack without gradients (SPSA, RayS, Square)"
             raise ValueError(mistake("defense", "differentiable", "logits without a gradient", remedy))
         (gradients[part],) = torch.autograd.grad(value.sum(), point)
         losses[part] = value.detach()
@@ -180,6 +180,25 @@ def mean_logits(logits: Logits, x: Tensor, ids: Tensor, draws: range, batch_size
     ]
     stacked = torch.cat(parts) if parts else x.new_empty(0, 0)
     return stacked.view(len(x), len(draws), stacked.shape[1]).mean(1)
+
+
+def logits_at(target: Target, x: Tensor, ids: Tensor, first: Tensor, n_draws: int, batch_size: int) -> Tensor:
+    """Logits [N, n_draws, classes] of points that each have attack draws of their own. Differentiable.
+
+    Args:
+        target: what is asked.
+        x: points [N, C, H, W] in [0, 1], at least one.
+        ids: sample ids int64 [N]; several points may be of one image.
+        first: int64 [N]; point i is seen under the draws ``first[i]``, ``first[i]`` + 1, ...
+        n_draws: how many.
+        batch_size: most (point, draw) pairs in one network call.
+    """
+    outputs = []
+    for pair in torch.arange(len(x) * n_draws, device=x.device).split(batch_size):
+        point = pair // n_draws
+        outputs.append(target.logits(x[point], ids[point], first[point] + pair % n_draws, Domain.ATTACK))
+    logits = torch.cat(outputs)
+    return logits.view(len(x), n_draws, logits.shape[1])
 
 
 def pairs(

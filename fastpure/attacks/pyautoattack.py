@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingExtra, mistake, one_of, whole
-from ..kernels import Domain
 from .base import NormAttack, Problem, Proposal, Tick
+from .gradient import logits_at
 from .weakness import Effort
 
 
@@ -193,14 +193,8 @@ def mean_logits_at(
     Point i is seen under the ``n_draws`` attack draws from ``first[i]`` on. Differentiable.
     """
     # The package leaves [0, 1] by rounding errors, which a purifier refuses beyond 1e-6.
-    points, outputs = points.clamp(0.0, 1.0), []
-    for pair in torch.arange(len(points) * n_draws, device=points.device).split(batch_size):
-        point = pair // n_draws
-        draws = first[point] + pair % n_draws
-        ids = problem.ids[image[point]]
-        outputs.append(problem.target.logits(points[point], ids, draws, Domain.ATTACK))
-    logits = torch.cat(outputs)
-    return logits.view(len(points), n_draws, logits.shape[1]).mean(1)
+    inside, ids = points.clamp(0.0, 1.0), problem.ids[image]
+    return logits_at(problem.target, inside, ids, first, n_draws, batch_size).mean(1)
 
 
 def _seed(seed: int, sample_id: int) -> int:

@@ -192,7 +192,7 @@ def plan(
         judgements += protocol.transfer_draws if protocol.noise == "known" else 0
     per_block = min(batch_size, n) * (attack.eot() if attack is not None else 1)
     rows = max(min(worker.rows, per_block), 1)
-    with_gradient, without, memory = _calibrate(target, dataset, rows, worker.device, attack is not None)
+    with_gradient, without, memory = _calibrate(target, dataset, rows, worker.device, gradients > 0)
     seconds = n * (gradients * with_gradient + judgements * without)
     return Plan(
         n_images=n,
