@@ -15,6 +15,8 @@ from .gradient_modes import MODES, GradientMode
 from .low_frequency import LowFrequency
 from .pgd import DWPGD, PGD
 from .pyautoattack import FAB, Square
+from .rays import RayS
+from .spsa import SPSA
 from .stadv import StAdv
 from .transfer import Transfer
 
@@ -25,6 +27,8 @@ ATTACKS: dict[str, type[Attack]] = {
     "apgd-t": APGDT,
     "fab": FAB,
     "square": Square,
+    "spsa": SPSA,
+    "rays": RayS,
     "autoattack": AutoAttack,
     "diffattack": DiffAttack,
     "dw-pgd": DWPGD,
@@ -42,6 +46,7 @@ __all__ = [
     "FAB",
     "MODES",
     "PGD",
+    "SPSA",
     "Attack",
     "AttackResult",
     "AutoAttack",
@@ -49,6 +54,7 @@ __all__ = [
     "DiffAttack",
     "GradientMode",
     "LowFrequency",
+    "RayS",
     "Square",
     "StAdv",
     "Transfer",

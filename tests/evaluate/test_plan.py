@@ -9,6 +9,7 @@ import fastpure as fp
 from fastpure.evaluate.plan import _bytes, _duration, _truncated, count_queries, plan
 from fastpure.nets.oracle import GaussianMixture
 from fastpure.purify import look_through
+from fastpure.purify.target import ASKED
 from tests.evaluate.toys import Brightness, attack, dataset, defense
 
 
@@ -29,6 +30,8 @@ class Counting(GaussianMixture):
         (attack(n_iter=5, eot_iter=3, gradient="bpda"), 15, 0),
         (fp.attacks.APGDCE(n_iter=6, eot_iter=2), 14, 0),
         (fp.attacks.DWPGD(n_iter=4), 4, 0),
+        (fp.attacks.SPSA(n_iter=5, n_directions=3, eot_iter=2), 0, 2 * 3 * 2 * 5),
+        (fp.attacks.RayS(n_queries=170, eot_iter=3), 0, 170 * 3),
         (None, 0, 0),
     ],
 )
@@ -45,6 +48,41 @@ def test_under_known_noise_nothing_is_averaged():
 def test_a_bare_classifier_is_counted_too():
     how = attack(n_iter=5, eot_iter=3)
     assert count_queries(dataset(4), how, fp.protocols.fresh(), random=False, purifies=False) == (5, 0)
+    for how, asked in (
+        (fp.attacks.SPSA(n_iter=5, n_directions=3, eot_iter=2), 2 * 3 * 5),
+        (fp.attacks.RayS(n_queries=170, eot_iter=3), 170),
+    ):
+        assert count_queries(dataset(4), how, fp.protocols.fresh(), random=False, purifies=False) == (
+            0,
+            asked,
+        )
+
+
+@pytest.mark.parametrize(
+    "how", [fp.attacks.SPSA(n_iter=2, n_directions=3, eps=0.1), fp.attacks.RayS(n_queries=9, eps=0.1)]
+)
+def test_what_has_no_gradient_can_be_planned_and_evaluated_without_one(how):
+    class Decides(Brightness):
+        """Answers with a class and nothing else, and counts how often it is asked."""
+
+        rows = 0
+
+        @torch.no_grad()
+        def forward(self, x):
+            type(self).rows += len(x)
+            logits = super().forward(x)
+            return torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
+
+    data = dataset(6)
+    expected = plan(Decides().eval(), data, how)
+    assert expected.gradients == 0
+    assert expected.memory == 0
+    Decides.rows = 0
+    report = fp.evaluate(Decides().eval(), data, how, progress=False)
+    assert report.clean.estimate == 1.0
+    assert Decides.rows - ASKED <= 6 * expected.judgements
+    if isinstance(how, fp.attacks.SPSA):
+        assert Decides.rows - ASKED == 6 * expected.judgements
 
 
 def test_network_calls_are_those_of_the_run():
