@@ -161,7 +161,8 @@ def _course_chart(kind: str, entries: Sequence[Entry]) -> list[Chart]:
     priced = f" A gradient is {listed(calls)} network calls." if calls else ""
     caption = (
         f"Share of the attack's own draws that were right, to which it adapted: fresh draws decide. Means over the "
-        f"images attacked ({images}), 95 % Wilson intervals at both ends.{priced}"
+        f"images attacked ({images}), 95 % Wilson intervals at both ends; an image given up keeps its last value."
+        f"{priced}"
     )
     return [
         Chart(
