@@ -176,6 +176,10 @@ class Proposal:
             None where no gradient is used.
         verdict: bool [B, 1], decisions of a protocol that the attack carries by name, or None: fresh draws decide.
         agreement: float64 [B], mean of ``Query.agreement`` over the queries; None where no gradient is used.
+        correct: float32 [n_iter, B], share of the attack's draws that were right at each point looked at; rows and NaN
+            as in ``losses``.
+        spent_at: float32 [n_iter, B], gradients of the deployed defence spent on the image by then; NaN likewise.
+        spent: float64 [B], gradients spent on each image in all; a forward pass counts a half.
     """
 
     x: Tensor
@@ -183,6 +187,9 @@ class Proposal:
     zero_gradients: Tensor | None = None
     verdict: Tensor | None = None
     agreement: Tensor | None = None
+    correct: Tensor | None = None
+    spent_at: Tensor | None = None
+    spent: Tensor | None = None
 
 
 class Attack(ABC):

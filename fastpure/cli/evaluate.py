@@ -13,8 +13,9 @@ from .experiment import Experiment, build
 Protocol = Annotated[
     str,
     typer.Option(
-        help="Who decides: fresh (mean over fresh noise draws), any_of_n, majority, dw_box (the attacker knows the "
-        "noise), legacy_autoattack (one draw, as in papers)."
+        help="Who decides: fresh (mean over fresh noise draws), any_of_n, majority, average (of the draws' logits, or "
+        "with --set protocol.of=softmax of their probabilities), dw_box (the attacker knows the noise), "
+        "legacy_autoattack (one draw, as in papers)."
     ),
 ]
 Draws = Annotated[int | None, typer.Option(help="Fresh draws per image. (default: the protocol's)")]

@@ -204,7 +204,7 @@ def plan(
         seconds_judgement=without,
         hours=seconds / 3600,
         memory=memory,
-        disk=_disk(dataset, attack, draws),
+        disk=_disk(dataset, attack, draws, protocol.transfer_draws, target.n_classes),
         rows=rows,
         device=torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else "cpu",
     )
@@ -276,14 +276,17 @@ def _truncated(target: Target, calls: int) -> Target:
     return target.with_method(replace(target.method, steps=StepTable(tuple(kept))))
 
 
-def _disk(dataset: Dataset, attack: Attack | None, draws: int) -> int:
+def _disk(dataset: Dataset, attack: Attack | None, draws: int, transfer_draws: int, n_classes: int) -> int:
     pixels = 1
     for size in dataset.image_shape:
         pixels *= size
     n_iter = attack.iterations() if attack is not None else 0
+    inputs = [draws] if attack is None else [draws, draws, transfer_draws]
     # Packed, CIFAR-10's originals measure 69 % of their float32 size and perturbed ones 72 to 81 %; digits 33 % and
-    # 59 to 95 %. The rest is an allowance for draws, checksums and half-filled pages.
-    per_image = 4 * pixels * (1.5 if attack is not None else 0.7) + 4 * n_iter + 80 * draws + 300
+    # 59 to 95 %. Logits hardly shrink (1000 classes: 89 %, 10 classes: not at all); loss, accuracy and cost of an
+    # iterate take 4 bytes each at most. The rest is an allowance for draws, checksums and half-filled pages.
+    logits = sum(4 * n_classes * n + 80 for n in inputs if n)
+    per_image = 4 * pixels * (1.5 if attack is not None else 0.7) + logits + 12 * n_iter + 80 * draws + 300
     return int(len(dataset) * per_image) + 64 * 1024
 
 

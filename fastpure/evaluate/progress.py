@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .protocol import Protocol
+from .record import ImageRecord, Judged
 from .run import Run
-from .schema import ImageRecord
 from .summary import accuracy
 
 
@@ -57,12 +57,13 @@ class Progress:
         """These images are in the file."""
         y = np.array([record.label for record in records])
         clean = np.stack([record.judged["clean"].predicted for record in records])
+        logits = _stacked([record.judged[self._which] for record in records])
         if self._attacked:
             adversarial = np.stack([record.judged["adversarial"].predicted for record in records])
             own = [np.nan if record.verdict is None else float(record.verdict) for record in records]
-            values = self._protocol.robust_values(clean, adversarial, y, np.array(own))
+            values = self._protocol.robust_values(clean, adversarial, y, np.array(own), logits)
         else:
-            values = self._protocol.clean_values(clean, y)
+            values = self._protocol.clean_values(clean, y, logits)
         self._values += values.tolist()
         if self._bar is not None:
             self._postfix()
@@ -105,6 +106,11 @@ class Progress:
         if now - self._shown >= self._pause:
             self._shown = now
             print(f"{self.line(done, now)}  {doing}".rstrip(), file=self._stream, flush=True)
+
+
+def _stacked(judged: Sequence[Judged]) -> np.ndarray | None:
+    kept = [one.logits for one in judged if one.logits is not None]
+    return np.stack(kept) if len(kept) == len(judged) else None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`Run`: a run file opened, verified and read, and from its plain values back to the method; tables: see `schema`."""
+"""`Run`: a run file opened, verified and read; tables: see `schema`."""
 
 from __future__ import annotations
 
@@ -14,30 +14,26 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from .. import methods
 from ..attacks import Transfer
-from ..errors import FastpureError, RunDamaged, mistake, one_of
+from ..errors import RunDamaged, mistake, one_of
 from ..files import real
-from ..methods import Method
 from .identity import canonical
 from .protocol import Protocol
+from .record import INPUTS, ImageRecord, unpack
 from .schema import (
     APPLICATION_ID,
-    INPUTS,
     READ_ERRORS,
     VERSION,
-    ImageRecord,
-    agreements,
+    astray,
     checksum,
     checksums,
     foreign_tables,
     read,
+    read_logits,
     sealed_rows,
     trouble,
     unknown_tables,
-    unpack,
 )
 
 
@@ -159,14 +155,38 @@ class Run:
     @cached_property
     def agreements(self) -> np.ndarray:
         """How far two halves of the attack's draws agree on the gradient, float64 [n]; NaN where not measured."""
-        there = self._rows("SELECT 1 FROM sqlite_master WHERE name = 'agreements'")
-        found = dict(self._rows("SELECT position, value FROM agreements") if there else ())
+        found = dict(self._rows("SELECT position, value FROM agreements") if self._has("agreements") else ())
         return np.array([found.get(p, np.nan) for p in self.positions.tolist()], dtype=np.float64)
 
     @cached_property
     def verdicts(self) -> np.ndarray:
         """The attack's own decisions, float64 [n], 1.0 for correct; NaN where it took none."""
         return self._column("verdict", np.float64)
+
+    @cached_property
+    def spent(self) -> np.ndarray:
+        """Gradients of the deployed defence spent on each image (a forward pass counts a half), float64 [n]; NaN where
+        the attack does not say.
+        """
+        found = dict(self._rows("SELECT position, spent FROM progress") if self._has("progress") else ())
+        values = [found.get(position) for position in self.positions.tolist()]
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+    def progress(self) -> tuple[np.ndarray, np.ndarray]:
+        """Share of the attack's own draws that were right at each point it looked at, and gradients spent by then.
+
+        Both float32 [n, T], in [0, 1] and as `spent`; NaN where it did not look or does not say.
+        """
+        query = "SELECT position, n, correct, spent_at FROM progress"
+        found = {row[0]: row[1:] for row in (self._rows(query) if self._has("progress") else ())}
+        longest = max((n for n, *_ in found.values()), default=0)
+        columns = np.full((2, len(self.positions), longest), np.nan, dtype=np.float32)
+        for i, position in enumerate(self.positions.tolist()):
+            n, *packed = found.get(position, (0, None, None))
+            for column, blob in zip(columns, packed, strict=True):
+                if blob is not None:
+                    column[i, :n] = unpack(blob, (n,))
+        return columns[0], columns[1]
 
     def predicted(self, which: str) -> np.ndarray:
         """Predicted classes int64 [n, K] of an input of `INPUTS`; K = 0 if it was not judged."""
@@ -180,6 +200,17 @@ class Run:
         """Whether each draw was right, bool [n, K]."""
         return self.predicted(which) == self.labels[:, None]
 
+    def logits(self, which: str) -> np.ndarray:
+        """Logits float32 [n, K, classes] of an input of `INPUTS` on every draw; K = 0 if it was not judged.
+
+        Raises:
+            ValueError: the file was begun before logits were kept, and has none of some images.
+        """
+        one_of("which", which, INPUTS)
+        if not self.predicted(which).shape[1]:
+            return np.zeros((len(self.positions), 0, len(self.identity["data"]["classes"])), np.float32)
+        return np.stack(list(self._each_logits(which)))
+
     def values(self, which: str, protocol: Protocol | None = None) -> np.ndarray:
         """How far each image counts as correct, float64 [n] in [0, 1], under ``protocol`` (the run's if None).
 
@@ -188,12 +219,14 @@ class Run:
         """
         one_of("which", which, INPUTS)
         rule = self.protocol if protocol is None else self._usable(protocol)
-        if which == "clean":
-            return rule.clean_values(self.predicted("clean")[:, : rule.draws], self.labels)
         if which == "transfer":
             return self.correct("transfer").mean(1, dtype=np.float64)
-        if not self.predicted("adversarial").shape[1] and len(self.positions):
+        if not self.predicted(which).shape[1] and len(self.positions):
             raise ValueError(mistake("which", "'clean' for a run without attack", repr(which)))
+        if rule.rule == "average":
+            return self._averaged(which, rule)
+        if which == "clean":
+            return rule.clean_values(self.predicted("clean")[:, : rule.draws], self.labels)
         clean, adversarial = (self.predicted(name)[:, : rule.draws] for name in ("clean", "adversarial"))
         return rule.robust_values(clean, adversarial, self.labels, self.verdicts)
 
@@ -258,13 +291,17 @@ class Run:
         Raises:
             RunDamaged: a value is unreadable or not the one that was written.
         """
-        position = -1
+        position, averaged = -1, decided_by_logits(self.identity)
         try:
             for record, sha256, consistent in read(self._connection, self.image_shape):
                 position = record.position
                 if record.sha256() != sha256 or not consistent:
                     raise RunDamaged(
                         f"{self.path} is damaged: the record at position {position} is not the one written"
+                    )
+                if averaged and any(judged.logits is None for judged in record.judged.values()):
+                    raise RunDamaged(
+                        f"{self.path} is damaged: the logits that decide at position {position} are not there"
                     )
                 yield record
         except READ_ERRORS as error:
@@ -284,9 +321,50 @@ class Run:
     def content_digest(self) -> str:
         """SHA-256 (hexadecimal) of identity and results; equal runs have equal digests, timings left out."""
         digest = hashlib.sha256(canonical(self.identity).encode())
-        for record in self.records():
-            digest.update(record.sha256())
+        for sha256 in self.result_checksums().values():
+            digest.update(sha256)
         return digest.hexdigest()
+
+    def result_checksums(self) -> dict[int, bytes]:
+        """SHA-256 of every finished image's result by position, ascending: with the logits where they decide."""
+        averaged = decided_by_logits(self.identity)
+        return {
+            record.position: record.decided_sha256() if averaged else record.sha256()
+            for record in self.records()
+        }
+
+    def _averaged(self, which: str, rule: Protocol) -> np.ndarray:
+        """Image by image: all logits of a large data set need not fit into memory."""
+        nobody, decided = np.zeros((1, 0), np.int64), np.zeros(len(self.positions))
+        for i, logits in enumerate(self._each_logits(which)):
+            (decided[i],) = rule.clean_values(nobody, self.labels[i : i + 1], logits[None, : rule.draws])
+        return decided
+
+    def _each_logits(self, which: str) -> Iterator[np.ndarray]:
+        """Of every image in order."""
+        lacking = self._lacking_logits(which)
+        if lacking:
+            raise ValueError(
+                f"{self.path} has no logits for {lacking} of {len(self.positions)} images: it was begun before run "
+                "files kept them. Averaged logits need the same evaluation in a new file; all other protocols can "
+                "decide this one"
+            )
+        for position in self.positions.tolist():
+            try:
+                found = read_logits(self._connection, position, which)
+            except READ_ERRORS as error:
+                raise trouble(error, self.path, "read") from error
+            assert found is not None
+            yield found
+
+    def _lacking_logits(self, which: str) -> int:
+        query = "SELECT count(DISTINCT position) FROM logits WHERE input = ?"
+        there = self._rows(query, (which,))[0][0] if self._has("logits") else 0
+        return len(self.positions) - int(there)
+
+    def _has(self, table: str) -> bool:
+        """Whether the file has this one of the later tables."""
+        return bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)))
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
@@ -321,6 +399,12 @@ class Run:
                     mistake("protocol", f"one that the records of {own} can decide", f"{protocol}")
                 )
         return protocol
+
+
+def decided_by_logits(identity: Mapping[str, Any]) -> bool:
+    """Whether the protocol of an identity, which may be damaged, decides by logits."""
+    protocol = identity["protocol"]
+    return isinstance(protocol, Mapping) and protocol.get("rule") == "average"
 
 
 def open_mode(place: Path) -> str:
@@ -396,48 +480,10 @@ def contradiction(connection: sqlite3.Connection) -> str:
     (noted,) = connection.execute("SELECT coalesce(sum(n), 0) FROM blocks").fetchone()
     if there != noted:
         return f"{noted} images were written, {there} are there"
-    positions = {row[0] for row in connection.execute("SELECT position FROM images")}
-    if agreements(connection).keys() - positions:
-        return "agreements without image"
+    if lost := astray(connection):
+        return f"{lost} without image"
     stored, rows = checksums(connection) or {}, sealed_rows(connection)
     for (kind, row), sha in stored.items():
         if (kind, row) not in rows or sha != checksum(kind, rows[kind, row]):
             return f"its {kind} {row} is not the one written"
     return ""
-
-
-class CannotRebuild(FastpureError, ValueError):
-    """A stored description does not lead back to what it describes; the message says why."""
-
-
-class Head(nn.Module):
-    """Stands where a method needs a classifier to be built, and is never asked."""
-
-    def forward(self, u: Tensor) -> Tensor:
-        return u.flatten(1)[:, :2]
-
-    def features_and_logits(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """For methods that want features too."""
-        return u.flatten(1), self(u)
-
-
-def rebuild_method(described: Mapping[str, Any], classifier: nn.Module) -> Method:
-    """The method of an identity, guided by ``classifier`` where it is guided; its table is the stored one.
-
-    Raises:
-        CannotRebuild: an unknown method, one guided by something else, or a table that came out differently.
-    """
-    name, settings = described["name"], dict(described["settings"])
-    if name not in methods.METHODS:
-        raise CannotRebuild(f"this fastpure has no method {name}")
-    takes = methods.spec(name)
-    guided = described["guidance"] is not None or "sha256" in canonical(described.get("procedure"))
-    if takes.network is not None and (takes.required or guided):
-        settings[takes.network] = classifier
-    try:
-        method = methods.make(name, **settings)
-    except (TypeError, ValueError) as error:
-        raise CannotRebuild(f"{name} cannot be made from its stored settings: {error}") from error
-    if method.steps.digest != described["steps"]:
-        raise CannotRebuild(f"{name} has another step table than in the run")
-    return method

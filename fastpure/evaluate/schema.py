@@ -1,4 +1,4 @@
-"""What is known of an image, the tables of a run file that keep it, and the statements that fill them.
+"""The tables of a run file, and the statements that fill and read them.
 
 A run is one SQLite file, schema version 1:
 
@@ -18,6 +18,12 @@ sessions    one row per start: time, environment (versions, device, threads, SHA
 blocks      one row per transaction: seconds for clean draws, attack, judging; ``store`` is the previous write's.
 agreements  one row per image whose attack averaged gradients over draws: how far two halves of the draws agreed
             (``value``, a cosine), and ``sha256`` of that. Files of version 0.1.0 have no such table.
+logits      one row per image and input (more where they would not fit into one): the logits of ``n`` draws from
+            ``first`` on, float32 [n, classes], ``packed`` likewise, and their ``sha256``. Images of files made
+            before this table existed have none.
+progress    one row per image whose attack says so: ``correct``, the share of its own draws that were right at each of
+            ``n`` points looked at, and ``spent_at``, the gradients spent by then, packed likewise; ``spent``, the
+            gradients spent in all; ``sha256`` of all of it.
 checksums   SHA-256 of the rows of ``meta`` (kind "meta", id 0, both together), ``sessions`` ("session") and
             ``blocks`` ("block"), see `checksum`. Files made before this table existed are read without it.
 ==========  ======================================================================================================
@@ -30,136 +36,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import sqlite3
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 
-from ..errors import DiskFull, FastpureError, RunDamaged, StoreUnavailable, mistake
-
-INPUTS = ("clean", "adversarial", "transfer")
-"""What was judged: the original, the attacked image, and the attacked image on noise the attacker did not know."""
-
-LARGEST = 2**24
-"""Numbers in the largest array that is read: a file says how large its images are, and may be lying."""
-
-HIGHEST_RATIO = 1040
-"""zlib compresses no further."""
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """One input on K evaluation draws: predicted classes int64 [K] and cross-entropies float32 [K]."""
-
-    predicted: np.ndarray
-    loss: np.ndarray
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class ImageRecord:
-    """One image of a run.
-
-    Attributes:
-        position: place in the run's data set.
-        sample_id: the image's name for the noise.
-        label: true class.
-        x: the original, float32 [C, H, W] in [0, 1].
-        x_adv: what the attack returned, likewise; None in a run without attack.
-        distance: of ``x_adv`` from ``x`` in the attack's norm, measured on these pixels.
-        zero_gradient: whether the attack's first gradient was exactly zero; None if it uses none.
-        verdict: what the attack decided itself where it carries a published protocol (AutoAttack, "legacy").
-        trace: the attack's loss at each iterate, float32 [n_iter]; NaN where it had given the image up.
-        judged: by name of `INPUTS`.
-        agreement: how far two halves of the attack's draws agree on the gradient, see `attacks.gradient.Query`; None
-            where not measured. It describes the attack, not its result, and has a checksum of its own: files that were
-            written without it keep theirs.
-    """
-
-    position: int
-    sample_id: int
-    label: int
-    x: np.ndarray
-    x_adv: np.ndarray | None = None
-    distance: float | None = None
-    zero_gradient: bool | None = None
-    verdict: bool | None = None
-    trace: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    judged: dict[str, Judged] = field(default_factory=dict)
-    agreement: float | None = None
-
-    def sha256(self) -> bytes:
-        """SHA-256 of every value but the agreement, independent of how the file stores it."""
-        digest = hashlib.sha256(struct.pack("<qqq", self.position, self.sample_id, self.label))
-        for array in (self.x, self.x_adv, self.trace):
-            _feed(digest, array)
-        for value in (self.distance, self.zero_gradient, self.verdict):
-            digest.update(b"-" if value is None else struct.pack("<d", value + 0.0))
-        for name in INPUTS:
-            if name in self.judged:
-                digest.update(name.encode())
-                _feed(digest, self.judged[name].predicted)
-                _feed(digest, _as_stored(self.judged[name].loss))
-        return digest.digest()
-
-
-def agreement_sha256(position: int, value: float) -> bytes:
-    """SHA-256 of an agreement and the image it belongs to."""
-    return hashlib.sha256(struct.pack("<qd", position, value)).digest()
-
-
-def _as_stored(numbers: np.ndarray) -> np.ndarray:
-    """Without the sign of zero and the payload of NaN, which SQLite does not keep; a saturated softmax has loss -0."""
-    return np.where(np.isnan(numbers), np.float32(np.nan), numbers + np.float32(0.0)).astype(numbers.dtype)
-
-
-def _feed(digest: hashlib._Hash, array: np.ndarray | None) -> None:
-    if array is None:
-        digest.update(b"-")
-        return
-    digest.update(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
-
-
-def pack(array: np.ndarray) -> bytes:
-    """A float32 array as zlib-compressed bytes, exact.
-
-    The bytes are regrouped by significance before compression: neighbouring pixels share sign and exponent, and
-    equal bytes next to each other are what zlib compresses.
-
-    Raises:
-        ValueError: it is larger than what is read back.
-    """
-    if array.size > LARGEST:
-        raise ValueError(mistake("dataset", f"images of at most {LARGEST:,} numbers each", f"{array.size:,}"))
-    little = np.ascontiguousarray(array, dtype="<f4").reshape(-1)
-    return zlib.compress(little.view(np.uint8).reshape(-1, 4).T.tobytes(), 1)
-
-
-def unpack(blob: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """The float32 array of ``shape`` that `pack` made ``blob`` of.
-
-    Raises:
-        ValueError, zlib.error: the blob is damaged or of another size.
-    """
-    size = 4 * math.prod(shape)
-    if not 0 <= size <= min(4 * LARGEST, HIGHEST_RATIO * len(blob)):  # before anything is allocated
-        raise ValueError(f"{len(blob)} bytes cannot hold {shape} numbers")
-    stream = zlib.decompressobj()
-    content = stream.decompress(blob, size + 1)
-    if len(content) != size or not stream.eof or stream.unused_data:
-        raise ValueError(f"a compressed array is not one of {shape} numbers")
-    planes = np.frombuffer(content, dtype=np.uint8).reshape(4, -1)
-    return np.ascontiguousarray(planes.T).view("<f4").astype(np.float32, copy=False).reshape(shape)
-
+from ..errors import DiskFull, FastpureError, RunDamaged, StoreUnavailable
+from .record import (
+    INPUTS,
+    LARGEST,
+    Course,
+    ImageRecord,
+    Judged,
+    agreement_sha256,
+    logits_sha256,
+    pack,
+    unpack,
+)
 
 APPLICATION_ID = 0x66703031
 """Marks a file as a run of fastpure ("fp01")."""
@@ -191,10 +89,19 @@ CHECKSUMS = """CREATE TABLE checksums (
 AGREEMENTS = """CREATE TABLE agreements (
     position INTEGER PRIMARY KEY REFERENCES images, value REAL NOT NULL, sha256 BLOB NOT NULL)"""
 
-_LATER = {"checksums", "agreements"}
-"""Came after version 0.1.0, whose files get them when they are continued."""
+LOGITS = """CREATE TABLE logits (
+    position INTEGER NOT NULL REFERENCES images, input TEXT NOT NULL, first INTEGER NOT NULL, n INTEGER NOT NULL,
+    classes INTEGER NOT NULL, packed BLOB NOT NULL, sha256 BLOB NOT NULL,
+    PRIMARY KEY (position, input, first)) WITHOUT ROWID"""
 
-_STATEMENTS = [text.strip() for text in TABLES.split(";") if text.strip()] + [CHECKSUMS, AGREEMENTS]
+PROGRESS = """CREATE TABLE progress (
+    position INTEGER PRIMARY KEY REFERENCES images, n INTEGER NOT NULL, correct BLOB, spent_at BLOB, spent REAL,
+    sha256 BLOB NOT NULL)"""
+
+_LATER = {"checksums": CHECKSUMS, "agreements": AGREEMENTS, "logits": LOGITS, "progress": PROGRESS}
+"""Came after version 0.1.0; older files get them when they are continued."""
+
+_STATEMENTS = [text.strip() for text in TABLES.split(";") if text.strip()] + list(_LATER.values())
 _TABLES = {text.split()[2]: text for text in _STATEMENTS}
 
 
@@ -213,7 +120,7 @@ def foreign_tables(connection: sqlite3.Connection) -> list[str]:
     rows = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
     wrong = [name for kind, name, sql in rows if kind == "trigger"]
     wrong += [name for kind, name, sql in rows if name in _TABLES and (kind, sql) != ("table", _TABLES[name])]
-    missing = _TABLES.keys() - {name for _, name, _ in rows} - _LATER
+    missing = _TABLES.keys() - {name for _, name, _ in rows} - _LATER.keys()
     return [*wrong, *sorted(missing)]
 
 
@@ -257,11 +164,10 @@ def checksums(connection: sqlite3.Connection) -> dict[tuple[str, int], bytes] | 
 
 def seal_all(connection: sqlite3.Connection) -> None:
     """Give a file of an older version its missing tables and checksums; the caller holds the transaction."""
-    if "agreements" not in tables(connection):
-        connection.execute(AGREEMENTS)
-    found = checksums(connection)
-    if found is None:
-        connection.execute(CHECKSUMS)
+    found, there = checksums(connection), tables(connection)
+    for name, statement in _LATER.items():
+        if name not in there:
+            connection.execute(statement)
     for (kind, row), values in sealed_rows(connection).items():
         if (kind, row) not in (found or {}):
             seal(connection, kind, row, values)
@@ -310,9 +216,14 @@ def insert(connection: sqlite3.Connection, records: Iterable[ImageRecord]) -> No
             ),
         )
         connection.executemany("INSERT INTO draws VALUES (?, ?, ?, ?, ?, ?)", _draw_rows(record))
+        connection.executemany("INSERT INTO logits VALUES (?, ?, ?, ?, ?, ?, ?)", _logit_rows(record))
         if record.agreement is not None:
             row = (record.position, record.agreement, agreement_sha256(record.position, record.agreement))
             connection.execute("INSERT INTO agreements VALUES (?, ?, ?)", row)
+        if record.course is not None:
+            connection.execute(
+                "INSERT INTO progress VALUES (?, ?, ?, ?, ?, ?)", _course_row(record, record.course)
+            )
 
 
 def _flag(value: bool | None) -> int | None:
@@ -328,6 +239,25 @@ def _draw_rows(record: ImageRecord) -> Iterator[tuple[Any, ...]]:
             yield record.position, name, draw, predicted, int(predicted == record.label), loss
 
 
+def _logit_rows(record: ImageRecord) -> Iterator[tuple[Any, ...]]:
+    for name, judged in record.judged.items():
+        if judged.logits is None:
+            continue
+        n_classes = judged.logits.shape[1]
+        most = max(LARGEST // max(n_classes, 1), 1)  # draws in what is still read back
+        for first in range(0, len(judged.logits), most):
+            part = judged.logits[first : first + most]
+            sha = logits_sha256(record.position, name, first, part)
+            yield record.position, name, first, len(part), n_classes, pack(part), sha
+
+
+def _course_row(record: ImageRecord, course: Course) -> tuple[Any, ...]:
+    arrays = [course.correct, course.spent_at]
+    packed = [None if array is None else pack(array) for array in arrays]
+    n = max((len(array) for array in arrays if array is not None), default=0)
+    return record.position, n, *packed, course.spent, course.sha256(record.position)
+
+
 def read(
     connection: sqlite3.Connection, image_shape: tuple[int, ...]
 ) -> Iterator[tuple[ImageRecord, bytes, bool]]:
@@ -337,13 +267,17 @@ def read(
         ValueError, zlib.error, sqlite3.Error: a value cannot be read.
     """
     rows = connection.execute("SELECT * FROM images ORDER BY position")
-    agreed = agreements(connection)
+    agreed, courses = agreements(connection), _courses(connection)
+    with_logits = "logits" in tables(connection)
     for position, sample_id, label, x, x_adv, distance, zero, verdict, n_trace, trace, sha in rows:
-        judged, consistent = _judged(connection, position, label)
+        judged, consistent = _judged(connection, position, label, with_logits)
         consistent &= zero in (None, 0, 1) and verdict in (None, 0, 1)
         agreement, own_sha = agreed.get(position, (None, b""))
         if agreement is not None:
             consistent &= own_sha == agreement_sha256(position, agreement)
+        course, own_sha = courses.get(position, (None, b""))
+        if course is not None:
+            consistent &= own_sha == course.sha256(position)
         record = ImageRecord(
             position=position,
             sample_id=sample_id,
@@ -356,6 +290,7 @@ def read(
             agreement=agreement,
             trace=unpack(trace, (n_trace,)),
             judged=judged,
+            course=course,
         )
         yield record, sha, consistent
 
@@ -374,7 +309,53 @@ def agreements(connection: sqlite3.Connection) -> dict[int, tuple[float, bytes]]
     return {position: (value, sha256) for position, value, sha256 in rows}
 
 
-def _judged(connection: sqlite3.Connection, position: int, label: int) -> tuple[dict[str, Judged], bool]:
+def _courses(connection: sqlite3.Connection) -> dict[int, tuple[Course, bytes]]:
+    """What is known of each image's attack and its checksum by position."""
+    if "progress" not in tables(connection):
+        return {}
+    found = {}
+    for position, n, *packed, spent, sha256 in connection.execute("SELECT * FROM progress"):
+        correct, spent_at = (None if blob is None else unpack(blob, (n,)) for blob in packed)
+        found[position] = Course(correct, spent_at, spent), sha256
+    return found
+
+
+def read_logits(connection: sqlite3.Connection, position: int, name: str) -> np.ndarray | None:
+    """Logits float32 [K, classes] of an image and input, None where they were not kept.
+
+    Raises:
+        ValueError: they are not those that were written.
+    """
+    rows = connection.execute(
+        "SELECT first, n, classes, packed, sha256 FROM logits WHERE position = ? AND input = ? ORDER BY first",
+        (position, name),
+    )
+    parts: list[np.ndarray] = []
+    for first, n, n_classes, packed, sha256 in rows:
+        part = unpack(packed, (n, n_classes))
+        if first != sum(map(len, parts)) or sha256 != logits_sha256(position, name, first, part):
+            raise ValueError(f"the {name} logits at position {position} are not those written")
+        parts.append(part)
+    return np.concatenate(parts) if parts else None
+
+
+def astray(connection: sqlite3.Connection) -> str:
+    """Which of the later tables has a row that belongs to nothing; empty if none."""
+    there = tables(connection)
+    for name, columns, owner in (
+        ("agreements", "position", "images"),
+        ("progress", "position", "images"),
+        ("logits", "position, input", "draws"),
+    ):
+        query = f"SELECT 1 FROM {name} WHERE ({columns}) NOT IN (SELECT {columns} FROM {owner}) LIMIT 1"
+        if name in there and connection.execute(query).fetchone():
+            return name
+    return ""
+
+
+def _judged(
+    connection: sqlite3.Connection, position: int, label: int, with_logits: bool
+) -> tuple[dict[str, Judged], bool]:
     rows = connection.execute(
         "SELECT input, draw, predicted, correct, loss FROM draws WHERE position = ? ORDER BY input, draw",
         (position,),
@@ -387,7 +368,9 @@ def _judged(connection: sqlite3.Connection, position: int, label: int) -> tuple[
             stored = np.array([np.nan if row[4] is None else row[4] for row in own], dtype=np.float64)
             with np.errstate(over="ignore"):
                 loss = stored.astype(np.float32)
-            judged[name] = Judged(np.array([row[2] for row in own], dtype=np.int64), loss)
+            logits = read_logits(connection, position, name) if with_logits else None
+            judged[name] = Judged(np.array([row[2] for row in own], dtype=np.int64), loss, logits)
+            consistent &= logits is None or len(logits) == len(own)
             consistent &= np.array_equal(loss, stored, equal_nan=True)  # the checksum is of 32 bits
             consistent &= [row[1] for row in own] == list(range(len(own)))
     return judged, consistent

@@ -145,7 +145,7 @@ def _check_merged(target: Path, runs: list[Run]) -> None:
 
 def _digest(runs: list[Run]) -> str:
     """`Run.content_digest` of all of ``runs`` together."""
-    checksums = {record.position: record.sha256() for run in runs for record in run.records()}
+    checksums = {position: sha for run in runs for position, sha in run.result_checksums().items()}
     digest = hashlib.sha256(canonical(runs[0].identity).encode())
     for position in sorted(checksums):
         digest.update(checksums[position])

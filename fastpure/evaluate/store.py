@@ -15,8 +15,9 @@ from ..errors import RunMismatch, StoreUnavailable, mistake
 from ..files import FileLock, disk, real
 from ..purify.description import other_answers
 from .identity import canonical, differences
+from .record import ImageRecord
 from .run import Run, read_meta
-from .schema import ImageRecord, add_block, add_session, create, insert, seal_all, trouble
+from .schema import add_block, add_session, create, insert, seal_all, trouble
 
 WHOLE = {"index": 1, "of": 1, "unit": 0}
 """The share of a run that is not divided."""

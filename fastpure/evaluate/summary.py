@@ -32,6 +32,9 @@ class Report:
         seconds: time by part.
         path: the run file, None if it was kept in memory.
         digest: SHA-256 of identity and results, see `Run.content_digest`.
+        spent: gradients of the deployed defence that the attack spent on an image, mean over those of which it says so;
+            a forward pass counts a half. None where it says nothing.
+        n_spent: how many images these are.
     """
 
     defense: str
@@ -50,6 +53,8 @@ class Report:
     seconds: dict[str, float]
     path: str | None
     digest: str
+    spent: float | None = None
+    n_spent: int = 0
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
@@ -66,6 +71,7 @@ class Report:
         attack, protocol = run.identity["attack"], run.protocol
         judged = "adversarial" if attack is not None else "clean"
         data = run.identity["data"]
+        spent = run.spent[np.isfinite(run.spent)]
         text = None if attack is None else setting_text(attack["name"], attack["settings"])
         return Report(
             defense=defense_text(run.identity["defense"]),
@@ -84,6 +90,8 @@ class Report:
             seconds=run.seconds(),
             path=None if run.path is None else str(run.path),
             digest=run.content_digest(),
+            spent=float(spent.mean()) if len(spent) else None,
+            n_spent=len(spent),
         )
 
     def __str__(self) -> str:
@@ -106,8 +114,11 @@ class Report:
             lines.append(f"draws     {self.spread}")
         lines += [f"NOTE      {note}" for note in self.notes]
         lines += [f"WARNING   {warning}" for warning in self.warnings]
-        spent = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
-        lines.append(f"time      {spent}")
+        if self.spent is not None:
+            known = "" if self.n_spent == self.n_images else f" (known for {self.n_spent} images)"
+            lines.append(f"spent     {self.spent:,.1f} gradients per image{known}")
+        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
+        lines.append(f"time      {seconds}")
         if self.path is not None:
             lines.append(f"file      {self.path}   (content {self.digest[:12]})")
         return "\n".join(lines)

@@ -24,8 +24,8 @@ from ..attacks.weakness import (
     noise_left_by,
 )
 from .controls import KINDS
-from .identity import canonical, differences
-from .run import CannotRebuild, Head, Run, rebuild_method
+from .identity import CannotRebuild, Head, canonical, differences, rebuild_method
+from .run import Run
 from .statistics import compare_values
 
 

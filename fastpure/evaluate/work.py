@@ -20,7 +20,7 @@ from ..data import Dataset
 from ..errors import OutOfMemory, mistake
 from ..purify import Target, look_through
 from .protocol import FIRST_DRAW, Protocol
-from .schema import ImageRecord, Judged
+from .record import Course, ImageRecord, Judged
 from .store import Seconds
 
 
@@ -59,8 +59,10 @@ def even(total: int, batch_size: int) -> int:
 @torch.no_grad()
 def judge(
     target: Target, x: Tensor, y: Tensor, ids: Tensor, n_draws: int, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Classes int64 [B, K] and cross-entropies float32 [B, K] on evaluation draws; K = 1 if nothing is random.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Classes int64 [B, K], cross-entropies float32 [B, K] and logits on evaluation draws; K = 1 if nothing is random.
+
+    The logits are float32 [B, K, classes] on the host, whatever precision the others were computed in.
 
     Args:
         target: what is judged.
@@ -74,16 +76,22 @@ def judge(
     total = len(x) * len(draws)
     predicted = torch.empty(total, dtype=torch.int64, device=x.device)
     loss = torch.empty(total, dtype=torch.float32, device=x.device)
+    answered: list[Tensor] = []
     for part, image, logits in answers(target, x, ids, draws, even(total, batch_size)):
         predicted[part] = logits.argmax(1)
         loss[part] = cross_entropy(logits.float(), y[image])
-    return predicted.view(len(x), len(draws)), loss.view(len(x), len(draws))
+        answered.append(logits.float().cpu())
+    shape, together = (
+        (len(x), len(draws)),
+        torch.cat(answered) if answered else torch.empty(0, target.n_classes),
+    )
+    return predicted.view(shape), loss.view(shape), together.view(*shape, together.shape[1])
 
 
-def judged(predicted: Tensor, loss: Tensor) -> list[Judged]:
+def judged(predicted: Tensor, loss: Tensor, logits: Tensor) -> list[Judged]:
     """The same, as one `Judged` per image."""
-    classes, losses = predicted.cpu().numpy(), loss.cpu().numpy()
-    return [Judged(classes[i].copy(), losses[i].copy()) for i in range(len(classes))]
+    columns = [column.cpu().numpy() for column in (predicted, loss, logits)]
+    return [Judged(*(column[i].copy() for column in columns)) for i in range(len(predicted))]
 
 
 JUDGING_ROWS = 256
@@ -187,6 +195,9 @@ class Worker:
             "trace": proposal.losses,
             "zero_gradient": proposal.zero_gradients,
             "agreement": proposal.agreement,
+            "correct": proposal.correct,
+            "spent_at": proposal.spent_at,
+            "spent": proposal.spent,
             "verdict": verdict,
         }
 
@@ -254,6 +265,7 @@ def _records(
         if "x_adv" in arrays:
             own["x_adv"] = arrays["x_adv"][i].copy()
             own["trace"] = np.ascontiguousarray(arrays["trace"][:, i], dtype=np.float32)
+            own["course"] = _course(arrays, i)
         records.append(
             ImageRecord(
                 position=int(position),
@@ -265,3 +277,16 @@ def _records(
             )
         )
     return records
+
+
+def _course(arrays: dict[str, np.ndarray], i: int) -> Course | None:
+    """What the attack says of its way on image ``i``; None if nothing."""
+    walked = {
+        name: np.ascontiguousarray(arrays[name][:, i], dtype=np.float32)
+        for name in ("correct", "spent_at")
+        if name in arrays
+    }
+    spent = float(arrays["spent"][i]) + 0.0 if "spent" in arrays else None
+    if spent is not None and not np.isfinite(spent):  # SQLite keeps no NaN
+        spent = None
+    return Course(**walked, spent=spent) if walked or spent is not None else None

@@ -20,7 +20,7 @@ from ..evaluate import Comparison, Finding, Report, Run, compare_runs
 from ..evaluate.identity import canonical
 from ..evaluate.shards import describe
 from ..evaluate.weakness import across, gradient_mode, seeks
-from .rebuild import network_calls
+from .rebuild import calls_per_purification, network_calls
 
 LEADING = ("t", "dt", "n_steps", "scale")
 """Settings of methods that are told first."""
@@ -86,7 +86,26 @@ class Entry:
     @cached_property
     def calls(self) -> int | None:
         """Images through the network, at most; None where the method or attack cannot be rebuilt."""
-        return network_calls(self.identity, self.run.protocol, self.judged_rows, len(self.run.positions))
+        spent = float(self.run.spent.sum()) if self.counted else None
+        n = len(self.run.positions)
+        return network_calls(self.identity, self.run.protocol, self.judged_rows, n, spent)
+
+    @property
+    def counted(self) -> bool:
+        """Whether the attack says of every image what it spent: then `calls` were made, and are not a bound."""
+        return bool(len(self.run.spent)) and bool(np.isfinite(self.run.spent).all())
+
+    @cached_property
+    def calls_per_gradient(self) -> int | None:
+        """Network calls in one gradient, forward and backward; None where the method cannot be rebuilt."""
+        calls = calls_per_purification(self.identity)
+        return None if calls is None else 2 * calls
+
+    @property
+    def agreement(self) -> float | None:
+        """Mean cosine between the gradients of two halves of the attack's draws; None where not recorded."""
+        known = self.run.agreements[np.isfinite(self.run.agreements)]
+        return float(known.mean()) if len(known) else None
 
     @property
     def seconds(self) -> float:

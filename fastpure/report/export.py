@@ -47,7 +47,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("clean", "robust"), REAL),
         **dict.fromkeys(("clean_draws", "clean_right", "adversarial_draws", "adversarial_right"), WHOLE),
         **dict.fromkeys(("transfer_draws", "transfer_right"), WHOLE),
-        **dict.fromkeys(("distance", "zero_gradient", "gradient_agreement", "verdict"), REAL),
+        **dict.fromkeys(("distance", "zero_gradient", "gradient_agreement"), REAL),
+        **dict.fromkeys(("gradients_spent", "verdict"), REAL),
     },
     "draws": {
         "run": TEXT,

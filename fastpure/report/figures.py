@@ -94,7 +94,10 @@ def sweep_chart(sweep: Sweep) -> Chart:
 
 
 def trace_charts(entries: Sequence[Entry]) -> list[Chart]:
-    """The attack's loss at its iterates, a chart per kind of loss: a curve still rising was cut off too early."""
+    """The attack's loss at its iterates, a chart per kind of loss: a curve still rising was cut off too early.
+
+    Beside it the accuracy on the attack's own draws against its cost, where it was recorded.
+    """
     groups: dict[str, list[tuple[Entry, np.ndarray]]] = {}
     for entry in entries:
         if not entry.attacked or entry.corrupted:
@@ -126,8 +129,64 @@ def trace_charts(entries: Sequence[Entry]) -> list[Chart]:
             marks=max(len(one.x) for one in series) <= 12,
             warnings=warned([entry for entry, _ in members]),
         )
-        charts.append(chart)
+        charts += [chart, *_course_chart(kind, [entry for entry, _ in members])]
     return charts
+
+
+def _course_chart(kind: str, entries: Sequence[Entry]) -> list[Chart]:
+    """Accuracy on the attacks' own draws against the gradients spent; none where no run has both."""
+    series, shown, parts = [], [], []
+    for entry in entries:
+        correct, spent = (array.astype(np.float64) for array in entry.run.progress())
+        looked = np.flatnonzero((np.isfinite(correct) & np.isfinite(spent)).any(1))
+        if not len(looked) or correct.shape[1] < 2:
+            continue
+        there = len(correct)
+        correct, spent = _held(correct[looked]), _held(spent[looked], 0.0)
+        n, last = len(correct), correct.shape[1] - 1
+        ends = [
+            wilson(float(column.sum()), n) if i in (0, last) else None for i, column in enumerate(correct.T)
+        ]
+        low, high = (
+            tuple(math.nan if end is None else getattr(end, part) for end in ends) for part in ("low", "high")
+        )
+        x, y = tuple(spent.mean(0).tolist()), tuple(correct.mean(0).tolist())
+        series.append(Series(entry.name, x, y, low, high, style=int(entry.key) - 1, key=entry.key))
+        shown.append(entry)
+        parts.append((entry.calls_per_gradient, f"{n} of {there} images"))
+    if not shown:
+        return []
+    calls = sorted({count for count, _ in parts if count is not None})
+    images = " and ".join(dict.fromkeys(text for _, text in parts))
+    priced = f" A gradient is {listed(calls)} network calls." if calls else ""
+    caption = (
+        f"Share of the attack's own draws that were right, to which it adapted: fresh draws decide. Means over the "
+        f"images attacked ({images}), 95 % Wilson intervals at both ends; an image given up keeps its last value."
+        f"{priced}"
+    )
+    return [
+        Chart(
+            f"attack-accuracy-{kind}",
+            f"Accuracy the attack saw ({kind})",
+            f"{caption}{cut(series)}",
+            tuple(shown),
+            tuple(series),
+            x_label="gradients spent per image (a forward pass is a half)",
+            y_label="accuracy on the attack's draws, %",
+            percent=True,
+            marks=max(len(one.x) for one in series) <= 12,
+            warnings=warned(shown),
+        )
+    ]
+
+
+def _held(rows: np.ndarray, before: float | None = None) -> np.ndarray:
+    """Each row with its gaps filled by the value before, and those at its beginning by the first, or by ``before``."""
+    known = np.isfinite(rows)
+    last = np.maximum.accumulate(np.where(known, np.arange(rows.shape[1]), -1), 1)
+    first = known.argmax(1)[:, None]
+    held = np.take_along_axis(rows, np.where(last < 0, first, last), 1)
+    return held if before is None else np.where(last < 0, before, held)
 
 
 def walk(entry: Entry, target: Target, n: int, clean: bool = True) -> Walk:

@@ -21,10 +21,16 @@ from ..classifiers import load_classifier
 from ..data import Dataset
 from ..errors import FastpureError
 from ..evaluate.controls import KINDS
-from ..evaluate.identity import canonical, describe_defense, differences
+from ..evaluate.identity import (
+    CannotRebuild,
+    Head,
+    canonical,
+    describe_defense,
+    differences,
+    rebuild_method,
+)
 from ..evaluate.plan import count_queries
 from ..evaluate.protocol import Protocol
-from ..evaluate.run import CannotRebuild, Head, rebuild_method
 from ..nets import Denoiser
 from ..purify import Defense, Purifier, Target, look_through
 from ..purify.description import plain, weights_sha256
@@ -140,21 +146,32 @@ def queries(attack: str, protocol: Protocol, shape: tuple[int, ...], n_classes: 
         return None
 
 
-def network_calls(identity: Mapping[str, Any], protocol: Protocol, judged: int, images: int) -> int | None:
+def calls_per_purification(identity: Mapping[str, Any]) -> int | None:
+    """Network calls in one purification, 1 where nothing purifies; None where the method cannot be rebuilt."""
+    if identity["defense"]["kind"] == "module":
+        return 1
+    try:
+        return rebuild_method(identity["defense"]["method"], Head().eval()).steps.n_network_calls
+    except CannotRebuild:
+        return None
+
+
+def network_calls(
+    identity: Mapping[str, Any], protocol: Protocol, judged: int, images: int, spent: float | None = None
+) -> int | None:
     """Images through the denoiser (the classifier where nothing purifies) of a run, at most; None if not known.
 
     Args:
         judged: recorded triples (image, input, draw), which cost one purification each.
         images: finished images, each of which was attacked once. A gradient counts twice, forward and backward.
+        spent: gradients that the attack spent on all of them, where it says so: then the result is what was done.
     """
-    defense, data, per = identity["defense"], identity["data"], 1
-    purified = defense["kind"] != "module"
-    if purified:
-        try:
-            per = rebuild_method(defense["method"], Head().eval()).steps.n_network_calls
-        except CannotRebuild:
-            return None
-    attack = identity["attack"]
+    data, per = identity["data"], calls_per_purification(identity)
+    if per is None:
+        return None
+    if spent is not None:
+        return round(per * (judged + 2 * spent))
+    purified, attack = identity["defense"]["kind"] != "module", identity["attack"]
     if attack is None or (attack["name"] in KINDS and not KINDS[attack["name"]].asks):
         return per * judged
     channels, height, width = data["image_shape"]

@@ -15,6 +15,7 @@ EXPLAINED = {
     "accuracy is the mean over draws, its interval over images.",
     "any_of_n": "An image counts as right only if all of {draws} fresh draws are: an attacker may submit it again.",
     "majority": "The most frequent class of {draws} fresh draws decides; a tied vote counts as wrong.",
+    "average": "The class with the highest mean {of} over {draws} fresh draws decides; a tie counts as wrong.",
     "dw_box": "Attacker and decision share one known realisation of the noise (draw {fixed_draw}, {part} noise); "
     "transfer is the mean accuracy of the same images on {transfer_draws} fresh draws.",
     "legacy_autoattack": "One draw decides, as in published AutoAttack numbers: noisier than fresh draws, and for "
@@ -177,6 +178,7 @@ def image_table(entries: Sequence[Entry]) -> Table:
                 ("distance", run.distances),
                 ("zero_gradient", run.zero_gradients),
                 ("gradient_agreement", run.agreements),
+                ("gradients_spent", run.spent),
                 ("verdict", run.verdicts),
             ):
                 row[name] = None if column[i] != column[i] else float(column[i])

@@ -172,6 +172,26 @@ def test_every_command_shows_the_alarms_of_weak_attacks(here):
         assert f"WARNING   all points: {name}: {text}" in swept
 
 
+def test_averages_are_a_protocol_with_settings(here):
+    out = run(
+        "evaluate",
+        *TINY,
+        *JUDGE,
+        "--protocol",
+        "average",
+        "--set",
+        "protocol.of=softmax",
+        "--out",
+        "r.sqlite",
+    )
+    assert "average(softmax of 2 draws)" in out
+    with fp.Run.open("r.sqlite") as opened:
+        assert opened.protocol == fp.protocols.average(2, "softmax")
+        assert opened.logits("adversarial").shape == (3, 2, 10)
+    planned = run("evaluate", *TINY, *JUDGE, "--protocol", "average", "--dry-run")
+    assert "disk" in planned
+
+
 def test_protocol_settings(here):
     run("evaluate", *TINY, "--method", "diffpure", "--no-progress", "--protocol", "dw_box", "--out", "r.sqlite",
         "--set", "protocol.variant=xi", "--set", "protocol.draw=3", "--draws", "2")  # fmt: skip
@@ -229,6 +249,10 @@ def test_values_are_read_as_written(text, value):
         ),
         (["evaluate", "--set", "protocol.magic=3"], "`settings of fresh` must be one of 'draws'"),
         (["evaluate", "--set", "eps=3"], "`--set` must be method.NAME=VALUE"),
+        (
+            ["evaluate", "--protocol", "average", "--set", "protocol.of=votes"],
+            "`of` must be one of 'logits', 'softmax'",
+        ),
         (["evaluate", "--protocol", "best"], "`protocol` must be one of 'fresh'"),
         (["evaluate", "--shard", "3/2"], "`shard` must be an integer in [1, 2], got 3"),
         (["evaluate", "--data", "cifar10", "--data-path", "none.npz"], "none.npz"),

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from fastpure.evaluate.schema import ImageRecord, Judged
+from fastpure.evaluate.record import Course, ImageRecord, Judged
 from tests.evaluate import toys
 from tests.evaluate.toys import SHAPE
 
@@ -18,11 +18,16 @@ ONE = {"data": {"n": N, "image_shape": list(SHAPE), "checksum": "c"}, "protocol"
 def record(position: int) -> ImageRecord:
     rng = np.random.default_rng(position)
     judged = {
-        name: Judged(rng.integers(0, 3, 4), rng.normal(size=4).astype(np.float32))
+        name: Judged(
+            rng.integers(0, 3, 4),
+            rng.normal(size=4).astype(np.float32),
+            np.random.default_rng([position, len(name)]).normal(size=(4, 3)).astype(np.float32),
+        )
         for name in ("clean", "adversarial")
     }
     x = rng.random(SHAPE, dtype=np.float32)
     trace = rng.normal(size=3).astype(np.float32)
     return ImageRecord(
-        position, 7 + position, position % 3, x, x + 1, 0.1 * position, True, None, trace, judged
-    )
+        position, 7 + position, position % 3, x, x + 1, 0.1 * position, True, None, trace, judged,
+        course=Course(trace / 3, np.cumsum(trace**2), 8.0 + position),
+    )  # fmt: skip

@@ -6,12 +6,14 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import fastpure as fp
 from fastpure.errors import EngineUnavailable
 from fastpure.evaluate import ray_engine
+from tests.evaluate import toys
 from tests.evaluate.toys import attack, dataset, defense
 
 pytestmark = pytest.mark.slow
@@ -39,6 +41,18 @@ def test_equals_a_single_process(cluster, tmp_path):
     assert report.digest == expected.digest
     with fp.Run.open(tmp_path / "ray.sqlite") as run:
         assert run.sessions()[0]["settings"]["engine"] == "ray"
+
+
+def test_logits_and_what_the_attack_said_come_back_from_the_workers(cluster, tmp_path):
+    protocol = fp.protocols.average(3, "softmax")
+    paths = [tmp_path / "one.sqlite", tmp_path / "ray.sqlite"]
+    for path, settings in zip(paths, ({}, {"engine": "ray", "workers": 2}), strict=True):
+        toys.evaluate(path, protocol, batch_size=2, attack=toys.telling(), **settings)
+    with fp.Run.open(paths[0]) as one, fp.Run.open(paths[1]) as other:
+        assert one.content_digest() == other.content_digest()
+        assert np.array_equal(one.logits("adversarial"), other.logits("adversarial"))
+        assert np.array_equal(one.progress(), other.progress(), equal_nan=True)
+        assert np.array_equal(one.spent, other.spent, equal_nan=True)
 
 
 def test_a_killed_workers_block_is_done_again(cluster, tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastpure as fp
@@ -17,7 +18,27 @@ from fastpure.evaluate.shards import blocks, parse_shard, share
 from fastpure.evaluate.store import RunStore, Seconds
 from fastpure.files import FileLock
 from tests.evaluate.stored import ONE, record
-from tests.evaluate.toys import evaluate
+from tests.evaluate.toys import evaluate, telling
+
+
+def test_shards_keep_logits_and_what_the_attack_said(tmp_path):
+    protocol = fp.protocols.average(3, "softmax")
+    paths = [tmp_path / f"{i}.sqlite" for i in (1, 2)]
+    for i, path in enumerate(paths, 1):
+        evaluate(path, protocol, n=10, batch_size=2, shard=(i, 2), attack=telling())
+    evaluate(tmp_path / "whole.sqlite", protocol, n=10, attack=telling())
+    with (
+        fp.Run.open(merge(tmp_path / "all.sqlite", paths)) as merged,
+        fp.Run.open(tmp_path / "whole.sqlite") as run,
+    ):
+        assert merged.content_digest() == run.content_digest()
+        assert [r.decided_sha256() for r in merged.records()] == list(run.result_checksums().values())
+        for which in ("clean", "adversarial"):
+            assert np.array_equal(merged.logits(which), run.logits(which))
+            assert np.array_equal(merged.values(which), run.values(which))
+        assert np.array_equal(merged.spent, run.spent, equal_nan=True)
+        for one, other in zip(merged.progress(), run.progress(), strict=True):
+            assert np.array_equal(one, other, equal_nan=True)
 
 
 def test_shards_make_the_whole(tmp_path):

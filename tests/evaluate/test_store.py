@@ -10,7 +10,7 @@ import pytest
 
 import fastpure as fp
 from fastpure.errors import RunLocked, RunMismatch
-from fastpure.evaluate.schema import ImageRecord, Judged, pack, unpack
+from fastpure.evaluate.record import ImageRecord, Judged, pack, unpack
 from fastpure.evaluate.store import RunStore, Seconds
 from fastpure.evaluate.work import Worker
 from tests.evaluate.stored import ONE, N, evaluate, record
@@ -38,6 +38,10 @@ def test_records_come_back_as_written(tmp_path):
         assert run.seconds()["attack"] == 2.0
         assert np.array_equal(run.images("adversarial", [3])[0], record(3).x_adv)
         assert np.array_equal(run.predicted("clean")[0], record(1).judged["clean"].predicted)
+        assert np.array_equal(run.logits("adversarial")[1], record(3).judged["adversarial"].logits)
+        assert np.array_equal(run.progress()[0][1], record(3).course.correct)
+        assert np.array_equal(run.progress()[1][0], record(1).course.spent_at)
+        assert run.spent.tolist() == [9.0, 11.0]
 
 
 def test_losses_that_a_database_rounds_are_not_taken_for_damage(tmp_path):
@@ -71,6 +75,15 @@ def test_every_value_enters_the_checksum():
         fields = {name: getattr(base, name) for name in base.__dataclass_fields__}
         sums.add(ImageRecord(**{**fields, **change}).sha256())
     assert len(sums) == len(changed) + 1
+
+
+def test_a_record_without_what_came_later_keeps_its_checksum():
+    """Literal: files on disk hold it. Logits and course enter checksums of their own."""
+    whole = record(3)
+    bare = {name: replace(judged, logits=None) for name, judged in whole.judged.items()}
+    for one in (whole, replace(whole, judged=bare, course=None)):
+        assert one.sha256().hex() == "cb4aba26a6e3fd0e4bea6c89803bd46d465b111e5be9050b99ca35865b18269d"
+    assert whole.decided_sha256() != replace(whole, judged=bare).decided_sha256()
 
 
 def test_a_finished_run_is_only_read(tmp_path, monkeypatch):

@@ -17,9 +17,10 @@ import pytest
 import fastpure as fp
 from fastpure.errors import RunDamaged, RunMismatch, StoreUnavailable
 from fastpure.evaluate.identity import canonical
-from fastpure.evaluate.schema import INPUTS, unpack
+from fastpure.evaluate.record import INPUTS, unpack
 from fastpure.evaluate.store import RunStore
 from tests.evaluate.stored import ONE, evaluate
+from tests.evaluate.toys import telling
 
 
 def shown(path: Path) -> str:
@@ -34,8 +35,9 @@ def shown(path: Path) -> str:
         parts += [repr(run.seconds()), run.content_digest(), str(fp.Report.of(run))]
         arrays = [run.positions, run.labels, run.sample_ids, run.distances, run.zero_gradients, run.verdicts]
         arrays += [run.traces(), run.images("clean"), run.images("adversarial")]
+        arrays += [run.agreements, run.spent, *run.progress()]
         for name in INPUTS:
-            arrays += [run.predicted(name), run.losses(name)]
+            arrays += [run.predicted(name), run.losses(name), run.logits(name)]
     digest = hashlib.sha256("\n".join(parts).encode())
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
@@ -64,7 +66,7 @@ def flip_all(path: Path, folder: Path, n: int, seed: int) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_five_hundred_flips_are_detected_or_show_nothing(tmp_path):
-    evaluate(tmp_path / "run.sqlite", n=24, batch_size=8)
+    evaluate(tmp_path / "run.sqlite", n=24, batch_size=8, attack=telling())
     counts = flip_all(tmp_path / "run.sqlite", tmp_path, 500, seed=0)
     assert counts["shown"] == 0, counts
     assert counts["detected"] > 100, counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import sqlite3
@@ -14,12 +15,29 @@ import pytest
 
 import fastpure as fp
 from fastpure.evaluate.work import Worker
-from tests.evaluate.stored import N, evaluate
+from tests.evaluate import stored
+from tests.evaluate.stored import N
+from tests.evaluate.toys import telling
+
+# With everything that a file can hold: logits that decide, and an attack that says what it did.
+evaluate = functools.partial(stored.evaluate, protocol=fp.protocols.average(3, "softmax"), attack=telling())
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> fp.Report:
     return evaluate(tmp_path_factory.mktemp("unbroken") / "run.sqlite")
+
+
+@pytest.fixture(scope="module")
+def said(unbroken) -> list[bytes]:
+    return everything(Path(unbroken.path))
+
+
+def everything(path: Path) -> list[bytes]:
+    """What the digest of a run leaves out or takes for granted: what its attack said, and every logit."""
+    with fp.Run.open(path) as run:
+        arrays = [run.agreements, run.spent, *run.progress(), run.logits("clean"), run.logits("adversarial")]
+    return [array.tobytes() for array in arrays]
 
 
 class Killed(BaseException):
@@ -57,7 +75,9 @@ def memory_folder(tmp_path):
         yield Path(folder)
 
 
-def test_a_hundred_kill_points_leave_the_result_of_an_unbroken_run(memory_folder, monkeypatch, unbroken):
+def test_a_hundred_kill_points_leave_the_result_of_an_unbroken_run(
+    memory_folder, monkeypatch, unbroken, said
+):
     """Each time the run dies once, somewhere between two statements, without a rollback reaching the file."""
     choose, known, block = random.Random(0), {}, Worker.block
 
@@ -69,7 +89,7 @@ def test_a_hundred_kill_points_leave_the_result_of_an_unbroken_run(memory_folder
     monkeypatch.setattr(Worker, "block", remembered)
     for trial in range(100):
         path = memory_folder / f"{trial}.sqlite"
-        n_statements = choose.randrange(0, 90)
+        n_statements = choose.randrange(0, 130)
         with monkeypatch.context() as patch:
             kill_at(patch, n_statements)
             try:
@@ -77,17 +97,18 @@ def test_a_hundred_kill_points_leave_the_result_of_an_unbroken_run(memory_folder
                 died = False
             except Killed:
                 died = True
-        assert died or n_statements > 80
+        assert died or n_statements > 120
         report = evaluate(path, batch_size=4)
         assert report.digest == unbroken.digest, f"killed before statement {n_statements}"
         assert report.n_images == N
+        assert everything(path) == said
 
 
 KILLED = """
 import os, sys
 import fastpure as fp
 from fastpure.evaluate.store import RunStore
-from tests.evaluate.toys import attack, dataset, defense
+from tests.evaluate.toys import dataset, defense, telling
 write, left = RunStore.write, [int(sys.argv[2])]
 def dying(self, *arguments):
     write(self, *arguments)
@@ -95,7 +116,8 @@ def dying(self, *arguments):
     if left[0] == 0:
         os.kill(os.getpid(), 9)
 RunStore.write = dying
-fp.evaluate(defense(), dataset(12), attack(), fp.protocols.fresh(3), sys.argv[1], batch_size=2, progress=False)
+how = fp.protocols.average(3, "softmax")
+fp.evaluate(defense(), dataset(12), telling(), how, sys.argv[1], batch_size=2, progress=False)
 """
 
 

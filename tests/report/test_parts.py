@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
+from dataclasses import replace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 
 import fastpure as fp
 from fastpure.data import load_dataset
 from fastpure.evaluate.identity import describe_defense
+from fastpure.evaluate.record import Course
+from fastpure.evaluate.store import RunStore, Seconds
 from fastpure.intervals import wilson
 from fastpure.purify import look_through
-from fastpure.report import svg
+from fastpure.report import report, svg
 from fastpure.report.chart import listed
 from fastpure.report.data import holm, open_entries, value_text
-from fastpure.report.figures import sweep_chart
+from fastpure.report.figures import sweep_chart, trace_charts
 from fastpure.report.page import Options, collect
 from fastpure.report.pictures import choose
 from fastpure.report.rebuild import (
@@ -30,7 +34,7 @@ from fastpure.report.rebuild import (
 from fastpure.report.svg import Series, interval_bar, line_chart, ticks
 from fastpure.report.sweeps import sweeps
 from fastpure.report.tables import count, duration, explain
-from tests.evaluate.toys import SHAPE, Brightness, attack, dataset, defense
+from tests.evaluate.toys import SHAPE, Brightness, attack, dataset, defense, run_file
 from tests.report.made import run
 
 
@@ -209,6 +213,56 @@ def test_a_bundled_guide_and_fine_tuned_denoiser_are_found_by_their_weights():
     described = describe_defense(fp.Defense(fp.Purifier(unknown, method), classifier))
     with pytest.raises(CannotRebuild, match="not the bundled ones"):
         find_defense(described, (), None)
+
+
+def test_what_an_attack_saw_is_drawn_against_what_it_spent(tmp_path):
+    """Two images by hand: the second is not looked at first, the first given up before the end."""
+    nan = float("nan")
+    courses = [
+        Course(*(np.array(row, np.float32) for row in rows), spent)
+        for rows, spent in (
+            (([1.0, 0.5, nan], [2.0, 4.0, nan]), 4.0),
+            (([nan, 0.75, 0.25], [nan, 3.0, 6.0]), 7.0),
+            (([nan, nan, nan], [nan, nan, nan]), 0.5),  # wrong from the beginning: not attacked
+        )
+    ]
+    with run_file(None, np.zeros((3, 2)), np.zeros((3, 2)), trace=np.ones((3, 3))).read() as made:
+        records = [replace(record, course=c) for record, c in zip(made.records(), courses, strict=True)]
+        identity = made.identity
+    store = RunStore(tmp_path / "told.sqlite", identity)
+    store.write(records, Seconds())
+    store.close()
+    with ExitStack() as stack:
+        (entry,) = open_entries([tmp_path / "told.sqlite"], stack)
+        loss, chart = trace_charts([entry])
+        per = look_through(defense()).network_calls
+        assert entry.calls == round(per * (12 + 2 * 11.5)), "what was done, no bound"
+        assert entry.calls_per_gradient == 2 * per
+        html = report([entry.run])
+    assert (loss.name, chart.name) == ("attack-loss-ce", "attack-accuracy-ce")
+    (line,) = chart.series
+    assert line.x == pytest.approx([(2 + 0) / 2, (4 + 3) / 2, (4 + 6) / 2])
+    assert line.y == pytest.approx([(1 + 0.75) / 2, (0.5 + 0.75) / 2, (0.5 + 0.25) / 2])
+    assert (line.low[-1], line.high[-1]) == (wilson(0.75, 2).low, wilson(0.75, 2).high)
+    assert line.low[1] != line.low[1]
+    assert "2 of 3 images" in chart.caption
+    assert f"A gradient is {2 * per} network calls." in chart.caption
+    ElementTree.fromstring(chart.svg)
+    assert "Accuracy the attack saw (ce)" in html
+    assert "4 gradients per image" in html
+    assert f"{count(entry.calls)} calls" in html
+    assert f"≤ {count(entry.calls)} calls" not in html
+
+
+def test_attacks_that_say_nothing_have_no_such_chart(files):
+    with ExitStack() as stack:
+        entries = open_entries(files, stack)
+        assert [chart.name for chart in trace_charts(entries)] == ["attack-loss-ce"]
+        agreement = entries[1].agreement
+        assert agreement is not None
+        assert -1 <= agreement <= 1
+        assert f"gradients agree: {agreement:.2f}" in report([entry.run for entry in entries])
+        assert entries[3].agreement is None
 
 
 def test_confidence_ends_where_the_decision_is_taken(tmp_path):
