@@ -16,6 +16,8 @@ from .low_frequency import LowFrequency
 from .pgd import DWPGD, PGD
 from .pyautoattack import FAB, Square
 from .stadv import StAdv
+from .start import Start
+from .targets import Targets
 from .transfer import Transfer
 
 ATTACKS: dict[str, type[Attack]] = {
@@ -51,6 +53,8 @@ __all__ = [
     "LowFrequency",
     "Square",
     "StAdv",
+    "Start",
+    "Targets",
     "Transfer",
     "from_settings",
 ]

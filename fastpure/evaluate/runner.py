@@ -79,6 +79,7 @@ def evaluate(
     whole("batch_size", batch_size, 1)
     run_blocks = _engine(engine, workers)
     target = enter(defense, dataset, protocol)
+    attack = None if attack is None else attack.named(dataset.sample_ids)
     _check_white_box(attack, protocol)
     if target.own_noise and out is not None:
         raise ValueError(_cannot_continue(target))

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from itertools import combinations
 from typing import Any
@@ -24,6 +23,7 @@ from ..attacks.weakness import (
     noise_left_by,
 )
 from .controls import KINDS
+from .described import members, spends_as
 from .identity import canonical, differences
 from .run import CannotRebuild, Head, Run, rebuild_method
 from .statistics import compare_values
@@ -76,14 +76,13 @@ def effort(identity: Mapping[str, Any]) -> Effort | None:
     attack = identity["attack"]
     if attack is None or not seeks(attack["name"]):
         return None
-    settings, kind = attack["settings"], KINDS.get(attack["name"])
-    if kind is None:  # an attack of the user's own, by the names that the field gives to settings
-        return Effort(steps=settings.get("n_iter") or 0, draws=settings.get("eot_iter") or 0)
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    settings = attack["settings"]
     try:
-        made = kind(**{name: value for name, value in settings.items() if name in known})
-    except (TypeError, ValueError):  # images stand in a file as their checksum: `Transfer` asks nothing
+        made = spends_as(attack)
+    except (TypeError, ValueError):  # settings that stand in a file as text, such as a metric of the user's
         return Effort()
+    if made is None:  # an attack of the user's own, by the names that the field gives to settings
+        return Effort(steps=settings.get("n_iter") or 0, draws=settings.get("eot_iter") or 0)
     return made.effort(len(identity["data"]["classes"]))
 
 
@@ -213,12 +212,18 @@ def gradient_mode(run: Run) -> str:
     attack, defense = run.identity["attack"], run.identity["defense"]
     if attack is None or not seeks(attack["name"]):
         return "none"
+    mode = _mode(attack)
+    settings = defense.get("method", {}).get("settings", {})
+    return "detached" if mode == "exact" and settings.get("guidance_grad") == "detached" else mode
+
+
+def _mode(attack: Mapping[str, Any]) -> str:
+    """The mode of an attack, or of all members of one; the name of the class where there is no such mode."""
+    if modes := {_mode(member) for member in members(attack)}:
+        return modes.pop() if len(modes) == 1 else str(attack["name"]).lower()
     kind = KINDS.get(attack["name"])
     mode = attack["settings"].get("gradient", "exact" if kind is None else kind.gradient)
-    if mode is None:
-        return str(attack["name"]).lower()
-    settings = defense.get("method", {}).get("settings", {})
-    return "detached" if mode == "exact" and settings.get("guidance_grad") == "detached" else str(mode)
+    return str(attack["name"]).lower() if mode is None else str(mode)
 
 
 def seeks(name: str) -> bool:
