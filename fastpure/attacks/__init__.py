@@ -11,6 +11,7 @@ from .autoattack import AutoAttack
 from .base import Attack, AttackResult
 from .budget import Budget
 from .diffattack import DiffAttack
+from .ensemble import Ensemble
 from .gradient_modes import MODES, GradientMode
 from .low_frequency import LowFrequency
 from .pgd import DWPGD, PGD
@@ -33,7 +34,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "stadv": StAdv,
     "low-frequency": LowFrequency,
 }
-"""Every attack that settings suffice to make, by name; `Transfer` needs images."""
+"""Every attack that settings suffice to make, by name; `Transfer` needs images, `Ensemble` attacks."""
 
 __all__ = [
     "APGDCE",
@@ -49,6 +50,7 @@ __all__ = [
     "AutoAttack",
     "Budget",
     "DiffAttack",
+    "Ensemble",
     "GradientMode",
     "LowFrequency",
     "Square",

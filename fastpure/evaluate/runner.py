@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..attacks.base import Attack
+from ..attacks.ensemble import Ensemble
 from ..attacks.pgd import DWPGD, VARIANTS
 from ..data import Dataset
 from ..errors import RunInterrupted, mistake, one_of, whole
@@ -166,6 +167,8 @@ def _check(dataset: Any, attack: Any, protocol: Any) -> None:
 
 
 def _check_white_box(attack: Attack | None, protocol: Protocol) -> None:
+    for member in attack.attacks if isinstance(attack, Ensemble) else ():
+        _check_white_box(member, protocol)
     if isinstance(attack, DWPGD) and protocol.noise == "known":
         own = (attack.draw, VARIANTS[attack.variant])
         if own != (protocol.fixed_draw, protocol.part):

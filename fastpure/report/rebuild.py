@@ -21,7 +21,7 @@ from ..classifiers import load_classifier
 from ..data import Dataset
 from ..errors import FastpureError
 from ..evaluate.controls import KINDS
-from ..evaluate.described import spends_as
+from ..evaluate.described import members, spends_as
 from ..evaluate.identity import canonical, describe_defense, differences
 from ..evaluate.plan import count_queries
 from ..evaluate.protocol import Protocol
@@ -134,7 +134,8 @@ def queries(attack: str, protocol: Protocol, shape: tuple[int, ...], n_classes: 
     try:
         described = json.loads(attack)
         # Images stand in a file as checksums: such an attack does not come back, but how often it asks is known.
-        rebuilt = spends_as(described) if '"sha256"' in attack else rebuild_attack(described)
+        given = members(described) or '"sha256"' in attack
+        rebuilt = spends_as(described) if given else rebuild_attack(described)
         if rebuilt is None:
             return None
         classes = tuple(str(i) for i in range(n_classes))
