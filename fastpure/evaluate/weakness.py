@@ -26,7 +26,7 @@ from .controls import KINDS
 from .described import members, spends_as
 from .identity import canonical, differences
 from .run import CannotRebuild, Head, Run, rebuild_method
-from .statistics import compare_values
+from .statistics import chosen_worst, compare_values
 
 
 def findings(run: Run) -> tuple[Finding, ...]:
@@ -128,8 +128,8 @@ def across(runs: Sequence[Run]) -> tuple[Finding, ...]:
 def _restart_findings(runs: Sequence[Run]) -> list[Finding]:
     """For runs that differ in the attack's seed only: what the best start of each image finds beyond one start.
 
-    The minimum over noisy scores is below all of them by chance. So half of the draws choose the start of each image,
-    and the other half compare it with the best single run; where one draw decides, there is no noise to be fooled by.
+    The minimum over noisy scores is below all of them by chance, so no draw judges the start that it chose, see
+    `worst_of`; where one draw decides, there is no noise to be fooled by.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -148,13 +148,9 @@ def _restart_findings(runs: Sequence[Run]) -> list[Finding]:
 
 
 def _restarts(runs: Sequence[Run]) -> Finding:
-    correct = np.stack([run.correct("adversarial") for run in runs]).astype(np.float64)
-    half = correct.shape[2] // 2
-    choosing, judging = (correct[..., :half], correct[..., half:]) if half else (correct, correct)
-    values = judging.mean(2)
-    best = values[choosing.mean(2).argmin(0), np.arange(values.shape[1])]
-    single = values[values.mean(1).argmin()]
-    result = compare_values(single, best)
+    correct = np.stack([run.correct("adversarial") for run in runs])
+    values = correct.mean(2, dtype=np.float64)
+    result = compare_values(values[values.mean(1).argmin()], chosen_worst(correct))
     alarm = result.difference < -SHARE_ALARM and result.p_value < 0.05
     text = (
         f"the best of {len(runs)} starts of each image leaves {100 * result.accuracies[1]:.1f} %, the best single run "
