@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..errors import mistake, one_of
+from .adapters import as_art, as_autoattack, as_torchattack
 from .apgd import APGDCE, APGDDLR, APGDT
 from .autoattack import AutoAttack
 from .base import Attack, AttackResult
@@ -58,6 +59,9 @@ __all__ = [
     "Start",
     "Targets",
     "Transfer",
+    "as_art",
+    "as_autoattack",
+    "as_torchattack",
     "from_settings",
 ]
 

@@ -243,7 +243,8 @@ class RestartSpread:
     """The same experiment with several seeds of the attack.
 
     ``accuracies`` are those of the single runs, ``std`` their standard deviation, ``worst_case`` the accuracy if the
-    strongest restart counts on each image. The last is a minimum over noisy values where draws are few.
+    strongest restart counts on each image: chosen on some draws and judged on others (`worst_of`) where the mean over
+    draws decides, and the minimum of the decisions under other rules.
     """
 
     accuracies: tuple[float, ...]
@@ -278,6 +279,7 @@ def restart_spread(runs: Sequence[Run]) -> RestartSpread:
             raise ValueError(mistake("runs", "alike but for the attack's seed", "; ".join(other[:4])))
     values = np.stack([run.values("adversarial") for run in runs])
     means = values.mean(1)
-    return RestartSpread(
-        tuple(float(mean) for mean in means), float(means.std(ddof=1)), float(values.min(0).mean())
-    )
+    worst = values.min(0)
+    if runs[0].protocol.rule == "mean":
+        worst = chosen_worst(np.stack([run.correct("adversarial") for run in runs]))
+    return RestartSpread(tuple(float(mean) for mean in means), float(means.std(ddof=1)), float(worst.mean()))
