@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -20,7 +20,7 @@ ROUNDING = 2.0**-23
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Start:
     """Images to begin at, matched with the attacked ones by sample id.
 
@@ -30,15 +30,13 @@ class Start:
         found: [N, C, H, W] float32 in [0, 1].
         sample_ids: names of their originals, int64 [N], each once; None for the images of one call (or of one data
             set, in `evaluate`) in their order.
-        source: where they come from, for people.
 
     Raises:
         TypeError, ValueError: images or names are not as described.
     """
 
-    found: Tensor = field(repr=False)
-    sample_ids: Tensor | None = field(default=None, repr=False)
-    source: str = ""
+    found: Tensor
+    sample_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_tensor("start", self.found, torch.float32, 4)
@@ -46,6 +44,9 @@ class Start:
             check_names(self.sample_ids, len(self.found), "images")
         names = torch.arange(len(self.found)) if self.sample_ids is None else self.sample_ids
         check_values("start", self.found.detach().cpu(), names.cpu())
+
+    def __repr__(self) -> str:
+        return f"Start({len(self.found)} images)"
 
     @staticmethod
     def of(value: Any) -> Start | None:
@@ -61,14 +62,14 @@ class Start:
         if isinstance(value, Tensor):
             return Start(value.detach())
         if isinstance(value, AttackResult):
-            return Start(value.x_adv.detach(), value.sample_ids, "result")
+            return Start(value.x_adv.detach(), value.sample_ids)
         if isinstance(value, str | Path):
             with READERS["run"](value) as run:
                 return Start.of(run)
         if hasattr(value, "as_attack"):
             return Start.of(value.as_attack())
         if hasattr(value, "found") and hasattr(value, "sample_ids"):
-            return Start(value.found, value.sample_ids, str(getattr(value, "source", "")))
+            return Start(value.found, value.sample_ids)
         expected = "a tensor [N, C, H, W], an AttackResult, a run or the path of a run file"
         raise TypeError(mistake("start", expected, type(value).__name__))
 
@@ -80,7 +81,7 @@ class Start:
         """
         if self.sample_ids is not None:
             return self
-        return Start(self.found, by_name(sample_ids, len(self.found), "start"), self.source)
+        return Start(self.found, by_name(sample_ids, len(self.found), "start"))
 
     def at(self, x: Tensor, sample_ids: Tensor, budget: Budget) -> Tensor:
         """The first point of each of the images ``x`` [B, C, H, W] with these names [B], projected into ``budget``.

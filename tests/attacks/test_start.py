@@ -211,7 +211,7 @@ def test_mistakes_are_named(start, error, message):
 
 def test_it_prints_short_and_travels():
     run = still(start=found())
-    assert "start=Start(source='result')" in str(run)
+    assert "start=Start(5 images)" in str(run)
     other = pickle.loads(pickle.dumps(run))
     assert torch.equal(other.start.found, run.start.found)
     assert still(start=X[:0])(Pixels(), X[:0], Y[:0]).x_adv.shape == (0, *SHAPE)
