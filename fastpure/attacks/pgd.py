@@ -42,18 +42,19 @@ class PGD(TargetedAttack):
         """The last iterate and the EOT-averaged loss at every iterate."""
         logits = self.logits(problem)
         goal = objective(logits, self.loss_called(self.loss))
-        return self.ascend(problem, goal, tick, self.aims(problem, logits))
+        # The loss gets its labels from here: where there are targets, both classes of each image.
+        aimed = replace(problem, y=self.aims(problem, logits))
+        return self.ascend(aimed, goal, tick)
 
-    def ascend(self, problem: Problem, goal: Objective, tick: Tick, labels: Tensor | None = None) -> Proposal:
-        """Plain steps of fixed length up ``goal``; ``labels`` [B] or [B, 2] are its, the true classes if None."""
-        labels = problem.y if labels is None else labels
+    def ascend(self, problem: Problem, goal: Objective, tick: Tick) -> Proposal:
+        """Plain steps of fixed length up ``goal``."""
         step_size = self.step_size if self.step_size is not None else 2.5 * self.eps / self.n_iter
         n, x = self.n_draws(problem), self.first_point(problem)
         losses, flat = problem.x.new_zeros((self.n_iter, len(problem.x))), None
         agreement = Average(problem.x)
         for i in range(self.n_iter):
             draws = range(i * n, (i + 1) * n)
-            found = query(goal, x, labels, problem.ids, draws, self.batch_size)
+            found = query(goal, x, problem.y, problem.ids, draws, self.batch_size)
             losses[i] = found.loss
             agreement.add(found.agreement)
             flat = is_flat(found) if flat is None else flat
