@@ -17,11 +17,12 @@ import fastpure as fp
 from fastpure.attacks.base import Attack
 from fastpure.data import Dataset
 from fastpure.errors import RunLocked
-from fastpure.evaluate import Protocol, Run, across
+from fastpure.evaluate import Protocol, Run, across, worst_of
 from fastpure.evaluate.statistics import Comparison, compare_values
 from fastpure.evaluate.summary import accuracy
 from fastpure.report.rebuild import network_calls
 
+WORST = "worst of all, chosen image by image on other draws"
 Makers = Mapping[str, Callable[[], nn.Module]]
 
 
@@ -133,7 +134,7 @@ def lines(found: Mapping[Row, Run]) -> Iterator[str]:
 def comparisons(
     found: Mapping[Row, Run], pairs: Iterable[tuple[str, str]], counts: Callable[[Row], bool]
 ) -> Iterator[str]:
-    """Paired comparisons of two defences under the same attack, and under the worst of the rows that count.
+    """Paired comparisons of two defences under the same attack, and under the worst of the rows that count (`worst`).
 
     The latter only where b was attacked with no more than a was, apart from what a has no part for (a gradient that
     leaves out guidance) or would be the same (images found on a itself).
@@ -149,7 +150,7 @@ def comparisons(
     for a, b in pairs:
         one, two = (worst(found, name, counts) for name in (a, b))
         if one is not None and two is not None and _attacks(found, b, counts) <= _attacks(found, a, counts):
-            yield _comparison("worst of all, image by image", a, b, compare_values(one, two))
+            yield _comparison(WORST, a, b, compare_values(one, two))
 
 
 def _comparison(attack: str, a: str, b: str, result: Comparison) -> str:
@@ -167,19 +168,18 @@ def _attacks(found: Mapping[Row, Run], defence: str, counts: Callable[[Row], boo
 
 
 def worst(found: Mapping[Row, Run], defence: str, counts: Callable[[Row], bool]) -> np.ndarray | None:
-    """How far each image counts as correct under the row that left least of it, float64 [n]; None without rows."""
-    values = [
-        run.values("adversarial") for row, run in found.items() if row.defence == defence and counts(row)
-    ]
-    return np.minimum.reduce(values) if values else None
+    """How far each image counts as correct under the worst row for it, float64 [n], see `worst_of`; None without."""
+    runs = [run for row, run in found.items() if row.defence == defence and counts(row)]
+    return worst_of(runs) if runs else None
 
 
 def lowest(found: Mapping[Row, Run], defences: Iterable[str], counts: Callable[[Row], bool]) -> Iterator[str]:
     """Per defence what the rows that count leave of it: under the attack that found most, and image by image.
 
-    The last column takes for each image the row with the fewest correct draws, as an attacker who tries all would.
+    The last column takes for each image the worst row, as an attacker who tries all would: chosen on some draws and
+    judged on others, so that it does not fall with the number of rows alone.
     """
-    yield "| defence | clean % | lowest robust % | found by | rows | worst of all, image by image % |"
+    yield f"| defence | clean % | lowest robust % | found by | rows | {WORST} % |"
     yield "|---|---|---|---|---|---|"
     for name in defences:
         runs = {row: run for row, run in found.items() if row.defence == name and counts(row)}

@@ -194,7 +194,7 @@ Hours: one thread of a shared machine. COUP's scale was chosen on {TUNING_IMAGES
 ## What each defence withstands under Linf
 
 The lowest number over the attacks tried, which is an upper bound of the robustness; in the last column an attacker
-chooses for each image the attack that worked best, so that its number falls with the number of attacks (rows) too.
+chooses for each image the attack that worked best on half of the draws, and is judged on the others.
 
 {chr(10).join(lowest(found, names, counts))}
 

@@ -148,7 +148,7 @@ network, a gradient counts twice, at most. Hours: shared cores, not comparable.
 ## What each defence withstands
 
 The lowest number over the attacks tried, which is an upper bound of the robustness; in the last column an attacker
-chooses for each image the attack that worked best, so that its number falls with the number of attacks (rows) too.
+chooses for each image the attack that worked best on half of the draws, and is judged on the others.
 "found on": the images that APGD-CE found on that defence.
 
 {chr(10).join(lowest(found, DEFENCES, counts))}

@@ -14,6 +14,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .readers import READERS as _READERS
+
 if TYPE_CHECKING:
     from . import attacks as attacks
     from . import methods as methods
@@ -95,6 +97,9 @@ def __getattr__(name: str) -> Any:
             if error.name != full:
                 raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_READERS["run"] = lambda path: __getattr__("Run").open(path)
 
 
 def __dir__() -> list[str]:

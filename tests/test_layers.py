@@ -23,6 +23,7 @@ LAYERS = [
         "neighbours",
         "openmp",
         "pickles",
+        "readers",
         "signatures",
         "threads",
         "version",

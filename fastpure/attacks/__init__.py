@@ -6,11 +6,13 @@ from dataclasses import fields
 from typing import Any
 
 from ..errors import mistake, one_of
+from .adapters import as_art, as_autoattack, as_torchattack
 from .apgd import APGDCE, APGDDLR, APGDT
 from .autoattack import AutoAttack
 from .base import Attack, AttackResult
 from .budget import Budget
 from .diffattack import DiffAttack
+from .ensemble import Ensemble
 from .gradient_modes import MODES, GradientMode
 from .low_frequency import LowFrequency
 from .pgd import DWPGD, PGD
@@ -18,6 +20,8 @@ from .pyautoattack import FAB, Square
 from .rays import RayS
 from .spsa import SPSA
 from .stadv import StAdv
+from .start import Start
+from .targets import Targets
 from .transfer import Transfer
 
 ATTACKS: dict[str, type[Attack]] = {
@@ -35,7 +39,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "stadv": StAdv,
     "low-frequency": LowFrequency,
 }
-"""Every attack that settings suffice to make, by name; `Transfer` needs images."""
+"""Every attack that settings suffice to make, by name; `Transfer` needs images, `Ensemble` attacks."""
 
 __all__ = [
     "APGDCE",
@@ -52,12 +56,18 @@ __all__ = [
     "AutoAttack",
     "Budget",
     "DiffAttack",
+    "Ensemble",
     "GradientMode",
     "LowFrequency",
     "RayS",
     "Square",
     "StAdv",
+    "Start",
+    "Targets",
     "Transfer",
+    "as_art",
+    "as_autoattack",
+    "as_torchattack",
     "from_settings",
 ]
 

@@ -18,13 +18,16 @@ from .apgd_loop import ROOM, STAGES, Ask, DenseLoop, Found, SparseLoop, l2
 from .base import Problem, Proposal, Tick
 from .budget import onto_l1_ball_in_box
 from .gradient import Average, Logits, Loss, Query, mean_logits, objective, query
-from .gradient_attack import GradientAttack
-from .losses import cross_entropy, dlr, dlr_targeted, require_classes
+from .gradient_attack import StartedAttack, TargetedAttack
+from .losses import dlr_targeted, require_classes
 from .pgd import is_flat
+
+Stages = tuple[tuple[float, float], ...]
+"""Radii in units of eps and their shares of the iterations, as in ``STAGES``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoPGD(GradientAttack):
+class AutoPGD(StartedAttack):
     """Base of the three; 100 iterations by default.
 
     Where nothing is random an image is left alone once it is misclassified, and later restarts and targets go on
@@ -33,6 +36,8 @@ class AutoPGD(GradientAttack):
 
     Attributes:
         n_restarts: runs from different random points; the best candidate of each image is kept.
+        start: see `StartedAttack`; the first restart (of each target) begins there, the others at random points. For L1
+            that restart stays in the ball: the larger ones are there to find a start.
     """
 
     n_iter: int = 100
@@ -62,7 +67,7 @@ class AutoPGD(GradientAttack):
         logits = self.logits(problem)
         rounds = self.labels(problem, logits)
         best: Found | None = None
-        histories, agreement = [], Average(problem.x)
+        histories, agreement, given = [], Average(problem.x), self.given(problem)
         for number in range(len(rounds) * self.n_restarts):
             playing = torch.ones_like(problem.y, dtype=torch.bool)
             if best is not None and not problem.target.is_random:
@@ -73,14 +78,15 @@ class AutoPGD(GradientAttack):
             labels = rounds[number // self.n_restarts]
             part = problem.part(chosen)
             own = Average(part.x)
-            found = self._run(part, labels[chosen], logits, number, tick, own)
+            begin = None if given is None or number % self.n_restarts else given[chosen]
+            found = self._run(part, labels[chosen], logits, number, tick, own, begin)
             agreement.add(own.mean, chosen)
             best = found if best is None else _merge(best, found, chosen)
             histories.append(_spread(found.losses, chosen, len(problem.x)))
         assert best is not None
         return Proposal(best.x, torch.cat(histories), is_flat(best.first), agreement=agreement.mean)
 
-    def start(self, problem: Problem, number: int) -> Tensor:
+    def first_point(self, problem: Problem, number: int) -> Tensor:
         """Random point on the surface of the cube (largest entry eps) or of the ball, clamped to [0, 1].
 
         For L1 the image plus standard normal noise, projected onto the first and largest of the balls.
@@ -103,6 +109,7 @@ class AutoPGD(GradientAttack):
         number: int,
         tick: Tick,
         agreement: Average,
+        begin: Tensor | None,
     ) -> Found:
         goal, n = objective(logits, self.loss), self.n_draws(problem)
         queries = number * (self.n_iter + len(STAGES))
@@ -116,17 +123,21 @@ class AutoPGD(GradientAttack):
         def tell(i: int, loss: float) -> None:
             tick(number * self.n_iter + i, loss)
 
-        stop, start = not problem.target.is_random, self.start(problem, number)
+        stop = not problem.target.is_random
+        start = self.first_point(problem, number) if begin is None else begin
         if self.norm != "L1":
             return DenseLoop(ask, problem.x, start, self.norm, self.eps, self.n_iter).run(stop, tell)
-        return self._run_stages(ask, tell, problem.x, start, stop)
+        stages = STAGES if begin is None else STAGES[-1:]
+        return self._run_stages(ask, tell, problem.x, start, stop, stages)
 
-    def _run_stages(self, ask: Ask, tell: Tick, x: Tensor, start: Tensor, stop: bool) -> Found:
-        lengths = [math.ceil(share * self.n_iter) for _, share in STAGES[:-1]]
+    def _run_stages(
+        self, ask: Ask, tell: Tick, x: Tensor, start: Tensor, stop: bool, stages: Stages
+    ) -> Found:
+        lengths = [math.ceil(share * self.n_iter) for _, share in stages[:-1]]
         lengths.append(self.n_iter - sum(lengths))
         losses, done = [], 0
         found: Found | None = None
-        for stage, ((radius, _), length) in enumerate(zip(STAGES, lengths, strict=True)):
+        for stage, ((radius, _), length) in enumerate(zip(stages, lengths, strict=True)):
             if length < 1:
                 continue
             first = done + stage
@@ -138,7 +149,7 @@ class AutoPGD(GradientAttack):
                 length,
             )
             # Success in a larger ball is none: only the last stage may leave an image alone.
-            last = stage == len(STAGES) - 1
+            last = stage == len(stages) - 1
             found = loop.run(stop and last, lambda i, loss, done=done: tell(done + i, loss))  # type: ignore[misc]
             start, done = found.best, done + length
             losses.append(found.losses)
@@ -147,28 +158,34 @@ class AutoPGD(GradientAttack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGDCE(AutoPGD):
-    """APGD on the cross entropy."""
+class APGDCE(AutoPGD, TargetedAttack):
+    """APGD on the cross entropy, or towards a target on minus that of the target."""
 
     @property
     def loss(self) -> Loss:
         """Cross entropy."""
-        return cross_entropy
+        return self.loss_called("ce")
+
+    def labels(self, problem: Problem, logits: Logits) -> list[Tensor]:
+        """The true classes, with the targets where there are some."""
+        return [self.aims(problem, logits)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGDDLR(AutoPGD):
-    """APGD on the difference of logits ratio; needs at least three classes."""
+class APGDDLR(AutoPGD, TargetedAttack):
+    """APGD on the difference of logits ratio; needs at least three classes, four towards a target."""
 
     @property
     def loss(self) -> Loss:
-        """Untargeted DLR."""
-        return dlr
+        """DLR."""
+        return self.loss_called("dlr")
 
     def labels(self, problem: Problem, logits: Logits) -> list[Tensor]:
-        """The true classes."""
-        require_classes(problem.n_classes, 3, "dlr", "Use the attack apgd-ce")
-        return super().labels(problem, logits)
+        """The true classes, with the targets where there are some."""
+        targeted = self.targeted is not None
+        name = "dlr-targeted" if targeted else "dlr"
+        require_classes(problem.n_classes, 4 if targeted else 3, name, "Use the attack apgd-ce")
+        return [self.aims(problem, logits)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import mistake, one_of, whole
 from .apgd import APGDCE, APGDDLR, APGDT
 from .base import NormAttack, Problem, Proposal, Tick
-from .gradient import Average, score
+from .choosing import choose, effort_of, share_correct
 from .gradient_modes import GradientMode
 from .pyautoattack import FAB, Square
 from .weakness import Effort
@@ -109,55 +109,34 @@ class AutoAttack(NormAttack):
 
     def effort(self, n_classes: int) -> Effort:
         """See ``Attack.effort``; that of the member which spends most, because the best of them counts."""
-        efforts = [member.effort(n_classes) for member in self.members(n_classes)]
-        return Effort(
-            steps=max(effort.steps for effort in efforts),
-            queries=max(effort.queries for effort in efforts),
-            draws=max(effort.draws for effort in efforts),
-            noisy=any(effort.noisy for effort in efforts),
-            left_out=tuple(
-                f"{name} is left out: its loss needs {least} classes, and there are {n_classes}"
-                for name, least in LEAST_CLASSES.items()
-                if name in self.names and 0 < n_classes < least
-            ),
-        )
+        left_out = [
+            f"{name} is left out: its loss needs {least} classes, and there are {n_classes}"
+            for name, least in LEAST_CLASSES.items()
+            if name in self.names and 0 < n_classes < least
+        ]
+        return effort_of(self.members(n_classes), n_classes, left_out)
+
+    def spoken_for(self) -> int:
+        """See ``Attack.spoken_for``."""
+        looks = len(self.names) + 1 if self.decision == "legacy" else self.decision_draws
+        return self.eval_draws + looks
 
     def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The candidate of each image that is correct on the fewest decision draws."""
-        best, correct = problem.x.clone(), self._share_correct(problem, problem.x, 0)
-        histories: list[Tensor] = []
+        chosen = choose(problem, self.members(problem.n_classes), self._share_correct, tick)
         flat = torch.zeros_like(problem.y, dtype=torch.bool)
-        agreement = Average(problem.x)
-        for number, member in enumerate(self.members(problem.n_classes), start=1):
-            chosen = (correct > 0).nonzero()[:, 0]
-            if not len(chosen):
-                break
-            part, done = problem.part(chosen), sum(len(history) for history in histories)
-            proposal = member.propose(part, lambda i, loss, done=done: tick(done + i, loss))  # type: ignore[misc]
-            candidate = self.budget.project(proposal.x.detach(), part.x)
-            share = self._share_correct(part, candidate, number)
-            # A tie goes to the first candidate that is not the image itself.
-            untouched = (best[chosen] == part.x).flatten(1).all(1)
-            better = (share < correct[chosen]) | ((share == correct[chosen]) & untouched)
-            best[chosen[better]], correct[chosen[better]] = candidate[better], share[better]
-            if number == 1 and proposal.zero_gradients is not None:
-                flat[chosen] = proposal.zero_gradients
-            if proposal.agreement is not None:
-                agreement.add(proposal.agreement, chosen)
-            wide = proposal.losses.new_full((len(proposal.losses), len(problem.x)), torch.nan)
-            wide[:, chosen] = proposal.losses
-            histories.append(wide)
-        losses = torch.cat(histories) if histories else problem.x.new_empty((0, len(problem.x)))
-        verdict = (correct > 0)[:, None] if self.decision == "legacy" else None
-        return Proposal(best, losses, flat, verdict, agreement.mean)
+        for number, images, zero in chosen.flat:
+            if number == 1:
+                flat[images] = zero
+        verdict = (chosen.correct > 0)[:, None] if self.decision == "legacy" else None
+        return Proposal(chosen.x, chosen.losses, flat, verdict, chosen.agreement)
 
     def _share_correct(self, problem: Problem, x: Tensor, number: int) -> Tensor:
         # The final score takes draws 0 to eval_draws - 1; a choice made on them would flatter the attack.
         first, n = self.eval_draws, self.decision_draws
         if self.decision == "legacy":
             first, n = self.eval_draws + number, 1
-        judged = score(problem.target, x, problem.y, problem.ids, n, self.batch_size, first)
-        return judged.double().mean(1)
+        return share_correct(problem, x, first, n, self.batch_size)
 
     def _member(self, name: str) -> NormAttack:
         common = {name: getattr(self, name) for name in ("norm", "eps", "eval_draws", "batch_size", "seed")}

@@ -43,6 +43,7 @@ class AttackResult:
         agreement: float64 [B], mean over the iterations of how far two halves of the draws agree on the gradient (a
             cosine, see ``Query``); NaN where not measured, None for attacks that use no gradient.
         setting: what the attack was and met, for `findings`; None if nobody said.
+        sample_ids: int64 [B], the names of the images; None in results put together by hand.
     """
 
     x_adv: Tensor
@@ -56,6 +57,7 @@ class AttackResult:
     zero_gradients: Tensor | None = None
     agreement: Tensor | None = None
     setting: Setting | None = None
+    sample_ids: Tensor | None = None
 
     @property
     def clean_accuracy(self) -> Interval:
@@ -129,6 +131,7 @@ class AttackResult:
             seconds=sum(part.seconds for part in parts),
             zero_gradients=optional("zero_gradients"),
             agreement=optional("agreement"),
+            sample_ids=optional("sample_ids"),
         )
 
 
@@ -235,6 +238,25 @@ class Attack(ABC):
         """What it spends on an image of a target with ``n_classes`` classes, for the signs of a weak attack."""
         return Effort()
 
+    def spoken_for(self) -> int:
+        """Evaluation draws below this number are taken: by the verdict, or by what ``propose`` chose on them."""
+        return self.eval_draws
+
+    def named(self, sample_ids: Tensor) -> Attack:
+        """The attack with what it knows of particular images under their names, of images [B] in the same order.
+
+        Asked for at every door, so that ``propose`` may be given the images in parts.
+        """
+        return self
+
+    def for_counting(self) -> Attack:
+        """An attack that asks as often at most, of any images: without what this one knows of particular ones."""
+        if self.gradient in (None, "exact"):
+            return self
+        # Another gradient mode asks as often, and no query costs more than the exact one.
+        settings = {"gradient": "exact", "surrogate_steps": None, "surrogate_dt": None}
+        return replace(self, **settings)  # type: ignore[type-var]
+
     @final
     def admit(self, proposal: Proposal, problem: Problem) -> tuple[Tensor, Tensor]:
         """The proposed images, projected into the budget and stored as float32, and their distances float64 [B].
@@ -280,8 +302,9 @@ class Attack(ABC):
         target = look_through(defense)
         with torch.inference_mode(False), torch.enable_grad(), target.environment():
             problem = _check(target, x, y, sample_ids)
-            with self.conditions(problem.target):
-                return self._judge(problem, report or (lambda iteration, loss: None))
+            attack = self.named(problem.ids)
+            with attack.conditions(problem.target):
+                return attack._judge(problem, report or (lambda iteration, loss: None))
 
     def _judge(self, problem: Problem, tick: Tick) -> AttackResult:
         begin = time.perf_counter()
@@ -303,6 +326,7 @@ class Attack(ABC):
             zero_gradients=proposal.zero_gradients,
             execution=problem.target.execution,
             agreement=proposal.agreement,
+            sample_ids=problem.ids.to(torch.int64),
             setting=Setting(
                 n_classes=problem.n_classes,
                 random=problem.target.is_random,

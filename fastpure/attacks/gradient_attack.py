@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from ..errors import one_of, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_uniform
-from .base import Attack, NormAttack, Problem
-from .gradient import Logits, Objective, objective
+from ..purify.description import LATER
+from .base import Attack, AttackResult, NormAttack, Problem
+from .gradient import Logits, Loss, Objective, objective
 from .gradient_modes import GradientMode, has_noise
-from .losses import LOSSES
+from .losses import LOSSES, TARGETED
+from .start import Start
+from .targets import Targets, checked, targets
 from .weakness import Effort
 
 
@@ -77,6 +81,86 @@ class GradientAttack(NormAttack):
             seed=self.seed, sample_ids=problem.ids, draw=draw, domain=Domain.ATTACK, device=problem.x.device
         )
         return philox_uniform(keys, 0, Stream.ATTACK_START, shape).to(torch.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedAttack(GradientAttack):
+    """One that can begin where another has ended.
+
+    Attributes:
+        start: where the search begins, instead of at a random point: images [N, C, H, W] float32 in [0, 1] in the order
+            of the attacked ones, an `AttackResult`, a `fastpure.Run` or the path of a run file (matched by sample id),
+            or a `Start`. Images outside the ball of their originals are refused.
+    """
+
+    start: Start | Tensor | AttackResult | str | Path | None = field(default=None, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "start", Start.of(self.start))
+
+    def given(self, problem: Problem) -> Tensor | None:
+        """The first point of each image, [B, C, H, W], inside the budget; None where chance chooses it.
+
+        Raises:
+            ValueError: ``start`` does not fit the images, see `Start.at`.
+        """
+        start = Start.of(self.start)
+        return None if start is None else start.at(problem.x, problem.ids, self.budget)
+
+    def named(self, sample_ids: Tensor) -> Attack:
+        """See ``Attack.named``."""
+        start = Start.of(self.start)
+        return self if start is None else replace(self, start=start.named(sample_ids))
+
+    def for_counting(self) -> Attack:
+        """See ``Attack.for_counting``."""
+        own = super().for_counting()
+        return own if self.start is None else replace(own, start=None)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetedAttack(StartedAttack):
+    """One that can be told which wrong class to drive an image towards.
+
+    Attributes:
+        targeted: None for any wrong class, or the one whose loss is descended: "most-likely", "least-likely" or
+            "random" among the other classes; a class (images of that class go to their most likely other one); or
+            labels int64 [N] in the order of the images, or as `Targets` by sample id. Success is misclassification all
+            the same: that is what is judged, and what chooses among iterates and leaves images alone.
+    """
+
+    targeted: str | int | Tensor | Targets | None = field(default=None, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "targeted", checked(self.targeted))
+
+    def named(self, sample_ids: Tensor) -> Attack:
+        """See ``Attack.named``."""
+        own, wanted = super().named(sample_ids), checked(self.targeted)
+        if not isinstance(wanted, Targets):
+            return own
+        return replace(own, targeted=wanted.named(sample_ids))  # type: ignore[type-var]
+
+    def for_counting(self) -> Attack:
+        """See ``Attack.for_counting``."""
+        own = super().for_counting()
+        return replace(own, targeted="random") if isinstance(self.targeted, Targets) else own  # type: ignore[type-var]
+
+    def aims(self, problem: Problem, logits: Logits) -> Tensor:
+        """Labels for the loss: the true classes [B], or (true class, target) [B, 2]; see `targets.targets`."""
+        wanted = checked(self.targeted)
+        if wanted is None:
+            return problem.y
+        draws = range(self.n_draws(problem))
+        return torch.stack(
+            [problem.y, targets(wanted, problem, logits, draws, self.batch_size, self.seed)], 1
+        )
+
+    def loss_called(self, name: str) -> Loss:
+        """The loss of this name that fits the labels of ``aims``."""
+        return LOSSES[name] if self.targeted is None else TARGETED[name]
 
 
 @dataclass(frozen=True, kw_only=True)

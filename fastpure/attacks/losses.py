@@ -50,6 +50,16 @@ def dlr_targeted(logits: Tensor, labels: Tensor) -> Tensor:
     return (_of(logits, labels[:, 1]) - _of(logits, labels[:, 0])) / scale
 
 
+def cross_entropy_targeted(logits: Tensor, labels: Tensor) -> Tensor:
+    """log softmax(logits)_t of the target, [B], for ``labels`` [B, 2]."""
+    return -cross_entropy(logits, labels[:, 1])
+
+
+def margin_targeted(logits: Tensor, labels: Tensor) -> Tensor:
+    """Target logit minus the best other one, [B], for ``labels`` [B, 2]; positive means classified as the target."""
+    return -margin(logits, labels[:, 1])
+
+
 def require_classes(n_classes: int, least: int, loss: str, remedy: str) -> None:
     """Raise ValueError if there are fewer than ``least`` classes."""
     if n_classes < least:
@@ -71,3 +81,10 @@ LOSSES = {
     "dlr": dlr,
 }
 """Every untargeted attack loss by name."""
+
+TARGETED = {
+    "ce": cross_entropy_targeted,
+    "margin": margin_targeted,
+    "dlr": dlr_targeted,
+}
+"""Every loss of a targeted attack, by the name of the untargeted one."""

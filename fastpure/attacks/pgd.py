@@ -12,19 +12,20 @@ from ..errors import one_of, positive, whole
 from ..purify import Target
 from .base import Problem, Proposal, Tick
 from .gradient import Average, Objective, Query, objective, query
-from .gradient_attack import GradientAttack
+from .gradient_attack import GradientAttack, TargetedAttack
 from .losses import LOSSES
 from .weakness import Effort
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD(GradientAttack):
+class PGD(TargetedAttack):
     """PGD (Madry et al. 2018) with EOT (Athalye et al. 2018) and the defence's exact gradient.
 
     Attributes:
         step_size: length of a step in [0, 1] units, measured in ``norm``; 2.5 eps / n_iter if None.
-        random_start: begin at a random point of the ball, else at the image.
+        random_start: begin at a random point of the ball, else at the image, where no ``start`` is given.
         loss: "ce", "margin" or "dlr".
+        start, targeted: see `StartedAttack` and `TargetedAttack`.
     """
 
     step_size: float | None = None
@@ -39,12 +40,16 @@ class PGD(GradientAttack):
 
     def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The last iterate and the EOT-averaged loss at every iterate."""
-        return self.ascend(problem, objective(self.logits(problem), LOSSES[self.loss]), tick)
+        logits = self.logits(problem)
+        goal = objective(logits, self.loss_called(self.loss))
+        # The loss gets its labels from here: where there are targets, both classes of each image.
+        aimed = replace(problem, y=self.aims(problem, logits))
+        return self.ascend(aimed, goal, tick)
 
     def ascend(self, problem: Problem, goal: Objective, tick: Tick) -> Proposal:
         """Plain steps of fixed length up ``goal``."""
         step_size = self.step_size if self.step_size is not None else 2.5 * self.eps / self.n_iter
-        n, x = self.n_draws(problem), self.start(problem)
+        n, x = self.n_draws(problem), self.first_point(problem)
         losses, flat = problem.x.new_zeros((self.n_iter, len(problem.x))), None
         agreement = Average(problem.x)
         for i in range(self.n_iter):
@@ -57,8 +62,11 @@ class PGD(GradientAttack):
             tick(i, float(losses[i].mean()) if len(x) else 0.0)
         return Proposal(x, losses, flat, agreement=agreement.mean)
 
-    def start(self, problem: Problem) -> Tensor:
+    def first_point(self, problem: Problem) -> Tensor:
         """The first iterate."""
+        given = self.given(problem)
+        if given is not None:
+            return given
         if not self.random_start or not len(problem.x):
             return problem.x.clone()
         return self.budget.start(problem.x, self.uniform(problem))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import mistake, whole
-from .base import Attack, Problem, Proposal, Tick
+from .base import Attack, NormAttack, Problem, Proposal, Tick
 from .budget import Budget
+from .naming import check_names, check_tensor, rows
 
 
 @final
@@ -47,27 +48,17 @@ class Transfer(Attack):
         Budget(self.norm, self.eps)
         whole("eval_draws", self.eval_draws, minimum=1)
         whole("batch_size", self.batch_size, minimum=1)
-        for name, tensor, dtype, dims in (
-            ("found", self.found, torch.float32, 4),
-            ("sample_ids", self.sample_ids, torch.int64, 1),
-        ):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(mistake(name, f"a {dtype} tensor", type(tensor).__name__))
-            if tensor.dtype != dtype or tensor.ndim != dims:
-                raise ValueError(
-                    mistake(name, f"{dtype} with {dims} dimensions", f"{tensor.dtype}, {tensor.ndim}")
-                )
-        if len(self.found) != len(self.sample_ids):
-            raise ValueError(
-                mistake("sample_ids", f"one for each of {len(self.found)} images", len(self.sample_ids))
-            )
-        if len(self.sample_ids.unique()) != len(self.sample_ids):
-            raise ValueError(mistake("sample_ids", "different names", "some of them twice"))
+        check_tensor("found", self.found, torch.float32, 4)
+        check_names(self.sample_ids, len(self.found), "images")
 
     @property
     def budget(self) -> Budget:
         """The ball in which the images were found."""
         return Budget(self.norm, self.eps)
+
+    def for_counting(self) -> Attack:
+        """See ``Attack.for_counting``."""
+        return Still(norm=self.norm, eps=self.eps)
 
     def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The images of these names.
@@ -75,12 +66,8 @@ class Transfer(Attack):
         Raises:
             ValueError: there is none of a name, or it is one of another original.
         """
-        place = {int(name): row for row, name in enumerate(self.sample_ids)}
-        missing = [int(name) for name in problem.ids if int(name) not in place]
-        if missing:
-            remedy = "Attack the same images, named alike, when looking for them"
-            raise ValueError(mistake("sample_ids", f"among the {len(place)} found", missing[:8], remedy))
-        x = self.found[[place[int(name)] for name in problem.ids]].to(problem.x.device)
+        remedy = "Attack the same images, named alike, when looking for them"
+        x = self.found[rows(self.sample_ids, problem.ids, remedy)].to(problem.x.device)
         if x.shape != problem.x.shape:
             raise ValueError(mistake("x", f"images of {list(x.shape[1:])}", list(problem.x.shape[1:])))
         far = ~self.budget.admits(self.budget.distance(x, problem.x))
@@ -89,3 +76,15 @@ class Transfer(Attack):
             expected = f"the originals of the images found, within {self.norm} {self.eps:g}"
             raise ValueError(mistake("x", expected, f"others at sample ids {names}"))
         return Proposal(x, problem.x.new_empty((0, len(x))))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Still(NormAttack):
+    """Leaves every image as it is: stands for attacks that ask nothing, where only questions are counted."""
+
+    asks: ClassVar[bool] = False
+
+    def propose(self, problem: Problem, tick: Tick) -> Proposal:
+        """The images."""
+        return Proposal(problem.x.clone(), problem.x.new_empty((0, len(problem.x))))

@@ -24,6 +24,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 TIMED = ("diffpure", "diffpure_ode", "coup", "coup_unguided", "ddpm", "ddim", "dpm_solver")
 """Methods whose t and steps mean what ``DEFAULTS`` means."""
 
+ATTACK_OPTIONS = ("norm", "eps", "n_iter", "eot_iter", "start")
+"""Options that are settings of the attack under the same name."""
+
 RUN_FILE = ".sqlite"
 """How the names of run files end; as an attack, their adversarial images."""
 
@@ -127,9 +130,7 @@ def _attack(wanted: Request) -> tuple[Attack | None, str]:
         return None, "clean"
     known = [f.name for f in fields(kinds[name])]
     chosen = {**_suiting(wanted), **wanted.given}
-    settings: dict[str, Any] = {
-        key: chosen[key] for key in ("norm", "eps", "n_iter", "eot_iter") if key in chosen and key in known
-    }
+    settings: dict[str, Any] = {key: chosen[key] for key in ATTACK_OPTIONS if key in chosen and key in known}
     if settings.get("norm", "Linf") != "Linf" and "eps" not in wanted.given:
         raise ValueError(f"`--eps` must be given with --norm {settings['norm']}: the default is one for Linf")
     for key, value in wanted.extra["attack"].items():
@@ -145,9 +146,7 @@ def _found(path: str, wanted: Request) -> Attack:
     """The adversarial images of a run file, which brings its budget."""
     from ..evaluate import Run
 
-    named = [
-        f"--{key.replace('_', '-')}" for key in ("norm", "eps", "n_iter", "eot_iter") if key in wanted.given
-    ]
+    named = [f"--{key.replace('_', '-')}" for key in ATTACK_OPTIONS if key in wanted.given]
     named += [f"--set attack.{key}" for key in wanted.extra["attack"]]
     if named:
         raise ValueError(f"`{named[0]}` has no effect: {path} holds finished images and their budget")
@@ -221,9 +220,7 @@ def _preset_attack(preset: Any, wanted: Request) -> tuple[Attack | None, str]:
     named = [spec for spec in specs if wanted.attack in (None, spec.name)]
     if not named:
         return _attack(wanted)
-    changes: dict[str, Any] = {
-        key: wanted.given[key] for key in ("norm", "eps", "n_iter", "eot_iter") if key in wanted.given
-    }
+    changes: dict[str, Any] = {key: wanted.given[key] for key in ATTACK_OPTIONS if key in wanted.given}
     changes.update(wanted.extra["attack"])
     if wanted.rows is not None:
         changes["batch_size"] = wanted.rows

@@ -63,6 +63,12 @@ Eps = Annotated[
 ]
 NIter = Annotated[int | None, typer.Option(help="Iterations of the attack.")]
 EotIter = Annotated[int | None, typer.Option(help="Noise draws averaged per iteration.")]
+Start = Annotated[
+    Path | None,
+    typer.Option(
+        help="Run file whose adversarial images the attack begins at, instead of at random points (pgd, apgd-...)."
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -128,6 +134,7 @@ def request(
     eps: Eps = None,
     n_iter: NIter = None,
     eot_iter: EotIter = None,
+    start: Start = None,
     settings: Set = None,
     preset: PresetName = None,
     seed: Seed = 0,
@@ -137,6 +144,7 @@ def request(
 ) -> Request:
     """What these options ask for. Raises ValueError for a value that cannot be read."""
     given: dict[str, Any] = {"steps": steps, "norm": norm, "n_iter": n_iter, "eot_iter": eot_iter}
+    given |= {"start": start}
     given |= {name: number(name, text) for name, text in (("t", t), ("scale", scale), ("eps", eps)) if text}
     return Request(
         data=data,

@@ -11,7 +11,7 @@ from .protocol import PROTOCOLS, Protocol
 from .run import Run
 from .runner import evaluate
 from .shards import merge
-from .statistics import Comparison, compare_values, restart_spread
+from .statistics import Comparison, compare_values, restart_spread, worst_of
 from .statistics import compare as compare_runs
 from .summary import Report
 from .weakness import Finding, across
@@ -36,4 +36,5 @@ __all__ = [
     "plan",
     "protocol",
     "restart_spread",
+    "worst_of",
 ]

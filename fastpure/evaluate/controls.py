@@ -12,7 +12,7 @@ from typing import ClassVar, final
 
 import torch
 
-from ..attacks import ATTACKS, Transfer
+from ..attacks import ATTACKS, Ensemble, Transfer
 from ..attacks.base import Attack, Problem, Proposal, Tick
 from ..attacks.budget import Budget
 from ..errors import mistake, positive, whole
@@ -113,6 +113,6 @@ CONTROLS: dict[str, type[Corruption]] = {
 }
 """Every control by name."""
 
-_ALL: tuple[type[Attack], ...] = (*ATTACKS.values(), Transfer, *CONTROLS.values())
+_ALL: tuple[type[Attack], ...] = (*ATTACKS.values(), Transfer, Ensemble, *CONTROLS.values())
 KINDS: dict[str, type[Attack]] = {kind.__name__: kind for kind in _ALL}
 """Every attack and control by the name its class has in run files."""

@@ -96,9 +96,7 @@ def count_queries(
     target = _StandIn(nn.Identity().eval(), n_classes, random=random, purifying=purifies)
     x = torch.rand((n, *dataset.image_shape), generator=torch.Generator().manual_seed(0))
     problem = Problem(target, x, torch.zeros(n, dtype=torch.int64), torch.arange(n))
-    if attack.gradient not in (None, "exact"):
-        # Another gradient mode asks as often, and no query costs more than the exact one.
-        attack = replace(attack, gradient="exact", surrogate_steps=None, surrogate_dt=None)  # type: ignore[type-var]
+    attack = attack.for_counting()
     with frozen(target, protocol), attack.conditions(target):
         attack.propose(problem, lambda iteration, loss: None)
     return sum(target.gradients) / n, sum(target.judgements) / n
@@ -176,6 +174,7 @@ def plan(
     """
     protocol = fresh() if protocol is None else protocol
     target = enter(defense, dataset, protocol)
+    attack = None if attack is None else attack.named(dataset.sample_ids)
     worker = Worker(target, dataset, attack, protocol)
     n, calls = len(dataset), target.network_calls
     with frozen(target, protocol):

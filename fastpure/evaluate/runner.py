@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..attacks.base import Attack
+from ..attacks.ensemble import Ensemble
 from ..attacks.pgd import DWPGD, VARIANTS
 from ..data import Dataset
 from ..errors import RunInterrupted, mistake, one_of, whole
@@ -79,6 +80,7 @@ def evaluate(
     whole("batch_size", batch_size, 1)
     run_blocks = _engine(engine, workers)
     target = enter(defense, dataset, protocol)
+    attack = None if attack is None else attack.named(dataset.sample_ids)
     _check_white_box(attack, protocol)
     if target.own_noise and out is not None:
         raise ValueError(_cannot_continue(target))
@@ -165,6 +167,8 @@ def _check(dataset: Any, attack: Any, protocol: Any) -> None:
 
 
 def _check_white_box(attack: Attack | None, protocol: Protocol) -> None:
+    for member in attack.attacks if isinstance(attack, Ensemble) else ():
+        _check_white_box(member, protocol)
     if isinstance(attack, DWPGD) and protocol.noise == "known":
         own = (attack.draw, VARIANTS[attack.variant])
         if own != (protocol.fixed_draw, protocol.part):

@@ -182,13 +182,69 @@ def compare_values(
     )
 
 
+def worst_of(runs: Sequence[Run]) -> np.ndarray:
+    """How far each image counts as correct if an attacker takes the worst of several runs' images of it, float64 [n].
+
+    The lowest of noisy values is below all of them by chance, so no draw judges what it has chosen: half of the
+    recorded draws choose the run of each image and the other half judge it, then the other way round, and all
+    judgements are averaged. Where nothing is random the one look does both. The mean over draws decides, whatever the
+    protocol's rule.
+
+    Args:
+        runs: finished runs of one defence on the same images under the same protocol, with attacks.
+
+    Raises:
+        ValueError: other runs, or a single draw of a random defence.
+    """
+    _check_alike(runs)
+    return chosen_worst(np.stack([run.correct("adversarial") for run in runs]))
+
+
+def chosen_worst(correct: np.ndarray) -> np.ndarray:
+    """`worst_of` for what was recorded, bool [runs, n, K]; K = 1 where nothing is random."""
+    values = np.asarray(correct, dtype=np.float64)
+    n_draws, images = values.shape[2], np.arange(values.shape[1])
+    if n_draws == 1:
+        return np.asarray(values[..., 0].min(0))
+    half = np.arange(n_draws) < n_draws // 2
+    right = np.zeros(len(images))
+    for judging in (half, ~half):
+        chosen = values[..., ~judging].mean(2).argmin(0)
+        right += values[chosen, images][:, judging].sum(1)
+    return right / n_draws
+
+
+def _check_alike(runs: Sequence[Run]) -> None:
+    if not runs:
+        raise ValueError(mistake("runs", "at least one", "none"))
+    for run in runs:
+        if not run.complete:
+            raise ValueError(mistake("runs", "finished", f"{len(run.positions)} of {run.n_total} images"))
+        if run.identity["attack"] is None:
+            raise ValueError(mistake("runs", "runs with an attack", "one of clean accuracy"))
+        for part in ("defense", "data", "protocol"):
+            if run.identity[part] != runs[0].identity[part]:
+                raise ValueError(
+                    mistake("runs", f"alike in {part}", "several", "Compare others with `compare`")
+                )
+    first = runs[0]
+    recorded = first.predicted("adversarial").shape[1]
+    single = first.protocol.draws == 1 and first.protocol.noise == "fresh"
+    if recorded == 1 and single and "method" in first.identity["defense"]:
+        remedy = "Judge them by fresh(2) or more, so that a draw can choose and another judge"
+        raise ValueError(
+            mistake("runs", "runs of at least two draws of a random defence", "one draw", remedy)
+        )
+
+
 @final
 @dataclass(frozen=True)
 class RestartSpread:
     """The same experiment with several seeds of the attack.
 
     ``accuracies`` are those of the single runs, ``std`` their standard deviation, ``worst_case`` the accuracy if the
-    strongest restart counts on each image. The last is a minimum over noisy values where draws are few.
+    strongest restart counts on each image: chosen on some draws and judged on others (`worst_of`) where the mean over
+    draws decides, and the minimum of the decisions under other rules.
     """
 
     accuracies: tuple[float, ...]
@@ -223,6 +279,7 @@ def restart_spread(runs: Sequence[Run]) -> RestartSpread:
             raise ValueError(mistake("runs", "alike but for the attack's seed", "; ".join(other[:4])))
     values = np.stack([run.values("adversarial") for run in runs])
     means = values.mean(1)
-    return RestartSpread(
-        tuple(float(mean) for mean in means), float(means.std(ddof=1)), float(values.min(0).mean())
-    )
+    worst = values.min(0)
+    if runs[0].protocol.rule == "mean":
+        worst = chosen_worst(np.stack([run.correct("adversarial") for run in runs]))
+    return RestartSpread(tuple(float(mean) for mean in means), float(means.std(ddof=1)), float(worst.mean()))

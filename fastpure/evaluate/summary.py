@@ -148,6 +148,8 @@ def defense_text(defense: dict[str, Any]) -> str:
 
 
 def _value_text(value: Any) -> str:
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return f"({', '.join(map(_value_text, value))})"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from itertools import combinations
 from typing import Any
@@ -24,9 +23,10 @@ from ..attacks.weakness import (
     noise_left_by,
 )
 from .controls import KINDS
+from .described import members, spends_as
 from .identity import CannotRebuild, Head, canonical, differences, rebuild_method
 from .run import Run
-from .statistics import compare_values
+from .statistics import chosen_worst, compare_values
 
 
 def findings(run: Run) -> tuple[Finding, ...]:
@@ -76,14 +76,13 @@ def effort(identity: Mapping[str, Any]) -> Effort | None:
     attack = identity["attack"]
     if attack is None or not seeks(attack["name"]):
         return None
-    settings, kind = attack["settings"], KINDS.get(attack["name"])
-    if kind is None:  # an attack of the user's own, by the names that the field gives to settings
-        return Effort(steps=settings.get("n_iter") or 0, draws=settings.get("eot_iter") or 0)
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    settings = attack["settings"]
     try:
-        made = kind(**{name: value for name, value in settings.items() if name in known})
-    except (TypeError, ValueError):  # images stand in a file as their checksum: `Transfer` asks nothing
+        made = spends_as(attack)
+    except (TypeError, ValueError):  # settings that stand in a file as text, such as a metric of the user's
         return Effort()
+    if made is None:  # an attack of the user's own, by the names that the field gives to settings
+        return Effort(steps=settings.get("n_iter") or 0, draws=settings.get("eot_iter") or 0)
     return made.effort(len(identity["data"]["classes"]))
 
 
@@ -129,8 +128,8 @@ def across(runs: Sequence[Run]) -> tuple[Finding, ...]:
 def _restart_findings(runs: Sequence[Run]) -> list[Finding]:
     """For runs that differ in the attack's seed only: what the best start of each image finds beyond one start.
 
-    The minimum over noisy scores is below all of them by chance. So half of the draws choose the start of each image,
-    and the other half compare it with the best single run; where one draw decides, there is no noise to be fooled by.
+    The minimum over noisy scores is below all of them by chance, so no draw judges the start that it chose, see
+    `worst_of`; where one draw decides, there is no noise to be fooled by.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -149,13 +148,9 @@ def _restart_findings(runs: Sequence[Run]) -> list[Finding]:
 
 
 def _restarts(runs: Sequence[Run]) -> Finding:
-    correct = np.stack([run.correct("adversarial") for run in runs]).astype(np.float64)
-    half = correct.shape[2] // 2
-    choosing, judging = (correct[..., :half], correct[..., half:]) if half else (correct, correct)
-    values = judging.mean(2)
-    best = values[choosing.mean(2).argmin(0), np.arange(values.shape[1])]
-    single = values[values.mean(1).argmin()]
-    result = compare_values(single, best)
+    correct = np.stack([run.correct("adversarial") for run in runs])
+    values = correct.mean(2, dtype=np.float64)
+    result = compare_values(values[values.mean(1).argmin()], chosen_worst(correct))
     alarm = result.difference < -SHARE_ALARM and result.p_value < 0.05
     text = (
         f"the best of {len(runs)} starts of each image leaves {100 * result.accuracies[1]:.1f} %, the best single run "
@@ -213,12 +208,18 @@ def gradient_mode(run: Run) -> str:
     attack, defense = run.identity["attack"], run.identity["defense"]
     if attack is None or not seeks(attack["name"]):
         return "none"
+    mode = _mode(attack)
+    settings = defense.get("method", {}).get("settings", {})
+    return "detached" if mode == "exact" and settings.get("guidance_grad") == "detached" else mode
+
+
+def _mode(attack: Mapping[str, Any]) -> str:
+    """The mode of an attack, or of all members of one; the name of the class where there is no such mode."""
+    if modes := {_mode(member) for member in members(attack)}:
+        return modes.pop() if len(modes) == 1 else str(attack["name"]).lower()
     kind = KINDS.get(attack["name"])
     mode = attack["settings"].get("gradient", "exact" if kind is None else kind.gradient)
-    if mode is None:
-        return str(attack["name"]).lower()
-    settings = defense.get("method", {}).get("settings", {})
-    return "detached" if mode == "exact" and settings.get("guidance_grad") == "detached" else str(mode)
+    return str(attack["name"]).lower() if mode is None else str(mode)
 
 
 def seeks(name: str) -> bool:

@@ -18,6 +18,9 @@ from ..schedule import StepTable
 UNESSENTIAL = frozenset({"batch_size"})
 """Fields that may differ between sessions of one run."""
 
+LATER = {"later": True}
+"""Metadata of a field that is younger than run files: at its default it stays out of identities, as if it were not."""
+
 
 def describe_module(module: nn.Module) -> dict[str, Any]:
     """Class, size and checksum of a network."""
@@ -60,8 +63,11 @@ def plain(value: Any) -> Any:
         digest = hashlib.sha256(array.tobytes()).hexdigest()
         return {"dtype": str(array.dtype), "shape": list(array.shape), "sha256": digest}
     if is_dataclass(value) and not isinstance(value, type):
-        named = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.name not in UNESSENTIAL}
-        return {"name": type(value).__name__, "settings": named}
+        named = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in UNESSENTIAL}
+        for f in fields(value):
+            if f.metadata.get("later") and named[f.name] == f.default:
+                del named[f.name]
+        return {"name": type(value).__name__, "settings": {name: plain(v) for name, v in named.items()}}
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -70,7 +70,7 @@ def test_losses_and_gradients_are_averages_over_the_same_draws():
     result = run(defense, x, y, sample_ids=[5, 6, 7])
     # The one step: the first query takes draws 0 to 5, the one after the step 6 to 11.
     ids = torch.tensor([5, 6, 7])
-    start = run.start(Problem(look_through(defense), x, y, ids), 0)
+    start = run.first_point(Problem(look_through(defense), x, y, ids), 0)
     leaf = start.clone().requires_grad_(True)
     domain = fp.attacks.gradient.Domain.ATTACK
     total = sum(torch.nn.functional.cross_entropy(defense(leaf, ids, d, domain=domain), y) for d in range(6))

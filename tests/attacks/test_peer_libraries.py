@@ -111,3 +111,51 @@ def test_art(problem):
     attack = ProjectedGradientDescent(model, eps=EPS, eps_step=EPS / 4, max_iter=8, verbose=False)
     found = attack.generate(x.numpy(), torch.nn.functional.one_hot(y, 5).numpy())
     check(problem, torch.from_numpy(found))
+
+
+def ours() -> fp.attacks.Attack:
+    return fp.attacks.APGDCE(eps=EPS, n_iter=8, eot_iter=2, eval_draws=2)
+
+
+def test_torchattacks_users_call_ours_alike(problem):
+    package = peer("torchattacks")
+    defense, x, y = problem
+    theirs = package.EOTPGD(defense, eps=EPS, alpha=EPS / 4, steps=8, eot_iter=2)
+    for attack in (theirs, fp.attacks.as_torchattack(ours(), defense)):
+        x_adv = attack(x, y)
+        assert (x_adv.shape, x_adv.dtype, x_adv.device) == (x.shape, x.dtype, x.device)
+        assert not x_adv.requires_grad
+        check(problem, x_adv)
+
+
+def test_pyautoattack_users_call_ours_alike(problem):
+    package = peer("pyautoattack")
+    defense, x, y = problem
+    theirs = package.AutoAttack(defense, norm="Linf", eps=EPS, version="rand", device="cpu", seed=0)
+    theirs.apgd.n_iter, theirs.apgd.eot_iter = 10, 4
+    for attack in (theirs, fp.attacks.as_autoattack(ours(), defense)):
+        found = attack.run_standard_evaluation(x, y, batch_size=4)
+        check(problem, found[0] if isinstance(found, tuple) else found)
+
+
+def test_art_users_call_ours_alike(problem):
+    peer("art")
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    defense, x, y = problem
+    model = PyTorchClassifier(
+        defense,
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=tuple(x.shape[1:]),
+        nb_classes=5,
+        clip_values=(0.0, 1.0),
+        device_type="cpu",
+    )
+    theirs = ProjectedGradientDescent(model, eps=EPS, eps_step=EPS / 4, max_iter=8, verbose=False)
+    one_hot = torch.nn.functional.one_hot(y, 5).numpy()
+    for attack in (theirs, fp.attacks.as_art(ours(), defense)):
+        for labels in (one_hot, y.numpy(), None):
+            found = attack.generate(x=x.numpy(), y=labels)
+            assert (found.shape, found.dtype) == (tuple(x.shape), x.numpy().dtype)
+        check(problem, torch.from_numpy(attack.generate(x.numpy(), one_hot)))

@@ -17,6 +17,7 @@ from fastpure.cli.options import literal, request
 from fastpure.cli.sweep import grid
 from fastpure.data import load_dataset
 from fastpure.evaluate.work import Worker
+from fastpure.purify.description import plain
 
 TINY = ["--n", "3", "--steps", "2", "--n-iter", "2", "--eot-iter", "1"]
 JUDGE = ["--draws", "2", "--no-progress"]
@@ -335,3 +336,21 @@ def test_images_found_on_one_defence_are_judged_on_another(here):
         run(*judge, "--eps", "0.1")
     with pytest.raises(FileNotFoundError, match=r"nothing\.sqlite"):
         run("evaluate", "--attack", "nothing.sqlite", *common)
+
+
+def test_an_attack_starts_where_a_run_has_ended(here):
+    common = ["--n", "3", "--method", "none", "--eps", "0.2", "--no-progress", "--protocol", "fresh"]
+    run("evaluate", *common, "--n-iter", "3", "--out", "a.sqlite")
+    words = ["evaluate", *common, "--attack", "apgd-ce", "--n-iter", "2", "--start", "a.sqlite"]
+    run(*words, "--out", "b.sqlite", "--set", "attack.targeted=least-likely")
+    with fp.Run.open("a.sqlite") as first, fp.Run.open("b.sqlite") as second:
+        settings = second.identity["attack"]["settings"]
+        assert settings["start"] == plain(fp.attacks.Start.of(first))
+        assert settings["targeted"] == "least-likely"
+    assert "time" in run(*words, "--dry-run")
+    with pytest.raises(ValueError, match=r"inside the ball Linf 0.1 .* sample id"):
+        run(*words[:-6], "--eps", "0.1", *words[-6:], "--out", "c.sqlite")
+    with pytest.raises(FileNotFoundError, match=r"nothing\.sqlite"):
+        run(*words[:-1], "nothing.sqlite")
+    with pytest.raises(ValueError, match="`--start` has no effect"):
+        run("evaluate", *common, "--attack", "none", "--start", "a.sqlite")

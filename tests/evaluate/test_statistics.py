@@ -10,8 +10,8 @@ import torch
 
 import fastpure as fp
 from fastpure.attacks.weakness import easier, still_rising, unmoved, zero_gradients
-from fastpure.evaluate import GaussianNoise, across, compare_values, restart_spread
-from fastpure.evaluate.statistics import cochran_q, draw_spread, mcnemar
+from fastpure.evaluate import GaussianNoise, Run, across, compare_values, restart_spread, worst_of
+from fastpure.evaluate.statistics import chosen_worst, cochran_q, draw_spread, mcnemar
 from fastpure.evaluate.weakness import findings, gradient_mode
 from tests.evaluate.toys import attack, dataset, run_file
 
@@ -276,3 +276,46 @@ def test_images_found_elsewhere_that_win_alarm_and_are_named():
 def moved(source: str) -> fp.attacks.Transfer:
     x = dataset(1).images
     return fp.attacks.Transfer(found=x, sample_ids=torch.zeros(1).long(), eps=attack().eps, source=source)
+
+
+def run_of(correct: np.ndarray, protocol=None, seed: int = 0) -> Run:
+    """A run whose draws [n, K] are right where this says so."""
+    return run_file(
+        None, np.zeros_like(correct, dtype=int), 1 - correct.astype(int), protocol=protocol, seed=seed
+    ).read()
+
+
+@pytest.mark.parametrize("draws", [2, 5, 10])
+def test_the_worst_of_runs_is_no_minimum_of_coins(draws):
+    generator = np.random.default_rng(draws)
+    coins = generator.random((9, 4000, draws)) < 0.5
+    honest, naive = chosen_worst(coins).mean(), coins.mean(2).min(0).mean()
+    assert abs(honest - 0.5) < 4 * 0.5 / (4000 * draws) ** 0.5
+    assert naive < 0.4
+
+
+def test_the_worst_of_runs_finds_what_each_of_them_broke():
+    broken = np.ones((20, 4), bool)
+    one, two = broken.copy(), broken.copy()
+    one[:5], two[5:9] = False, False
+    runs = [run_of(one), run_of(two)]
+    assert np.array_equal(worst_of(runs), np.where(np.arange(20) < 9, 0.0, 1.0))
+    assert np.array_equal(worst_of(runs[:1]), one.mean(1))
+    known = [run_of(c[:, :1], fp.protocols.dw_box(transfer_draws=0)) for c in (one, two)]
+    assert worst_of(known).sum() == 11
+
+
+def test_the_worst_of_unlike_runs_is_refused():
+    good = np.ones((4, 2), bool)
+    with pytest.raises(ValueError, match="`runs` must be at least one"):
+        worst_of([])
+    with pytest.raises(ValueError, match="alike in defense"):
+        worst_of([run_of(good), run_of(good, seed=3)])
+    with pytest.raises(ValueError, match="alike in data"):
+        worst_of([run_of(good), run_of(np.ones((5, 2), bool))])
+    with pytest.raises(ValueError, match="alike in protocol"):
+        worst_of([run_of(good), run_of(good, fp.protocols.any_of_n(2))])
+    with pytest.raises(ValueError, match="at least two draws of a random defence"):
+        worst_of([run_of(good[:, :1])])
+    with pytest.raises(ValueError, match="runs with an attack"):
+        worst_of([run_file(None, np.zeros((4, 2), int)).read()])
