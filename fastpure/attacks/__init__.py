@@ -7,11 +7,13 @@ from typing import Any
 
 from ..errors import mistake, one_of
 from .adapters import as_art, as_autoattack, as_torchattack
+from .adaptive import Adaptive
 from .apgd import APGDCE, APGDDLR, APGDT
 from .autoattack import AutoAttack
 from .base import Attack, AttackResult
 from .budget import Budget
 from .diffattack import DiffAttack
+from .diffhammer import DiffHammer
 from .ensemble import Ensemble
 from .gradient_modes import MODES, GradientMode
 from .low_frequency import LowFrequency
@@ -34,7 +36,9 @@ ATTACKS: dict[str, type[Attack]] = {
     "spsa": SPSA,
     "rays": RayS,
     "autoattack": AutoAttack,
+    "adaptive": Adaptive,
     "diffattack": DiffAttack,
+    "diffhammer": DiffHammer,
     "dw-pgd": DWPGD,
     "stadv": StAdv,
     "low-frequency": LowFrequency,
@@ -51,11 +55,13 @@ __all__ = [
     "MODES",
     "PGD",
     "SPSA",
+    "Adaptive",
     "Attack",
     "AttackResult",
     "AutoAttack",
     "Budget",
     "DiffAttack",
+    "DiffHammer",
     "Ensemble",
     "GradientMode",
     "LowFrequency",

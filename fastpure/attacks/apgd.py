@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ..errors import whole
-from ..kernels import Domain, NoiseKeys, Stream, philox_normal
+from ..kernels import Domain, NoiseKeys, Stream, philox_normal, philox_uniform
 from .apgd_loop import ROOM, STAGES, Ask, DenseLoop, Found, SparseLoop, l2
 from .base import Problem, Proposal, Tick
-from .budget import onto_l1_ball_in_box
+from .budget import Budget, onto_l1_ball_in_box
 from .gradient import Average, Logits, Loss, Query, mean_logits, objective, query
 from .gradient_attack import StartedAttack, TargetedAttack
+from .ledger import Ledger
 from .losses import dlr_targeted, require_classes
 from .pgd import is_flat
 
@@ -68,6 +69,7 @@ class AutoPGD(StartedAttack):
         rounds = self.labels(problem, logits)
         best: Found | None = None
         histories, agreement, given = [], Average(problem.x), self.given(problem)
+        ledger = Ledger(problem.x, self.mode().cost(problem.target) * self.n_draws(problem))
         for number in range(len(rounds) * self.n_restarts):
             playing = torch.ones_like(problem.y, dtype=torch.bool)
             if best is not None and not problem.target.is_random:
@@ -83,23 +85,19 @@ class AutoPGD(StartedAttack):
             agreement.add(own.mean, chosen)
             best = found if best is None else _merge(best, found, chosen)
             histories.append(_spread(found.losses, chosen, len(problem.x)))
+            ledger.walked(found.corrects, chosen, self._starts())
         assert best is not None
-        return Proposal(best.x, torch.cat(histories), is_flat(best.first), agreement=agreement.mean)
+        losses, flat = torch.cat(histories), is_flat(best.first)
+        return ledger.into(Proposal(best.x, losses, flat, agreement=agreement.mean))
+
+    def _starts(self) -> int:
+        """Points that a run asks about without a step to them."""
+        return len(STAGES) if self.norm == "L1" else 1
 
     def first_point(self, problem: Problem, number: int) -> Tensor:
-        """Random point on the surface of the cube (largest entry eps) or of the ball, clamped to [0, 1].
-
-        For L1 the image plus standard normal noise, projected onto the first and largest of the balls.
-        """
-        if self.norm == "Linf":
-            noise = 2.0 * self.uniform(problem, number) - 1.0
-            length = noise.flatten(1).abs().amax(1).view(-1, 1, 1, 1)
-            return (problem.x + self.eps * noise / (length + ROOM)).clamp(0.0, 1.0)
-        keys = NoiseKeys.make(self.seed, problem.ids, number, Domain.ATTACK, problem.x.device)
-        noise = philox_normal(keys, 0, Stream.ATTACK_START, tuple(problem.x.shape[1:]))
-        if self.norm == "L1":
-            return _into(problem.x + noise, problem.x, STAGES[0][0] * self.eps)
-        return (problem.x + self.eps * noise / (l2(noise) + ROOM)).clamp(0.0, 1.0)
+        """See `random_point`; for L1 in the first and largest of the balls."""
+        budget = Budget(self.norm, STAGES[0][0] * self.eps) if self.norm == "L1" else self.budget
+        return random_point(budget, problem, self.seed, number)
 
     def _run(
         self,
@@ -135,7 +133,7 @@ class AutoPGD(StartedAttack):
     ) -> Found:
         lengths = [math.ceil(share * self.n_iter) for _, share in stages[:-1]]
         lengths.append(self.n_iter - sum(lengths))
-        losses, done = [], 0
+        losses, corrects, done = [], [], 0
         found: Found | None = None
         for stage, ((radius, _), length) in enumerate(zip(stages, lengths, strict=True)):
             if length < 1:
@@ -144,7 +142,7 @@ class AutoPGD(StartedAttack):
             loop = SparseLoop(
                 lambda points, which, i, first=first: ask(points, which, first + i),  # type: ignore[misc]
                 x,
-                _into(start, x, radius * self.eps),
+                into_l1(start, x, radius * self.eps),
                 radius * self.eps,
                 length,
             )
@@ -153,8 +151,9 @@ class AutoPGD(StartedAttack):
             found = loop.run(stop and last, lambda i, loss, done=done: tell(done + i, loss))  # type: ignore[misc]
             start, done = found.best, done + length
             losses.append(found.losses)
+            corrects.append(found.corrects)
         assert found is not None
-        return replace(found, losses=torch.cat(losses))
+        return replace(found, losses=torch.cat(losses), corrects=torch.cat(corrects))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +224,25 @@ class APGDT(AutoPGD):
         return [torch.stack([problem.y, others[:, k]], 1) for k in range(n)]
 
 
-def _into(candidate: Tensor, x: Tensor, radius: float) -> Tensor:
+def random_point(budget: Budget, problem: Problem, seed: int, number: int = 0) -> Tensor:
+    """Random point on the surface of the cube (largest entry eps) or of the ball, clamped to [0, 1], [B, C, H, W].
+
+    For L1 the image plus standard normal noise, projected. A function of the seed, the sample ids and ``number``.
+    """
+    shape = tuple(problem.x.shape[1:])
+    keys = NoiseKeys.make(seed, problem.ids, number, Domain.ATTACK, problem.x.device)
+    if budget.norm == "Linf":
+        noise = 2.0 * philox_uniform(keys, 0, Stream.ATTACK_START, shape).to(torch.float32) - 1.0
+        length = noise.flatten(1).abs().amax(1).view(-1, 1, 1, 1)
+        return (problem.x + budget.eps * noise / (length + ROOM)).clamp(0.0, 1.0)
+    noise = philox_normal(keys, 0, Stream.ATTACK_START, shape)
+    if budget.norm == "L1":
+        return into_l1(problem.x + noise, problem.x, budget.eps)
+    return (problem.x + budget.eps * noise / (l2(noise) + ROOM)).clamp(0.0, 1.0)
+
+
+def into_l1(candidate: Tensor, x: Tensor, radius: float) -> Tensor:
+    """The nearest images to ``candidate`` within ``radius`` of ``x`` in L1, both [B, C, H, W]."""
     return onto_l1_ball_in_box(candidate.flatten(1), x.flatten(1), radius).view_as(x)
 
 

@@ -37,6 +37,7 @@ class Found:
         correct: share of correct draws there [B].
         loss: mean loss there [B].
         losses: [n_iter, B], the loss after each step; NaN after an image was left alone.
+        corrects: [n_iter, B], the share of correct draws there; NaN likewise.
         first: the answer at the start.
         best: the iterate of highest loss, what the published code calls x_best.
     """
@@ -45,6 +46,7 @@ class Found:
     correct: Tensor
     loss: Tensor
     losses: Tensor
+    corrects: Tensor
     first: Query
     best: Tensor
 
@@ -86,6 +88,7 @@ class Loop(ABC):
         self.was_reduced = torch.ones_like(first.loss, dtype=torch.bool)
         self.loss_at_check = first.loss.clone()
         self.losses = x.new_full((n_iter, len(x)), torch.nan)
+        self.corrects = self.losses.clone()
 
     def run(self, stop: bool, tick: Callable[[int, float], None]) -> Found:
         """All iterations; ``stop`` leaves an image alone once no draw is classified correctly."""
@@ -101,7 +104,8 @@ class Loop(ABC):
             waited += 1
             if waited == window:
                 window, waited = self.check(moving, window), 0
-        return Found(self.found, self.found_correct, self.found_loss, self.losses, self.first, self.best)
+        seen = (self.losses, self.corrects, self.first, self.best)
+        return Found(self.found, self.found_correct, self.found_loss, *seen)
 
     def go_back(self, where: Tensor) -> None:
         """Continue from the best point."""
@@ -111,7 +115,7 @@ class Loop(ABC):
         point = self.point[moving]
         answer = self.ask(point, moving, i + 1)
         self.gradient[moving] = answer.gradient
-        self.losses[i, moving] = answer.loss
+        self.losses[i, moving], self.corrects[i, moving] = answer.loss, answer.correct
         self.rises[moving] += (answer.loss > self.last_loss[moving]).to(self.rises.dtype)
         self.last_loss[moving] = answer.loss
         higher = answer.loss > self.best_loss[moving]

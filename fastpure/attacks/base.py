@@ -44,6 +44,10 @@ class AttackResult:
             cosine, see ``Query``); NaN where not measured, None for attacks that use no gradient.
         setting: what the attack was and met, for `findings`; None if nobody said.
         sample_ids: int64 [B], the names of the images; None in results put together by hand.
+        spent: float64 [B], gradients of the defence spent on each image, a forward pass counting a half and a cheaper
+            gradient its share of the network passes; None where the attack does not count.
+        stopped: why an attack that decides so itself (`Adaptive`) has ended; empty for others.
+        own_notes: what the attack meant to do and did not, each with the reason.
     """
 
     x_adv: Tensor
@@ -58,6 +62,9 @@ class AttackResult:
     agreement: Tensor | None = None
     setting: Setting | None = None
     sample_ids: Tensor | None = None
+    spent: Tensor | None = None
+    stopped: str = ""
+    own_notes: tuple[str, ...] = ()
 
     @property
     def clean_accuracy(self) -> Interval:
@@ -99,10 +106,13 @@ class AttackResult:
     def notes(self) -> tuple[str, ...]:
         """What was asked for and not done, such as members of an ensemble that need more classes."""
         effort = None if self.setting is None else self.setting.effort
-        return () if effort is None else effort.left_out
+        return (*self.own_notes, *(() if effort is None else effort.left_out))
 
     def __str__(self) -> str:
         lines = [self.attack, f"clean  {self.clean_accuracy}", f"robust {self.robust_accuracy}"]
+        if self.spent is not None and len(self.spent):
+            ended = f", {self.stopped}" if self.stopped else ""
+            lines.append(f"spent  {float(self.spent.mean()):.4g} gradients per image{ended}")
         lines += [f"NOTE     {note}" for note in self.notes]
         return "\n".join([*lines, *(f"WARNING  {warning}" for warning in self.warnings)])
 
@@ -132,6 +142,9 @@ class AttackResult:
             zero_gradients=optional("zero_gradients"),
             agreement=optional("agreement"),
             sample_ids=optional("sample_ids"),
+            spent=optional("spent"),
+            stopped="; ".join(dict.fromkeys(part.stopped for part in parts if part.stopped)),
+            own_notes=tuple(dict.fromkeys(note for part in parts for note in part.own_notes)),
         )
 
 
@@ -183,6 +196,8 @@ class Proposal:
             as in ``losses``.
         spent_at: float32 [n_iter, B], gradients of the deployed defence spent on the image by then; NaN likewise.
         spent: float64 [B], gradients spent on each image in all; a forward pass counts a half.
+        stopped: why an attack that decides so itself has ended; empty for others.
+        notes: what was meant to be done and was not, each with the reason.
     """
 
     x: Tensor
@@ -193,6 +208,8 @@ class Proposal:
     correct: Tensor | None = None
     spent_at: Tensor | None = None
     spent: Tensor | None = None
+    stopped: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Attack(ABC):
@@ -200,6 +217,9 @@ class Attack(ABC):
 
     asks: ClassVar[bool] = True
     """Whether ``propose`` asks the target anything."""
+
+    shares: ClassVar[bool] = False
+    """Whether the images of one call share a budget, so that what comes out for one depends on the others."""
 
     seeks: ClassVar[bool] = True
     """Whether its images were chosen to be misclassified: signs of a weak attack do not apply to mere corruptions."""
@@ -217,6 +237,11 @@ class Attack(ABC):
     @abstractmethod
     def budget(self) -> Admissible:
         """The images the attack may return."""
+
+    @property
+    def admissible(self) -> Admissible:
+        """The same, also where an attack means something else by its ``budget``."""
+        return self.budget
 
     @abstractmethod
     def propose(self, problem: Problem, tick: Tick) -> Proposal:
@@ -249,6 +274,10 @@ class Attack(ABC):
         """
         return self
 
+    def planned(self) -> tuple[float, float] | None:
+        """Most purifications with and without gradient per image, where it has been told; None to have them counted."""
+        return None
+
     def for_counting(self) -> Attack:
         """An attack that asks as often at most, of any images: without what this one knows of particular ones."""
         if self.gradient in (None, "exact"):
@@ -267,9 +296,10 @@ class Attack(ABC):
         bad = ~torch.isfinite(proposal.x).flatten(1).all(1)
         if bool(bad.any()):
             raise NonFiniteError(f"the attack proposed NaN or Inf for {named(problem.ids, bad)}")
-        x_adv = self.budget.project(proposal.x.detach().to(problem.x.dtype), problem.x)
-        distance = self.budget.distance(x_adv, problem.x)
-        allowed = self.budget.admits(distance)
+        ball = self.admissible
+        x_adv = ball.project(proposal.x.detach().to(problem.x.dtype), problem.x)
+        distance = ball.distance(x_adv, problem.x)
+        allowed = ball.admits(distance)
         if not bool(allowed.all()):
             # The projection is exact, so this is a defect of it and no circumstance to go on under.
             raise AssertionError(f"{int((~allowed).sum())} adversarial images left the budget of {self}")
@@ -327,6 +357,9 @@ class Attack(ABC):
             execution=problem.target.execution,
             agreement=proposal.agreement,
             sample_ids=problem.ids.to(torch.int64),
+            spent=proposal.spent,
+            stopped=proposal.stopped,
+            own_notes=proposal.notes,
             setting=Setting(
                 n_classes=problem.n_classes,
                 random=problem.target.is_random,

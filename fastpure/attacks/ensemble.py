@@ -53,7 +53,7 @@ class Ensemble(NormAttack):
             if not isinstance(member, Attack):
                 remedy = "Use run.as_attack() for the images of a run"
                 raise TypeError(mistake("attacks", "attacks", type(member).__name__, remedy))
-        budgets = [member.budget for member in attacks]
+        budgets = [member.admissible for member in attacks]
         if len(set(budgets)) > 1 or not isinstance(budgets[0], Budget):
             got = ", ".join(dict.fromkeys(f"{type(a).__name__} in {_text(a)}" for a in attacks))
             raise ValueError(mistake("attacks", "attacks in one ball, of the same norm and eps", got))
@@ -121,5 +121,5 @@ class Ensemble(NormAttack):
 
 
 def _text(attack: Attack) -> str:
-    budget = attack.budget
+    budget = attack.admissible
     return f"{budget.norm} {budget.eps:g}" if isinstance(budget, Budget) else "no ball"

@@ -2,6 +2,7 @@
 
 "exact"      the defence itself, every derivative included
 "detached"   the defence with its guidance's own derivative dropped: what COUP's released attack computes
+"unguided"   the defence as if it had no guidance: guided states, guidance and labels are left out
 "surrogate"  the same method with fewer steps (Lee and Kim, ICCV 2023)
 "adjoint"    the continuous adjoint of torchsde, DiffPure's way; needs the extra "adjoint"
 "bpda"       the purified image, with the identity as the purifier's derivative (Athalye et al. 2018)
@@ -65,6 +66,18 @@ class GradientMode:
             target.no_purifier(f"gradient={self.name!r}", "Use gradient='exact'")
         return MODES[self.name](self, target)
 
+    def cost(self, target: Target) -> float:
+        """What one gradient of one draw costs, in exact gradients of ``target``: its network passes by theirs.
+
+        A pass backward counts as much as one forward; the classifier's own passes count nothing where something
+        purifies. BPDA makes the passes forward only, the classifier alone makes none.
+        """
+        if not target.purifies:
+            return 1.0
+        if self.name == "surrogate":
+            return target.method.coarser(self.steps, self.dt).steps.n_network_calls / target.network_calls
+        return {"bpda": 0.5, "blind": 0.0}.get(self.name, 1.0)
+
 
 def has_noise(target: Target, gradient: str) -> bool:
     """Whether what the mode differentiates sees noise: the classifier alone does not see the purifier's."""
@@ -81,6 +94,14 @@ def _detached(mode: GradientMode, target: Target) -> Logits:
         expected = f"a mode that method {method.name} has; it has no guidance to detach"
         raise ValueError(mistake("gradient", expected, "'detached'", "Use gradient='exact'"))
     return attack_logits(target.with_method(method.detached()))
+
+
+def _unguided(mode: GradientMode, target: Target) -> Logits:
+    method = target.method
+    if method.guidance is None:
+        expected = f"a mode that method {method.name} has; it has no guidance to leave out"
+        raise ValueError(mistake("gradient", expected, "'unguided'", "Use gradient='exact'"))
+    return attack_logits(target.with_method(method.weakened(0.0)))
 
 
 def _surrogate(mode: GradientMode, target: Target) -> Logits:
@@ -129,5 +150,6 @@ MODES: dict[str, Callable[[GradientMode, Target], Logits]] = {
     "surrogate": _surrogate,
     "adjoint": _adjoint,
     "detached": _detached,
+    "unguided": _unguided,
 }
 """Every gradient mode by name."""

@@ -13,6 +13,7 @@ from ..purify import Target
 from .base import Problem, Proposal, Tick
 from .gradient import Average, Objective, Query, objective, query
 from .gradient_attack import GradientAttack, TargetedAttack
+from .ledger import Ledger
 from .losses import LOSSES
 from .weakness import Effort
 
@@ -52,15 +53,17 @@ class PGD(TargetedAttack):
         n, x = self.n_draws(problem), self.first_point(problem)
         losses, flat = problem.x.new_zeros((self.n_iter, len(problem.x))), None
         agreement = Average(problem.x)
+        ledger = Ledger(problem.x, self.mode().cost(problem.target) * n)
         for i in range(self.n_iter):
             draws = range(i * n, (i + 1) * n)
             found = query(goal, x, problem.y, problem.ids, draws, self.batch_size)
             losses[i] = found.loss
             agreement.add(found.agreement)
+            ledger.walked(found.correct[None])
             flat = is_flat(found) if flat is None else flat
             x = self.budget.project(self.budget.ascend(x, found.gradient, step_size), problem.x)
             tick(i, float(losses[i].mean()) if len(x) else 0.0)
-        return Proposal(x, losses, flat, agreement=agreement.mean)
+        return ledger.into(Proposal(x, losses, flat, agreement=agreement.mean))
 
     def first_point(self, problem: Problem) -> Tensor:
         """The first iterate."""

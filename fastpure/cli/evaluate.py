@@ -72,7 +72,7 @@ def evaluate(
         cost = plan(experiment.defense, experiment.dataset, experiment.attack, rules, batch_size=batch_size)
         typer.echo(str(cost))
         return
-    path = out or default_path(experiment, rules, part)
+    path = out or default_path(experiment, rules, part, batch_size)
     if progress:
         typer.echo(f"into {path}; Ctrl-C stops, the same command continues", err=True)
     with o.interruptible():
@@ -91,13 +91,15 @@ def evaluate(
     typer.echo(str(report))
 
 
-def default_path(experiment: Experiment, protocol: Any, shard: tuple[int, int] | None) -> Path:
+def default_path(
+    experiment: Experiment, protocol: Any, shard: tuple[int, int] | None, batch_size: int
+) -> Path:
     """A name that is the same for the same experiment and for no other."""
     import hashlib
 
     from ..evaluate.identity import canonical, identity
 
-    named = identity(experiment.defense, experiment.dataset, experiment.attack, protocol)
+    named = identity(experiment.defense, experiment.dataset, experiment.attack, protocol, batch_size)
     digest = hashlib.sha256(canonical(named).encode()).hexdigest()[:8]
     part = "" if shard is None else f"-{shard[0]}of{shard[1]}"
     return Path("runs") / f"{experiment.label}-{protocol.name}-{digest}{part}.sqlite"

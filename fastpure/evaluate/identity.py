@@ -32,12 +32,18 @@ from .protocol import FIRST_DRAW, Protocol
 
 
 def identity(
-    defense: nn.Module | Target, dataset: Dataset, attack: Any, protocol: Protocol
+    defense: nn.Module | Target, dataset: Dataset, attack: Any, protocol: Protocol, block: int = 0
 ) -> dict[str, Any]:
-    """Everything the result depends on, as values JSON can hold."""
+    """Everything the result depends on, as values JSON can hold.
+
+    ``block`` is how many images are attacked together; it counts for attacks whose images share a budget.
+    """
+    described = None if attack is None else plain(attack)
+    if described is not None and getattr(attack, "shares", False):
+        described["block"] = block
     return {
         "defense": look_through(defense).describe(),
-        "attack": None if attack is None else plain(attack),
+        "attack": described,
         "protocol": {**protocol.to_dict(), "hash": protocol.hash, "first_draw": FIRST_DRAW},
         "data": {
             "name": dataset.name,

@@ -89,7 +89,7 @@ def evaluate(
     rows = worker.rows
     store = RunStore(
         None if out is None else Path(out),
-        identity(target, dataset, attack, protocol),
+        identity(target, dataset, attack, protocol, batch_size),
         share=part,
         environment={
             **environment(worker.device),

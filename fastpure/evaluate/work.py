@@ -203,7 +203,9 @@ class Worker:
 
     def _shrink(self, size: int, error: BaseException) -> None:
         """Halve the block, and once it is a single image the rows of a network call."""
-        if size > 1:
+        # Images that share a budget stay together: cut elsewhere, they would be attacked otherwise.
+        together = self.attack is not None and self.attack.shares
+        if size > 1 and not together:
             self.limit = (size + 1) // 2
         elif self.rows > 1:
             self.rows = (self.rows + 1) // 2

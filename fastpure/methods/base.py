@@ -181,6 +181,39 @@ class Method:
             raise ValueError(mistake("method", "one with the setting guidance_grad", self.name))
         return self.rebuilt(guidance_grad="detached")
 
+    def weakened(self, share: float) -> Method:
+        """The same method with its guidance times ``share``, without guidance for 0: a relative to attack instead.
+
+        It purifies otherwise, and cannot be made anew from its settings.
+
+        Args:
+            share: in [0, 1].
+
+        Raises:
+            ValueError: no guidance, another share, or a method whose procedure and not its table weighs the guidance
+                and that has no setting for it.
+        """
+        if self.guidance is None:
+            raise ValueError(mistake("method", "one with guidance", self.name))
+        if not 0.0 <= number("share", share) <= 1.0:
+            raise ValueError(mistake("share", "in [0, 1]", share))
+        if self.procedure is not None:
+            return self._weakened_by_settings(share)
+        guidance = self.guidance if share else None
+        return replace(self, steps=self.steps.weakened(share), guidance=guidance, factory=None)
+
+    def _weakened_by_settings(self, share: float) -> Method:
+        spec, settings = (None if self.factory is None else self.factory.spec), dict(self.settings)
+        if spec is None or self.factory is None or "confidence" not in settings or spec.required:
+            remedy = "Use gradient='exact'"
+            raise ValueError(mistake("method", "one whose guidance can be weighed", self.name, remedy))
+        if share:
+            return self.rebuilt(confidence=share * cast(float, settings["confidence"]))
+        kept = {
+            name: value for name, value in settings.items() if name not in ("confidence", "guidance_grad")
+        }
+        return self.factory(**kept)
+
     def check_denoiser(self, denoiser: Denoiser) -> None:
         """Raise ValueError if ``denoiser`` has another schedule or image shape than this method needs."""
         if self.guidance is not None:

@@ -168,6 +168,10 @@ class StepTable:
         rows = zip(self.rows, coefficients, strict=True)
         return StepTable(tuple(replace(row, c=float(c)) for row, c in rows))
 
+    def weakened(self, share: float) -> StepTable:
+        """The same sampler with its guidance gradient times ``share``."""
+        return StepTable(tuple(replace(row, c=share * row.c, u=share * row.u) for row in self.rows))
+
     def __str__(self) -> str:
         names = ("t", "tau", "alpha", "sigma", "a", "b", "c", "d", "p")
         lines = ["row kind    " + "".join(f"{name:>12}" for name in names)]
