@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from .apgd import into_l1, random_point
 from .apgd_loop import DenseLoop, SparseLoop
 from .base import Problem
 from .budget import Budget
-from .gradient import Logits, Loss, Query, objective, pairs, query
+from .gradient import Logits, Objective, Query, objective, pairs, query
 from .losses import cross_entropy, margin, margin_targeted
 
 CHOOSING = 1 << 28
@@ -24,8 +24,8 @@ CHOOSING = 1 << 28
 MOMENTUM = 0.2
 """Weight of the newest gradient in the mean that a refinement follows; the mean of all before it has the rest."""
 
-FIRST_STEP = 0.3
-"""Share of the way to the corner that the first refining step goes; it falls to zero linearly."""
+FIRST_STEP = 0.9
+"""Share of the way to the corner that the first refining step goes; it falls to zero with what is left to spend."""
 
 MOST_DRAWS, FEWEST_DRAWS = 32, 2
 """Bounds of the draws per gradient."""
@@ -48,17 +48,16 @@ class Asker:
 
     def __call__(
         self,
-        logits: Logits,
-        loss: Loss,
+        goal: Objective,
         problem: Problem,
         labels: Tensor,
         x: Tensor,
         which: Tensor,
         draws: range,
+        later: Tensor | None = None,
     ) -> Query:
-        """The answer at ``x`` for the images numbered ``which`` [n] of ``problem``."""
-        goal = objective(logits, loss)
-        found = query(goal, x, labels[which], problem.ids[which], draws, self.batch_size)
+        """The answer at ``x`` for the images numbered ``which`` [n] of ``problem``; see `gradient.query`."""
+        found = query(goal, x, labels[which], problem.ids[which], draws, self.batch_size, later)
         self.note(which, len(draws), found)
         return found
 
@@ -93,10 +92,10 @@ def search(
     loss, labels = cross_entropy, problem.y
     if target_class is not None:
         loss, labels = margin_targeted, torch.stack([problem.y, target_class], 1)
-    first, n = draws
+    goal, (first, n) = objective(logits, loss), draws
 
     def one(points: Tensor, which: Tensor, i: int) -> Query:
-        return ask(logits, loss, problem, labels, points, which, range(first + i * n, first + (i + 1) * n))
+        return ask(goal, problem, labels, points, which, range(first + i * n, first + (i + 1) * n))
 
     start = random_point(budget, problem, seed)
     loop: DenseLoop | SparseLoop
@@ -111,10 +110,9 @@ def search(
 def refine(
     ask: Asker,
     problem: Problem,
-    logits_at: Callable[[float], Logits],
+    modes: Sequence[Logits],
     start: Tensor,
     budget: Budget,
-    n_iter: int,
     n_draws: Tensor,
     allowance: float,
     first: int,
@@ -127,34 +125,34 @@ def refine(
     Args:
         ask: see `Asker`.
         problem: the images.
-        logits_at: what is differentiated at a share in [0, 1] of the way.
+        modes: what is differentiated, one after the other.
         start: [n, C, H, W] in the ball.
         budget: the ball.
-        n_iter: steps.
         n_draws: int64 [n], draws per gradient to begin with, powers of two.
-        allowance: most gradients for one image.
+        allowance: gradients for each image.
         first: number of the first draw.
 
     Returns:
         The images [n, C, H, W], and how many draws their gradients took in the end [n].
     """
+    goals = [objective(logits, margin) for logits in modes]
     x, mean, n_draws = start.clone(), torch.zeros_like(start), n_draws.clone()
-    spent = torch.zeros_like(n_draws)
-    for i in range(n_iter):
-        logits = logits_at(i / max(n_iter - 1, 1))
-        share = max(MOMENTUM, 1.0 / (i + 1))
-        for n in sorted(set(n_draws.tolist())):
-            which = ((n_draws == n) & (spent + n <= allowance)).nonzero()[:, 0]
-            if not len(which):
-                continue
-            begin = first + i * MOST_DRAWS
-            found = ask(logits, margin, problem, problem.y, x[which], which, range(begin, begin + n))
-            spent[which] += n
+    spent, taken = torch.zeros_like(n_draws), torch.zeros_like(n_draws)
+    wide = (-1, *(1,) * (x.dim() - 1))
+    while bool((going := spent + n_draws <= allowance).any()):
+        way = (spent / allowance).to(x.dtype)
+        part = (way * len(modes)).long().clamp_max(len(modes) - 1)
+        for n, k in sorted(set(zip(n_draws[going].tolist(), part[going].tolist(), strict=True))):
+            which = (going & (n_draws == n) & (part == k)).nonzero()[:, 0]
+            draws = range(first, first + n)
+            found = ask(goals[k], problem, problem.y, x[which], which, draws, spent[which])
+            share = (1.0 / (1.0 + taken[which])).clamp_min(MOMENTUM).to(x.dtype).view(wide)
             gradient = found.gradient / _length(found.gradient).clamp_min(1e-30)
             mean[which] = (1.0 - share) * mean[which] + share * gradient
-            x[which] = _towards(
-                budget, x[which], problem.x[which], mean[which], FIRST_STEP * (1.0 - i / n_iter)
-            )
+            step = (FIRST_STEP * (1.0 - way[which])).view(wide)
+            x[which] = _towards(budget, x[which], problem.x[which], mean[which], step)
+            spent[which] += n
+            taken[which] += 1
             n_draws[which] = _adapted(n, found.agreement)
     return x, n_draws
 
@@ -169,10 +167,11 @@ def _adapted(n: int, agreement: Tensor) -> Tensor:
     return wanted.clamp(FEWEST_DRAWS, MOST_DRAWS).long()
 
 
-def _towards(budget: Budget, x: Tensor, originals: Tensor, mean: Tensor, share: float) -> Tensor:
+def _towards(budget: Budget, x: Tensor, originals: Tensor, mean: Tensor, share: Tensor) -> Tensor:
     """The share of the way from ``x`` to where the ball's linear maximiser lies; nowhere where ``mean`` is zero."""
     if budget.norm == "L1":  # its maximiser is one pixel: sparse steps as in PGD
-        return budget.project(budget.ascend(x, mean, share * budget.eps), originals)
+        step = budget.ascend(x, mean, 1.0) - x
+        return budget.project(x + share * budget.eps * step, originals)
     if budget.norm == "Linf":
         corner = (originals + budget.eps * mean.sign()).clamp(0.0, 1.0)
         return x + share * torch.where(mean == 0, torch.zeros_like(x), corner - x)

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..purify import Target
 from .adaptive_stages import (
     CHOOSING,
-    MOST_DRAWS,
+    FEWEST_DRAWS,
     Asker,
     Looked,
     look,
@@ -24,21 +25,30 @@ from .adaptive_stages import (
 )
 from .base import Problem, Proposal, Tick
 from .budget import Budget
+from .diffhammer import Hammer
+from .diffhammer import cost as hammer_cost
 from .gradient import Average, Logits, Query, attack_logits, mean_logits
 from .gradient_modes import GradientMode
 from .ledger import FORWARD, Ledger
+from .losses import margin
 from .relatives import Relative, relatives
 
 LEAST_ITERATIONS, MOST_ITERATIONS = 10, 30
 """Steps of one search."""
 
-REFINING, LEAST_REFINING = 15, 4
-"""Steps of one refinement."""
+LEAST_REFINING = 8
+"""Fewest steps of a refinement, at the draws it begins with."""
+
+FIRST_DRAWS = 8
+"""Draws per gradient of the first refinement."""
+
+SETTLED_AFTER = 2
+"""Looks that an image must be wrong on throughout before it leaves its budget to the others."""
 
 FIRST_LOOK, LOOK = 3, 8
 """Choosing draws on which many candidates are sorted, and on which the best two meet the one that is kept."""
 
-SETTLED = 1.0 / (LOOK + 2)
+SETTLED = 1.0 / (SETTLED_AFTER * LOOK + 2)
 """How often an image is still right after it was wrong on all draws of a look: Laplace's rule of succession."""
 
 MOST_CLASSES = 9
@@ -60,6 +70,9 @@ class Arm(ABC):
     """A kind of stage. ``times`` counts how often it was played, so that each play begins elsewhere."""
 
     name: str
+    kind: ClassVar[str] = "refine"
+    reserve: bool = field(default=False, kw_only=True)
+    """Whether it is tried only when the others gain nothing any more."""
     times: int = field(default=0, init=False)
     gain: float = field(default=math.inf, init=False)
     """Share of all images that its last play took off the accuracy, per gradient and image."""
@@ -73,6 +86,7 @@ class Arm(ABC):
 class Search(Arm):
     """Auto-PGD on a relative: on cross entropy, and towards classes."""
 
+    kind: ClassVar[str] = "search"
     relative: Relative
     untargeted: int = 1
     classes: Sequence[int] = ()
@@ -124,27 +138,40 @@ class Refine(Arm):
     def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
         """See `Arm.play`."""
         allowance -= FORWARD * 2 * tour.look_draws
-        n_draws = tour.n_draws[active]
-        n_iter = steps_for(allowance, float(n_draws.double().mean()), LEAST_REFINING, REFINING)
-        if not n_iter:
+        most = int(allowance / LEAST_REFINING)
+        if most < 1 or (most < FEWEST_DRAWS and tour.target.is_random):
             return []
-
-        def logits_at(share: float) -> Logits:
-            return self.modes[min(int(share * len(self.modes)), len(self.modes) - 1)]
-
-        found, n_draws = refine(
+        # A power of two as the halves are compared; fewer of them rather than a handful of steps.
+        n_draws = tour.n_draws[active].clamp_max(2 ** int(math.log2(most)))
+        found, tour.n_draws[active] = refine(
             tour.asker(active, 1.0),
             tour.problem.part(active),
-            logits_at,
+            self.modes,
             tour.x[active],
             tour.ball,
-            n_iter,
             n_draws,
             allowance,
             tour.draws(),
         )
-        tour.n_draws[active] = n_draws
         return [found]
+
+
+@dataclass(eq=False)
+class Hammered(Arm):
+    """DiffHammer's directions from the best point, on the margin."""
+
+    def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
+        """See `Arm.play`."""
+        n = tour.look_draws
+        price = hammer_cost(n)
+        n_iter = steps_for(allowance - FORWARD * 2 * n - price, price, LEAST_REFINING, MOST_ITERATIONS)
+        if not n_iter:
+            return []
+        part, ball = tour.problem.part(active), tour.ball
+        hammer = Hammer(part, margin, ball.norm, ball.eps, n, tour.batch_size, tour.draws())
+        found = hammer.run(tour.x[active], n_iter, lambda i, loss: tour.tell(loss))
+        tour.ledger.charge(price * (n_iter + 1), active)
+        return [found.best]
 
 
 @dataclass(eq=False)
@@ -165,7 +192,7 @@ class Tour:
         self.x, self.ledger, self.agreement = x.clone(), Ledger(x), Average(x)
         self.look_draws = LOOK if self.target.is_random else 1
         self.first_look = FIRST_LOOK if self.target.is_random else 1
-        self.n_draws = torch.full_like(self.problem.y, 4 if self.target.is_random else 1)
+        self.n_draws = torch.full_like(self.problem.y, FIRST_DRAWS if self.target.is_random else 1)
         self.best = Looked(torch.full_like(self.ledger.spent, torch.nan), self.ledger.spent.new_zeros(len(x)))
         self.measured = torch.ones_like(self.ledger.spent)
         self.wrong, self.looked = torch.zeros_like(self.problem.y), torch.zeros_like(self.problem.y)
@@ -218,25 +245,27 @@ class Tour:
 
     def _refining(self) -> list[Arm]:
         target = self.target
-        exact = attack_logits(target)
-        if not target.purifies or target.method.guidance is None:
-            return [Refine("refine", (exact,))]
+        exact: Logits = attack_logits(target)
+        guided = target.purifies and target.method.guidance is not None
         weaker: list[Logits] = []
-        for name in ("unguided", "detached"):
+        for name in ("unguided", "detached") if guided else ():
             try:
                 weaker.append(GradientMode(name).logits(target))
             except ValueError as error:
                 self.notes.append(f"the gradient mode {name} is left out: {error}")
-        found: list[Arm] = (
-            [Refine("refine, guidance left out, then constant", tuple(weaker))] if weaker else []
-        )
+        found: list[Arm] = []
         if len(weaker) == 2:
-            found.append(Refine("refine, guidance constant", weaker[1:]))
-        return [*found, Refine("refine, exact", (exact,))]
+            found.append(Refine("refine, guidance left out, then constant", tuple(weaker)))
+        found += [Refine("refine, guidance weaker", (logits,)) for logits in weaker[-1:]]
+        found.append(Refine("refine, exact", (exact,), reserve=bool(weaker)))
+        if target.purifies and target.is_random and self.ball.norm != "L1":
+            found.append(Hammered("hammer", reserve=True))
+        return found
 
     def active(self) -> Tensor:
         """Images that are not settled, by index."""
-        settled = (self.looked >= self.look_draws) & (self.wrong == self.looked)
+        looks = SETTLED_AFTER if self.target.is_random else 1
+        settled = (self.looked >= looks * self.look_draws) & (self.wrong == self.looked)
         return (~settled).nonzero()[:, 0]
 
     def left(self, active: Tensor) -> float:
@@ -244,8 +273,7 @@ class Tour:
         return (self.per_image * len(self.problem.x) - float(self.ledger.spent.sum())) / len(active)
 
     def _play(self, arms: list[Arm], active: Tensor) -> tuple[Arm | None, list[Tensor]]:
-        untried = [arm for arm in arms if not arm.times]
-        order = untried + sorted((arm for arm in arms if arm.times), key=lambda arm: -arm.gain)
+        order = self._order(arms)
         left = self.left(active)
         share = LATER_SHARE if self.round else FIRST_SHARE
         allowance = min(left, max(share * self.per_image, least(self.problem)))
@@ -257,6 +285,24 @@ class Tour:
                 self._price = (float(self.ledger.spent.sum()) - before) / len(self.problem.x)
                 return arm, candidates
         return None, []
+
+    def _order(self, arms: list[Arm]) -> list[Arm]:
+        """The arms, what is to be played first: by kind what gained most, of a kind what is untried, then what gained.
+
+        Arms in reserve come when nothing else gains any more.
+        """
+        ready = [arm for arm in arms if not arm.reserve or arm.times]
+        waiting = [arm for arm in arms if arm.reserve and not arm.times]
+        if self._saturated():
+            return [*waiting, *ready] if waiting else ready
+        best: dict[str, float] = {}
+        for arm in ready:
+            gain = arm.gain if math.isfinite(arm.gain) and arm.times else -math.inf
+            best[arm.kind] = max(best.get(arm.kind, -math.inf), gain)
+        # A kind that has not been measured yet goes first; the arms stand in the order in which kinds take turns.
+        unknown = {arm.kind for arm in ready} - {arm.kind for arm in ready if arm.times}
+        ready.sort(key=lambda arm: (arm.kind not in unknown, -best[arm.kind], arm.times > 0, -arm.gain))
+        return [*ready, *waiting]
 
     def _choose(self, active: Tensor, candidates: list[Tensor], before: Arm | None) -> None:
         """Keep for each active image what fares worst on draws that nobody has seen."""
@@ -323,8 +369,12 @@ class Tour:
         self._last_price = self._price
 
     def _enough(self, arms: list[Arm]) -> bool:
-        """Whether another stage's gain is below what the verdict's draws leave uncertain, by the last two."""
-        if not self.target.is_random or len(self.gains) < 2 or any(not arm.times for arm in arms):
+        """Whether nothing that there is to try would gain what the verdict could show."""
+        return self._saturated() and all(arm.times for arm in arms)
+
+    def _saturated(self) -> bool:
+        """Whether the last two stages gained less, at 95 %, than what the verdict's draws leave uncertain."""
+        if not self.target.is_random or len(self.gains) < 2:
             return False
         n, p = len(self.problem.x), self.measured
         uncertain = 1.96 * math.sqrt(float((p * (1.0 - p)).sum()) / self.eval_draws) / n
@@ -344,12 +394,13 @@ class Tour:
             self.ledger.charge(cost * n, images)
             self.agreement.add(found.agreement, images)
             self.flat[images] &= ~torch.any(found.gradient.flatten(1) != 0, dim=1) & (found.correct > 0)
-            spent = float(self.ledger.spent.mean())
-            self.tick(
-                min(int(spent), int(self.per_image) - 1), float(found.loss.mean()) if len(which) else 0.0
-            )
+            self.tell(float(found.loss.mean()) if len(which) else 0.0)
 
         return Asker(self.batch_size, note)
+
+    def tell(self, loss: float) -> None:
+        """Say how far it is: a tick is a gradient per image."""
+        self.tick(min(int(float(self.ledger.spent.mean())), int(self.per_image) - 1), loss)
 
     def ranked(self, relative: Relative) -> Tensor:
         """Wrong classes by falling mean logit of ``relative`` at the originals, int64 [B, classes - 1]."""
@@ -377,7 +428,7 @@ class Tour:
     def draws(self) -> int:
         """The number of the first draw of a stage's gradients, which no other stage has."""
         self._queries += 1
-        return (self._queries - 1) * (MOST_ITERATIONS + 1) * MOST_DRAWS
+        return (self._queries - 1) << 14
 
     def begins(self) -> int:
         """A new number for each random start."""

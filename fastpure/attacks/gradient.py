@@ -84,7 +84,15 @@ def objective(logits: Logits, loss: Loss) -> Objective:
     return evaluate
 
 
-def query(goal: Objective, x: Tensor, labels: Tensor, ids: Tensor, draws: range, batch_size: int) -> Query:
+def query(
+    goal: Objective,
+    x: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    draws: range,
+    batch_size: int,
+    later: Tensor | None = None,
+) -> Query:
     """Mean over ``draws`` of gradient, loss and correctness.
 
     Args:
@@ -94,6 +102,7 @@ def query(goal: Objective, x: Tensor, labels: Tensor, ids: Tensor, draws: range,
         ids: sample ids int64 [B].
         draws: the attack's draws, the same for every image.
         batch_size: most (image, draw) pairs in one pass.
+        later: int64 [B], how many numbers later each image's draws are; the same if None.
 
     Raises:
         NonFiniteError: a gradient that is NaN or Inf, of finite logits.
@@ -105,6 +114,7 @@ def query(goal: Objective, x: Tensor, labels: Tensor, ids: Tensor, draws: range,
     truth = labels if labels.dim() == 1 else labels[:, 0]
     for part, image, draw in pairs(len(x), draws, batch_size, x.device):
         point = x[image].detach().requires_grad_(True)
+        draw = draw if later is None else draw + later[image]
         with torch.enable_grad():
             value, logits = goal(point, labels[image], ids[image], draw)
         if not value.requires_grad:
