@@ -163,10 +163,11 @@ def comparisons(
 
 
 def _comparison(attack: str, a: str, b: str, result: Comparison) -> str:
-    return f"| {attack} | {a} | {b} | {_points(result)} | {result.wins} / {result.losses} | {result.p_value:.2g} |"
+    return f"| {attack} | {a} | {b} | {points(result)} | {result.wins} / {result.losses} | {result.p_value:.2g} |"
 
 
-def _points(result: Comparison) -> str:
+def points(result: Comparison) -> str:
+    """A difference with its interval, in points."""
     return f"{100 * result.difference:+.1f} [{100 * result.low:+.1f}, {100 * result.high:+.1f}]"
 
 
@@ -215,7 +216,7 @@ def held(found: Mapping[Row, Run], attack: str, counts: Callable[[Row], bool]) -
             row = min(others, key=lambda row: float(others[row].values("adversarial").mean()))
             robust = [fp.Report.of(run).robust for run in (own[0], others[row])]
             result = fp.compare(own[0], others[row])
-            cells = (name, *robust, row.attack, _points(result), f"{result.p_value:.2g}")
+            cells = (name, *robust, row.attack, points(result), f"{result.p_value:.2g}")
             yield f"| {' | '.join(map(str, cells))} |".replace(" %", "")
 
 
