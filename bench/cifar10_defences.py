@@ -9,26 +9,31 @@ from torch import nn
 import fastpure as fp
 from fastpure.attacks.base import Attack
 
-T, STEPS, IMAGES, TUNING_IMAGES = 0.1, 4, 128, 64
+T, STEPS, IMAGES, SWEEP_IMAGES = 0.1, 4, 128, 64
 DT = T / STEPS
 EPS, EPS_L2 = 8 / 255, 0.5
 PRECISION = "bf16"
 SOLVER = "exponential"
 SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+BEST = 16.0
+"""The scale with the highest worst case of the sweep, see `bench.robustness_cifar10`."""
 TIMES = (0.05, 0.15, 0.2)
 
+BUDGET = 400.0
 PGD = {"n_iter": 20, "eot_iter": 2}
+DW = {"n_iter": 20, "eot_iter": 1}
 
-MANY_DRAWS = "PGD Linf, EOT 8"
+ADAPTIVE, ADAPTIVE_L2 = "Adaptive Linf", "Adaptive L2"
+EXACT = "PGD-10, EOT 2"
+CORRUPTED = "salt and pepper"
+
 ATTACKS: dict[str, Callable[[], Attack | None]] = {
+    ADAPTIVE: lambda: fp.attacks.Adaptive(norm="Linf", eps=EPS, budget=BUDGET),
+    ADAPTIVE_L2: lambda: fp.attacks.Adaptive(norm="L2", eps=EPS_L2, budget=BUDGET),
     "PGD Linf": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, **PGD),
-    MANY_DRAWS: lambda: fp.attacks.PGD(norm="Linf", eps=EPS, n_iter=20, eot_iter=8),
     "PGD Linf, detached": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, gradient="detached", **PGD),
-    "PGD Linf, BPDA": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, gradient="bpda", **PGD),
-    "PGD L2": lambda: fp.attacks.PGD(norm="L2", eps=EPS_L2, **PGD),
-    "APGD-CE Linf": lambda: fp.attacks.APGDCE(norm="Linf", eps=EPS, **PGD),
-    "DW-box Linf": lambda: fp.attacks.DWPGD(norm="Linf", eps=EPS, n_iter=20, eot_iter=1),
-    "salt and pepper": lambda: fp.controls.SaltAndPepper(),
+    "DW-box Linf": lambda: fp.attacks.DWPGD(norm="Linf", eps=EPS, **DW),
+    CORRUPTED: lambda: fp.controls.SaltAndPepper(),
     **{
         f"PGD-{n_iter}, EOT {eot_iter}{', ' + gradient if gradient != 'exact' else ''}": (
             lambda n=n_iter, e=eot_iter, g=gradient: fp.attacks.PGD(
@@ -43,8 +48,6 @@ ATTACKS: dict[str, Callable[[], Attack | None]] = {
         )
     },
 }
-EXACT = "PGD-10, EOT 2"
-CORRUPTED = "salt and pepper"
 
 
 def classifier() -> nn.Module:

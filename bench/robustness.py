@@ -111,9 +111,9 @@ def lines(found: Mapping[Row, Run]) -> Iterator[str]:
     """The table, one line per finished run."""
     yield (
         "| defence | attack | decided on | images | clean % | robust % | on fresh noise % | "
-        "network calls | hours | warnings |"
+        "gradients per image | network calls | hours | warnings |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for row, run in found.items():
         report = fp.Report.of(run)
         numbers = [
@@ -121,14 +121,23 @@ def lines(found: Mapping[Row, Run]) -> Iterator[str]:
             for value in (report.clean, report.robust, report.transfer)
         ]
         judged = sum(run.predicted(which).size for which in ("clean", "adversarial", "transfer"))
-        calls = network_calls(run.identity, run.protocol, judged, len(run.positions))
+        spent = gradients(run)
+        total = None if spent is None else spent * len(run.positions)
+        calls = network_calls(run.identity, run.protocol, judged, len(run.positions), total)
         warnings = "; ".join(finding.name for finding in report.warnings)
         yield (
             f"| {row.defence} | {row.attack} | {row.protocol} | {row.n} | "
             + " | ".join(numbers)
-            + f" | {'' if calls is None else f'{calls / 1e3:,.0f}k'} | {sum(report.seconds.values()) / 3600:.2f} "
-            f"| {warnings} |"
+            + f" | {'' if spent is None else f'{spent:.0f}'}"
+            f" | {'' if calls is None else f'{calls / 1e3:,.0f}k'}"
+            f" | {sum(report.seconds.values()) / 3600:.2f} | {warnings} |"
         )
+
+
+def gradients(run: Run) -> float | None:
+    """Gradients of the defence that the attack spent per image, on average; None where it does not say."""
+    spent = run.spent
+    return float(spent.mean()) if len(spent) and bool(np.isfinite(spent).all()) else None
 
 
 def comparisons(
@@ -154,10 +163,12 @@ def comparisons(
 
 
 def _comparison(attack: str, a: str, b: str, result: Comparison) -> str:
-    return (
-        f"| {attack} | {a} | {b} | {100 * result.difference:+.1f} [{100 * result.low:+.1f}, "
-        f"{100 * result.high:+.1f}] | {result.wins} / {result.losses} | {result.p_value:.2g} |"
-    )
+    return f"| {attack} | {a} | {b} | {points(result)} | {result.wins} / {result.losses} | {result.p_value:.2g} |"
+
+
+def points(result: Comparison) -> str:
+    """A difference with its interval, in points."""
+    return f"{100 * result.difference:+.1f} [{100 * result.low:+.1f}, {100 * result.high:+.1f}]"
 
 
 def _attacks(found: Mapping[Row, Run], defence: str, counts: Callable[[Row], bool]) -> set[str]:
@@ -190,6 +201,22 @@ def lowest(found: Mapping[Row, Run], defences: Iterable[str], counts: Callable[[
             assert least is not None
             report = fp.Report.of(runs[row])
             cells = (name, report.clean, f"**{report.robust}**", row.attack, len(runs), accuracy(least))
+            yield f"| {' | '.join(map(str, cells))} |".replace(" %", "")
+
+
+def held(found: Mapping[Row, Run], attack: str, counts: Callable[[Row], bool]) -> Iterator[str]:
+    """Per defence, whether ``attack`` was beaten: beside what it leaves, the lowest of the other rows that count."""
+    yield f"| defence | {attack} % | lowest other % | found by | other - {attack}, points | p |"
+    yield "|---|---|---|---|---|---|"
+    for name in dict.fromkeys(row.defence for row in found):
+        runs = {row: run for row, run in found.items() if row.defence == name and counts(row)}
+        own = [run for row, run in runs.items() if row.attack == attack]
+        others = {row: run for row, run in runs.items() if row.attack != attack}
+        if own and others:
+            row = min(others, key=lambda row: float(others[row].values("adversarial").mean()))
+            robust = [fp.Report.of(run).robust for run in (own[0], others[row])]
+            result = fp.compare(own[0], others[row])
+            cells = (name, *robust, row.attack, points(result), f"{result.p_value:.2g}")
             yield f"| {' | '.join(map(str, cells))} |".replace(" %", "")
 
 

@@ -123,13 +123,14 @@ class AutoAttack(NormAttack):
 
     def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The candidate of each image that is correct on the fewest decision draws."""
-        chosen = choose(problem, self.members(problem.n_classes), self._share_correct, tick)
+        draws = 1 if self.decision == "legacy" else self.decision_draws
+        chosen = choose(problem, self.members(problem.n_classes), self._share_correct, draws, tick)
         flat = torch.zeros_like(problem.y, dtype=torch.bool)
         for number, images, zero in chosen.flat:
             if number == 1:
                 flat[images] = zero
         verdict = (chosen.correct > 0)[:, None] if self.decision == "legacy" else None
-        return Proposal(chosen.x, chosen.losses, flat, verdict, chosen.agreement)
+        return chosen.counted(Proposal(chosen.x, chosen.losses, flat, verdict, chosen.agreement))
 
     def _share_correct(self, problem: Problem, x: Tensor, number: int) -> Tensor:
         # The final score takes draws 0 to eval_draws - 1; a choice made on them would flatter the attack.

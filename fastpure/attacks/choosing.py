@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Attack, Problem, Tick
+from .base import Attack, Problem, Proposal, Tick
 from .gradient import Average, score
+from .ledger import FORWARD, Ledger
 from .weakness import Effort
 
 Share = Callable[[Problem, Tensor, int], Tensor]
@@ -33,6 +34,7 @@ class Chosen:
         flat: for each member that follows a gradient its number, which images it was given [n], and where the first
             gradient was zero, bool [n].
         agreement: float64 [B], mean over the members that measured it.
+        ledger: what all members and the choosing draws have cost; None where a member does not say.
     """
 
     x: Tensor
@@ -40,15 +42,23 @@ class Chosen:
     losses: Tensor
     flat: list[tuple[int, Tensor, Tensor]]
     agreement: Tensor
+    ledger: Ledger | None
+
+    def counted(self, proposal: Proposal) -> Proposal:
+        """``proposal`` with what is known of costs."""
+        return proposal if self.ledger is None else self.ledger.into(proposal)
 
 
-def choose(problem: Problem, members: Sequence[Attack], share: Share, tick: Tick) -> Chosen:
+def choose(problem: Problem, members: Sequence[Attack], share: Share, n_draws: int, tick: Tick) -> Chosen:
     """Run the members in turn and keep for each image the candidate of the fewest correct draws.
 
-    A tie goes to the first candidate that is not the image itself. An image of which no draw is correct any more is
-    not given to later members, which could find nothing worse.
+    ``share`` looks at ``n_draws``. A tie goes to the first candidate that is not the image itself. An image of which no
+    draw is correct any more is not given to later members, which could find nothing worse.
     """
     best, correct = problem.x.clone(), share(problem, problem.x, 0)
+    ledger, counts = Ledger(problem.x), True
+    look = FORWARD * (n_draws if problem.target.is_random else 1)
+    ledger.charge(look)
     histories: list[Tensor] = []
     flat, agreement = [], Average(problem.x)
     for number, member in enumerate(members, start=1):
@@ -60,6 +70,9 @@ def choose(problem: Problem, members: Sequence[Attack], share: Share, tick: Tick
             proposal = member.propose(part, lambda i, loss, done=done: tick(done + i, loss))  # type: ignore[misc]
         candidate, _ = member.admit(proposal, part)
         found = share(part, candidate, number)
+        counts &= proposal.spent is not None or not member.asks
+        ledger.member(proposal, chosen)
+        ledger.charge(look, chosen)
         untouched = (best[chosen] == part.x).flatten(1).all(1)
         better = (found < correct[chosen]) | ((found == correct[chosen]) & untouched)
         best[chosen[better]], correct[chosen[better]] = candidate[better], found[better]
@@ -71,7 +84,7 @@ def choose(problem: Problem, members: Sequence[Attack], share: Share, tick: Tick
         wide[:, chosen] = proposal.losses
         histories.append(wide)
     losses = torch.cat(histories) if histories else problem.x.new_empty((0, len(problem.x)))
-    return Chosen(best, correct, losses, flat, agreement.mean)
+    return Chosen(best, correct, losses, flat, agreement.mean, ledger if counts else None)
 
 
 def share_correct(problem: Problem, x: Tensor, first: int, n_draws: int, batch_size: int) -> Tensor:

@@ -97,7 +97,7 @@ class Ensemble(NormAttack):
         def share(part: Problem, x: Tensor, number: int) -> Tensor:
             return share_correct(part, x, first, self.choosing_draws, self.batch_size)
 
-        chosen = choose(problem, self.members(), share, tick)
+        chosen = choose(problem, self.members(), share, self.choosing_draws, tick)
         flat: Tensor | None = None
         if chosen.flat:
             # Robustness of an image is not shown where no gradient could move it.
@@ -107,7 +107,7 @@ class Ensemble(NormAttack):
                 tried[images] += 1
                 stuck[images] += zero.to(stuck.dtype)
             flat = (tried > 0) & (stuck == tried)
-        return Proposal(chosen.x, chosen.losses, flat, agreement=chosen.agreement)
+        return chosen.counted(Proposal(chosen.x, chosen.losses, flat, agreement=chosen.agreement))
 
     def _first(self) -> int:
         """The first draw that neither the verdict nor the choices of any member take."""

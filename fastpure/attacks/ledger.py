@@ -57,6 +57,18 @@ class Ledger:
         self._correct.append(wide)
         self._spent_at.append(torch.where(wide.isnan(), torch.nan, self.spent).float())
 
+    def member(self, proposal: Proposal, images: Tensor) -> None:
+        """What an attack that was run on these ``images`` [n] after all before has counted itself."""
+        before = self.spent[images]
+        if proposal.correct is not None and proposal.spent_at is not None:
+            for correct, spent in zip(proposal.correct, proposal.spent_at, strict=True):
+                rows = correct.new_full((2, len(self.spent)), torch.nan, dtype=torch.float32)
+                rows[0, images], rows[1, images] = correct.float(), (before + spent).float()
+                self._correct.append(rows[0])
+                self._spent_at.append(rows[1])
+        if proposal.spent is not None:
+            self.charge(proposal.spent, images)
+
     def into(self, proposal: Proposal) -> Proposal:
         """``proposal`` with the fields that it knows."""
         empty = self.spent.new_empty((0, len(self.spent)), dtype=torch.float32)

@@ -22,7 +22,7 @@ class Chart:
         name: short and of letters, digits and hyphens where possible; names the chart's file.
         caption: what the lines are, whole sentences.
         entries: the runs shown.
-        percent, backwards, marks: as for `line_chart`.
+        percent, backwards, marks, logarithmic: as for `line_chart`.
         warnings: what speaks against the numbers, see `warned`.
     """
 
@@ -37,6 +37,7 @@ class Chart:
     backwards: bool = False
     marks: bool = True
     warnings: str = ""
+    logarithmic: bool = False
 
     @property
     def runs(self) -> str:
@@ -77,6 +78,7 @@ class Chart:
             percent=self.percent,
             backwards=self.backwards,
             marks=self.marks,
+            logarithmic=self.logarithmic,
         )
 
     @property

@@ -9,6 +9,7 @@ from html import escape
 from itertools import pairwise
 from typing import final
 
+from ..errors import mistake
 from ..intervals import Interval
 
 WIDTH, HEIGHT = 440, 286
@@ -45,7 +46,10 @@ class Series:
 @final
 @dataclass(frozen=True)
 class Frame:
-    """The axes: ranges of the data, what is written at them, and whether x runs backwards or y is in per cent."""
+    """The axes: ranges of the data, what is written at them, and whether x runs backwards or y is in per cent.
+
+    Where x is ``logarithmic``, its range is that of its decimal logarithms.
+    """
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -53,10 +57,11 @@ class Frame:
     y_label: str
     backwards: bool = False
     percent: bool = False
+    logarithmic: bool = False
 
     def px(self, x: float) -> float:
         """Horizontal place of ``x``."""
-        share = (x - self.x[0]) / (self.x[1] - self.x[0])
+        share = ((math.log10(x) if self.logarithmic else x) - self.x[0]) / (self.x[1] - self.x[0])
         return LEFT + (1 - share if self.backwards else share) * (WIDTH - LEFT - RIGHT)
 
     def py(self, y: float) -> float:
@@ -73,13 +78,17 @@ def line_chart(
     percent: bool = False,
     backwards: bool = False,
     marks: bool = True,
+    logarithmic: bool = False,
 ) -> str:
     """An SVG element with all series; ``description`` is its text for those who do not see it.
 
     NaN interrupts a line, and an interval from NaN is not drawn. ``percent`` lets y run to 100 %, from 0 or from
-    `floor_percent`; ``backwards`` lets x run from right to left.
+    `floor_percent`; ``backwards`` lets x run from right to left; ``logarithmic`` gives equal room to equal ratios of x.
+
+    Raises:
+        ValueError: an x that is not positive, on a logarithmic axis.
     """
-    frame = _frame(series, x_label, y_label, percent, backwards)
+    frame = _frame(series, x_label, y_label, percent, backwards, logarithmic)
     told = escape(printable(description), quote=True)
     parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">']
     parts += _axes(frame)
@@ -131,17 +140,29 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten within [low, high], positive numbers."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [m * 10.0**k for k in powers for m in (1, 2, 5) if low <= m * 10.0**k * 1.000001 <= high * 1.00001]
+
+
 def floor_percent(series: Sequence[Series]) -> float:
     """Where an axis in per cent begins: at 0, or at a multiple of 10 % where all is above one half."""
     least = min((y for one in series for y in (*one.y, *one.low) if math.isfinite(y)), default=0.0)
     return 0.0 if least < 0.5 else math.floor(10 * least - 0.25) / 10
 
 
-def _frame(series: Sequence[Series], x_label: str, y_label: str, percent: bool, backwards: bool) -> Frame:
-    xs = [x for one in series for x in one.x if math.isfinite(x)] or [0.0, 1.0]
+def _frame(
+    series: Sequence[Series], x_label: str, y_label: str, percent: bool, backwards: bool, logarithmic: bool
+) -> Frame:
+    xs = [x for one in series for x in one.x if math.isfinite(x)] or [1.0 * logarithmic, 1.0 + logarithmic]
+    if logarithmic:
+        if min(xs) <= 0:
+            raise ValueError(mistake("x", "positive on a logarithmic axis", min(xs)))
+        xs = [math.log10(x) for x in xs]
     ys = [y for one in series for y in (*one.y, *one.low, *one.high) if math.isfinite(y)] or [0.0, 1.0]
     y = (floor_percent(series), 1.0) if percent else _padded(min(ys), max(ys))
-    return Frame(_padded(min(xs), max(xs), 0.03), y, x_label, y_label, backwards, percent)
+    return Frame(_padded(min(xs), max(xs), 0.03), y, x_label, y_label, backwards, percent, logarithmic)
 
 
 def _padded(low: float, high: float, share: float = 0.06) -> tuple[float, float]:
@@ -157,7 +178,7 @@ def _axes(frame: Frame) -> list[str]:
         text = f"{100 * y:.0f}" if frame.percent else f"{y:.4g}"
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{place}" y2="{place}"/>')
         parts.append(f'<text x="{left - 7}" y="{_n(frame.py(y) + 4)}" text-anchor="end">{text}</text>')
-    for x in ticks(*frame.x, about=6):
+    for x in log_ticks(*(10.0**end for end in frame.x)) if frame.logarithmic else ticks(*frame.x, about=6):
         place = _n(frame.px(x))
         parts.append(f'<line class="axis" x1="{place}" x2="{place}" y1="{bottom}" y2="{bottom + 4}"/>')
         parts.append(f'<text x="{place}" y="{bottom + 18}" text-anchor="middle">{x:.4g}</text>')

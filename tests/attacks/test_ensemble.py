@@ -196,7 +196,8 @@ def test_its_cost_is_in_the_plan_and_the_report(tmp_path):
     fp.evaluate(defense, DATA, attack, FRESH, tmp_path / "a.sqlite", **QUICK)
     with ExitStack() as stack:
         (entry,) = open_entries([tmp_path / "a.sqlite"], stack)
-        assert entry.calls == plan.network_calls
+        assert entry.counted, "calls that were made, images given up on the way left out"
+        assert 0 < entry.calls < plan.network_calls
         assert "Ensemble" in entry.attack_text
         assert entry.attack_settings
 
@@ -231,3 +232,17 @@ def test_settings_are_checked():
     defense, knows = mixture_defense(Pixels()), fp.attacks.DWPGD(eps=0.05, n_iter=1, draw=3)
     with pytest.raises(ValueError, match="one that knows the noise"):
         fp.evaluate(defense, DATA, Ensemble((knows,)), fp.protocols.dw_box(), **QUICK)
+
+
+def test_it_says_what_all_members_and_the_choice_have_cost():
+    defense, pgd = mixture_defense(Pixels()), PGD(eps=0.05, n_iter=2, eot_iter=3)
+    assert set(pgd(defense, X, Y, sample_ids=IDS).spent.tolist()) == {6.0}
+    result = Ensemble((pgd, pgd, moved(X, 0, IDS)), choosing_draws=4)(defense, X, Y, sample_ids=IDS)
+    looks = {2.0: "the image", 10.0: "and one member", 18.0: "and both", 20.0: "and images that cost nothing"}
+    assert set(result.spent.tolist()) <= set(looks), "four draws of half a gradient each time"
+    assert result.spent.max() == 20
+    legacy = AutoAttack(version="rand", eps=0.05, n_iter=2, eot_iter=3, decision="legacy")
+    one = legacy(defense, X, Y, sample_ids=IDS).spent
+    assert set(one.tolist()) <= {0.5, 0.5 + 9 + 0.5, 0.5 + 2 * (9 + 0.5)}
+    assert one.max() > 0.5
+    assert Ensemble((pgd, FAB(eps=0.05, n_iter=1)))(defense, X, Y, sample_ids=IDS).spent is None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import replace
 
 import fastpure as fp
 from bench import robustness_cifar10 as cifar10
 from bench import robustness_digits as digits
-from bench.robustness import Row, Study, alarms, comparisons, finished, lines, lowest, run_rows, worst
+from bench.robustness import Row, Study, alarms, comparisons, finished, held, lines, lowest, run_rows, worst
 from fastpure.files import FileLock
 from tests.evaluate.toys import attack, dataset, defense
 
@@ -81,13 +79,7 @@ def test_the_worst_of_all_is_chosen_image_by_image_on_other_draws(tmp_path):
 
 
 def test_every_row_names_what_exists_and_has_a_file_of_its_own():
-    tables = (
-        (digits, digits.ROWS),
-        *(
-            (cifar10, (*cifar10.table_rows(cifar10.coup_name(scale)), *cifar10.TUNING, *cifar10.SWEEPS))
-            for scale in cifar10.SCALES
-        ),
-    )
+    tables = ((digits, digits.ROWS), (cifar10, (*cifar10.ROWS, *cifar10.L2_ROWS, *cifar10.SWEEPS)))
     for module, rows in tables:
         assert {row.defence for row in rows} <= set(module.DEFENCES)
         assert {row.attack for row in rows if row.source is None} <= set(module.ATTACKS)
@@ -95,42 +87,67 @@ def test_every_row_names_what_exists_and_has_a_file_of_its_own():
         assert len({row.file for row in rows}) == len(set(rows))
 
 
-def test_nothing_is_tuned_on_the_images_reported_on():
+def test_sweeps_have_images_of_their_own():
     reported, tuning = (set(cifar10.IDS[name]) for name in ("reported", "tuning"))
     assert not reported & tuning
     assert len(reported) >= cifar10.IMAGES
-    assert len(tuning) >= cifar10.TUNING_IMAGES
-    assert {row.split for row in (*cifar10.TUNING, *cifar10.SWEEPS)} == {"tuning"}
+    assert len(tuning) >= cifar10.SWEEP_IMAGES
+    assert {row.split for row in cifar10.SWEEPS} == {"tuning"}
+    assert {row.split for row in (*cifar10.ROWS, *cifar10.L2_ROWS)} == {"test"}
 
 
-def test_the_table_has_every_attack_on_every_defence():
-    rows = cifar10.table_rows(cifar10.coup_name(16))
-    attacks = {"PGD Linf", "PGD L2", "APGD-CE Linf", "PGD Linf, BPDA", "DW-box Linf", cifar10.CORRUPTED}
-    purifying = {row.defence for row in rows} - {"none", "DDIM"}
-    assert len(purifying) == 8
-    for name in purifying:
-        tried = {row.attack for row in rows if row.defence == name}
-        assert attacks <= tried, name
-        assert any(row.source for row in rows if row.defence == name), name
-        assert ("PGD Linf, detached" in tried) == (name in ("COUP scale 1", "COUP scale 16", "AGDM-style")), (
-            name
-        )
-    assert min(row.n for row in rows) >= 128
+def test_every_defence_meets_the_adaptive_attack_first():
+    for rows, names in ((cifar10.ROWS, ("none", *cifar10.PURIFYING)), (digits.ROWS, digits.DEFENCES)):
+        first = rows[: len(names)]
+        assert [row.defence for row in first] == list(names)
+        assert {row.attack for row in first} <= {"Adaptive Linf", "Adaptive"}
+        assert {row.n for row in first} in ({128}, {100})
 
 
-def test_the_scale_is_chosen_by_the_worst_attack_on_it(tmp_path, monkeypatch):
-    def found(rows, folder):
-        return {row: Finished(0.1 if row.source and row.defence != "COUP scale 4" else 0.3) for row in rows}
+def test_the_table_has_an_attack_without_the_defences_own_gradient_on_every_defence():
+    for name in cifar10.PURIFYING:
+        tried = {row.attack for row in cifar10.ROWS if row.defence == name}
+        assert {cifar10.ADAPTIVE, "DW-box Linf", cifar10.CORRUPTED} <= tried, name
+        assert ("Linf, found on DiffPure" in tried) == (name != "DiffPure"), name
+        guided = name in ("COUP scale 1", "COUP scale 16", "AGDM-style")
+        assert ({"PGD Linf", "PGD Linf, detached"} <= tried) == guided, name
 
-    monkeypatch.setattr(cifar10, "finished", found)
-    assert cifar10.Choice.of(tmp_path).best == "COUP scale 4"
-    monkeypatch.setattr(cifar10, "finished", lambda rows, folder: {})
-    assert cifar10.Choice.of(tmp_path) is None
+
+def test_whether_an_attack_was_beaten_is_said_beside_the_lowest_other_row(tmp_path):
+    run_rows(STUDY, ROWS, tmp_path)
+    found = finished(ROWS, tmp_path)
+    (line,) = [line for line in held(found, "PGD", lambda row: True) if line.startswith("| purified")]
+    own, other = found[ROWS[2]], found[ROWS[3]]
+    robust = [str(fp.Report.of(run).robust).replace(" %", "") for run in (own, other)]
+    difference = other.values("adversarial").mean() - own.values("adversarial").mean()
+    assert line.startswith(f"| purified | {robust[0]} | {robust[1]} | PGD-4 | {100 * difference:+.1f} [")
+    assert len(list(held(found, "PGD", lambda row: row.attack == "PGD"))) == 2
 
 
-@dataclass
-class Finished:
-    robust: float
+def test_a_table_says_what_attacks_spent(tmp_path):
+    run_rows(STUDY, ROWS, tmp_path)
+    found = finished(ROWS, tmp_path)
+    header, _, *table = [line.split(" | ") for line in lines(found)]
+    column = header.index("gradients per image")
+    for row, line in zip(ROWS, table, strict=True):
+        assert line[column] == f"{found[row].spent.mean():.0f}"
+    assert int(table[3][column]) > 0
 
-    def values(self, which):
-        return np.full(4, self.robust)
+
+def test_the_cifar10_file_follows_what_was_found(tmp_path, monkeypatch):
+    study = replace(
+        STUDY,
+        defences=dict.fromkeys(cifar10.DEFENCES, STUDY.defences["purified"]),
+        attacks=dict.fromkeys(cifar10.ATTACKS, STUDY.attacks["PGD"]),
+    )
+    rows = [cifar10.ROWS[1], next(row for row in cifar10.ROWS if row.source)]
+    small = [replace(row, n=8, source=row.source and replace(row.source, n=8)) for row in rows]
+    for name, value in (("ROWS", (*small, cifar10.ROWS[0])), ("SWEEPS", ()), ("RESULTS", tmp_path)):
+        monkeypatch.setattr(cifar10, name, value)
+    run_rows(study, small, tmp_path)
+    text = cifar10.write(tmp_path).read_text(encoding="utf-8")
+    assert "1 rows are not finished yet" in text
+    robust = fp.Report.of(finished(small, tmp_path)[small[0]]).robust
+    assert "| DiffPure | Adaptive Linf | fresh(10 draws) | 8 | " in text
+    assert str(robust).replace(" %", "") in text
+    assert "## Sweeps" not in text

@@ -31,7 +31,7 @@ from fastpure.report.rebuild import (
     rebuild_attack,
     rebuild_defense,
 )
-from fastpure.report.svg import Series, interval_bar, line_chart, ticks
+from fastpure.report.svg import Series, interval_bar, line_chart, log_ticks, ticks
 from fastpure.report.sweeps import sweeps
 from fastpure.report.tables import count, duration, explain
 from tests.evaluate.toys import SHAPE, Brightness, attack, dataset, defense, run_file
@@ -325,7 +325,22 @@ def test_charts_are_valid_and_to_scale():
     assert not re.search("nan", line_chart([series], description="", x_label="x", y_label="y"))
 
 
+def test_a_logarithmic_axis_gives_equal_room_to_equal_ratios():
+    series = Series("a", (10.0, 100.0, 1000.0), (0.1, 0.2, 0.3))
+    words = {"description": "", "x_label": "x", "y_label": "y", "logarithmic": True}
+    root = ElementTree.fromstring(line_chart([series], **words))
+    first, second, third = (float(mark.attrib["cx"]) for mark in root.iter("circle"))
+    assert second - first == pytest.approx(third - second, abs=0.11)
+    said = [text.text for text in root.iter("text")]
+    assert [word for word in ("10", "20", "50", "100", "200", "500", "1000") if word not in said] == []
+    with pytest.raises(ValueError, match="`x` must be positive on a logarithmic axis"):
+        line_chart([replace(series, x=(0.0, 1.0, 2.0))], **words)
+    ElementTree.fromstring(line_chart([], **words))
+
+
 def test_ticks_are_round_and_inside():
+    assert log_ticks(9, 210) == pytest.approx([10, 20, 50, 100, 200])
+    assert log_ticks(10, 50) == pytest.approx([10, 20, 50])
     assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert ticks(0.047, 0.203, 6) == pytest.approx([0.05, 0.1, 0.15, 0.2])
     assert ticks(-3, 12) == [0, 5, 10]

@@ -1,0 +1,187 @@
+"""`bench.attack_efficiency`: points are runs, the table and the picture say what they say."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+import fastpure as fp
+from bench import attack_efficiency as efficiency
+from bench.panels import panels, png
+from bench.published import PublishedRand
+from bench.relatives import Means, Sizes, cosine
+from bench.robustness import finished, gradients
+from fastpure.data import Dataset
+from tests.attacks.toys import Pixels, images, mixture_defense
+
+SVG = "{http://www.w3.org/2000/svg}"
+X = images(6)
+
+
+def defense() -> fp.Defense:
+    return mixture_defense(Pixels(), fp.methods.diffpure(t=0.003, dt=0.001))
+
+
+with torch.no_grad():
+    LABELS = defense()(X).argmax(1)
+DATA = Dataset(X, LABELS, 3 * torch.arange(6) + 1, tuple("abcde"), "toy", "test")
+
+
+def bench(**changes) -> efficiency.Bench:
+    budgets = {
+        "Adaptive": [(40,), (20,)],
+        "APGD-CE": [(40, 8)],
+        "PGD": [(3, 2), (2, 1)],
+        "DiffHammer": [(2, 2)],
+        "AutoAttack rand": [(2, 2)],
+        "pyautoattack rand": [(2, 2)],
+    }
+    one = replace(
+        efficiency.SMALL,
+        defences={"a & b": defense, "c": defense},
+        eps=0.05,
+        budgets=budgets,
+        published_on=("c",),
+        n=6,
+        batch_size=6,
+        data=lambda row: DATA.select(list(range(row.n))),
+        sizes=Sizes(images=3, draws=4, batch_size=64),
+    )
+    return replace(one, **changes)
+
+
+def write(tmp_path, monkeypatch, *words: str) -> str:
+    monkeypatch.setattr(efficiency, "SMALL", bench())
+    efficiency.main(["--small", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), *words])
+    return (tmp_path / "out" / "attack_efficiency.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_points_are_run_once_and_said_as_they_are(tmp_path, monkeypatch):
+    pytest.importorskip("pyautoattack")
+    assert "15 points are not finished yet" in write(tmp_path, monkeypatch, "--table-only")
+    text = write(tmp_path, monkeypatch)
+    assert "not finished" not in text
+    found = finished(bench().rows(), tmp_path / "runs" / "digits")
+    assert len(found) == 15
+    for row, run in found.items():
+        assert gradients(run) > 0, row
+        report = fp.Report.of(run)
+        assert f"| {row.defence} | {row.attack} | " in text
+        assert str(report.robust).replace(" %", "") in text
+    pairs = [line for line in text.splitlines() if line.startswith("| c | Adaptive") and "points" not in line]
+    assert [line.split(" | ")[1] for line in pairs[:2]] == ["Adaptive 20", "Adaptive 40"]
+    for name in ("a & b", "c"):
+        own, *others = json.loads(efficiency.compared(tmp_path / "runs" / "digits", name).read_text())
+        assert (own["relative"], own["cosine"], own["cosine attacked"]) == ("itself", 1.0, 1.0)
+        assert others
+        assert all(0 < one["cost"] < 1 for one in others)
+    seconds = [run.seconds() for run in found.values()]
+    assert write(tmp_path, monkeypatch) == text
+    again = finished(bench().rows(), tmp_path / "runs" / "digits")
+    assert [run.seconds() for run in again.values()] == seconds, "nothing was attacked twice"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_picture_has_every_point_where_it_was_measured(tmp_path):
+    from PIL import Image
+
+    few = {"Adaptive": [(20,)], "PGD": [(3, 2), (2, 1)]}
+    one = bench(budgets=few, sizes=Sizes(2, 2, 64))
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    efficiency.run(one, folder)
+    first, _ = efficiency.charts(one, folder)
+    by_name = {series.name: series for series in first.series}
+    assert by_name["PGD"].x == (2.0, 6.0)
+    assert first.logarithmic
+    assert by_name["Adaptive"].style != by_name["PGD"].style
+    runs = {row: run for row, run in finished(one.rows(), folder).items() if row.defence == "a & b"}
+    robust = [fp.Report.of(run).robust for row, run in runs.items() if row.attack.startswith("PGD")]
+    assert sorted(zip(by_name["PGD"].y, by_name["PGD"].low, strict=True)) == sorted(
+        (interval.estimate, interval.low) for interval in robust
+    )
+    assert "few images" in first.conditions, "warnings go with numbers"
+    document = panels(efficiency.charts(one, folder))
+    root = ElementTree.fromstring(document)
+    assert [part.find(f"{SVG}title").text for part in root.iter(f"{SVG}svg")][1:3] == [
+        "a & b, digits, a trial",
+        "c, digits, a trial",
+    ]
+    image = Image.open(io.BytesIO(png(document)))
+    assert image.size == tuple(math.ceil(float(root.attrib[name])) for name in ("width", "height"))
+
+
+def test_every_point_of_the_real_tables_names_what_exists_and_has_a_file_of_its_own():
+    for one in (efficiency.DIGITS, efficiency.CIFAR10, efficiency.SMALL):
+        rows = one.rows()
+        assert len({row.file for row in rows}) == len(rows)
+        study = replace(one, data=lambda row: DATA).study()
+        assert {row.attack for row in rows} == set(study.attacks)
+        for name, attack in study.attacks.items():
+            made = attack()
+            assert (made.norm, made.eps) == ("Linf", one.eps), name
+        names = ["DiffPure", "COUP scale 1", "AGDM-style", "GDMP"]
+        if one is not efficiency.SMALL:
+            assert set(names) < set(one.defences)
+            assert len(one.defences) == 5
+            assert {(budget,) for budget in (41, 82, 164, 328)} == set(one.budgets["Adaptive"])
+
+
+def test_cosines_are_not_lowered_by_noise():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(400, 50, generator=generator, dtype=torch.float64)
+
+    def noisy(scale: float) -> Means:
+        one, two = (truth + scale * torch.randn(400, 50, generator=generator) for _ in range(2))
+        return Means(one, two, 4)
+
+    a, b = noisy(1.0), noisy(1.0)
+    naive = torch.nn.functional.cosine_similarity(a.one, b.one).median()
+    assert naive < 0.6
+    assert float(cosine(a, b).nanmedian()) == pytest.approx(1.0, abs=0.05)
+    # The variance of a mean over 4 draws is 50 pixels' worth of 1; of one draw 4 times as much.
+    assert float(a.signal.median()) == pytest.approx(1 / 4, rel=0.15)
+    lost = cosine(Means(truth, -truth, 4), b)
+    assert bool(lost.isnan().all())
+
+
+def test_the_published_attack_stays_in_the_ball_counts_and_moves_no_generator():
+    pytest.importorskip("pyautoattack")
+    attack = PublishedRand(eps=0.05, n_iter=3, eot_iter=2)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, two = (attack(defense(), X, DATA.labels, sample_ids=DATA.sample_ids) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one.x_adv, two.x_adv)
+    assert (one.x_adv - X).abs().max() <= 0.05 + 1e-6
+    # Of the images that no look has got wrong, 3 iterations and a start under 2 draws; half of it for each look.
+    assert 4 <= float(one.spent.mean()) <= 2 * (4 * 2 + 3)
+    assert set(one.spent.tolist()) == {float(one.spent[0])}, "the package counts for all images together"
+
+
+def test_a_picture_is_drawn_as_its_vectors_say():
+    from PIL import Image
+
+    inner = (
+        '<svg x="20" y="10" width="40" height="40" viewBox="0 0 20 20"><g transform="translate(4 2)">'
+        '<circle cx="6" cy="8" r="3" fill="#ff0000"/></g>'
+        '<polyline points="0,0.5 20,0.5" stroke="#0000ff" stroke-width="1" stroke-dasharray="5 5"/>'
+        '<line x1="0" x2="20" y1="19" y2="19" stroke="#000000" stroke-width="2" opacity="0.5"/></svg>'
+    )
+    document = f'<svg xmlns="{SVG[1:-1]}" width="80" height="60" viewBox="0 0 80 60">{inner}</svg>'
+    drawn = Image.open(io.BytesIO(png(document))).convert("RGB")
+    assert drawn.size == (80, 60)
+    assert drawn.getpixel((40, 30)) == (255, 0, 0), "scaled by two, moved by the group and the inner document"
+    assert drawn.getpixel((5, 5)) == (255, 255, 255)
+    assert drawn.getpixel((22, 11)) == (0, 0, 255)
+    assert drawn.getpixel((36, 11)) == (255, 255, 255), "between dashes"
+    assert drawn.getpixel((40, 48)) == (127, 127, 127)
+    with pytest.raises(ValueError, match="path"):
+        png(f'<svg xmlns="{SVG[1:-1]}" width="9" height="9"><path d="M0 0"/></svg>')
