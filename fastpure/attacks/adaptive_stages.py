@@ -186,10 +186,72 @@ def _length(v: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """Answers on choosing draws: share of correct ones [n], mean margin [n] (positive means misclassified)."""
+    """Answers on choosing draws, summed over them, float64 [n] each; looks at the same images add up.
 
+    Attributes:
+        draws: how many.
+        correct: correct ones.
+        margins, squares: sum of the margins (positive means misclassified), and of their squares.
+    """
+
+    draws: Tensor
     correct: Tensor
-    margin: Tensor
+    margins: Tensor
+    squares: Tensor
+
+    @staticmethod
+    def none(n: int, device: torch.device) -> Looked:
+        """Of images that nobody has looked at yet."""
+        zero = torch.zeros(n, dtype=torch.float64, device=device)
+        return Looked(zero, zero, zero, zero)
+
+    def __add__(self, other: Looked) -> Looked:
+        return Looked(*(a + b for a, b in zip(self._all(), other._all(), strict=True)))
+
+    def at(self, images: Tensor) -> Looked:
+        """Of these images, by index or mask."""
+        return Looked(*(values[images] for values in self._all()))
+
+    def put(self, images: Tensor, other: Looked) -> Looked:
+        """With the answers of these images [m] replaced by ``other``'s [m]."""
+        return Looked(
+            *(
+                mine.index_put((images,), theirs)
+                for mine, theirs in zip(self._all(), other._all(), strict=True)
+            )
+        )
+
+    @property
+    def rate(self) -> Tensor:
+        """Share of correct draws [n]; 1 where there are none."""
+        return torch.where(self.draws > 0, self.correct / self.draws.clamp_min(1.0), 1.0)
+
+    @property
+    def margin(self) -> Tensor:
+        """Mean margin [n]."""
+        return self.margins / self.draws.clamp_min(1.0)
+
+    @property
+    def ratio(self) -> Tensor:
+        """Mean margin by the standard deviation of a draw's; infinite where margins do not differ."""
+        mean = self.margin
+        variance = (self.squares / self.draws.clamp_min(1.0) - mean.square()).clamp_min(0.0)
+        few = (self.draws / (self.draws - 1.0).clamp_min(1.0)).sqrt()
+        return mean / (variance.sqrt() * few)
+
+    @property
+    def value(self) -> Tensor:
+        """How often a draw is right, estimated, [n]: lower is worse for the defence.
+
+        The mean of the share of correct draws and of what normal margins of this mean and spread would give, which
+        varies less and knows more than zero or all of a few draws. Of equal ones the larger margin.
+        """
+        normal = torch.special.ndtr(-torch.nan_to_num(self.ratio, nan=0.0))
+        known = torch.where(self.draws > 1, 0.5 * (self.rate + normal), self.rate)
+        return known - 1e-6 * torch.tanh(self.margin)
+
+    def _all(self) -> tuple[Tensor, ...]:
+        return self.draws, self.correct, self.margins, self.squares
 
 
 @torch.no_grad()
@@ -202,13 +264,9 @@ def look(target: Target, problem: Problem, x: Tensor, draws: range, batch_size: 
         logits = target.logits(x[image], problem.ids[image], draw, Domain.ATTACK)
         correct[part] = (logits.argmax(1) == problem.y[image]).double()
         values[part] = margin(logits, problem.y[image]).double()
-    shape = (len(x), len(draws))
-    return Looked(correct.view(shape).mean(1), values.view(shape).mean(1))
-
-
-def worse(a: Looked, b: Looked) -> Tensor:
-    """Where ``a`` has fewer correct draws than ``b``, or as many and a larger margin, bool [n]."""
-    return (a.correct < b.correct) | ((a.correct == b.correct) & (a.margin > b.margin))
+    correct, values = correct.view(len(x), len(draws)), values.view(len(x), len(draws))
+    count = torch.full_like(correct[:, 0], len(draws)) if len(x) else correct.sum(1)
+    return Looked(count, correct.sum(1), values.sum(1), values.square().sum(1))
 
 
 def steps_for(allowance: float, cost: float, fewest: int, most: int) -> int:

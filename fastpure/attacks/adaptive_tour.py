@@ -21,7 +21,6 @@ from .adaptive_stages import (
     refine,
     search,
     steps_for,
-    worse,
 )
 from .base import Problem, Proposal, Tick
 from .budget import Budget
@@ -42,20 +41,18 @@ LEAST_REFINING = 8
 FIRST_DRAWS = 8
 """Draws per gradient of the first refinement."""
 
-SETTLED_AFTER = 2
-"""Looks that an image must be wrong on throughout before it leaves its budget to the others."""
+SETTLED = 2.0
+"""An image is settled that is wrong on all draws of a look, with a mean margin of this many standard deviations."""
 
 FIRST_LOOK, LOOK = 3, 8
 """Choosing draws on which many candidates are sorted, and on which the best two meet the one that is kept."""
 
-SETTLED = 1.0 / (SETTLED_AFTER * LOOK + 2)
-"""How often an image is still right after it was wrong on all draws of a look: Laplace's rule of succession."""
-
 MOST_CLASSES = 9
 """Classes towards which an image is driven, the most probable first, as in AutoAttack."""
 
-FIRST_SHARE, LATER_SHARE = 0.7, 0.3
-"""Of the budget per image that the first stage, and any later one, may take; the first at least what it needs."""
+FIRST_SHARE, LATER_SHARE, WHOLE_STAGE = 0.7, 0.3, 64.0
+"""Of the budget per image that the first stage, and any later one, may take; a later one at least this many gradients,
+if there are as many left: less refines little."""
 
 
 def least(problem: Problem) -> float:
@@ -93,9 +90,9 @@ class Search(Arm):
 
     def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
         """See `Arm.play`."""
-        # The last comparison is of two candidates, with what was kept before.
+        # The last comparisons are of two candidates with what was kept before, and of the better once more.
         price = self.relative.cost * self.relative.draws
-        kept = allowance - FORWARD * (3 if tour.round else 2) * tour.look_draws
+        kept = allowance - FORWARD * (4 if tour.round else 2) * tour.look_draws
         kept -= 0.0 if tour.knows(self.relative) else FORWARD * price
         extra = FORWARD * tour.first_look
         wanted = [None] * self.untargeted + list(self.classes)
@@ -137,7 +134,7 @@ class Refine(Arm):
 
     def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
         """See `Arm.play`."""
-        allowance -= FORWARD * 2 * tour.look_draws
+        allowance -= FORWARD * 3 * tour.look_draws
         most = int(allowance / LEAST_REFINING)
         if most < 1 or (most < FEWEST_DRAWS and tour.target.is_random):
             return []
@@ -164,7 +161,7 @@ class Hammered(Arm):
         """See `Arm.play`."""
         n = tour.look_draws
         price = hammer_cost(n)
-        n_iter = steps_for(allowance - FORWARD * 2 * n - price, price, LEAST_REFINING, MOST_ITERATIONS)
+        n_iter = steps_for(allowance - FORWARD * 3 * n - price, price, LEAST_REFINING, MOST_ITERATIONS)
         if not n_iter:
             return []
         part, ball = tour.problem.part(active), tour.ball
@@ -193,9 +190,8 @@ class Tour:
         self.look_draws = LOOK if self.target.is_random else 1
         self.first_look = FIRST_LOOK if self.target.is_random else 1
         self.n_draws = torch.full_like(self.problem.y, FIRST_DRAWS if self.target.is_random else 1)
-        self.best = Looked(torch.full_like(self.ledger.spent, torch.nan), self.ledger.spent.new_zeros(len(x)))
+        self.seen = Looked.none(len(x), x.device)
         self.measured = torch.ones_like(self.ledger.spent)
-        self.wrong, self.looked = torch.zeros_like(self.problem.y), torch.zeros_like(self.problem.y)
         self.flat = torch.ones_like(self.problem.y, dtype=torch.bool)
         self.round, self._begins, self._queries = 0, 0, 0
         self.margins: list[Tensor] = []
@@ -264,8 +260,8 @@ class Tour:
 
     def active(self) -> Tensor:
         """Images that are not settled, by index."""
-        looks = SETTLED_AFTER if self.target.is_random else 1
-        settled = (self.looked >= looks * self.look_draws) & (self.wrong == self.looked)
+        sure = self.seen.ratio > SETTLED if self.target.is_random else self.seen.draws > 0
+        settled = (self.seen.draws >= self.look_draws) & (self.seen.correct == 0) & sure
         return (~settled).nonzero()[:, 0]
 
     def left(self, active: Tensor) -> float:
@@ -276,7 +272,8 @@ class Tour:
         order = self._order(arms)
         left = self.left(active)
         share = LATER_SHARE if self.round else FIRST_SHARE
-        allowance = min(left, max(share * self.per_image, least(self.problem)))
+        fewest = WHOLE_STAGE if self.round else least(self.problem)
+        allowance = min(left, max(share * self.per_image, fewest))
         for arm in order:
             before = float(self.ledger.spent.sum())
             candidates = arm.play(self, active, allowance)
@@ -305,67 +302,67 @@ class Tour:
         return [*ready, *waiting]
 
     def _choose(self, active: Tensor, candidates: list[Tensor], before: Arm | None) -> None:
-        """Keep for each active image what fares worst on draws that nobody has seen."""
-        part, first = self.problem.part(active), CHOOSING + 32 * self.round
+        """Keep for each active image what fares worst.
+
+        Many candidates are sorted on a few draws; the best two meet on others; and what seems worse than what was kept
+        so far replaces it only if it still does on draws that had no part in saying so.
+        """
+        part, first = self.problem.part(active), CHOOSING + 4 * LOOK * self.round
         candidates = [self.ball.project(candidate, part.x) for candidate in candidates]
         if len(candidates) > 1:
             candidates = self._finalists(part, active, candidates, first)
-        draws = range(first + LOOK, first + 2 * LOOK)
+        draws, fresh = (range(first + k * LOOK, first + (k + 1) * LOOK) for k in (1, 2))
+        best, seen = candidates[0], self._look(part, active, candidates[0], draws)
+        for candidate in candidates[1:]:
+            other = self._look(part, active, candidate, draws)
+            better = (other.value < seen.value).nonzero()[:, 0]
+            best = best.index_put((better,), candidate[better])
+            seen = seen.put(better, other.at(better))
+        wins = torch.ones_like(part.y, dtype=torch.bool)
         if self.round:
             kept = self._look(part, active, self.x[active], draws)
-            self._measure(active, kept, before)
-            n = self.look_draws
-            self.wrong[active] += ((1.0 - kept.correct) * n).round().long()
-            self.looked[active] += n
-        else:
-            kept = Looked(
-                torch.full_like(part.x[:, 0, 0, 0], torch.inf).double(), torch.zeros(len(active)).double()
-            )
-        for candidate in candidates:
-            seen = self._look(part, active, candidate, draws)
-            better = worse(seen, kept)
-            where = active[better]
-            self.x[where] = candidate[better]
-            n = self.look_draws
-            self.wrong[where] = ((1.0 - seen.correct[better]) * n).round().long()
-            self.looked[where] = n
-            kept = Looked(
-                torch.where(better, seen.correct, kept.correct), torch.where(better, seen.margin, kept.margin)
-            )
-        self.ledger.note(kept.correct, active)
+            self._measure(active, kept.rate, before)
+            self.seen = self.seen.put(active, self.seen.at(active) + kept)
+            known = self.seen.at(active).value
+            wins = seen.value < known
+            if self.target.is_random and bool(wins.any()):
+                some = wins.nonzero()[:, 0]
+                again = self._look(part.part(some), active[some], best[some], fresh)
+                seen, wins = seen.put(some, again), wins.index_put((some,), again.value < known[some])
+        where = active[wins]
+        self.x[where], self.seen = best[wins], self.seen.put(where, seen.at(wins))
+        self.ledger.note(self.seen.at(active).rate, active)
         wide = torch.full_like(self.measured, torch.nan, dtype=torch.float32)
-        wide[active] = kept.margin.float()
+        wide[active] = self.seen.at(active).margin.float()
         self.margins.append(wide)
         self.round += 1
 
     def _finalists(self, part: Problem, active: Tensor, candidates: list[Tensor], first: int) -> list[Tensor]:
         draws = range(first, first + FIRST_LOOK)
-        looks = [self._look(part, active, candidate, draws) for candidate in candidates]
-        # Margins only break ties: a hundredth of a draw apart at most.
-        margins = torch.stack([seen.margin for seen in looks])
-        rank = torch.stack([seen.correct for seen in looks]) - 0.01 * torch.tanh(
-            margins / margins.abs().amax(0)
+        values = torch.stack([self._look(part, active, candidate, draws).value for candidate in candidates])
+        order, image = (
+            values.sort(dim=0, stable=True).indices,
+            torch.arange(len(active), device=part.x.device),
         )
-        order, image = rank.sort(dim=0, stable=True).indices, torch.arange(len(active), device=part.x.device)
         stacked = torch.stack(candidates)
-        return [stacked[order[k], image] for k in range(min(2, len(candidates)))]
+        return [stacked[order[k], image] for k in range(2)]
 
-    def _measure(self, active: Tensor, kept: Looked, before: Arm | None) -> None:
+    def _measure(self, active: Tensor, rate: Tensor, before: Arm | None) -> None:
         """What the stage before has gained, from draws that had no part in choosing its result."""
-        n, gained = len(self.problem.x), self.measured[active] - kept.correct
-        # Who has been settled since has not been looked at again: the posterior mean after as many wrong draws.
+        n, gained = len(self.problem.x), self.measured[active] - rate
+        # Who has been settled since is not looked at again: as often right as its margins say.
         gone = torch.ones_like(self.problem.y, dtype=torch.bool)
         gone[active] = False
-        gone &= self.measured > SETTLED
-        lost = float((self.measured[gone] - SETTLED).sum())
-        self.measured[gone] = SETTLED
-        spread = (kept.correct * (1.0 - kept.correct)).sum() / max(self.look_draws - 1, 1)
+        rest = torch.minimum(self.seen.value.clamp_min(0.0), self.measured)
+        lost = float((self.measured - rest)[gone].sum())
+        self.measured[gone] = rest[gone]
+        spread = (rate * (1.0 - rate)).sum() / max(self.look_draws - 1, 1)
         gain = (float(gained.sum()) + lost) / n
         if self.round > 1:
             self.gains.append((gain, 2.0 * float(spread) / n**2))
             if before is not None:
                 before.gain = gain / max(self._last_price, 1e-9)
-        self.measured[active] = kept.correct
+        self.measured[active] = rate
         self._last_price = self._price
 
     def _enough(self, arms: list[Arm]) -> bool:
