@@ -1,8 +1,8 @@
 """What does an attack find for what it costs? Robust accuracy against gradients per image; runs what is missing.
 
-    python -m bench.attack_efficiency --only digits                            an hour or more; continues after a kill
-    python -m bench.attack_efficiency --only cifar10 --data-path cifar-10-python.tar.gz                many hours
-    python -m bench.attack_efficiency --table-only       only write bench/results/attack_efficiency.md and the pictures
+    python -m bench.attack_efficiency --only digits          about three hours on one core; continues after a kill
+    python -m bench.attack_efficiency --only cifar10 --data-path cifar-10-python.tar.gz    three times as long
+    python -m bench.attack_efficiency --table-only           only write attack_efficiency.md and the pictures
 
 Start the command several times to use several cores (OMP_NUM_THREADS=1): each takes points that no other is busy with.
 Every point is a run of `fp.evaluate` in its own file under --runs, the comparison of relatives a file per defence.
@@ -150,7 +150,7 @@ DIGITS = Bench(
         "AutoAttack rand": [(25, 8), (10, 8)],
         "pyautoattack rand": [(25, 8)],
     },
-    tuple(robustness_digits.DEFENCES)[1:2],
+    ("DiffPure", robustness_digits.COUP),
     robustness_digits.FRESH,
     robustness_digits.IMAGES,
     robustness_digits.IMAGES,

@@ -28,14 +28,24 @@ def panels(charts: Sequence[Chart], columns: int = 2) -> str:
     width, top = max((size[0] for size in sizes), default=1.0), 0.0
     for i in range(0, len(parts), columns):
         for column, part in enumerate(parts[i : i + columns]):
-            part.attrib |= {"x": f"{column * width:g}", "y": f"{top:g}"}
-            root.append(part)
+            root.append(_moved(part, column * width, top))
         top += max(size[1] for size in sizes[i : i + columns])
     whole = (width * min(columns, max(len(parts), 1)), max(top, 1.0))
     root.attrib |= {"width": f"{whole[0]:g}", "height": f"{whole[1]:g}"}
     root.set("viewBox", f"0 0 {whole[0]:g} {whole[1]:g}")
     ElementTree.indent(root, " ")
     return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _moved(document: Element, x: float, y: float) -> Element:
+    """A document as a group: not every program knows documents inside documents."""
+    said = dict(document.attrib)
+    scale = float(said["width"]) / float(said["viewBox"].split()[2])
+    for name in ("width", "height", "viewBox", "role"):
+        said.pop(name, None)
+    group = Element(f"{SPACE}g", {**said, "transform": f"translate({x:g} {y:g}) scale({scale:g})"})
+    group.extend(document)
+    return group
 
 
 def png(svg: str) -> bytes:
@@ -47,11 +57,11 @@ def png(svg: str) -> bytes:
     from PIL import Image, ImageDraw
 
     root = ElementTree.fromstring(svg)
-    size = [math.ceil(float(root.attrib[name])) for name in ("width", "height")]
-    image = Image.new("RGB", (FINE * size[0], FINE * size[1]), "white")
+    width, height = (math.ceil(float(root.attrib[name])) for name in ("width", "height"))
+    image = Image.new("RGB", (FINE * width, FINE * height), "white")
     _Canvas(image, ImageDraw.Draw(image)).draw(root, 0.0, 0.0, float(FINE), {})
     buffer = io.BytesIO()
-    image.resize(tuple(size), Image.Resampling.BOX).save(buffer, "PNG", optimize=True)
+    image.resize((width, height), Image.Resampling.BOX).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -65,13 +75,10 @@ class _Canvas:
         kind, said = one.tag.removeprefix(SPACE), said | one.attrib
         if kind in ("title", "desc"):
             return
-        if kind == "svg" and "viewBox" in one.attrib:
-            x, y = x + scale * _number(one, "x"), y + scale * _number(one, "y")
-            if "width" in one.attrib:
-                scale *= _number(one, "width") / float(one.attrib["viewBox"].split()[2])
-        elif kind == "g" and "transform" in one.attrib:
-            across, down = _numbers(one.attrib["transform"])
+        if kind == "g" and "transform" in one.attrib:  # translate, and scale
+            across, down, *larger = _numbers(one.attrib["transform"])
             x, y = x + scale * across, y + scale * down
+            scale *= larger[0] if larger else 1.0
         elif kind not in ("svg", "g"):
             getattr(self, f"_{kind}", self._unknown)(one, x, y, scale, said)
             return
