@@ -108,7 +108,7 @@ class Search(Arm):
                 tour.ball,
                 n_iter,
                 (tour.draws(), self.relative.draws),
-                tour.seed + tour.begins(),
+                (tour.seed, tour.begins()),
                 tour.certain(self.relative),
             )
             for k in wanted
@@ -241,7 +241,9 @@ class Tour:
 
     def left(self, active: Tensor) -> float:
         """Gradients that each active image may still take."""
-        return (self.per_image * len(self.problem.x) - float(self.ledger.spent.sum())) / len(active)
+        # Summed exactly: no allowance may depend on the order of the images.
+        spent = math.fsum(self.ledger.spent.tolist())
+        return (self.per_image * len(self.problem.x) - spent) / len(active)
 
     def _play(self, arms: list[Arm], active: Tensor) -> tuple[Arm | None, list[Tensor]]:
         untried = [arm for arm in arms if not arm.times]
@@ -272,9 +274,8 @@ class Tour:
             self.wrong[active] += ((1.0 - kept.correct) * n).round().long()
             self.looked[active] += n
         else:
-            kept = Looked(
-                torch.full_like(part.x[:, 0, 0, 0], torch.inf).double(), torch.zeros(len(active)).double()
-            )
+            nobody = torch.full_like(self.ledger.spent[active], torch.inf)
+            kept = Looked(nobody, -nobody)
         for candidate in candidates:
             seen = self._look(part, active, candidate, draws)
             better = worse(seen, kept)
@@ -297,9 +298,8 @@ class Tour:
         looks = [self._look(part, active, candidate, draws) for candidate in candidates]
         # Margins only break ties: a hundredth of a draw apart at most.
         margins = torch.stack([seen.margin for seen in looks])
-        rank = torch.stack([seen.correct for seen in looks]) - 0.01 * torch.tanh(
-            margins / margins.abs().amax(0)
-        )
+        largest = margins.abs().amax(0).clamp_min(torch.finfo(margins.dtype).tiny)
+        rank = torch.stack([seen.correct for seen in looks]) - 0.01 * torch.tanh(margins / largest)
         order, image = rank.sort(dim=0, stable=True).indices, torch.arange(len(active), device=part.x.device)
         stacked = torch.stack(candidates)
         return [stacked[order[k], image] for k in range(min(2, len(candidates)))]
