@@ -241,9 +241,7 @@ class Tour:
 
     def left(self, active: Tensor) -> float:
         """Gradients that each active image may still take."""
-        # Summed exactly: no allowance may depend on the order of the images.
-        spent = math.fsum(self.ledger.spent.tolist())
-        return (self.per_image * len(self.problem.x) - spent) / len(active)
+        return (self.per_image * len(self.problem.x) - total(self.ledger.spent)) / len(active)
 
     def _play(self, arms: list[Arm], active: Tensor) -> tuple[Arm | None, list[Tensor]]:
         untried = [arm for arm in arms if not arm.times]
@@ -252,11 +250,11 @@ class Tour:
         share = LATER_SHARE if self.round else FIRST_SHARE
         allowance = min(left, max(share * self.per_image, least(self.problem)))
         for arm in order:
-            before = float(self.ledger.spent.sum())
+            before = total(self.ledger.spent)
             candidates = arm.play(self, active, allowance)
             if candidates:
                 arm.times += 1
-                self._price = (float(self.ledger.spent.sum()) - before) / len(self.problem.x)
+                self._price = (total(self.ledger.spent) - before) / len(self.problem.x)
                 return arm, candidates
         return None, []
 
@@ -311,12 +309,12 @@ class Tour:
         gone = torch.ones_like(self.problem.y, dtype=torch.bool)
         gone[active] = False
         gone &= self.measured > SETTLED
-        lost = float((self.measured[gone] - SETTLED).sum())
+        lost = total(self.measured[gone] - SETTLED)
         self.measured[gone] = SETTLED
-        spread = (kept.correct * (1.0 - kept.correct)).sum() / max(self.look_draws - 1, 1)
-        gain = (float(gained.sum()) + lost) / n
+        spread = total(kept.correct * (1.0 - kept.correct)) / max(self.look_draws - 1, 1)
+        gain = (total(gained) + lost) / n
         if self.round > 1:
-            self.gains.append((gain, 2.0 * float(spread) / n**2))
+            self.gains.append((gain, 2.0 * spread / n**2))
             if before is not None:
                 before.gain = gain / max(self._last_price, 1e-9)
         self.measured[active] = kept.correct
@@ -327,7 +325,7 @@ class Tour:
         if not self.target.is_random or len(self.gains) < 2 or any(not arm.times for arm in arms):
             return False
         n, p = len(self.problem.x), self.measured
-        uncertain = 1.96 * math.sqrt(float((p * (1.0 - p)).sum()) / self.eval_draws) / n
+        uncertain = 1.96 * math.sqrt(total(p * (1.0 - p)) / self.eval_draws) / n
         mean = sum(gain for gain, _ in self.gains[-2:]) / 2
         error = math.sqrt(sum(variance for _, variance in self.gains[-2:])) / 2
         return mean + 1.645 * error < uncertain
@@ -383,3 +381,8 @@ class Tour:
         """A new number for each random start."""
         self._begins += 1
         return self._begins - 1
+
+
+def total(values: Tensor) -> float:
+    """Their exact sum, rounded once: nothing that is decided may depend on the order of the images."""
+    return math.fsum(values.tolist())
