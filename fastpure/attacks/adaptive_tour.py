@@ -249,9 +249,10 @@ class Tour:
         left = self.left(active)
         share = LATER_SHARE if self.round else FIRST_SHARE
         allowance = min(left, max(share * self.per_image, least(self.problem)))
-        for arm in order:
+        # What a stage's share does not pay, all that is left may.
+        for limit, arm in ((limit, arm) for limit in sorted({allowance, left}) for arm in order):
             before = total(self.ledger.spent)
-            candidates = arm.play(self, active, allowance)
+            candidates = arm.play(self, active, limit)
             if candidates:
                 arm.times += 1
                 self._price = (total(self.ledger.spent) - before) / len(self.problem.x)
