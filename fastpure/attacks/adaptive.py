@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -45,7 +46,8 @@ class Adaptive(NormAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("budget", self.budget)
+        # 40 and 40.0 are one budget, and one run.
+        object.__setattr__(self, "budget", float(positive("budget", self.budget)))
         if self.budget < LEAST_ITERATIONS:
             remedy = f"{DEFAULT_BUDGET:g} is the default"
             raise ValueError(
@@ -83,7 +85,7 @@ class Adaptive(NormAttack):
             return Proposal(problem.x, problem.x.new_empty((0, 0)))
         needed = least(problem)
         if self.budget < needed:
-            expected = f"at least {needed:.3g} gradients per image for this defence"
+            expected = f"at least {math.ceil(100 * needed) / 100:g} gradients per image for this defence"
             raise ValueError(mistake("budget", expected, f"{self.budget:g}"))
         return Tour(
             problem, self.admissible, self.budget, self.batch_size, self.seed, self.eval_draws, tick

@@ -70,7 +70,7 @@ def search(
     budget: Budget,
     n_iter: int,
     draws: tuple[int, int],
-    seed: int,
+    seed: tuple[int, int],
     stop: bool,
 ) -> Tensor:
     """Auto-PGD from a random point, on cross entropy, or on the margin towards a class of each image [n].
@@ -83,7 +83,7 @@ def search(
         budget: the ball.
         n_iter: steps.
         draws: number of the first draw, and how many a gradient is averaged over.
-        seed: of the random point.
+        seed: of the random point, and the number of the point.
         stop: leave an image alone once it is misclassified; its candidate is that point.
 
     Returns:
@@ -97,7 +97,7 @@ def search(
     def one(points: Tensor, which: Tensor, i: int) -> Query:
         return ask(goal, problem, labels, points, which, range(first + i * n, first + (i + 1) * n))
 
-    start = random_point(budget, problem, seed)
+    start = random_point(budget, problem, *seed)
     loop: DenseLoop | SparseLoop
     if budget.norm == "L1":
         loop = SparseLoop(one, problem.x, into_l1(start, problem.x, budget.eps), budget.eps, n_iter)

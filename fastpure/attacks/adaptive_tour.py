@@ -119,7 +119,7 @@ class Search(Arm):
                 tour.ball,
                 n_iter,
                 (tour.draws(), self.relative.draws),
-                tour.seed + tour.begins(),
+                (tour.seed, tour.begins()),
                 tour.certain(self.relative),
             )
             for k in wanted
@@ -266,7 +266,7 @@ class Tour:
 
     def left(self, active: Tensor) -> float:
         """Gradients that each active image may still take."""
-        return (self.per_image * len(self.problem.x) - float(self.ledger.spent.sum())) / len(active)
+        return (self.per_image * len(self.problem.x) - total(self.ledger.spent)) / len(active)
 
     def _play(self, arms: list[Arm], active: Tensor) -> tuple[Arm | None, list[Tensor]]:
         order = self._order(arms)
@@ -274,12 +274,13 @@ class Tour:
         share = LATER_SHARE if self.round else FIRST_SHARE
         fewest = WHOLE_STAGE if self.round else least(self.problem)
         allowance = min(left, max(share * self.per_image, fewest))
-        for arm in order:
-            before = float(self.ledger.spent.sum())
-            candidates = arm.play(self, active, allowance)
+        # What a stage's share does not pay, all that is left may.
+        for limit, arm in ((limit, arm) for limit in sorted({allowance, left}) for arm in order):
+            before = total(self.ledger.spent)
+            candidates = arm.play(self, active, limit)
             if candidates:
                 arm.times += 1
-                self._price = (float(self.ledger.spent.sum()) - before) / len(self.problem.x)
+                self._price = (total(self.ledger.spent) - before) / len(self.problem.x)
                 return arm, candidates
         return None, []
 
@@ -354,12 +355,12 @@ class Tour:
         gone = torch.ones_like(self.problem.y, dtype=torch.bool)
         gone[active] = False
         rest = torch.minimum(self.seen.value.clamp_min(0.0), self.measured)
-        lost = float((self.measured - rest)[gone].sum())
+        lost = total((self.measured - rest)[gone])
         self.measured[gone] = rest[gone]
-        spread = (rate * (1.0 - rate)).sum() / max(self.look_draws - 1, 1)
-        gain = (float(gained.sum()) + lost) / n
+        spread = total(rate * (1.0 - rate)) / max(self.look_draws - 1, 1)
+        gain = (total(gained) + lost) / n
         if self.round > 1:
-            self.gains.append((gain, 2.0 * float(spread) / n**2))
+            self.gains.append((gain, 2.0 * spread / n**2))
             if before is not None:
                 before.gain = gain / max(self._last_price, 1e-9)
         self.measured[active] = rate
@@ -374,7 +375,7 @@ class Tour:
         if not self.target.is_random or len(self.gains) < 2:
             return False
         n, p = len(self.problem.x), self.measured
-        uncertain = 1.96 * math.sqrt(float((p * (1.0 - p)).sum()) / self.eval_draws) / n
+        uncertain = 1.96 * math.sqrt(total(p * (1.0 - p)) / self.eval_draws) / n
         mean = sum(gain for gain, _ in self.gains[-2:]) / 2
         error = math.sqrt(sum(variance for _, variance in self.gains[-2:])) / 2
         return mean + 1.645 * error < uncertain
@@ -431,3 +432,8 @@ class Tour:
         """A new number for each random start."""
         self._begins += 1
         return self._begins - 1
+
+
+def total(values: Tensor) -> float:
+    """Their exact sum, rounded once: nothing that is decided may depend on the order of the images."""
+    return math.fsum(values.tolist())

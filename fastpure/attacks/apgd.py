@@ -85,14 +85,20 @@ class AutoPGD(StartedAttack):
             agreement.add(own.mean, chosen)
             best = found if best is None else _merge(best, found, chosen)
             histories.append(_spread(found.losses, chosen, len(problem.x)))
-            ledger.walked(found.corrects, chosen, self._starts())
+            ledger.walked(found.corrects, chosen, self._starts(begin))
         assert best is not None
         losses, flat = torch.cat(histories), is_flat(best.first)
         return ledger.into(Proposal(best.x, losses, flat, agreement=agreement.mean))
 
-    def _starts(self) -> int:
-        """Points that a run asks about without a step to them."""
-        return len(STAGES) if self.norm == "L1" else 1
+    def _starts(self, begin: Tensor | None) -> int:
+        """Points that a run asks about without a step to them; ``begin`` is where it was told to begin."""
+        staged = self.norm == "L1" and begin is None
+        return sum(length > 0 for length in self._lengths(STAGES)) if staged else 1
+
+    def _lengths(self, stages: Stages) -> list[int]:
+        """Iterations in each ball."""
+        lengths = [math.ceil(share * self.n_iter) for _, share in stages[:-1]]
+        return [*lengths, self.n_iter - sum(lengths)]
 
     def first_point(self, problem: Problem, number: int) -> Tensor:
         """See `random_point`; for L1 in the first and largest of the balls."""
@@ -131,11 +137,9 @@ class AutoPGD(StartedAttack):
     def _run_stages(
         self, ask: Ask, tell: Tick, x: Tensor, start: Tensor, stop: bool, stages: Stages
     ) -> Found:
-        lengths = [math.ceil(share * self.n_iter) for _, share in stages[:-1]]
-        lengths.append(self.n_iter - sum(lengths))
         losses, corrects, done = [], [], 0
         found: Found | None = None
-        for stage, ((radius, _), length) in enumerate(zip(stages, lengths, strict=True)):
+        for stage, ((radius, _), length) in enumerate(zip(stages, self._lengths(stages), strict=True)):
             if length < 1:
                 continue
             first = done + stage

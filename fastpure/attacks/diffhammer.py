@@ -8,13 +8,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..errors import mistake, whole
+from ..errors import finite, mistake, whole
 from ..kernels import Domain
 from ..purify import Target
 from .apgd import random_point
 from .apgd_loop import DenseLoop, Found
 from .base import Problem, Proposal, Tick
-from .gradient import Loss, Query, pairs
+from .gradient import Loss, Query, pairs, require_gradient
 from .gradient_attack import StartedAttack
 from .ledger import FORWARD, Ledger
 from .losses import LOSSES
@@ -74,7 +74,10 @@ class DiffHammer(StartedAttack):
 
     def effort(self, n_classes: int) -> Effort:
         """See ``Attack.effort``."""
-        missing = ("dlr is left out: it needs 3 classes, and there are 2",) if n_classes == 2 else ()
+        wanted = "dlr" in RESTARTS[: self.n_restarts]
+        missing = (
+            ("dlr is left out: it needs 3 classes, and there are 2",) if wanted and n_classes == 2 else ()
+        )
         return Effort(steps=self.n_iter, draws=self.eot_iter, left_out=missing)
 
     def propose(self, problem: Problem, tick: Tick) -> Proposal:
@@ -90,7 +93,7 @@ class DiffHammer(StartedAttack):
         ledger = Ledger(problem.x, cost(n))
         names = [name for name in RESTARTS[: self.n_restarts] if name != "dlr" or problem.n_classes > 2]
         for number, name in enumerate(names):
-            chosen = (correct > (1.0 - BROKEN if number else -1.0)).nonzero()[:, 0]
+            chosen = (correct >= (1.0 - BROKEN if number else 0.0)).nonzero()[:, 0]
             if not len(chosen):
                 break
             part = problem.part(chosen)
@@ -153,6 +156,7 @@ class Hammer:
             with torch.enable_grad():
                 logits = target.classify(point, ids[image])
                 values = self.loss(logits, y[image])
+            require_gradient(values)
             (gradients[part],) = torch.autograd.grad(values.sum(), point)
             losses[part] = values.detach()
             correct[part] = (logits.detach().argmax(1) == y[image]).to(x.dtype)
@@ -169,8 +173,9 @@ class Hammer:
             point = x[part].detach().requires_grad_(True)
             with torch.enable_grad():
                 purified = target.purify(point, ids[part], draws[part], Domain.ATTACK)
+            require_gradient(purified)
             (v[part],) = torch.autograd.grad(purified, point, r[part])
-        return v
+        return finite(v, ids, "the gradient of the attack's loss")
 
 
 def common(g: Tensor, losses: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
@@ -186,9 +191,10 @@ def common(g: Tensor, losses: Tensor, norm: str, eps: float) -> tuple[Tensor, Te
     chosen = torch.nn.functional.elu(losses[:, None, :] + eps * gains).sum(2).argmax(1)
     r = g[torch.arange(len(g), device=g.device), chosen]
     for _ in range(ROUNDS):
-        weights = torch.sigmoid(SHARPNESS * (losses + torch.einsum("bd,bjd->bj", unit(r, norm), g)))
-        total = weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-        r = torch.einsum("bj,bjd->bd", weights, g) / total
+        gains = losses + torch.einsum("bd,bjd->bj", unit(r, norm), g)
+        # The sigmoids over their sum: where all of them underflow, their ratios are still known.
+        weights = torch.nn.functional.logsigmoid(SHARPNESS * gains).softmax(1)
+        r = torch.einsum("bj,bjd->bd", weights, g)
     return chosen, r
 
 

@@ -61,6 +61,8 @@ class Ensemble(NormAttack):
             object.__setattr__(self, name, value)
         super().__post_init__()
         whole("choosing_draws", self.choosing_draws, minimum=1)
+        # Images that share the budget of a member share that of the whole.
+        object.__setattr__(self, "shares", any(member.shares for member in attacks))
 
     def members(self) -> list[Attack]:
         """The attacks as they are run: judged on as many draws as the ensemble, with its batches, seeds moved on."""

@@ -117,9 +117,7 @@ def query(
         draw = draw if later is None else draw + later[image]
         with torch.enable_grad():
             value, logits = goal(point, labels[image], ids[image], draw)
-        if not value.requires_grad:
-            remedy = "Remove `detach` or `no_grad` inside it, or use an attack without gradients (SPSA, RayS, Square)"
-            raise ValueError(mistake("defense", "differentiable", "logits without a gradient", remedy))
+        require_gradient(value)
         (gradients[part],) = torch.autograd.grad(value.sum(), point)
         losses[part] = value.detach()
         correct[part] = (logits.detach().argmax(1) == truth[image]).to(x.dtype)
@@ -131,6 +129,15 @@ def query(
         correct.view(len(x), n).mean(1),
         _agreement(by_draw),
     )
+
+
+def require_gradient(answer: Tensor) -> None:
+    """Raise ValueError where ``answer`` to a differentiable image is cut off from it."""
+    if not answer.requires_grad:
+        remedy = (
+            "Remove `detach` or `no_grad` inside it, or use an attack without gradients (SPSA, RayS, Square)"
+        )
+        raise ValueError(mistake("defense", "differentiable", "logits without a gradient", remedy))
 
 
 def _agreement(gradients: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Ledger:
         where = slice(None) if images is None else images
         self.charge(self.unit * starts, images)
         for row in correct:
-            self.charge(torch.where(row.isnan(), 0.0, self.unit).double(), images)
+            self.charge((~row.isnan()).double() * self.unit, images)
             self.note(row, where)
 
     def note(self, correct: Tensor, where: Tensor | slice) -> None:

@@ -36,11 +36,11 @@ def identity(
 ) -> dict[str, Any]:
     """Everything the result depends on, as values JSON can hold.
 
-    ``block`` is how many images are attacked together; it counts for attacks whose images share a budget.
+    ``block`` is how many images at most are attacked together; it counts for attacks whose images share a budget.
     """
     described = None if attack is None else plain(attack)
     if described is not None and getattr(attack, "shares", False):
-        described["block"] = block
+        described["block"] = min(block, len(dataset))
     return {
         "defense": look_through(defense).describe(),
         "attack": described,

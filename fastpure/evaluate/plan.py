@@ -57,13 +57,22 @@ class _StandIn(Target):
     def method(self) -> Method:
         return methods.diffpure(t=0.01, dt=0.01)
 
+    def with_method(self, method: Method) -> Target:
+        return self
+
+    def purify(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
+        return self._counted(x) * 1.0
+
     def trajectory(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
-        return torch.stack([x * 1.0] * (len(self.method.steps) + 1))
+        return torch.stack([self._counted(x) * 1.0] * (len(self.method.steps) + 1))
+
+    def _counted(self, x: Tensor) -> Tensor:
+        # The classifier's own passes count for nothing: what costs is the way to a purified image.
+        asked = self.gradients if torch.is_grad_enabled() and x.requires_grad else self.judgements
+        asked.append(len(x))
+        return x
 
     def _classify(self, purified: Tensor) -> Tensor:
-        (self.gradients if torch.is_grad_enabled() and purified.requires_grad else self.judgements).append(
-            len(purified)
-        )
         slope = torch.arange(1, self.n_classes + 1, dtype=purified.dtype, device=purified.device)
         certain = 10.0 * (slope == 1).to(purified.dtype)
         return certain + 1e-3 * purified.flatten(1).mean(1, keepdim=True) * slope
@@ -72,7 +81,7 @@ class _StandIn(Target):
         return {"kind": "stand-in"}
 
     def _answer(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
-        return self._classify(x)
+        return self._classify(self._counted(x))
 
     def _probed(self, x: Tensor, ids: Tensor) -> Target:
         return self

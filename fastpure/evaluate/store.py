@@ -176,6 +176,8 @@ class RunStore:
         changed = [line.removeprefix("identity.") for line in differences(saved, wanted)]
         if changed:
             listed = "\n  ".join(changed[:12])
+            if any(line.startswith("attack.block:") for line in changed):
+                listed += "\nattack.block is batch_size: the images of a block share the attack's budget"
             raise RunMismatch(
                 f"{self.path} holds a run of another configuration; nothing was changed. Choose another `out`, or go "
                 f"back to the file's values (file -> now):\n  {listed}"

@@ -210,9 +210,13 @@ class Worker:
         elif self.rows > 1:
             self.rows = (self.rows + 1) // 2
         else:
+            what = "not even one image and one draw fit"
+            remedy = "a smaller network, precision='bf16' or memory='recompute'"
+            if size > 1:
+                what = f"{size} images that share a budget do not fit, one draw at a time,"
+                remedy += ", or a smaller batch_size, which is another run"
             raise OutOfMemory(
-                f"not even one image and one draw fit into memory: {str(error).splitlines()[0]}. Use a smaller "
-                "network, precision='bf16' or memory='recompute'; finished images are safe"
+                f"{what} into memory: {str(error).splitlines()[0]}. Use {remedy}; finished images are safe"
             ) from error
         gc.collect()
         if self.device.type == "cuda":

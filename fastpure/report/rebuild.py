@@ -60,7 +60,9 @@ def rebuild_attack(described: Mapping[str, Any]) -> Attack:
         attack: Attack = kind(**settings)
     except (TypeError, ValueError) as error:
         raise CannotRebuild(str(error)) from error
-    _same(described, plain(attack), "attack")
+    # With whom an image was attacked is no setting of the attack.
+    own = {name: value for name, value in described.items() if name != "block"}
+    _same(own, plain(attack), "attack")
     return attack
 
 

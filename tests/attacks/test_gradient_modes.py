@@ -13,7 +13,9 @@ from fastpure.attacks import MODES, PGD, GradientMode
 from fastpure.attacks.gradient import objective, query
 from fastpure.attacks.losses import cross_entropy
 from fastpure.kernels import Domain
+from fastpure.methods import Method
 from fastpure.purify import look_through
+from fastpure.schedule import StepTable
 from tests.attacks.toys import Pixels, images, mixture_defense, scaling_defense
 from tests.methods.small import SMALL
 from tests.reverse import toys
@@ -157,7 +159,7 @@ def test_a_surrogate_keeps_the_networks_seed_and_precisions(precision, gradient_
 
 
 def test_every_mode_is_named_and_mistakes_are_clear():
-    assert set(MODES) == {"exact", "bpda", "blind", "surrogate", "adjoint", "detached"}
+    assert set(MODES) == {"exact", "bpda", "blind", "surrogate", "adjoint", "detached", "unguided"}
     with pytest.raises(ValueError, match="`gradient` must be one of 'exact', 'bpda'"):
         PGD(gradient="exakt")
     with pytest.raises(ValueError, match="`surrogate_steps` must be None with gradient='exact'"):
@@ -195,6 +197,9 @@ def test_every_method_can_be_attacked_in_every_mode_it_has(name):
     if method.guidance is not None:
         cut = gradient(defense, GradientMode("detached"), x, y, 1)
         assert not torch.equal(cut, exact)
+        without = gradient(defense, GradientMode("unguided"), x, y, 1)
+        assert torch.isfinite(without).all()
+        assert not torch.equal(without, exact)
     if {"dt", "n_steps", "n_iter"} & {setting for setting, _ in method.settings}:
         assert GradientMode("surrogate").logits(look_through(defense))(x, ids, ids).shape == (2, 4)
         calls = [each.steps.n_network_calls for each in (method.coarser(), method)]
@@ -202,3 +207,102 @@ def test_every_method_can_be_attacked_in_every_mode_it_has(name):
     else:
         with pytest.raises(ValueError, match=f"another mode for method {name}"):
             GradientMode("surrogate").logits(look_through(defense))
+
+
+def leave_out_guidance(name: str):
+    """(a guided method, the same made without guidance), by functions that know nothing of each other."""
+    classifier, table = toys.toy_classifier(), SMALL[name]().steps
+    return {
+        "coup": lambda: (
+            fp.methods.coup(classifier, t=0.1, dt=0.02, scale=2.0),
+            fp.methods.coup_unguided(t=0.1, dt=0.02),
+        ),
+        "gdmp": lambda: (SMALL["gdmp"](), Method("by hand", (), bare(table))),
+        "agdm": lambda: (
+            SMALL["agdm"](),
+            Method("by hand", (), bare(table), schedule=SMALL["agdm"]().schedule),
+        ),
+        "langevin": lambda: (SMALL["langevin"](), Method("by hand", (), bare(table))),
+        "likelihood_max": lambda: (
+            fp.methods.likelihood_max(n_iter=2, classifier=classifier),
+            fp.methods.likelihood_max(n_iter=2),
+        ),
+    }[name]()
+
+
+def bare(table: StepTable) -> StepTable:
+    return StepTable(tuple(replace(row, c=0.0, u=0.0) for row in table.rows))
+
+
+@pytest.mark.parametrize("name", ["coup", "gdmp", "agdm", "langevin", "likelihood_max"])
+def test_unguided_is_the_gradient_of_the_method_made_without_guidance(name):
+    guided, without = leave_out_guidance(name)
+    assert guided.guidance is not None
+    assert without.guidance is None
+    made = [
+        fp.Defense(fp.Purifier(toys.toy_denoiser(), method, precision="fp64"), toys.toy_classifier())
+        for method in (guided, without)
+    ]
+    x = torch.rand(2, *toys.SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y, mode = torch.tensor([0, 1]), GradientMode("unguided")
+    found, expected = gradient(made[0], mode, x, y), gradient(made[1], GradientMode("exact"), x, y)
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-13)
+    exact = gradient(made[0], GradientMode("exact"), x, y)
+    assert float((found - exact).norm() / exact.norm()) > 1e-5
+    assert mode.cost(look_through(made[0])) == 1.0
+    assert guided.guidance is not None, "the deployed method is what it was"
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if SMALL[name]().guidance is not None])
+def test_half_the_guidance_is_half_its_coefficients(name):
+    method = SMALL[name]()
+    half, full, none = (method.weakened(share) for share in (0.5, 1.0, 0.0))
+    if method.procedure is not None:
+        whole = dict(method.settings)["confidence"]
+        assert [dict(part.settings)["confidence"] for part in (half, full)] == [0.5 * whole, whole]
+        assert none.guidance is None
+        return
+    for ours, theirs in zip(half.steps.rows, method.steps.rows, strict=True):
+        assert (ours.c, ours.u) == (0.5 * theirs.c, 0.5 * theirs.u)
+        assert replace(ours, c=theirs.c, u=theirs.u) == theirs
+    assert full.steps == method.steps
+    assert half.guidance is full.guidance is method.guidance
+    assert none.guidance is None
+    assert not any(row.calls_guidance for row in none.steps.rows)
+    assert none.steps.n_network_calls == method.steps.n_network_calls
+    assert none.clip_output == method.clip_output
+    with pytest.raises(ValueError, match="made by hand"):
+        half.rebuilt()
+
+
+def test_half_the_guidance_moves_the_image_half_as_far():
+    # Of one step without noise from one point: with guidance, with half and with none.
+    method = fp.methods.coup(toys.toy_classifier(), t=0.02, dt=0.02, scale=5.0)
+    row = replace(method.steps.rows[0], d=0.0)
+    method = replace(method, steps=StepTable((row,)), clip_output=False)
+    x = torch.rand(3, *toys.SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moved = [
+        fp.Purifier(toys.toy_denoiser(), each, precision="fp64")(x)
+        for each in (method.weakened(1.0), method.weakened(0.5), method.weakened(0.0))
+    ]
+    whole, half = moved[0] - moved[2], moved[1] - moved[2]
+    assert float(whole.norm()) > 1e-6
+    assert torch.allclose(half, 0.5 * whole, rtol=1e-6, atol=1e-12)
+
+
+def test_what_cannot_be_weakened_says_so():
+    with pytest.raises(ValueError, match="`method` must be one with guidance, got diffpure"):
+        fp.methods.diffpure(t=0.1, dt=0.02).weakened(0.5)
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="`share` must be"):
+            SMALL["coup"]().weakened(share)
+    with pytest.raises(TypeError, match="`share` must be"):
+        SMALL["coup"]().weakened("half")
+    with pytest.raises(ValueError, match="it has no guidance to leave out"):
+        GradientMode("unguided").logits(look_through(mixture_defense(Pixels())))
+    with pytest.raises(TypeError, match=r"`defense` must be a fastpure.Defense for gradient='unguided'"):
+        GradientMode("unguided").logits(look_through(Pixels()))
+    walked = SMALL["likelihood_max"]()
+    by_hand = replace(walked, factory=None)
+    with pytest.raises(ValueError, match="one whose guidance can be weighed, got likelihood_max"):
+        by_hand.weakened(0.5)

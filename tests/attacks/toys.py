@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 import fastpure as fp
+from fastpure.kernels import Domain
 from fastpure.methods import Method
 from fastpure.nets import Denoiser
 from fastpure.nets.oracle import GaussianMixture
@@ -53,6 +58,32 @@ def mixture_defense(classifier: nn.Module, method: Method | None = None) -> fp.D
     means = torch.rand(2, SIZE, generator=generator) * 1.6 - 0.8
     denoiser = Denoiser.from_module(GaussianMixture(means, 0.3), image_shape=SHAPE)
     return fp.Defense(fp.Purifier(denoiser, method or fp.methods.diffpure(t=0.1, dt=0.025)), classifier)
+
+
+class Meter:
+    """What purifiers were asked for on attack draws, by sample id, as attacks count it in gradients of ``defense``.
+
+    The way there and back is one, the way there a half, times the network passes over those of ``defense``.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, defense: fp.Defense) -> None:
+        self.spent: dict[int, float] = defaultdict(float)
+        own, forward = defense.purifier.method.steps.n_network_calls, fp.Purifier.forward
+
+        def counted(
+            purifier: fp.Purifier, x: Tensor, sample_ids: Tensor, draw: Tensor, **rest: Any
+        ) -> Tensor:
+            if rest["domain"] is Domain.ATTACK:
+                unit = 1.0 if x.requires_grad and torch.is_grad_enabled() else 0.5
+                for name in sample_ids.tolist():
+                    self.spent[name] += unit * purifier.method.steps.n_network_calls / own
+            return forward(purifier, x, sample_ids, draw, **rest)
+
+        monkeypatch.setattr(fp.Purifier, "forward", counted)
+
+    def of(self, ids: Tensor) -> Tensor:
+        """Spent on each, float64 [n]."""
+        return torch.tensor([self.spent[name] for name in ids.tolist()], dtype=torch.float64)
 
 
 def images(n: int, seed: int = 0) -> Tensor:

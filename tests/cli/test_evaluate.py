@@ -354,3 +354,23 @@ def test_an_attack_starts_where_a_run_has_ended(here):
         run(*words[:-1], "nothing.sqlite")
     with pytest.raises(ValueError, match="`--start` has no effect"):
         run("evaluate", *common, "--attack", "none", "--start", "a.sqlite")
+
+
+def test_an_attack_with_a_budget_is_planned_and_run(here):
+    words = ["--n", "3", "--steps", "2", "--attack", "adaptive", "--set", "attack.budget=40", *JUDGE]
+    assert "at most 40 gradients" in run("evaluate", *words, "--dry-run")
+    first = run("evaluate", *words)
+    assert "Adaptive(" in first
+    run("evaluate", *words, "--batch-size", "2")
+    paths = sorted((here / "runs").iterdir())
+    assert len(paths) == 2, "images that share a budget with others are another run"
+    for path in paths:
+        with fp.Run.open(path) as opened:
+            assert opened.identity["attack"]["settings"]["budget"] == 40.0
+            assert opened.spent.mean() <= 40
+    hammer = ["--attack", "diffhammer", "--n-iter", "2", "--eot-iter", "2"]
+    plain_words = [
+        word for word in words if word not in ("adaptive", "--attack", "--set", "attack.budget=40")
+    ]
+    assert "gradients" in run("evaluate", *plain_words, *hammer, "--dry-run")
+    assert "DiffHammer(" in run("evaluate", *plain_words, *hammer)

@@ -78,7 +78,7 @@ def attacks() -> dict[str, Callable[[], Any]]:
         name: lambda name=name: from_settings(name, **needs.get(name, {}))
         for name in ATTACKS  # type: ignore[misc]
     }
-    for gradient in ("bpda", "blind", "surrogate", "adjoint", "detached"):
+    for gradient in ("bpda", "blind", "surrogate", "adjoint", "detached", "unguided"):
         made[f"pgd {gradient}"] = lambda gradient=gradient: fp.attacks.PGD(gradient=gradient)  # type: ignore[misc]
     made |= {f"control {name}": kind for name, kind in CONTROLS.items()}
     return made
