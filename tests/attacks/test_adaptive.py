@@ -129,7 +129,7 @@ def test_the_verdict_on_coin_flips_is_the_coins_rate_and_the_luckiest_look_is_no
     assert abs(result.robust_accuracy.estimate - Coin.RATE) < 3.5 * error
     assert abs(result.clean_accuracy.estimate - Coin.RATE) < 3.5 * error
     best = float(looks.nan_to_num(1.0).amin(0).mean())
-    assert best < Coin.RATE - 0.1, "who reports the minimum of the looks reports luck"
+    assert best < Coin.RATE - 0.05, "who reports the minimum of the looks reports luck"
 
 
 # Masks
