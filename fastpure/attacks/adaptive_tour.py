@@ -41,18 +41,19 @@ LEAST_REFINING = 8
 FIRST_DRAWS = 8
 """Draws per gradient of the first refinement."""
 
-SETTLED = 2.0
-"""An image is settled that is wrong on all draws of a look, with a mean margin of this many standard deviations."""
+SETTLED, SETTLED_ON = 2.0, 24
+"""An image is settled that is wrong on all of so many draws, with a mean margin of this many standard deviations. Of
+those that were wrong on eight, one draw in twenty is right."""
 
-FIRST_LOOK, LOOK = 3, 8
-"""Choosing draws on which many candidates are sorted, and on which the best two meet the one that is kept."""
+FIRST_LOOK, LOOK, STRIDE = 3, 8, 48
+"""Choosing draws on which many candidates are sorted, on which the best two meet what was kept, and all of a stage."""
 
 MOST_CLASSES = 9
 """Classes towards which an image is driven, the most probable first, as in AutoAttack."""
 
-FIRST_SHARE, LATER_SHARE, WHOLE_STAGE = 0.7, 0.3, 64.0
-"""Of the budget per image that the first stage, and any later one, may take; a later one at least this many gradients,
-if there are as many left: less refines little."""
+FIRST_SHARE, LATER_SHARE, SMALL_STAGE, LARGE_STAGE = 0.7, 0.3, 64.0, 128.0
+"""Of the budget per image that the first stage, and any later one, may take; a later one between so many gradients, if
+there are as many left: less refines little, and more would rather be two."""
 
 
 def least(problem: Problem) -> float:
@@ -261,8 +262,8 @@ class Tour:
     def active(self) -> Tensor:
         """Images that are not settled, by index."""
         sure = self.seen.ratio > SETTLED if self.target.is_random else self.seen.draws > 0
-        settled = (self.seen.draws >= self.look_draws) & (self.seen.correct == 0) & sure
-        return (~settled).nonzero()[:, 0]
+        enough = self.seen.draws >= (SETTLED_ON if self.target.is_random else 1)
+        return (~(enough & (self.seen.correct == 0) & sure)).nonzero()[:, 0]
 
     def left(self, active: Tensor) -> float:
         """Gradients that each active image may still take."""
@@ -271,9 +272,11 @@ class Tour:
     def _play(self, arms: list[Arm], active: Tensor) -> tuple[Arm | None, list[Tensor]]:
         order = self._order(arms)
         left = self.left(active)
-        share = LATER_SHARE if self.round else FIRST_SHARE
-        fewest = WHOLE_STAGE if self.round else least(self.problem)
-        allowance = min(left, max(share * self.per_image, fewest))
+        if self.round:
+            share = min(max(LATER_SHARE * self.per_image, SMALL_STAGE), LARGE_STAGE)
+        else:
+            share = max(FIRST_SHARE * self.per_image, least(self.problem))
+        allowance = min(left, share)
         # What a stage's share does not pay, all that is left may.
         for limit, arm in ((limit, arm) for limit in sorted({allowance, left}) for arm in order):
             before = total(self.ledger.spent)
@@ -308,7 +311,7 @@ class Tour:
         Many candidates are sorted on a few draws; the best two meet on others; and what seems worse than what was kept
         so far replaces it only if it still does on draws that had no part in saying so.
         """
-        part, first = self.problem.part(active), CHOOSING + 4 * LOOK * self.round
+        part, first = self.problem.part(active), CHOOSING + STRIDE * self.round
         candidates = [self.ball.project(candidate, part.x) for candidate in candidates]
         if len(candidates) > 1:
             candidates = self._finalists(part, active, candidates, first)
@@ -336,7 +339,20 @@ class Tour:
         wide = torch.full_like(self.measured, torch.nan, dtype=torch.float32)
         wide[active] = self.seen.at(active).margin.float()
         self.margins.append(wide)
+        self._settle(first + 3 * LOOK)
         self.round += 1
+
+    def _settle(self, first: int) -> None:
+        """Look again at what was wrong on every draw so far, while that is cheaper than to attack it further."""
+        if not self.target.is_random:
+            return
+        active = self.active()
+        likely = (self.seen.correct == 0) & (self.seen.ratio > SETTLED) & (self.seen.draws > 0)
+        some = active[likely[active]]
+        n = SETTLED_ON - LOOK
+        if len(some) and self.left(active) * len(active) >= FORWARD * n * len(some):
+            again = self._look(self.problem.part(some), some, self.x[some], range(first, first + n))
+            self.seen = self.seen.put(some, self.seen.at(some) + again)
 
     def _finalists(self, part: Problem, active: Tensor, candidates: list[Tensor], first: int) -> list[Tensor]:
         draws = range(first, first + FIRST_LOOK)

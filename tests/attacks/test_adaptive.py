@@ -381,6 +381,6 @@ def test_seeds_share_no_starts(monkeypatch):
     monkeypatch.setattr("fastpure.attacks.adaptive_stages.random_point", spy)
     x, y = images(1), Pixels()(images(1)).argmax(1)
     for seed in (0, 1, 2**64 - 1):
-        Adaptive(eps=0.01, budget=60, seed=seed)(Pixels(), x, y)
+        Adaptive(eps=0.01, budget=150, seed=seed)(Pixels(), x, y)
     assert len(starts) >= 6
     assert len({tuple(start.flatten().tolist()) for start in starts}) == len(starts)
