@@ -54,7 +54,7 @@ def test_killed_between_two_files_it_continues_and_spares_others(files, tmp_path
 
     def dying(path, content):
         written[0] += not str(path).endswith(".unfinished")
-        if written[0] == 4:
+        if written[0] == 5:
             raise KeyboardInterrupt
         return replace_file(path, content)
 
@@ -81,8 +81,9 @@ def test_figures_are_written_beside_the_page(files, tmp_path, monkeypatch):
     words = ["report", *files, "--figures", "docs/figures", "--images", "1", "--traced", "1"]
     done = CliRunner().invoke(main.app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    names = ["attack-loss-ce.svg", "confidence-most-probable-class.svg", "confidence-true-class.svg"]
-    names += ["classified-right.svg", "images-coup-0.png", "images-coup-1.png"]
+    names = ["attack-loss-ce.svg", "attack-accuracy-ce.svg"]
+    names += ["confidence-most-probable-class.svg", "confidence-true-class.svg", "classified-right.svg"]
+    names += ["images-coup-0.png", "images-coup-1.png"]
     said = [line for line in done.stdout.splitlines() if line.startswith("wrote ")]
     assert said == [*(f"wrote docs/figures/{name}" for name in names), "wrote report.html"]
     assert sorted(path.name for path in (tmp_path / "docs" / "figures").iterdir()) == sorted(names)

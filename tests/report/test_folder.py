@@ -23,6 +23,7 @@ def test_names_are_readable_and_what_is_written_is_all_the_page_has(written, swe
     assert [path.name for path in written] == [
         "accuracy-against-n-iter.svg",
         "attack-loss-ce.svg",
+        "attack-accuracy-ce.svg",
         "confidence-most-probable-class.svg",
         "confidence-true-class.svg",
         "classified-right.svg",
@@ -32,7 +33,7 @@ def test_names_are_readable_and_what_is_written_is_all_the_page_has(written, swe
     ]
     assert sorted(written[0].parent.iterdir()) == sorted(written)
     html = report(swept, defense=defense(), options=Options(images=5, traced=6))
-    assert html.count('<svg class="chart"') == 5
+    assert html.count('<svg class="chart"') == 6
     assert html.count('<table class="gallery"') == 3
 
 
@@ -74,12 +75,13 @@ def test_a_file_in_the_way_is_refused(swept, tmp_path):
 
 def test_what_was_not_rebuilt_has_no_picture_of_it(files, tmp_path):
     paths = write_figures(files[:1] + files[3:], tmp_path, options=Options(images=3))
-    assert [path.name for path in paths] == ["attack-loss-ce.svg", "images-bare.png", "images-clean.png"]
+    charts = ["attack-loss-ce.svg", "attack-accuracy-ce.svg"]
+    assert [path.name for path in paths] == [*charts, "images-bare.png", "images-clean.png"]
     alone = write_figures(
         files[1:2], tmp_path / "one", defense=defense(), options=Options(images=0, traced=2)
     )
     assert [path.name for path in alone] == [
-        "attack-loss-ce.svg",
+        *charts,
         "confidence-most-probable-class-script-alert-x-y.svg",
         "confidence-true-class-script-alert-x-y.svg",
         "classified-right-script-alert-x-y.svg",

@@ -254,10 +254,17 @@ def test_what_an_attack_saw_is_drawn_against_what_it_spent(tmp_path):
     assert f"≤ {count(entry.calls)} calls" not in html
 
 
-def test_attacks_that_say_nothing_have_no_such_chart(files):
+def test_attacks_that_say_nothing_have_no_such_chart(tmp_path):
+    run_file(tmp_path / "silent.sqlite", np.zeros((3, 2)), np.zeros((3, 2)), trace=np.ones((3, 3))).close()
+    with ExitStack() as stack:
+        entries = open_entries([tmp_path / "silent.sqlite"], stack)
+        assert [chart.name for chart in trace_charts(entries)] == ["attack-loss-ce"]
+
+
+def test_attacks_say_what_they_saw_and_how_far_their_draws_agree(files):
     with ExitStack() as stack:
         entries = open_entries(files, stack)
-        assert [chart.name for chart in trace_charts(entries)] == ["attack-loss-ce"]
+        assert [chart.name for chart in trace_charts(entries)] == ["attack-loss-ce", "attack-accuracy-ce"]
         agreement = entries[1].agreement
         assert agreement is not None
         assert -1 <= agreement <= 1
