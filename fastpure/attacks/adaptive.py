@@ -69,7 +69,7 @@ class Adaptive(NormAttack):
 
     def effort(self, n_classes: int) -> Effort:
         """See ``Attack.effort``."""
-        return Effort(steps=int(self.budget), draws=0)
+        return Effort(steps=int(self.budget), draws=0, remedy="raise budget")
 
     def planned(self) -> tuple[float, float]:
         """See ``Attack.planned``; answers without gradient are paid from the budget too."""

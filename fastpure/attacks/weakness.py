@@ -78,6 +78,7 @@ class Effort:
         draws: draws averaged per gradient or answer where something is random; 0 if it asks nothing or does not say.
         noisy: whether what it asks sees the target's noise.
         left_out: members of an ensemble that do not exist for the target, each with the reason.
+        remedy: what gives it more draws.
     """
 
     steps: int = 0
@@ -85,6 +86,7 @@ class Effort:
     draws: int = 0
     noisy: bool = True
     left_out: tuple[str, ...] = ()
+    remedy: str = "raise eot_iter"
 
 
 @final
@@ -237,7 +239,7 @@ def gradient_draws(effort: Effort, random: bool, agreement: np.ndarray, robust: 
     if not unbroken.any():
         return Finding(name, math.nan, False, "no image is left that better gradients could break")
     if effort.draws == 1:
-        text = "1 draw per gradient or answer of a random defence is mostly its noise; raise eot_iter"
+        text = f"1 draw per gradient or answer of a random defence is mostly its noise; {effort.remedy}"
         return Finding(name, math.nan, True, text)
     known = unbroken & np.isfinite(agreement)
     if not known.any():
@@ -246,7 +248,7 @@ def gradient_draws(effort: Effort, random: bool, agreement: np.ndarray, robust: 
     halves = f"two halves of {effort.draws or 'the'} draws"
     text = f"gradients from {halves} have a cosine of {cosine:.2f} on unbroken images"
     if cosine < MIN_AGREEMENT:
-        text += f", less than {MIN_AGREEMENT:.2f}: more draws would find more; raise eot_iter"
+        text += f", less than {MIN_AGREEMENT:.2f}: more draws would find more; {effort.remedy}"
     return Finding(name, cosine, cosine < MIN_AGREEMENT, text)
 
 

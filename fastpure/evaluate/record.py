@@ -87,6 +87,8 @@ class ImageRecord:
         agreement: how far two halves of the attack's draws agree on the gradient, see `attacks.gradient.Query`; None
             where not measured. It describes the attack, not its result, and has a checksum of its own: files that were
             written without it keep theirs.
+        ending: why an attack that decides so itself has ended, and what it meant to do and did not; () if it says
+            nothing.
         course: accuracy on the attack's own draws and what it spent; None where it does not say. With a checksum of its
             own, for the same reason.
     """
@@ -102,6 +104,7 @@ class ImageRecord:
     trace: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     judged: dict[str, Judged] = field(default_factory=dict)
     agreement: float | None = None
+    ending: tuple[str, ...] = ()
     course: Course | None = None
 
     def sha256(self) -> bytes:
@@ -135,6 +138,11 @@ def logits_sha256(position: int, name: str, first: int, logits: np.ndarray) -> b
     digest = hashlib.sha256(struct.pack("<qq", position, first) + name.encode())
     _feed(digest, logits)
     return digest.digest()
+
+
+def ending_sha256(position: int, ending: tuple[str, ...]) -> bytes:
+    """SHA-256 of what an attack said at its end and the image it belongs to."""
+    return hashlib.sha256(struct.pack("<q", position) + "\0".join(ending).encode()).digest()
 
 
 def agreement_sha256(position: int, value: float) -> bytes:

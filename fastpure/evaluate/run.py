@@ -172,6 +172,15 @@ class Run:
         values = [found.get(position) for position in self.positions.tolist()]
         return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
+    @cached_property
+    def endings(self) -> dict[tuple[str, ...], int]:
+        """Why the attack ended and what it left out, with the number of images it said so of."""
+        found: dict[tuple[str, ...], int] = {}
+        for (remarks,) in self._rows("SELECT remarks FROM endings") if self._has("endings") else ():
+            said = tuple(json.loads(remarks))
+            found[said] = found.get(said, 0) + 1
+        return found
+
     def progress(self) -> tuple[np.ndarray, np.ndarray]:
         """Share of the attack's own draws that were right at each point it looked at, and gradients spent by then.
 

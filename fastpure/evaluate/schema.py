@@ -24,6 +24,8 @@ logits      one row per image and input (more where they would not fit into one)
 progress    one row per image whose attack says so: ``correct``, the share of its own draws that were right at each of
             ``n`` points looked at, and ``spent_at``, the gradients spent by then, packed likewise; ``spent``, the
             gradients spent in all; ``sha256`` of all of it.
+endings     one row per image whose attack says so: ``remarks``, JSON list of texts, why it ended and what it left out;
+            ``sha256`` of that.
 checksums   SHA-256 of the rows of ``meta`` (kind "meta", id 0, both together), ``sessions`` ("session") and
             ``blocks`` ("block"), see `checksum`. Files made before this table existed are read without it.
 ==========  ======================================================================================================
@@ -54,6 +56,7 @@ from .record import (
     ImageRecord,
     Judged,
     agreement_sha256,
+    ending_sha256,
     logits_sha256,
     pack,
     unpack,
@@ -98,7 +101,16 @@ PROGRESS = """CREATE TABLE progress (
     position INTEGER PRIMARY KEY REFERENCES images, n INTEGER NOT NULL, correct BLOB, spent_at BLOB, spent REAL,
     sha256 BLOB NOT NULL)"""
 
-_LATER = {"checksums": CHECKSUMS, "agreements": AGREEMENTS, "logits": LOGITS, "progress": PROGRESS}
+ENDINGS = """CREATE TABLE endings (
+    position INTEGER PRIMARY KEY REFERENCES images, remarks TEXT NOT NULL, sha256 BLOB NOT NULL)"""
+
+_LATER = {
+    "checksums": CHECKSUMS,
+    "agreements": AGREEMENTS,
+    "logits": LOGITS,
+    "progress": PROGRESS,
+    "endings": ENDINGS,
+}
 """Came after version 0.1.0; older files get them when they are continued."""
 
 _STATEMENTS = [text.strip() for text in TABLES.split(";") if text.strip()] + list(_LATER.values())
@@ -220,6 +232,9 @@ def insert(connection: sqlite3.Connection, records: Iterable[ImageRecord]) -> No
         if record.agreement is not None:
             row = (record.position, record.agreement, agreement_sha256(record.position, record.agreement))
             connection.execute("INSERT INTO agreements VALUES (?, ?, ?)", row)
+        if record.ending:
+            said = (json.dumps(list(record.ending)), ending_sha256(record.position, record.ending))
+            connection.execute("INSERT INTO endings VALUES (?, ?, ?)", (record.position, *said))
         if record.course is not None:
             connection.execute(
                 "INSERT INTO progress VALUES (?, ?, ?, ?, ?, ?)", _course_row(record, record.course)
@@ -267,7 +282,7 @@ def read(
         ValueError, zlib.error, sqlite3.Error: a value cannot be read.
     """
     rows = connection.execute("SELECT * FROM images ORDER BY position")
-    agreed, courses = agreements(connection), _courses(connection)
+    agreed, courses, ended = agreements(connection), _courses(connection), endings(connection)
     with_logits = "logits" in tables(connection)
     for position, sample_id, label, x, x_adv, distance, zero, verdict, n_trace, trace, sha in rows:
         judged, consistent = _judged(connection, position, label, with_logits)
@@ -278,6 +293,9 @@ def read(
         course, own_sha = courses.get(position, (None, b""))
         if course is not None:
             consistent &= own_sha == course.sha256(position)
+        ending, own_sha = ended.get(position, ((), b""))
+        if position in ended:
+            consistent &= own_sha == ending_sha256(position, ending)
         record = ImageRecord(
             position=position,
             sample_id=sample_id,
@@ -290,6 +308,7 @@ def read(
             agreement=agreement,
             trace=unpack(trace, (n_trace,)),
             judged=judged,
+            ending=ending,
             course=course,
         )
         yield record, sha, consistent
@@ -307,6 +326,14 @@ def agreements(connection: sqlite3.Connection) -> dict[int, tuple[float, bytes]]
         return {}
     rows = connection.execute("SELECT position, value, sha256 FROM agreements")
     return {position: (value, sha256) for position, value, sha256 in rows}
+
+
+def endings(connection: sqlite3.Connection) -> dict[int, tuple[tuple[str, ...], bytes]]:
+    """What attacks said at their end and its checksum by position, where they said something."""
+    if "endings" not in tables(connection):
+        return {}
+    rows = connection.execute("SELECT position, remarks, sha256 FROM endings")
+    return {position: (tuple(map(str, json.loads(remarks))), sha256) for position, remarks, sha256 in rows}
 
 
 def _courses(connection: sqlite3.Connection) -> dict[int, tuple[Course, bytes]]:
@@ -345,6 +372,7 @@ def astray(connection: sqlite3.Connection) -> str:
     for name, columns, owner in (
         ("agreements", "position", "images"),
         ("progress", "position", "images"),
+        ("endings", "position", "images"),
         ("logits", "position, input", "draws"),
     ):
         query = f"SELECT 1 FROM {name} WHERE ({columns}) NOT IN (SELECT {columns} FROM {owner}) LIMIT 1"

@@ -35,6 +35,7 @@ class Report:
         spent: gradients of the deployed defence that the attack spent on an image, mean over those of which it says so;
             a forward pass counts a half. None where it says nothing.
         n_spent: how many images these are.
+        endings: why an attack that decides so itself has ended and what it left out, with the number of images.
     """
 
     defense: str
@@ -55,6 +56,7 @@ class Report:
     digest: str
     spent: float | None = None
     n_spent: int = 0
+    endings: tuple[tuple[str, int], ...] = ()
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
@@ -92,6 +94,7 @@ class Report:
             digest=run.content_digest(),
             spent=float(spent.mean()) if len(spent) else None,
             n_spent=len(spent),
+            endings=tuple(("; ".join(said), n) for said, n in run.endings.items()),
         )
 
     def __str__(self) -> str:
@@ -117,6 +120,8 @@ class Report:
         if self.spent is not None:
             known = "" if self.n_spent == self.n_images else f" (known for {self.n_spent} images)"
             lines.append(f"spent     {self.spent:,.1f} gradients per image{known}")
+        for said, n in self.endings:
+            lines.append(f"ended     {said}" + ("" if n == self.n_images else f" ({n} images)"))
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
         lines.append(f"time      {seconds}")
         if self.path is not None:

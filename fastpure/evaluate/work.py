@@ -199,6 +199,7 @@ class Worker:
             "spent_at": proposal.spent_at,
             "spent": proposal.spent,
             "verdict": verdict,
+            "ending": tuple(text for text in (proposal.stopped, *proposal.notes) if text),
         }
 
     def _shrink(self, size: int, error: BaseException) -> None:
@@ -257,7 +258,8 @@ def _records(
     columns: dict[str, Any],
     inputs: dict[str, list[Any]],
 ) -> list[ImageRecord]:
-    found = {name: value for name, value in columns.items() if value is not None}
+    ending = columns.get("ending", ())
+    found = {name: value for name, value in columns.items() if value is not None and name != "ending"}
     arrays = {name: value.detach().cpu().numpy() for name, value in found.items()}
     originals, labels, names = x.cpu().numpy(), y.cpu().tolist(), ids.cpu().tolist()
     records = []
@@ -271,7 +273,7 @@ def _records(
         if "x_adv" in arrays:
             own["x_adv"] = arrays["x_adv"][i].copy()
             own["trace"] = np.ascontiguousarray(arrays["trace"][:, i], dtype=np.float32)
-            own["course"] = _course(arrays, i)
+            own["course"], own["ending"] = _course(arrays, i), ending
         records.append(
             ImageRecord(
                 position=int(position),

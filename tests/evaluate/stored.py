@@ -29,5 +29,5 @@ def record(position: int) -> ImageRecord:
     trace = rng.normal(size=3).astype(np.float32)
     return ImageRecord(
         position, 7 + position, position % 3, x, x + 1, 0.1 * position, True, None, trace, judged,
-        course=Course(trace / 3, np.cumsum(trace**2), 8.0 + position),
+        course=Course(trace / 3, np.cumsum(trace**2), 8.0 + position), ending=("the end", f"left out: {position} é"),
     )  # fmt: skip

@@ -117,12 +117,15 @@ def test_memory_that_runs_out_halves_the_rows_and_never_the_block(tmp_path, monk
 
 def test_what_was_spent_is_kept_and_is_what_the_attack_said(tmp_path):
     path, data = tmp_path / "r.sqlite", dataset(4)
-    evaluate(path, n=4, attack=adaptive())
+    report = evaluate(path, n=4, attack=adaptive())
     by_hand = adaptive()(defense(), data.images, data.labels, sample_ids=data.sample_ids)
     with fp.Run.open(path) as run:
         assert np.array_equal(run.spent, by_hand.spent.numpy())
         assert np.array_equal(run.images("adversarial"), by_hand.x_adv.numpy())
         assert run.spent.mean() <= BUDGET
+        assert by_hand.stopped
+        assert run.endings == {(by_hand.stopped, *by_hand.own_notes): 4}
+        assert f"ended     {by_hand.stopped}" in str(report)
         correct, spent_at = run.progress()
         assert correct.shape == spent_at.shape
         assert np.isfinite(correct[:, 0]).all()

@@ -51,9 +51,10 @@ def test_it_is_kept_per_image_and_the_digest_does_without(tmp_path):
 
 
 def test_an_attack_that_says_nothing_leaves_no_row(tmp_path):
-    report = evaluate(tmp_path / "r.sqlite")
+    report = evaluate(tmp_path / "r.sqlite", attack=fp.controls.GaussianNoise())
     with sqlite3.connect(tmp_path / "r.sqlite") as connection:
         assert connection.execute("SELECT count(*) FROM progress").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM endings").fetchone() == (0,)
     assert report.spent is None
     with fp.Run.open(tmp_path / "r.sqlite") as run:
         assert run.progress()[0].shape == (8, 0)
@@ -94,6 +95,31 @@ def test_each_part_may_be_missing_and_lengths_may_differ(tmp_path):
 def test_a_damaged_course_is_found(tmp_path, change):
     path = tmp_path / "r.sqlite"
     evaluate(path, attack=telling())
+    with sqlite3.connect(path) as connection:
+        connection.execute(change)
+    with pytest.raises(RunDamaged):
+        fp.Run.open(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        """UPDATE endings SET remarks = '["another end"]' WHERE position = 1""",
+        "UPDATE endings SET remarks = '[]' WHERE position = 1",
+        "UPDATE endings SET sha256 = zeroblob(32) WHERE position = 1",
+        "UPDATE endings SET position = 300 WHERE position = 1",
+        "UPDATE endings SET remarks = 'no list' WHERE position = 1",
+    ],
+)
+def test_why_it_ended_is_kept_and_a_change_is_noticed(tmp_path, change):
+    path = tmp_path / "r.sqlite"
+    store = RunStore(path, ONE)
+    endings = [("the budget is spent",), ("the budget is spent",), ("enough", "detached left out"), ()]
+    store.write([replace(record(i), ending=said) for i, said in enumerate(endings)], Seconds())
+    store.close()
+    with fp.Run.open(path) as run:
+        assert run.endings == {("the budget is spent",): 2, ("enough", "detached left out"): 1}
+        assert [r.ending for r in run.records()] == endings
     with sqlite3.connect(path) as connection:
         connection.execute(change)
     with pytest.raises(RunDamaged):
