@@ -30,7 +30,7 @@ from .gradient import Average, Logits, Query, attack_logits, mean_logits
 from .gradient_modes import GradientMode
 from .ledger import FORWARD, Ledger
 from .losses import margin
-from .relatives import Relative, relatives
+from .relatives import Relative, itself, relatives, sorter
 
 LEAST_ITERATIONS, MOST_ITERATIONS = 10, 30
 """Steps of one search."""
@@ -45,8 +45,9 @@ SETTLED, SETTLED_ON = 2.0, 24
 """An image is settled that is wrong on all of so many draws, with a mean margin of this many standard deviations. Of
 those that were wrong on eight, one draw in twenty is right."""
 
-FIRST_LOOK, LOOK, STRIDE = 3, 8, 48
-"""Choosing draws on which many candidates are sorted, on which the best two meet what was kept, and all of a stage."""
+FIRST_LOOK, LOOK, STRIDE = 6, 8, 48
+"""Choosing draws on which many candidates are sorted (half as many where they are dear), on which the best two meet
+what was kept, and all of a stage."""
 
 MOST_CLASSES = 9
 """Classes towards which an image is driven, the most probable first, as in AutoAttack."""
@@ -95,7 +96,7 @@ class Search(Arm):
         price = self.relative.cost * self.relative.draws
         kept = allowance - FORWARD * (4 if tour.round else 2) * tour.look_draws
         kept -= 0.0 if tour.knows(self.relative) else FORWARD * price
-        extra = FORWARD * tour.first_look
+        extra = FORWARD * tour.sorter.cost * tour.first_look
         wanted = [None] * self.untargeted + list(self.classes)
         affordable = int(kept / (price * (LEAST_ITERATIONS + 1) + extra) + 1e-9)
         wanted = wanted[: max(affordable, 0)]
@@ -189,7 +190,9 @@ class Tour:
         self.target: Target = self.problem.target
         self.x, self.ledger, self.agreement = x.clone(), Ledger(x), Average(x)
         self.look_draws = LOOK if self.target.is_random else 1
-        self.first_look = FIRST_LOOK if self.target.is_random else 1
+        self.sorter = sorter(self.target)
+        cheap = FIRST_LOOK if self.sorter.cost <= FORWARD else FIRST_LOOK // 2
+        self.first_look = cheap if self.target.is_random else 1
         self.n_draws = torch.full_like(self.problem.y, FIRST_DRAWS if self.target.is_random else 1)
         self.seen = Looked.none(len(x), x.device)
         self.measured = torch.ones_like(self.ledger.spent)
@@ -355,8 +358,9 @@ class Tour:
             self.seen = self.seen.put(some, self.seen.at(some) + again)
 
     def _finalists(self, part: Problem, active: Tensor, candidates: list[Tensor], first: int) -> list[Tensor]:
-        draws = range(first, first + FIRST_LOOK)
-        values = torch.stack([self._look(part, active, candidate, draws).value for candidate in candidates])
+        draws = range(first, first + self.first_look)
+        seen = [self._look(part, active, candidate, draws, self.sorter) for candidate in candidates]
+        values = torch.stack([one.value for one in seen])
         order, image = (
             values.sort(dim=0, stable=True).indices,
             torch.arange(len(active), device=part.x.device),
@@ -396,9 +400,12 @@ class Tour:
         error = math.sqrt(sum(variance for _, variance in self.gains[-2:])) / 2
         return mean + 1.645 * error < uncertain
 
-    def _look(self, part: Problem, active: Tensor, x: Tensor, draws: range) -> Looked:
-        self.ledger.charge(FORWARD * (len(draws) if self.target.is_random else 1), active)
-        return look(self.target, part, x, draws, self.batch_size)
+    def _look(
+        self, part: Problem, active: Tensor, x: Tensor, draws: range, at: Relative | None = None
+    ) -> Looked:
+        at = itself(self.target) if at is None else at
+        self.ledger.charge(FORWARD * at.cost * (len(draws) if at.target.is_random else 1), active)
+        return look(at.target, part, x, draws, self.batch_size)
 
     def asker(self, active: Tensor, cost: float) -> Asker:
         """Asks for gradients that cost ``cost`` each, for the ``active`` images."""

@@ -14,9 +14,6 @@ from ..methods import Method, coup_unguided
 from ..purify import Target
 from ..schedule.solvers import T_EPS
 
-STRAIGHT_STEPS = (1, 2)
-"""Exponential steps of the relatives: with one the noise of the last step, which is next to none, is all there is."""
-
 WIDER = 4.0 / 3.0
 """A relative that begins further out sees the image through a stronger denoiser, and ends in other optima."""
 
@@ -39,19 +36,25 @@ class Relative:
 
 
 def relatives(target: Target) -> tuple[Relative, ...]:
-    """Those that the denoiser of ``target`` can be part of, cheapest first; the target itself where there is none.
+    """Those to search, one step each, which is next to no noise; the target itself where there is none.
 
-    They do not diffuse the image and are not guided, and begin where the defence's reverse process begins (Zhang et
-    al., arXiv 2408.05900, without guidance, solved by ``schedule.exponential_sde``).
+    They do not diffuse the image and are not guided, and begin where the defence's reverse process begins or further
+    out (Zhang et al., arXiv 2408.05900, without guidance, solved by ``schedule.exponential_sde``).
     """
-    found = []
-    if target.purifies:
-        start = max((row.t for row in target.method.steps.rows if row.calls_network), default=0.0)
-        for t, steps in ((start, 1), (min(WIDER * start, 1.0), 1), (start, 2)):
-            relative = _straight(target, t, steps)
-            if relative is not None:
-                found.append(relative)
-    return tuple(found) or (itself(target),)
+    start = _begin(target)
+    found = (_straight(target, t, 1) for t in (start, min(WIDER * start, 1.0)))
+    return tuple(one for one in found if one is not None) or (itself(target),)
+
+
+def sorter(target: Target) -> Relative:
+    """Where candidates are sorted: cheaper than the defence where two steps are, and with noise as it has."""
+    return _straight(target, _begin(target), 2) or itself(target)
+
+
+def _begin(target: Target) -> float:
+    """The diffusion time at which the reverse process begins; 0 where nothing purifies."""
+    rows = target.method.steps.rows if target.purifies else ()
+    return max((row.t for row in rows if row.calls_network), default=0.0)
 
 
 def itself(target: Target) -> Relative:
@@ -60,7 +63,7 @@ def itself(target: Target) -> Relative:
 
 
 def _straight(target: Target, t: float, steps: int) -> Relative | None:
-    if t <= T_EPS or steps > target.network_calls:
+    if not target.purifies or t <= T_EPS or steps > target.network_calls:
         return None
     method: Method = coup_unguided(t, t / steps, clip_output=target.method.clip_output, solver="exponential")
     try:
@@ -68,4 +71,4 @@ def _straight(target: Target, t: float, steps: int) -> Relative | None:
     except ValueError:  # the denoiser was trained on another noise schedule than these steps walk
         return None
     name = f"{steps} step{'s' if steps > 1 else ''} from t = {t:.3g}"
-    return Relative(name, made, steps / target.network_calls, 1 if steps == 1 else 2)
+    return Relative(name, made, steps / target.network_calls)

@@ -62,7 +62,8 @@ def test_intervals_are_drawn_and_named(written, swept):
     assert len(whiskers) == 2 * len(swept), "clean and robust"
     for line in whiskers:
         assert float(line.get("y2")) - float(line.get("y1")) > 5
-    shares = written[4].read_text(encoding="utf-8")
+    texts = [path.read_text(encoding="utf-8") for path in written if path.suffix == ".svg"]
+    (shares,) = (text for text in texts if "Shares" in text)
     assert "95 % Wilson intervals" in shares
 
 
