@@ -56,6 +56,9 @@ FIRST_SHARE, LATER_SHARE, SMALL_STAGE, LARGE_STAGE = 0.7, 0.3, 64.0, 128.0
 """Of the budget per image that the first stage, and any later one, may take; a later one between so many gradients, if
 there are as many left: less refines little, and more would rather be two."""
 
+SMALLEST_STAGE = 20.0
+"""Gradients per image that are worth keeping for a second stage: images that the first has broken leave theirs."""
+
 
 def least(problem: Problem) -> float:
     """Gradients per image that the smallest first stage takes: one search of the cheapest relative, one comparison."""
@@ -73,8 +76,6 @@ class Arm(ABC):
     reserve: bool = field(default=False, kw_only=True)
     """Whether it is tried only when the others gain nothing any more."""
     times: int = field(default=0, init=False)
-    gain: float = field(default=math.inf, init=False)
-    """Share of all images that its last play took off the accuracy, per gradient and image."""
 
     @abstractmethod
     def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
@@ -200,6 +201,7 @@ class Tour:
         self.round, self._begins, self._queries = 0, 0, 0
         self.margins: list[Tensor] = []
         self.gains: list[tuple[float, float]] = []
+        self.kinds: dict[str, float] = {}
         self.notes: list[str] = []
         self._ranked: dict[str, Tensor] = {}
         self._price, self._last_price = 0.0, 0.0
@@ -215,7 +217,7 @@ class Tour:
                 break
             arm, candidates = self._play(arms, active)
             if arm is None:
-                stopped = "the budget is spent"
+                stopped = "the budget is spent, or pays no further stage"
                 break
             self._choose(active, candidates, played[-1] if played else None)
             played.append(arm)
@@ -278,7 +280,8 @@ class Tour:
         if self.round:
             share = min(max(LATER_SHARE * self.per_image, SMALL_STAGE), LARGE_STAGE)
         else:
-            share = max(FIRST_SHARE * self.per_image, least(self.problem))
+            rest = (1.0 - FIRST_SHARE) * self.per_image
+            share = self.per_image if rest < SMALLEST_STAGE else FIRST_SHARE * self.per_image
         allowance = min(left, share)
         # What a stage's share does not pay, all that is left may.
         for limit, arm in ((limit, arm) for limit in sorted({allowance, left}) for arm in order):
@@ -286,26 +289,23 @@ class Tour:
             candidates = arm.play(self, active, limit)
             if candidates:
                 arm.times += 1
+                if self.round:
+                    self.kinds.setdefault(arm.kind, 0.0)  # until its gain is known, at the next look
                 self._price = (total(self.ledger.spent) - before) / len(self.problem.x)
                 return arm, candidates
         return None, []
 
     def _order(self, arms: list[Arm]) -> list[Arm]:
-        """The arms, what is to be played first: by kind what gained most, of a kind what is untried, then what gained.
+        """The arms, what is to be played first: the kind that last gained most for what it cost, its arms in turns.
 
         Arms in reserve come when nothing else gains any more.
         """
         ready = [arm for arm in arms if not arm.reserve or arm.times]
         waiting = [arm for arm in arms if arm.reserve and not arm.times]
+        # Who has not been measured goes first; the arms stand in the order in which kinds take turns.
+        ready.sort(key=lambda arm: (-self.kinds.get(arm.kind, math.inf), arm.times))
         if self._saturated():
-            return [*waiting, *ready] if waiting else ready
-        best: dict[str, float] = {}
-        for arm in ready:
-            gain = arm.gain if math.isfinite(arm.gain) and arm.times else -math.inf
-            best[arm.kind] = max(best.get(arm.kind, -math.inf), gain)
-        # A kind that has not been measured yet goes first; the arms stand in the order in which kinds take turns.
-        unknown = {arm.kind for arm in ready} - {arm.kind for arm in ready if arm.times}
-        ready.sort(key=lambda arm: (arm.kind not in unknown, -best[arm.kind], arm.times > 0, -arm.gain))
+            return [*waiting, *ready]
         return [*ready, *waiting]
 
     def _choose(self, active: Tensor, candidates: list[Tensor], before: Arm | None) -> None:
@@ -382,7 +382,7 @@ class Tour:
         if self.round > 1:
             self.gains.append((gain, 2.0 * spread / n**2))
             if before is not None:
-                before.gain = gain / max(self._last_price, 1e-9)
+                self.kinds[before.kind] = gain / max(self._last_price, 1e-9)
         self.measured[active] = rate
         self._last_price = self._price
 

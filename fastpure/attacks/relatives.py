@@ -2,8 +2,9 @@
 
 A purifier's mean gradient hardly depends on how finely its reverse process is solved or on its guidance, but the noise
 of one draw's gradient does: on the bundled digits networks the gradient of one exponential step from the image itself
-has a cosine of 0.9 to 0.97 with the mean over many draws of twelve Euler steps, costs a twelfth, and has next to no
-noise, where a draw's own gradient is more noise than signal (``python -m bench.attack_efficiency``).
+has a cosine of 0.87 to 0.97 with the mean over many draws of twelve Euler steps at attacked images (less at the
+originals), costs a twelfth, and has next to no noise, where a draw's own gradient is more noise than signal
+(``python -m bench.attack_efficiency`` measures it).
 """
 
 from __future__ import annotations

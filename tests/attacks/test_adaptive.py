@@ -27,7 +27,7 @@ from tests.methods.small import SMALL
 from tests.reverse import toys
 
 BROKEN = "every image is broken on all choosing draws"
-SPENT = "the budget is spent"
+SPENT = "the budget is spent, or pays no further stage"
 ENOUGH = "another stage would not move the accuracy by more than the verdict's draws leave uncertain"
 
 
