@@ -300,13 +300,14 @@ class Tour:
 
         Arms in reserve come when nothing else gains any more.
         """
-        ready = [arm for arm in arms if not arm.reserve or arm.times]
-        waiting = [arm for arm in arms if arm.reserve and not arm.times]
         # Who has not been measured goes first; the arms stand in the order in which kinds take turns.
-        ready.sort(key=lambda arm: (-self.kinds.get(arm.kind, math.inf), arm.times))
-        if self._saturated():
-            return [*waiting, *ready]
-        return [*ready, *waiting]
+        ready = sorted(
+            (arm for arm in arms if not arm.reserve),
+            key=lambda arm: (-self.kinds.get(arm.kind, math.inf), arm.times),
+        )
+        tried = sorted((arm for arm in arms if arm.reserve and arm.times), key=lambda arm: arm.times)
+        waiting = [arm for arm in arms if arm.reserve and not arm.times]
+        return [*waiting, *ready, *tried] if self._saturated() else [*ready, *waiting, *tried]
 
     def _choose(self, active: Tensor, candidates: list[Tensor], before: Arm | None) -> None:
         """Keep for each active image what fares worst.
