@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from ..errors import mistake, positive
+from .adaptive_stages import MOST_DRAWS
 from .adaptive_tour import LEAST_ITERATIONS, Tour, least
 from .base import NormAttack, Problem, Proposal, Tick
 from .budget import Budget
@@ -64,8 +65,8 @@ class Adaptive(NormAttack):
         return int(self.budget)
 
     def eot(self) -> int:
-        """See ``Attack.eot``; what a refinement begins with."""
-        return 4
+        """See ``Attack.eot``; most draws of a refinement's gradient."""
+        return MOST_DRAWS
 
     def effort(self, n_classes: int) -> Effort:
         """See ``Attack.effort``."""

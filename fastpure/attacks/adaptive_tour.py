@@ -31,6 +31,7 @@ from .gradient_modes import GradientMode
 from .ledger import FORWARD, Ledger
 from .losses import margin
 from .relatives import Relative, itself, relatives, sorter
+from .targets import others_by_logit
 
 LEAST_ITERATIONS, MOST_ITERATIONS = 10, 30
 """Steps of one search."""
@@ -69,7 +70,7 @@ def least(problem: Problem) -> float:
 
 @dataclass(eq=False)
 class Arm(ABC):
-    """A kind of stage. ``times`` counts how often it was played, so that each play begins elsewhere."""
+    """A kind of stage. ``times`` counts how often it was played."""
 
     name: str
     kind: ClassVar[str] = "refine"
@@ -88,8 +89,9 @@ class Search(Arm):
 
     kind: ClassVar[str] = "search"
     relative: Relative
-    untargeted: int = 1
-    classes: Sequence[int] = ()
+    goals: Sequence[int | None] = (None,)
+    """Ranks of the classes, None for any class; those that one play cannot pay are the next one's first."""
+    _next: int = field(default=0, init=False)
 
     def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
         """See `Arm.play`."""
@@ -98,7 +100,8 @@ class Search(Arm):
         kept = allowance - FORWARD * (4 if tour.round else 2) * tour.look_draws
         kept -= 0.0 if tour.knows(self.relative) else FORWARD * price
         extra = FORWARD * tour.sorter.cost * tour.first_look
-        wanted = [None] * self.untargeted + list(self.classes)
+        first = self._next % len(self.goals)
+        wanted = [*self.goals[first:], *self.goals[:first]]
         affordable = int(kept / (price * (LEAST_ITERATIONS + 1) + extra) + 1e-9)
         wanted = wanted[: max(affordable, 0)]
         if not wanted:
@@ -107,11 +110,12 @@ class Search(Arm):
             )
             if tour.round or not single:
                 return []
-            wanted, n_iter = [None], single
+            wanted, n_iter = list(self.goals[:1]), single
         else:
             n_iter = steps_for(kept / len(wanted) - extra - price, price, LEAST_ITERATIONS, MOST_ITERATIONS)
+        self._next += len(wanted)
         part, asker = tour.problem.part(active), tour.asker(active, self.relative.cost)
-        ranked = tour.ranked(self.relative)[active] if any(k is not None for k in wanted) else None
+        ranked = None if wanted == [None] else tour.ranked(self.relative, active)
         logits = attack_logits(self.relative.target)
         return [
             search(
@@ -159,6 +163,8 @@ class Refine(Arm):
 @dataclass(eq=False)
 class Hammered(Arm):
     """DiffHammer's directions from the best point, on the margin."""
+
+    kind: ClassVar[str] = "hammer"
 
     def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
         """See `Arm.play`."""
@@ -209,19 +215,21 @@ class Tour:
     def run(self) -> Proposal:
         """All stages."""
         arms, stopped = self.arms(), ""
-        played: list[Arm] = []
+        last: Arm | None = None
         while not stopped:
             active = self.active()
             if not len(active):
                 stopped = "every image is broken on all choosing draws"
                 break
+            tried = all(arm.times for arm in arms)
             arm, candidates = self._play(arms, active)
             if arm is None:
                 stopped = "the budget is spent, or pays no further stage"
                 break
-            self._choose(active, candidates, played[-1] if played else None)
-            played.append(arm)
-            if self._enough(arms):
+            self._choose(active, candidates, last)
+            last = arm
+            # What was played just now is measured at the next look only.
+            if tried and self._saturated():
                 stopped = "another stage would not move the accuracy by more than the verdict's draws leave uncertain"
         losses = (
             torch.stack(self.margins) if self.margins else self.problem.x.new_empty((0, len(self.problem.x)))
@@ -237,9 +245,11 @@ class Tour:
         if found[0].target is self.target and not self.target.is_random:
             # What is broken is broken: one search after the other, each for what the others have left.
             single: list[Arm] = [Search("search", found[0])]
-            single += [Search(f"search class {k}", found[0], 0, (k,)) for k in ranks]
+            single += [Search(f"search class {k}", found[0], (k,)) for k in ranks]
             return [*single, *refining]
-        searching: list[Arm] = [Search(f"search {one.name}", one, 1, ranks) for one in found]
+        if not self.target.is_random:  # a purifier whose noise is held: what breaks it once has broken it
+            found = (*found, itself(self.target))
+        searching: list[Arm] = [Search(f"search {one.name}", one, (None, *ranks)) for one in found]
         woven: list[Arm] = []
         for i in range(max(len(searching), len(refining))):
             woven += searching[i : i + 1] + refining[i : i + 1]
@@ -259,7 +269,8 @@ class Tour:
         if len(weaker) == 2:
             found.append(Refine("refine, guidance left out, then constant", tuple(weaker)))
         found += [Refine("refine, guidance weaker", (logits,)) for logits in weaker[-1:]]
-        found.append(Refine("refine, exact", (exact,), reserve=bool(weaker)))
+        # Where nothing is random no stage can be known to gain nothing any more: then exact takes its turn.
+        found.append(Refine("refine, exact", (exact,), reserve=bool(weaker) and target.is_random))
         if target.purifies and target.is_random and self.ball.norm != "L1":
             found.append(Hammered("hammer", reserve=True))
         return found
@@ -380,23 +391,20 @@ class Tour:
         self.measured[gone] = rest[gone]
         spread = total(rate * (1.0 - rate)) / max(self.look_draws - 1, 1)
         gain = (total(gained) + lost) / n
-        if self.round > 1:
+        if before is not None and self.round > 1:
+            # Neighbouring gains share a measurement, which makes their mean surer than this says.
             self.gains.append((gain, 2.0 * spread / n**2))
-            if before is not None:
-                self.kinds[before.kind] = gain / max(self._last_price, 1e-9)
+            self.kinds[before.kind] = gain / max(self._last_price, 1e-9)
         self.measured[active] = rate
         self._last_price = self._price
-
-    def _enough(self, arms: list[Arm]) -> bool:
-        """Whether nothing that there is to try would gain what the verdict could show."""
-        return self._saturated() and all(arm.times for arm in arms)
 
     def _saturated(self) -> bool:
         """Whether the last two stages gained less, at 95 %, than what the verdict's draws leave uncertain."""
         if not self.target.is_random or len(self.gains) < 2:
             return False
         n, p = len(self.problem.x), self.measured
-        uncertain = 1.96 * math.sqrt(total(p * (1.0 - p)) / self.eval_draws) / n
+        # At least one draw: where all rates are zero or one, the verdict has steps of that.
+        uncertain = max(1.96 * math.sqrt(total(p * (1.0 - p)) / self.eval_draws), 1.0 / self.eval_draws) / n
         mean = sum(gain for gain, _ in self.gains[-2:]) / 2
         error = math.sqrt(sum(variance for _, variance in self.gains[-2:])) / 2
         return mean + 1.645 * error < uncertain
@@ -424,20 +432,18 @@ class Tour:
         """Say how far it is: a tick is a gradient per image."""
         self.tick(min(int(float(self.ledger.spent.mean())), int(self.per_image) - 1), loss)
 
-    def ranked(self, relative: Relative) -> Tensor:
-        """Wrong classes by falling mean logit of ``relative`` at the originals, int64 [B, classes - 1]."""
+    def ranked(self, relative: Relative, active: Tensor) -> Tensor:
+        """Wrong classes of the ``active`` images [n] by falling mean logit of ``relative``, int64 [n, classes - 1]."""
         if relative.name not in self._ranked:
-            n = relative.draws
+            # Images only ever leave, so that whoever asks later is among these.
+            part, n = self.problem.part(active), relative.draws
             logits = attack_logits(relative.target)
-            outputs = mean_logits(logits, self.problem.x, self.problem.ids, range(n), self.batch_size)
-            self.ledger.charge(FORWARD * relative.cost * n)
-            order = (
-                outputs.scatter(1, self.problem.y[:, None], -torch.inf)
-                .sort(dim=1, descending=True, stable=True)
-                .indices
-            )
-            self._ranked[relative.name] = order[:, :-1]
-        return self._ranked[relative.name]
+            outputs = mean_logits(logits, part.x, part.ids, range(n), self.batch_size)
+            self.ledger.charge(FORWARD * relative.cost * n, active)
+            shape = (len(self.problem.x), outputs.shape[1] - 1)
+            self._ranked[relative.name] = torch.zeros(shape, dtype=torch.int64, device=outputs.device)
+            self._ranked[relative.name][active] = others_by_logit(outputs, part.y)
+        return self._ranked[relative.name][active]
 
     def knows(self, relative: Relative) -> bool:
         """Whether `ranked` has been asked for it."""

@@ -17,11 +17,12 @@ from ..kernels import Domain, NoiseKeys, Stream, philox_normal, philox_uniform
 from .apgd_loop import ROOM, STAGES, Ask, DenseLoop, Found, SparseLoop, l2
 from .base import Problem, Proposal, Tick
 from .budget import Budget, onto_l1_ball_in_box
-from .gradient import Average, Logits, Loss, Query, mean_logits, objective, query
+from .gradient import Average, Logits, Loss, Query, counting, mean_logits, objective, query
 from .gradient_attack import StartedAttack, TargetedAttack
 from .ledger import Ledger
 from .losses import dlr_targeted, require_classes
 from .pgd import is_flat
+from .targets import others_by_logit
 
 Stages = tuple[tuple[float, float], ...]
 """Radii in units of eps and their shares of the iterations, as in ``STAGES``."""
@@ -66,10 +67,12 @@ class AutoPGD(StartedAttack):
         if not len(problem.x):
             return Proposal(problem.x, problem.x.new_empty((self.n_iter, 0)))
         logits = self.logits(problem)
-        rounds = self.labels(problem, logits)
+        asked, counted = counting(logits)
+        rounds = self.labels(problem, counted)
         best: Found | None = None
         histories, agreement, given = [], Average(problem.x), self.given(problem)
         ledger = Ledger(problem.x, self.mode().cost(problem.target) * self.n_draws(problem))
+        ledger.charge(self.mode().answer_cost(problem.target) * sum(asked) / len(problem.x))
         for number in range(len(rounds) * self.n_restarts):
             playing = torch.ones_like(problem.y, dtype=torch.bool)
             if best is not None and not problem.target.is_random:
@@ -219,11 +222,7 @@ class APGDT(AutoPGD):
         advice = "Use the attack apgd-ce" + (" or apgd-dlr" if problem.n_classes == 3 else "")
         require_classes(problem.n_classes, 4, "dlr-targeted", advice)
         outputs = mean_logits(logits, problem.x, problem.ids, range(self.n_draws(problem)), self.batch_size)
-        others = (
-            outputs.scatter(1, problem.y[:, None], -torch.inf)
-            .sort(dim=1, descending=True, stable=True)
-            .indices
-        )
+        others = others_by_logit(outputs, problem.y)
         n = min(self.n_target_classes, outputs.shape[1] - 1)
         return [torch.stack([problem.y, others[:, k]], 1) for k in range(n)]
 

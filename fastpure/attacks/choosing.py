@@ -8,7 +8,7 @@ than it is, the more so the more candidates there were.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Chosen:
             gradient was zero, bool [n].
         agreement: float64 [B], mean over the members that measured it.
         ledger: what all members and the choosing draws have cost; None where a member does not say.
+        notes: what members meant to do and did not, each with the reason.
     """
 
     x: Tensor
@@ -43,10 +44,12 @@ class Chosen:
     flat: list[tuple[int, Tensor, Tensor]]
     agreement: Tensor
     ledger: Ledger | None
+    notes: tuple[str, ...] = ()
 
     def counted(self, proposal: Proposal) -> Proposal:
-        """``proposal`` with what is known of costs."""
-        return proposal if self.ledger is None else self.ledger.into(proposal)
+        """``proposal`` with what is known of costs, and what members left out."""
+        noted = replace(proposal, notes=(*proposal.notes, *self.notes))
+        return noted if self.ledger is None else self.ledger.into(noted)
 
 
 def choose(problem: Problem, members: Sequence[Attack], share: Share, n_draws: int, tick: Tick) -> Chosen:
@@ -60,6 +63,7 @@ def choose(problem: Problem, members: Sequence[Attack], share: Share, n_draws: i
     look = FORWARD * (n_draws if problem.target.is_random else 1)
     ledger.charge(look)
     histories: list[Tensor] = []
+    notes: list[str] = []
     flat, agreement = [], Average(problem.x)
     for number, member in enumerate(members, start=1):
         chosen = (correct > 0).nonzero()[:, 0]
@@ -70,6 +74,7 @@ def choose(problem: Problem, members: Sequence[Attack], share: Share, n_draws: i
             proposal = member.propose(part, lambda i, loss, done=done: tick(done + i, loss))  # type: ignore[misc]
         candidate, _ = member.admit(proposal, part)
         found = share(part, candidate, number)
+        notes += [f"{type(member).__name__}: {note}" for note in proposal.notes]
         counts &= proposal.spent is not None or not member.asks
         ledger.member(proposal, chosen)
         ledger.charge(look, chosen)
@@ -84,7 +89,8 @@ def choose(problem: Problem, members: Sequence[Attack], share: Share, n_draws: i
         wide[:, chosen] = proposal.losses
         histories.append(wide)
     losses = torch.cat(histories) if histories else problem.x.new_empty((0, len(problem.x)))
-    return Chosen(best, correct, losses, flat, agreement.mean, ledger if counts else None)
+    said = tuple(dict.fromkeys(notes))
+    return Chosen(best, correct, losses, flat, agreement.mean, ledger if counts else None, said)
 
 
 def share_correct(problem: Problem, x: Tensor, first: int, n_draws: int, batch_size: int) -> Tensor:

@@ -199,6 +199,17 @@ def mean_logits(logits: Logits, x: Tensor, ids: Tensor, draws: range, batch_size
     return stacked.view(len(x), len(draws), stacked.shape[1]).mean(1)
 
 
+def counting(logits: Logits) -> tuple[list[int], Logits]:
+    """A list that gets the number of pairs of every question, and ``logits`` to be asked them."""
+    asked: list[int] = []
+
+    def ask(x: Tensor, ids: Tensor, draws: Tensor) -> Tensor:
+        asked.append(len(x))
+        return logits(x, ids, draws)
+
+    return asked, ask
+
+
 def logits_at(target: Target, x: Tensor, ids: Tensor, first: Tensor, n_draws: int, batch_size: int) -> Tensor:
     """Logits [N, n_draws, classes] of points that each have attack draws of their own. Differentiable.
 

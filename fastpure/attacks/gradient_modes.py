@@ -25,6 +25,7 @@ from ..kernels import Domain
 from ..purify import Target
 from .adjoint import adjoint_logits
 from .gradient import Logits, attack_logits
+from .ledger import FORWARD
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ class GradientMode:
         if self.name == "surrogate":
             return target.method.coarser(self.steps, self.dt).steps.n_network_calls / target.network_calls
         return {"bpda": 0.5, "blind": 0.0}.get(self.name, 1.0)
+
+    def answer_cost(self, target: Target) -> float:
+        """The same of one answer without gradient: the passes forward, which are all that BPDA makes."""
+        return self.cost(target) * (1.0 if self.name == "bpda" else FORWARD)
 
 
 def has_noise(target: Target, gradient: str) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import one_of, positive, whole
 from ..purify import Target
 from .base import Problem, Proposal, Tick
-from .gradient import Average, Objective, Query, objective, query
+from .gradient import Average, Objective, Query, counting, objective, query
 from .gradient_attack import GradientAttack, TargetedAttack
 from .ledger import Ledger
 from .losses import LOSSES
@@ -44,8 +44,14 @@ class PGD(TargetedAttack):
         logits = self.logits(problem)
         goal = objective(logits, self.loss_called(self.loss))
         # The loss gets its labels from here: where there are targets, both classes of each image.
-        aimed = replace(problem, y=self.aims(problem, logits))
-        return self.ascend(aimed, goal, tick)
+        asked, counted = counting(logits)
+        aimed = replace(problem, y=self.aims(problem, counted))
+        found = self.ascend(aimed, goal, tick)
+        if not asked or found.spent is None:
+            return found
+        return replace(
+            found, spent=found.spent + self.mode().answer_cost(problem.target) * sum(asked) / len(problem.x)
+        )
 
     def ascend(self, problem: Problem, goal: Objective, tick: Tick) -> Proposal:
         """Plain steps of fixed length up ``goal``."""

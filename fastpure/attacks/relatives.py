@@ -43,7 +43,7 @@ def relatives(target: Target) -> tuple[Relative, ...]:
     out (Zhang et al., arXiv 2408.05900, without guidance, solved by ``schedule.exponential_sde``).
     """
     start = _begin(target)
-    found = (_straight(target, t, 1) for t in (start, min(WIDER * start, 1.0)))
+    found = (_straight(target, t, 1) for t in dict.fromkeys((start, min(WIDER * start, 1.0))))
     return tuple(one for one in found if one is not None) or (itself(target),)
 
 

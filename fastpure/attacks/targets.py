@@ -107,6 +107,12 @@ def targets(
     return likely if fixed is None else torch.where(y == fixed, likely, fixed)
 
 
+def others_by_logit(outputs: Tensor, y: Tensor) -> Tensor:
+    """The wrong classes of each image by falling logit of ``outputs`` [B, classes], int64 [B, classes - 1]."""
+    ranked = outputs.scatter(1, y[:, None], -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    return ranked[:, :-1]
+
+
 def _given(targeted: Targets, problem: Problem) -> Tensor:
     known = targeted.named(problem.ids)
     assert known.sample_ids is not None

@@ -98,8 +98,10 @@ def default_path(
     import hashlib
 
     from ..evaluate.identity import canonical, identity
+    from ..evaluate.work import judged_by
 
-    named = identity(experiment.defense, experiment.dataset, experiment.attack, protocol, batch_size)
+    attack = judged_by(experiment.attack, protocol, experiment.dataset.sample_ids)
+    named = identity(experiment.defense, experiment.dataset, attack, protocol, batch_size)
     digest = hashlib.sha256(canonical(named).encode()).hexdigest()[:8]
     part = "" if shard is None else f"-{shard[0]}of{shard[1]}"
     return Path("runs") / f"{experiment.label}-{protocol.name}-{digest}{part}.sqlite"

@@ -22,7 +22,7 @@ from ..purify.inputs import Held, held_noise, holding
 from ..reverse.memory import available_bytes, count_saved_bytes
 from ..schedule import StepTable
 from .protocol import Protocol, fresh
-from .work import Worker, enter, frozen, judge
+from .work import Worker, enter, frozen, judge, judged_by
 
 
 @final
@@ -185,7 +185,7 @@ def plan(
     """
     protocol = fresh() if protocol is None else protocol
     target = enter(defense, dataset, protocol)
-    attack = None if attack is None else attack.named(dataset.sample_ids)
+    attack = judged_by(attack, protocol, dataset.sample_ids)
     worker = Worker(target, dataset, attack, protocol)
     n, calls = len(dataset), target.network_calls
     with frozen(target, protocol):

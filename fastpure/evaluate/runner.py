@@ -22,7 +22,7 @@ from .protocol import Protocol, fresh
 from .shards import blocks, describe, share
 from .store import RunStore
 from .summary import Report
-from .work import Block, Worker, enter
+from .work import Block, Worker, enter, judged_by
 
 ENGINES = ("local", "ray")
 Blocks = Callable[[Worker, list[list[int]], Callable[[int, int], None]], Iterator[Block]]
@@ -80,7 +80,7 @@ def evaluate(
     whole("batch_size", batch_size, 1)
     run_blocks = _engine(engine, workers)
     target = enter(defense, dataset, protocol)
-    attack = None if attack is None else attack.named(dataset.sample_ids)
+    attack = judged_by(attack, protocol, dataset.sample_ids)
     _check_white_box(attack, protocol)
     if target.own_noise and out is not None:
         raise ValueError(_cannot_continue(target))

@@ -224,6 +224,17 @@ class Worker:
             torch.cuda.empty_cache()
 
 
+def judged_by(attack: Attack | None, protocol: Protocol, sample_ids: Tensor) -> Attack | None:
+    """The attack as an evaluation runs it: what it knows of images under their names, and how many draws will decide.
+
+    An attack that decides itself when it is enough asks how sure the verdict will be.
+    """
+    if attack is None:
+        return None
+    named = attack.named(sample_ids)
+    return replace(named, eval_draws=protocol.draws) if named.shares else named  # type: ignore[type-var]
+
+
 def enter(defense: nn.Module | Target, dataset: Dataset, protocol: Protocol) -> Target:
     """``defense`` as a target that has been asked about the first image of ``dataset``, under ``protocol``.
 
