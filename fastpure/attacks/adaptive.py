@@ -22,7 +22,7 @@ DEFAULT_BUDGET = 400.0
 class Adaptive(NormAttack):
     """An attack on any defence, random or not, purifying or not, with a budget instead of settings.
 
-    It searches cheap relatives of the defence that it derives itself (the denoiser in one or two steps, not guided,
+    It searches cheap relatives of the defence that it derives itself (the denoiser in one step, not guided,
     of an image that is not diffused), from several starts and towards every class; compares what was found on attack
     draws of the defence kept for that; and refines the best on the defence with the gradient modes there are: guidance
     left out, constant, exact. Draws per gradient are doubled where two halves of them disagree and halved where they
