@@ -153,9 +153,11 @@ def test_a_run_file_leads_back_to_the_attack_and_to_what_it_cost(tmp_path, how):
     evaluate(path, n=4, attack=how)
     with fp.Run.open(path) as run:
         described = run.identity["attack"]
-        # How many rows a call has is no part of a run.
-        assert replace(rebuild_attack(described), batch_size=how.batch_size) == how
-        assert replace(spends_as(described), batch_size=how.batch_size) == how
+        # How many rows a call has is no part of a run; how many draws decide, the protocol says.
+        same = {"batch_size": how.batch_size, "eval_draws": how.eval_draws}
+        assert described["settings"]["eval_draws"] == (FRESH.draws if how.shares else how.eval_draws)
+        assert replace(rebuild_attack(described), **same) == how
+        assert replace(spends_as(described), **same) == how
         judged, total = 2 * 4 * 3, float(run.spent.sum())
         assert network_calls(run.identity, FRESH, judged, 4, total) == round(2 * (judged + 2 * total))
         most = network_calls(run.identity, FRESH, judged, 4)
