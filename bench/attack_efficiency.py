@@ -1,6 +1,6 @@
 """What does an attack find for what it costs? Robust accuracy against gradients per image; runs what is missing.
 
-    python -m bench.attack_efficiency --only digits          about three hours on one core; continues after a kill
+    python -m bench.attack_efficiency --only digits          an estimated three hours of one core; continues
     python -m bench.attack_efficiency --only cifar10 --data-path cifar-10-python.tar.gz    three times as long
     python -m bench.attack_efficiency --table-only           only write attack_efficiency.md and the pictures
 

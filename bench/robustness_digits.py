@@ -1,6 +1,6 @@
 """How robust is each defence on digits, under which attack? Runs what is missing, then writes the table.
 
-    python -m bench.robustness_digits                     about an hour on one free core; continues after a kill
+    python -m bench.robustness_digits                     hours on one core; continues after a kill
     python -m bench.robustness_digits --table-only        only write bench/results/digits.md from finished runs
 
 Every row is a run of `fp.evaluate` in its own file under --runs, so that an interrupted table continues, and

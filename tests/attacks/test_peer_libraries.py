@@ -94,12 +94,11 @@ def test_foolbox(problem):
     check(problem, x_adv)
 
 
-def test_art(problem):
-    peer("art")
+def arts_pgd(defense, x):
+    """ART's own attack on the defence, as its users make one."""
     from art.attacks.evasion import ProjectedGradientDescent
     from art.estimators.classification import PyTorchClassifier
 
-    defense, x, y = problem
     model = PyTorchClassifier(
         defense,
         loss=torch.nn.CrossEntropyLoss(),
@@ -108,7 +107,13 @@ def test_art(problem):
         clip_values=(0.0, 1.0),
         device_type="cpu",
     )
-    attack = ProjectedGradientDescent(model, eps=EPS, eps_step=EPS / 4, max_iter=8, verbose=False)
+    return ProjectedGradientDescent(model, eps=EPS, eps_step=EPS / 4, max_iter=8, verbose=False)
+
+
+def test_art(problem):
+    peer("art")
+    defense, x, y = problem
+    attack = arts_pgd(defense, x)
     found = attack.generate(x.numpy(), torch.nn.functional.one_hot(y, 5).numpy())
     check(problem, torch.from_numpy(found))
 
@@ -140,19 +145,8 @@ def test_pyautoattack_users_call_ours_alike(problem):
 
 def test_art_users_call_ours_alike(problem):
     peer("art")
-    from art.attacks.evasion import ProjectedGradientDescent
-    from art.estimators.classification import PyTorchClassifier
-
     defense, x, y = problem
-    model = PyTorchClassifier(
-        defense,
-        loss=torch.nn.CrossEntropyLoss(),
-        input_shape=tuple(x.shape[1:]),
-        nb_classes=5,
-        clip_values=(0.0, 1.0),
-        device_type="cpu",
-    )
-    theirs = ProjectedGradientDescent(model, eps=EPS, eps_step=EPS / 4, max_iter=8, verbose=False)
+    theirs = arts_pgd(defense, x)
     one_hot = torch.nn.functional.one_hot(y, 5).numpy()
     for attack in (theirs, fp.attacks.as_art(ours(), defense)):
         for labels in (one_hot, y.numpy(), None):
