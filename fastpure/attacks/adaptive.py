@@ -9,7 +9,7 @@ from typing import ClassVar, final
 from ..errors import mistake, positive
 from .adaptive_stages import MOST_DRAWS
 from .adaptive_tour import LEAST_ITERATIONS, Tour, least
-from .base import NormAttack, Problem, Proposal, Tick
+from .base import Count, NormAttack, Problem, Proposal, Tick
 from .budget import Budget
 from .weakness import Effort
 
@@ -72,7 +72,7 @@ class Adaptive(NormAttack):
         """See ``Attack.effort``."""
         return Effort(steps=int(self.budget), draws=0, remedy="raise budget")
 
-    def planned(self) -> tuple[float, float]:
+    def planned(self, random: bool, count: Count) -> tuple[float, float]:
         """See ``Attack.planned``; answers without gradient are paid from the budget too."""
         return self.budget, 0.0
 

@@ -155,6 +155,9 @@ def _accuracy(correct: Tensor) -> Interval:
 Tick = Callable[[int, float], None]
 """Called after each iteration with its number and the mean loss."""
 
+Count = Callable[["Attack"], tuple[float, float]]
+"""Most purifications with and without gradient per image that an attack asks for."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -274,8 +277,13 @@ class Attack(ABC):
         """
         return self
 
-    def planned(self) -> tuple[float, float] | None:
-        """Most purifications with and without gradient per image, where it has been told; None to have them counted."""
+    def planned(self, random: bool, count: Count) -> tuple[float, float] | None:
+        """Most purifications with and without gradient per image, where it has been told; None to have them counted.
+
+        Args:
+            random: whether the target draws noise that has a number.
+            count: the same of another attack, counted if need be.
+        """
         return None
 
     def for_counting(self) -> Attack:

@@ -101,7 +101,11 @@ def count_queries(
     """
     if attack is None or not attack.asks:
         return 0.0, 0.0
-    if (planned := attack.planned()) is not None:
+
+    def count(member: Attack) -> tuple[float, float]:
+        return count_queries(dataset, member, protocol, random=random, purifies=purifies)
+
+    if (planned := attack.planned(random, count)) is not None:
         return planned
     n, n_classes = 2, max(len(dataset.classes), 2)
     target = _StandIn(nn.Identity().eval(), n_classes, random=random, purifying=purifies)

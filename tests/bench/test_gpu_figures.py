@@ -40,7 +40,9 @@ def test_headlines(tmp_path):
     for row in rows:
         assert 0 < row["min"] <= row["median"] <= row["max"]
         if "ms" in row:
-            assert row["median"] == pytest.approx(1e3 * row["batch"] * 4 / row["ms"], rel=0.2)
+            # Of an even number of repeats the median rate is not exactly the rate of the median time.
+            assert row["min"] <= 1e3 * row["batch"] * 4 / row["ms"] * (1 + 1e-9)
+            assert row["max"] >= 1e3 * row["batch"] * 4 / row["ms"] * (1 - 1e-9)
 
 
 def test_compiled_peers(tmp_path, monkeypatch):

@@ -140,9 +140,13 @@ def test_a_plan_shows_the_budget(target):
 
 
 def test_a_plan_counts_it_in_an_ensemble():
-    found = plan(defense(), dataset(6), Ensemble((adaptive(), attack(eps=0.02))), FRESH)
-    assert found.gradients <= BUDGET + 4
-    assert found.network_calls <= 6 * found.calls * (2 * (BUDGET + 4) + found.judgements)
+    members = (adaptive(), attack(eps=0.02))
+    found = plan(defense(), dataset(6), Ensemble(members, choosing_draws=7), FRESH)
+    alone = [plan(defense(), dataset(6), member, FRESH) for member in members]
+    assert found.gradients == sum(one.gradients for one in alone) > BUDGET
+    verdicts = alone[0].judgements
+    # The images themselves and two candidates are compared; each plan judges once more for the verdict.
+    assert found.judgements == sum(one.judgements for one in alone) - verdicts + 3 * 7
 
 
 @pytest.mark.parametrize(
