@@ -19,7 +19,7 @@ BEST = 16.0
 """The scale with the highest worst case of the sweep, see `bench.robustness_cifar10`."""
 TIMES = (0.05, 0.15, 0.2)
 
-BUDGET = 100.0
+BUDGET = 64.0
 PGD = {"n_iter": 20, "eot_iter": 2}
 DW = {"n_iter": 20, "eot_iter": 1}
 

@@ -84,10 +84,10 @@ def _moved(row: Row, targets: Iterable[str]) -> Iterator[Row]:
 ROWS = (
     *(_row(name, ADAPTIVE) for name in ("none", *PURIFYING)),
     *_moved(_row("DiffPure", ADAPTIVE), PURIFYING),
-    *(_row(name, attack) for name in reversed(GUIDED) for attack in ("PGD Linf", "PGD Linf, detached")),
-    *(_row(name, "PGD Linf") for name in UNGUIDED),
-    *(_row(name, CORRUPTED) for name in ("none", *PURIFYING)),
-    *(_row(name, "DW-box Linf", KNOWN) for name in PURIFYING),
+    *(_row(coup_name(BEST), attack) for attack in ("PGD Linf", "PGD Linf, detached")),
+    *(_row(name, "PGD Linf") for name in ("DiffPure", coup_name(1.0))),
+    *(_row(name, CORRUPTED) for name in ("none", "DiffPure")),
+    *(_row(name, "DW-box Linf", KNOWN) for name in ("DiffPure", coup_name(BEST))),
 )
 """The table, the rows that say most first."""
 
