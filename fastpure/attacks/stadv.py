@@ -1,4 +1,4 @@
-"""StAdv (Xiao et al., ICLR 2018): every pixel is fetched from a little aside. Ours, and the one DiffPure was tried on."""
+"""StAdv (Xiao et al., ICLR 2018): every pixel is fetched from a little aside. Ours, and DiffPure's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from .budget import Box
 from .gradient import Average, query
 from .gradient_attack import RenderedAttack
 from .pgd import is_flat
-
 
 Move = Callable[[Tensor], Tensor]
 """A gradient with respect to the flow to the change of the flow; may remember earlier ones."""
