@@ -21,7 +21,7 @@ from .pgd import DWPGD, PGD
 from .pyautoattack import FAB, Square
 from .rays import RayS
 from .spsa import SPSA
-from .stadv import StAdv
+from .stadv import DiffPureStAdv, StAdv
 from .start import Start
 from .targets import Targets
 from .transfer import Transfer
@@ -41,6 +41,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "diffhammer": DiffHammer,
     "dw-pgd": DWPGD,
     "stadv": StAdv,
+    "diffpure-stadv": DiffPureStAdv,
     "low-frequency": LowFrequency,
 }
 """Every attack that settings suffice to make, by name; `Transfer` needs images, `Ensemble` attacks."""
@@ -62,6 +63,7 @@ __all__ = [
     "Budget",
     "DiffAttack",
     "DiffHammer",
+    "DiffPureStAdv",
     "Ensemble",
     "GradientMode",
     "LowFrequency",

@@ -8,14 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
-from .experiment import Experiment, build
+from .experiment import PUBLISHED, Experiment, build, digest_of
 
 Protocol = Annotated[
     str,
     typer.Option(
         help="Who decides: fresh (mean over fresh noise draws), any_of_n, majority, average (of the draws' logits, or "
         "with --set protocol.of=softmax of their probabilities), dw_box (the attacker knows the noise), "
-        "legacy_autoattack (one draw, as in papers)."
+        "legacy_autoattack (one draw, as in papers), published (with --preset: all attacks of the paper's number by "
+        "the paper's rule, and the smallest accuracy of them)."
     ),
 ]
 Draws = Annotated[int | None, typer.Option(help="Fresh draws per image. (default: the protocol's)")]
@@ -29,7 +30,9 @@ def evaluate(
     draws: Draws = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The run file. (default: runs/, named after the experiment)"),
+        typer.Option(
+            help="The run file; with --protocol published a folder. (default: in runs/, named after the experiment)"
+        ),
     ] = None,
     batch_size: o.BatchSize = 64,
     dry_run: Annotated[
@@ -59,7 +62,15 @@ def evaluate(
 
       fastpure evaluate --preset coup-cifar10-linf --data-path cifar-10-python.tar.gz --denoiser checkpoint_8.pth
       --classifier wrn.pt --device cuda
+
+    The same with --protocol published attacks it twice, as the paper did, and tells the smaller accuracy.
     """
+    if protocol == PUBLISHED:
+        from .published import evaluate_by_rule
+
+        how = {"engine": engine, "workers": workers, "progress": progress}
+        evaluate_by_rule(wanted, draws, out, batch_size, dry_run, shard, how)
+        return
     from ..evaluate import evaluate as run
     from ..evaluate import plan
     from ..evaluate.protocol import make
@@ -95,13 +106,6 @@ def default_path(
     experiment: Experiment, protocol: Any, shard: tuple[int, int] | None, batch_size: int
 ) -> Path:
     """A name that is the same for the same experiment and for no other."""
-    import hashlib
-
-    from ..evaluate.identity import canonical, identity
-    from ..evaluate.work import judged_by
-
-    attack = judged_by(experiment.attack, protocol, experiment.dataset.sample_ids)
-    named = identity(experiment.defense, experiment.dataset, attack, protocol, batch_size)
-    digest = hashlib.sha256(canonical(named).encode()).hexdigest()[:8]
     part = "" if shard is None else f"-{shard[0]}of{shard[1]}"
+    digest = digest_of([experiment], protocol, batch_size)
     return Path("runs") / f"{experiment.label}-{protocol.name}-{digest}{part}.sqlite"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ..attacks import Attack
     from ..data import Dataset
+    from ..presets import Preset
 
 NAMES = ("t", "steps", "scale", "solver", "eps", "n_iter", "eot_iter")
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -29,6 +30,9 @@ ATTACK_OPTIONS = ("norm", "eps", "n_iter", "eot_iter", "start")
 
 RUN_FILE = ".sqlite"
 """How the names of run files end; as an attack, their adversarial images."""
+
+PUBLISHED = "published"
+"""In place of the name of a protocol: the rule that a preset was published with."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +189,13 @@ def _positive_steps(steps: int) -> int:
 
 
 def _from_preset(wanted: Request) -> Experiment:
-    from ..classifiers import load_classifier
-    from ..methods import spec
+    preset = _preset(wanted)
+    defense, dataset = _preset_defense(preset, wanted)
+    attack, name = _preset_attack(preset, wanted)
+    return Experiment(defense, dataset, attack, f"{preset.name}-{name}")
+
+
+def _preset(wanted: Request) -> Preset:
     from ..presets import PRESETS
 
     preset = PRESETS[str(wanted.preset)]
@@ -194,6 +203,13 @@ def _from_preset(wanted: Request) -> Experiment:
         raise ValueError("`--method` must be left out with --preset, which names its own")
     if wanted.key is not None:
         raise ValueError("`--key` must be left out with --preset, whose data set has one set of images")
+    return preset
+
+
+def _preset_defense(preset: Preset, wanted: Request) -> tuple[nn.Module, Dataset]:
+    from ..classifiers import load_classifier
+    from ..methods import spec
+
     changes = method_settings(preset.recipe.name, wanted, dict(preset.recipe.settings))
     network = spec(preset.recipe.name).network
     file = changes.pop(network, None) if network is not None else None
@@ -207,12 +223,10 @@ def _from_preset(wanted: Request) -> Experiment:
     classifier = preset.load_classifier(_needed(wanted, "classifier")).to(device)
     guide = None if file is None else load_classifier(file).to(device)
     options = {"seed": wanted.seed, "precision": wanted.precision}
-    defense = preset.defense(denoiser, classifier, guide=guide, changes=changes, **options)
-    attack, name = _preset_attack(preset, wanted)
-    return Experiment(defense, dataset, attack, f"{preset.name}-{name}")
+    return preset.defense(denoiser, classifier, guide=guide, changes=changes, **options), dataset
 
 
-def _preset_attack(preset: Any, wanted: Request) -> tuple[Attack | None, str]:
+def _preset_attack(preset: Preset, wanted: Request) -> tuple[Attack | None, str]:
     """The preset's attack of the wanted name, else its first with exact gradients, with what was given changed."""
     if wanted.attack == "none":
         return None, "clean"
@@ -220,8 +234,41 @@ def _preset_attack(preset: Any, wanted: Request) -> tuple[Attack | None, str]:
     named = [spec for spec in specs if wanted.attack in (None, spec.name)]
     if not named:
         return _attack(wanted)
+    return named[0].build(**attack_changes(wanted)), named[0].name
+
+
+def attack_changes(wanted: Request) -> dict[str, Any]:
+    """What was given in place of a preset's settings of its attacks."""
     changes: dict[str, Any] = {key: wanted.given[key] for key in ATTACK_OPTIONS if key in wanted.given}
     changes.update(wanted.extra["attack"])
     if wanted.rows is not None:
         changes["batch_size"] = wanted.rows
-    return named[0].build(**changes), named[0].name
+    return changes
+
+
+def build_published(wanted: Request) -> tuple[Preset, list[Experiment]]:
+    """A preset, and an experiment for each of the attacks of which its rule takes the smallest accuracy."""
+    if wanted.preset is None:
+        raise ValueError("`--protocol published` needs --preset: it is the rule of a published experiment")
+    if wanted.attack is not None:
+        raise ValueError("`--attack` must be left out with --protocol published, which names its own")
+    preset = _preset(wanted)
+    attacks = preset.deciding(**attack_changes(wanted))  # before anything is loaded: mistakes cost no time
+    defense, dataset = _preset_defense(preset, wanted)
+    return preset, [
+        Experiment(defense, dataset, attack, f"{preset.name}-{label}") for label, attack in attacks.items()
+    ]
+
+
+def digest_of(experiments: Sequence[Experiment], protocol: Any, batch_size: int) -> str:
+    """Eight digits that name these experiments together."""
+    import hashlib
+
+    from ..evaluate.identity import canonical, identity
+    from ..evaluate.work import judged_by
+
+    digest = hashlib.sha256()
+    for one in experiments:
+        attack = judged_by(one.attack, protocol, one.dataset.sample_ids)
+        digest.update(canonical(identity(one.defense, one.dataset, attack, protocol, batch_size)).encode())
+    return digest.hexdigest()[:8]

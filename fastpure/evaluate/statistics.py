@@ -196,7 +196,8 @@ def worst_of(runs: Sequence[Run]) -> np.ndarray:
     Raises:
         ValueError: other runs, or a single draw of a random defence.
     """
-    _check_alike(runs)
+    check_alike(runs)
+    _check_draws(runs[0])
     return chosen_worst(np.stack([run.correct("adversarial") for run in runs]))
 
 
@@ -214,7 +215,8 @@ def chosen_worst(correct: np.ndarray) -> np.ndarray:
     return right / n_draws
 
 
-def _check_alike(runs: Sequence[Run]) -> None:
+def check_alike(runs: Sequence[Run]) -> None:
+    """Raise ValueError unless ``runs`` are finished and attacked, of one defence on the same images and protocol."""
     if not runs:
         raise ValueError(mistake("runs", "at least one", "none"))
     for run in runs:
@@ -227,7 +229,9 @@ def _check_alike(runs: Sequence[Run]) -> None:
                 raise ValueError(
                     mistake("runs", f"alike in {part}", "several", "Compare others with `compare`")
                 )
-    first = runs[0]
+
+
+def _check_draws(first: Run) -> None:
     recorded = first.predicted("adversarial").shape[1]
     single = first.protocol.draws == 1 and first.protocol.noise == "fresh"
     if recorded == 1 and single and "method" in first.identity["defense"]:

@@ -1,7 +1,16 @@
 """Published configurations as data: ``fastpure.presets["coup-cifar10-linf"]``. Printing one shows all of it."""
 
 from . import coup, diffpure, guided, retrained
-from .parts import TAGS, AttackSpec, ClassifierSpec, DataSpec, DenoiserSpec, MethodSpec, Published
+from .parts import (
+    TAGS,
+    AttackSpec,
+    ClassifierSpec,
+    DataSpec,
+    DenoiserSpec,
+    MethodSpec,
+    ProtocolSpec,
+    Published,
+)
 from .preset import Preset, Presets, UnknownPreset
 
 PRESETS = Presets((*coup.PRESETS, *diffpure.PRESETS, *guided.PRESETS, *retrained.PRESETS))
@@ -17,6 +26,7 @@ __all__ = [
     "MethodSpec",
     "Preset",
     "Presets",
+    "ProtocolSpec",
     "Published",
     "UnknownPreset",
 ]

@@ -207,11 +207,13 @@ class AttackSpec:
 
     Attributes:
         role: "published", the paper's own, or "adaptive", with exact gradients.
+        note: what of it is not known, or not as published.
     """
 
     name: str
     settings: Settings = ()
     role: str = "published"
+    note: str = ""
 
     def __post_init__(self) -> None:
         one_of("role", self.role, ("published", "adaptive"))
@@ -230,6 +232,34 @@ class AttackSpec:
             return ATTACKS[self.name](**{**dict(self.settings), **changes})
         except TypeError as error:
             raise ValueError(f"attack {self.name} does not take these settings: {error}") from error
+
+    @property
+    def label(self) -> str:
+        """The name, and for an ensemble its version or its members: "autoattack-rand"."""
+        settings = dict(self.settings)
+        version = settings.get("version")
+        return "-".join(
+            (self.name, *(settings["attacks"] if version == "custom" else [version] * bool(version)))
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.name}({_arguments(self.settings)})"
+        return text + (f" ({self.note})" if self.note else "")
+
+
+@final
+@dataclass(frozen=True)
+class ProtocolSpec:
+    """How a paper decides, and which of its attacks make its number.
+
+    Attributes:
+        name, settings: of ``fastpure.protocols``.
+        attack: of the published attacks of this name the smallest robust accuracy is the number.
+    """
+
+    name: str
+    attack: str
+    settings: Settings = ()
 
     def __str__(self) -> str:
         return f"{self.name}({_arguments(self.settings)})"
@@ -280,6 +310,10 @@ WRN_28_10 = ClassifierSpec(
 WRN_70_16 = ClassifierSpec(
     "WRN-70-16, DiffPure's wrn-70-16-dropout, normalises inside", (("architecture", "wrn-70-16-dropout"),)
 )
+WANG = ClassifierSpec(
+    "an adversarially trained network of Wang et al. 2023 (Linf 8/255), clean accuracy 92.44, normalises inside",
+    (("activation", "silu"),),
+)
 RN_50 = ClassifierSpec("ResNet-50, torchvision", source="torchvision:resnet50", size=224)
 WRN_50_2 = ClassifierSpec("WRN-50-2, torchvision", source="torchvision:wide_resnet50_2", size=224)
 DEIT_S = ClassifierSpec("DeiT-S, timm", source="timm:deit_small_patch16_224", size=224)
@@ -290,12 +324,32 @@ IMAGENET_512 = DataSpec("imagenet", 512, 0)
 EPS = 8 / 255
 
 
+ONE_DRAW = ProtocolSpec("legacy_autoattack", "autoattack")
+"""DiffPure's and COUP's rule: AutoAttack's own check on one draw decides, and the smallest of its versions is told."""
+
+
 def autoattack(norm: str, eps: float, gradient: str) -> tuple[AttackSpec, ...]:
-    """DiffPure's and COUP's protocol: AutoAttack rand and standard, each judged on one draw; report the minimum."""
+    """DiffPure's and COUP's attacks: AutoAttack rand and standard, each judged on one draw, see `ONE_DRAW`."""
     shared = (("norm", norm), ("eps", eps), ("gradient", gradient), ("decision", "legacy"))
+    fab = "" if gradient == "exact" else f"FAB's gradient is exact here, not {gradient}"
     return tuple(
-        AttackSpec("autoattack", (("version", version), *shared)) for version in ("rand", "standard")
+        AttackSpec("autoattack", (("version", version), *shared), note=note)
+        for version, note in (("rand", ""), ("standard", fab))
     )
+
+
+def apgd_ce(norm: str, eps: float, gradient: str, note: str) -> AttackSpec:
+    """AutoAttack's APGD-CE alone, judged on one draw, with the 20 draws of its version rand."""
+    settings = (
+        ("version", "custom"),
+        ("attacks", ("apgd-ce",)),
+        ("norm", norm),
+        ("eps", eps),
+        ("eot_iter", 20),
+        ("gradient", gradient),
+        ("decision", "legacy"),
+    )
+    return AttackSpec("autoattack", settings, note=note)
 
 
 def pgd(
@@ -323,3 +377,23 @@ def bpda(norm: str, eps: float, n_iter: int, eot_iter: int, step_size: float | N
     """PGD with the identity as the purifier's derivative."""
     base = pgd(norm, eps, n_iter, eot_iter, step_size, "published")
     return AttackSpec("pgd", (*base.settings, ("gradient", "bpda")))
+
+
+BY_POSITION = "L2 0.5; which norm these rows are of is told from their place in the table"
+CLEAN_OF_ONE = "a clean accuracy of 92.19 is printed, of DiffPure's majority or of GDMP's"
+
+
+def hammered(
+    attack: str,
+    mean: float,
+    worst: float,
+    clean: float | None = None,
+    clean_worst: float | None = None,
+    source: str = "DiffHammer Table 1",
+    note: str = "",
+) -> tuple[Published, Published]:
+    """What DiffHammer's authors print: accuracy over 10 draws, their mean, and with all of them right."""
+    return (
+        Published(f"{attack}, mean of draws", clean, mean, source, "P", note),
+        Published(f"{attack}, any of 10 draws fails", clean_worst, worst, source, "P", note),
+    )

@@ -16,7 +16,7 @@ from ..errors import mistake, one_of
 from ..methods import Method
 from ..nets import Denoiser
 from ..purify import Defense, Purifier, ResizedPurifier
-from .parts import AttackSpec, ClassifierSpec, DataSpec, DenoiserSpec, MethodSpec, Published
+from .parts import AttackSpec, ClassifierSpec, DataSpec, DenoiserSpec, MethodSpec, ProtocolSpec, Published
 
 
 @final
@@ -34,8 +34,9 @@ class Preset:
         target: the classifier.
         images: the evaluated subset.
         attack_specs: the attacks.
-        numbers: what was published.
+        numbers: what was published; where there is a rule, the first is the one it gives.
         notes: what else a reader must know.
+        rule: how the paper decides, None where that is not settled; `fastpure.evaluate.evaluate_published` does it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Preset:
     attack_specs: tuple[AttackSpec, ...]
     numbers: tuple[Published, ...]
     notes: tuple[str, ...] = ()
+    rule: ProtocolSpec | None = None
 
     def method(self, classifier: nn.Module | None = None, **changes: Any) -> Method:
         """The method; ``classifier`` guides it where it is guided (for AGDM: the auxiliary network).
@@ -68,6 +70,21 @@ class Preset:
         """
         one_of("role", role, ("published", "adaptive"))
         return [spec.build(**changes) for spec in self.attack_specs if spec.role == role]
+
+    def deciding(self, **changes: Any) -> dict[str, Attack]:
+        """The published attacks of which the rule takes the smallest accuracy, by label.
+
+        Raises:
+            ValueError: the preset has no rule, or an attack or setting that this fastpure has not.
+        """
+        if self.rule is None:
+            ruled = "one that names the rule it was published with"
+            raise ValueError(mistake("preset", ruled, self.name, "Choose an attack and a protocol"))
+        return {spec.label: spec.build(**changes) for spec in self._deciding()}
+
+    def _deciding(self) -> list[AttackSpec]:
+        wanted = None if self.rule is None else self.rule.attack
+        return [spec for spec in self.attack_specs if (spec.role, spec.name) == ("published", wanted)]
 
     def load_denoiser(self, path: str | Path, **options: Any) -> Denoiser:
         """The diffusion model from its published file, told the time as the paper tells it.
@@ -121,6 +138,10 @@ class Preset:
         ]
         for spec in self.attack_specs:
             lines.append(f"  {spec.role:<11} {spec}")
+        if self.rule is not None:
+            labels = [spec.label for spec in self._deciding()]
+            least = f", the smaller of {' and '.join(labels)}" if len(labels) > 1 else f" of {labels[0]}"
+            lines.append(f"  rule        {self.rule}{least}")
         lines += [f"  number      {number}" for number in self.numbers]
         lines += [f"  note        {note}" for note in self.notes]
         return "\n".join(lines)

@@ -16,7 +16,7 @@ from typing import Any, final
 import numpy as np
 
 from ..errors import mistake
-from ..evaluate import Comparison, Finding, Report, Run, compare_runs
+from ..evaluate import Comparison, Finding, Report, Run, SmallerOf, compare_runs, smaller_of, versions_of
 from ..evaluate.identity import canonical
 from ..evaluate.shards import describe
 from ..evaluate.weakness import across, gradient_mode, seeks
@@ -288,6 +288,12 @@ def doubts(entries: Sequence[Entry]) -> tuple[Finding, ...]:
     return across(
         [entry.run for entry in entries if entry.run.complete and entry.attacked and not entry.corrupted]
     )
+
+
+def smallest(entries: Sequence[Entry]) -> list[tuple[tuple[Entry, ...], SmallerOf]]:
+    """Runs that together are one published AutoAttack number, and the smaller accuracy of them."""
+    groups = [tuple(entries[number] for number in group) for group in versions_of([e.run for e in entries])]
+    return [(group, smaller_of([entry.run for entry in group])) for group in groups]
 
 
 def _pairs(members: Sequence[Entry], which: str) -> tuple[Pair, ...]:

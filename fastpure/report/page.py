@@ -20,7 +20,7 @@ from ..files import Unfinished, unfinished
 from ..purify import Target
 from ..version import __version__
 from . import svg, tables
-from .data import LEVEL, Entry, doubts, matrices, open_entries
+from .data import LEVEL, Entry, doubts, matrices, open_entries, smallest
 from .figures import Walk, sweep_chart, trace_charts, walk, walk_charts, walk_names
 from .pictures import KINDS, Gallery, gallery
 from .rebuild import CannotRebuild, find_defense
@@ -203,6 +203,7 @@ def collect(
         "doubts": doubts(entries),
         "matrices": found,
         "left_out": left_out,
+        "smallest": smallest(entries),
         "sweeps": charts,
         "traces": traces,
         "galleries": galleries,

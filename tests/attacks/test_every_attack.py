@@ -37,9 +37,10 @@ SMALL: dict[str, dict[str, object]] = {
     "diffhammer": {"n_iter": 3, "eot_iter": 3, "n_restarts": 2},
     "dw-pgd": {"n_iter": 2},
     "stadv": {"n_iter": 3, "eot_iter": 2},
+    "diffpure-stadv": {"n_iter": 3, "eot_iter": 2},
     "low-frequency": {"n_iter": 3, "eot_iter": 2, "metric": mean_square, "bound": 1e-3},
 }
-RENDERED = {"stadv", "low-frequency"}
+RENDERED = {"stadv", "diffpure-stadv", "low-frequency"}
 """Attacks without an lp budget and without a seed."""
 LP = sorted(set(SMALL) - RENDERED)
 

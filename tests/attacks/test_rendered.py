@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastpure as fp
-from fastpure.attacks import LowFrequency, StAdv
+from fastpure.attacks import DiffPureStAdv, LowFrequency, StAdv
 from fastpure.attacks.low_frequency import PerceptualBudget, filtered
 from fastpure.attacks.stadv import roughness, warp
 from fastpure.errors import MissingExtra
@@ -47,6 +47,47 @@ def test_a_strong_penalty_keeps_the_flow_together():
         StAdv(bound=0.2, n_iter=8, smoothness=s)(Pixels(), x, y).losses[-1].mean() for s in (0.0, 50.0)
     )
     assert float(free) > float(held)
+
+
+def test_diffpures_stadv_is_adam_on_the_margin_and_a_penalty_that_falls_with_the_bound():
+    x = images(3)
+    y = Pixels()(x).argmax(1)
+    n_iter, bound = 7, 0.05
+    # Written out, in float64: the penalty of 0.0025 / bound, Adam with rate 0.01, the flow cut back after every step.
+    model, pictures = Pixels().double(), x.double()
+    flow = torch.zeros(3, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([flow], lr=0.01)
+    losses = []
+    for _ in range(n_iter):
+        logits = model(warp(pictures, flow))
+        true = logits.gather(1, y[:, None])[:, 0]
+        best = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+        losses.append((best - true).detach())
+        goal = (best - true).sum() - (0.0025 / bound) * roughness(flow).sum()
+        (gradient,) = torch.autograd.grad(goal, flow)
+        flow.grad = -gradient
+        adam.step()
+        with torch.no_grad():
+            flow.clamp_(-bound, bound)
+    result = DiffPureStAdv(n_iter=n_iter)(Pixels(), x, y)
+    assert torch.allclose(result.x_adv.double(), warp(pictures, flow).detach(), atol=1e-4)
+    assert torch.allclose(result.losses.double(), torch.stack(losses), atol=1e-4)
+    signed = StAdv(n_iter=n_iter, loss="margin", smoothness=0.05, step_size=0.01)(Pixels(), x, y)
+    assert not torch.allclose(signed.x_adv, result.x_adv, atol=1e-3), "sign steps are another attack"
+
+
+def test_diffpures_stadv_has_its_published_constants():
+    attack = fp.attacks.from_settings("diffpure-stadv")
+    assert (attack.bound, attack.n_iter, attack.step_size, attack.loss) == (0.05, 100, 0.01, "margin")
+    assert attack.weight == pytest.approx(0.05), "0.0025 / 0.05"
+    assert DiffPureStAdv(bound=0.1).weight == pytest.approx(0.025)
+    assert DiffPureStAdv(smoothness=0.0).weight == 0.0
+    assert StAdv().weight == 0.0005
+    for kind in (StAdv, DiffPureStAdv):
+        with pytest.raises(ValueError, match="`smoothness` must be a finite number >= 0"):
+            kind(smoothness=-1.0)
+    with pytest.raises(ValueError, match="`step_size` must be a finite number above 0"):
+        DiffPureStAdv(step_size=0.0)
 
 
 def test_filters_average_what_has_one_colour_and_spare_edges():

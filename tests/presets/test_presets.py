@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fastpure as fp
-from fastpure.attacks import ATTACKS, PGD
+from fastpure.attacks import ATTACKS, PGD, DiffPureStAdv
 from fastpure.data import Dataset
 from fastpure.methods import METHODS
 from fastpure.presets import TAGS, AttackSpec, DataSpec, MethodSpec, Preset, Presets, Published, parts
@@ -89,12 +89,16 @@ def test_printing_shows_everything(name: str) -> None:
     assert text.startswith(f"{name}: ")
     for part in ("method", "denoiser", "classifier", "data", "adaptive"):
         assert f"\n  {part}" in text
+    assert ("\n  rule" in text) == (preset.rule is not None)
     for number in preset.numbers:
         assert number.tag in TAGS
         assert number.source in text
-    assert "linf" in name or "l2" in name or "lm" in name
-    norm = "L2" if "-l2" in name else "Linf"
-    assert {dict(spec.settings)["norm"] for spec in preset.attack_specs} == {norm}
+        assert number.note in text
+    for spec in preset.attack_specs:
+        assert spec.note in text
+    assert "linf" in name or "l2" in name or "lm" in name or "stadv" in name
+    norm = None if "stadv" in name else "L2" if "-l2" in name else "Linf"
+    assert {dict(spec.settings).get("norm") for spec in preset.attack_specs} == {norm}
     assert hash(preset) == hash(preset), "values"
 
 
@@ -114,6 +118,140 @@ def test_what_this_version_has_can_be_built_and_the_rest_is_named(name: str) -> 
         elif spec.name not in ATTACKS:
             with pytest.raises(ValueError, match=f"`attack` must be among .* got {spec.name}"):
                 spec.build()
+
+
+@pytest.mark.parametrize(
+    ("name", "robust", "clean", "tag", "said"),
+    [
+        # What is published of the methods that have a preset, beside the headline numbers above.
+        ("coup-cifar10-linf", 83.20, 90.04, "P", "BPDA"),
+        ("coup-cifar10-linf", 41.72, 90.33, "S", "full gradient"),
+        ("coup-cifar10-linf", 41.62, 92.07, "S", "SVHN"),
+        ("coup-cifar10-linf", 0.00, 96.09, "P", "no purification"),
+        ("coup-cifar10-linf", 93.00, None, "P", "salt and pepper"),
+        ("coup-cifar10-linf", 92.60, None, "P", "without guidance"),
+        ("coup-cifar10-linf", 87.80, None, "P", "no purification"),
+        ("coup-cifar10-l2", 57.25, 90.33, "S", "L2 1.0"),
+        ("coup-cifar10-l2", 63.97, 92.07, "S", "SVHN"),
+        ("coup-cifar10-linf-at", 77.15, None, "P", "APGD-CE"),
+        ("coup-cifar10-linf-at", 70.90, 92.44, "P", "alone"),
+        ("coup-cifar100-lm", 40.55, None, "P", "APGD-CE"),
+        ("coup-cifar100-lm", 15.22, 65.71, "S", "not stated"),
+        ("coup-cifar100-lm", 34.28, 65.71, "S", "L2 1.0"),
+        ("coup-cifar100-lm-unguided", 38.67, None, "P", "APGD-CE"),
+        ("diffpure-cifar10-linf", 81.40, 89.02, "S", "BPDA"),
+        ("diffpure-cifar10-linf", 46.88, 89.02, "P", "DiffAttack"),
+        ("diffpure-cifar10-linf", 71.88, None, "P", "4/255"),
+        ("diffpure-cifar10-linf", 48.28, 90.07, "S", "surrogate"),
+        ("diffpure-cifar10-linf", 62.11, 89.26, "P", "Liu"),
+        ("diffpure-cifar10-linf", 48.05, 89.46, "P", "DiffGrad"),
+        ("diffpure-cifar10-linf", 56.25, 89.26, "P", "Fixed"),
+        ("diffpure-cifar10-linf", 30.86, 89.26, "P", "Fixed"),
+        ("diffpure-cifar10-linf", 2.73, None, "P", "low-frequency"),
+        ("diffpure-cifar10-linf", 51.75, None, "P", "AWP"),
+        ("diffpure-cifar10-linf", 34.37, None, "P", "TRADES"),
+        ("diffpure-cifar10-linf", 51.25, 90.07, "S", "PGD-200"),
+        ("diffpure-cifar10-linf-wrn70", 75.00, None, "P", "4/255"),
+        ("diffpure-cifar10-linf-wrn70", 57.03, 90.43, "S", "PGD-200"),
+        ("diffpure-cifar10-linf-wrn70", 42.20, 92.50, "S", "PGD-200"),
+        ("diffpure-cifar10-linf-wrn70", 39.70, 93.90, "S", "SVHN"),
+        ("diffpure-cifar10-linf-wrn70", 47.72, None, "P", "128"),
+        ("diffpure-cifar10-linf-wrn70", 3.13, None, "P", "low-frequency"),
+        ("diffpure-cifar10-linf-wrn70", 31.05, 76.56, "P", "PGD+EOT, any"),
+        ("diffpure-cifar10-linf-wrn70", 57.60, 90.98, "P", "DiffAttack"),
+        ("diffpure-cifar10-linf-wrn70", 36.72, 76.56, "P", "BPDA, any"),
+        ("diffpure-cifar10-linf-wrn70", 22.66, 76.56, "P", "DiffHammer, any"),
+        ("diffpure-cifar10-l2-wrn70", 80.60, 92.68, "S", "AutoAttack"),
+        ("diffpure-cifar10-l2-wrn70", 60.80, 92.50, "S", "L2 1.0"),
+        ("diffpure-cifar10-l2-wrn70", 74.49, None, "P", "DiffHammer"),
+        ("diffpure-imagenet-linf-wrn50", 12.11, 74.22, "P", "any draw"),
+        ("diffpure-imagenet-linf-wrn50", 29.69, 77.02, "P", "majority"),
+        ("diffpure-imagenet-linf-deit", 43.18, 73.63, "S", "AutoAttack"),
+        ("gdmp-cifar10-linf", 7.03, 91.80, "P", "any of 10"),
+        ("gdmp-cifar10-linf", 16.80, 92.19, "P", "majority of 10"),
+        ("gdmp-cifar10-linf", 32.81, None, "P", "128"),
+        ("gdmp-cifar10-linf", 0.39, None, "P", "low-frequency"),
+        ("gdmp-cifar10-linf", 49.41, 93.26, "P", "PGD+EOT"),
+        ("gdmp-cifar10-linf", 27.54, 83.79, "P", "DiffHammer, any"),
+        ("gdmp-cifar10-linf", 53.12, None, "P", "L2 0.5"),
+        ("agdm-cifar10-linf", 64.06, 90.42, "S", "PGD+EOT"),
+        ("agdm-cifar10-linf", 78.12, None, "V", "AutoAttack"),
+        ("agdm-cifar10-l2", 85.55, 90.42, "S", "PGD+EOT"),
+        ("adbm-cifar10-linf", 47.70, 91.90, "S", "PGD-200"),
+        ("adbm-cifar10-linf", 47.90, 93.50, "S", "SVHN"),
+        ("adbm-cifar10-linf", 70.51, 91.93, "S", "BPDA"),
+        ("adbm-cifar10-l2", 65.70, 93.50, "S", "SVHN"),
+        ("addt-cifar10-linf", 18.85, 66.02, "S", "CIFAR-100"),
+        ("addt-cifar10-linf", 36.57, 66.02, "S", "L2"),
+        ("addt-vpsde-cifar10-linf", 55.76, 89.94, "S", "claim"),
+        ("lm-cifar10-linf", 75.00, 87.89, "S", "L2 0.5"),
+        ("lm-cifar10-linf", 9.38, 74.61, "P", "PGD+EOT, any"),
+        ("lm-cifar10-linf", 32.56, 87.77, "P", "AutoAttack"),
+        ("lm-cifar10-linf", 41.02, None, "P", "L2 0.5"),
+        ("adp-cifar10-linf", 70.01, 86.14, "S", "BPDA"),
+        ("adp-cifar10-linf", 74.26, 85.66, "S", "L2"),
+    ],
+)
+def test_published_numbers_carry_their_evidence(name, robust, clean, tag, said) -> None:
+    found = [n for n in fp.presets[name].numbers if (n.robust, n.clean, n.tag) == (robust, clean, tag)]
+    assert any(said in f"{number.protocol} ({number.note})" for number in found), fp.presets[name]
+
+
+def test_what_is_not_known_of_coup_is_said_and_not_guessed() -> None:
+    cross = [name for name in NAMES if name.endswith("-cross") or name == "coup-cifar10-l2-at"]
+    assert len(cross) == 3
+    for name in cross:
+        preset = fp.presets[name]
+        assert preset.recipe.tag == "R"
+        assert not preset.numbers
+        assert preset.rule is None
+        assert "no number is quoted" in str(preset)
+    guided, alone = (fp.presets[f"coup-cifar100-lm{end}"] for end in ("", "-unguided"))
+    assert guided.method(Guide().eval()).guidance is not None
+    assert alone.method().guidance is None
+    assert guided.attack_specs == alone.attack_specs
+    for part in (guided.weights, guided.target, guided.attack_specs[0]):
+        assert "not recoverable" in str(part)
+    assert "ema_cifar10" not in str(guided), "a model of CIFAR-10 is no model of CIFAR-100"
+    bare = fp.presets["coup-cifar10-linf-wrn70-unguided"].method().table().rows
+    pushed = fp.presets["coup-cifar10-linf-wrn70"].method(Guide().eval()).table().rows
+    assert [(row.a, row.b, row.d) for row in bare] == [(row.a, row.b, row.d) for row in pushed]
+    assert all(row.c == 0 for row in bare)
+
+
+def test_the_rule_of_a_paper_names_its_attacks() -> None:
+    preset = fp.presets["coup-cifar10-linf"]
+    assert str(preset.rule) == "legacy_autoattack()"
+    assert "rule        legacy_autoattack(), the smaller of autoattack-rand and autoattack-standard" in str(
+        preset
+    )
+    found = preset.deciding(n_iter=3)
+    assert list(found) == ["autoattack-rand", "autoattack-standard"], "BPDA is another table"
+    for attack, version in zip(found.values(), ("rand", "standard"), strict=True):
+        assert (attack.version, attack.decision, attack.gradient, attack.n_iter) == (
+            version,
+            "legacy",
+            "adjoint",
+            3,
+        )
+        assert (attack.norm, attack.eps) == ("Linf", 8 / 255)
+    (alone,) = fp.presets["coup-cifar10-linf-at"].deciding().values()
+    assert (alone.names, alone.decision, alone.eot_iter) == (("apgd-ce",), "legacy", 20)
+    assert list(fp.presets["coup-cifar10-linf-at"].deciding()) == ["autoattack-apgd-ce"]
+    for name in NAMES:
+        if fp.presets[name].rule is not None:
+            assert fp.presets[name].deciding(), name
+    with pytest.raises(ValueError, match="`preset` must be one that names the rule it was published with"):
+        fp.presets["gdmp-cifar10-linf"].deciding()
+
+
+def test_diffpures_stadv_is_its_preset_s_attack() -> None:
+    preset = fp.presets["diffpure-cifar10-stadv"]
+    assert len([row for row in preset.method().table().rows if not row.forward]) == 125
+    for role, gradient in (("published", "adjoint"), ("adaptive", "exact")):
+        (attack,) = preset.attacks(role)
+        assert isinstance(attack, DiffPureStAdv)
+        assert attack == DiffPureStAdv(bound=0.05, n_iter=100, step_size=0.01, gradient=gradient)
 
 
 def test_adaptive_attacks_are_exact_pgd() -> None:
@@ -235,11 +373,14 @@ def test_files_are_loaded_with_what_they_cannot_say_themselves(tmp_path: Path, m
     monkeypatch.setattr(parts, "load_classifier", lambda source, **options: calls.append((source, options)))
     file = tmp_path / "weights.pt"
     file.write_bytes(b"a state dict")
-    for name in ("diffpure-cifar10-linf-wrn70", "diffpure-imagenet-linf"):
+    for name in ("diffpure-cifar10-linf-wrn70", "coup-cifar10-linf-at", "diffpure-imagenet-linf"):
         for path in (file, "robustbench:Standard", "pretrained"):
             fp.presets[name].load_classifier(path)
     assert calls == [
         (file, {"architecture": "wrn-70-16-dropout"}),
+        ("robustbench:Standard", {}),
+        ("pretrained", {}),
+        (file, {"activation": "silu"}),
         ("robustbench:Standard", {}),
         ("pretrained", {}),
         ("torchvision:resnet50", {"weights": file}),
