@@ -33,6 +33,12 @@ def report(
     traced: Annotated[
         int, typer.Option(help="Images over which confidence along the reverse process is averaged; 0: none.")
     ] = 16,
+    measured: Annotated[
+        int,
+        typer.Option(
+            help="Images whose purified versions are measured: distance, PSNR, SSIM, compression; 0: none."
+        ),
+    ] = 16,
     denoiser: Annotated[
         str | None,
         typer.Option(help="The runs' diffusion model, to show purified images. (default: the bundled ones)"),
@@ -65,7 +71,7 @@ def report(
     from ..report.export import TABLES, require_pyarrow
     from ..report.page import refuse_existing
 
-    options = Options(title, images, traced)
+    options = Options(title, images, traced, measured)
     folders = [(folder, kind) for folder, kind in ((csv, "csv"), (parquet, "parquet")) if folder is not None]
     wanted = [out, *(folder / f"{name}.{kind}" for folder, kind in folders for name in TABLES)]
     with unfinished([out]) as batch:

@@ -63,8 +63,8 @@ class DistanceBound:
         printed: the form of COUP's proposition 2, (e^gamma - 1) c_x + noise + gamma (c_s + scale c_p), gamma being half
             the integral of beta from 0 to t. No bound: the linear part acts on what the score adds too. None for
             methods of which the proposition does not speak.
-        corrected: the same with e^gamma - 1 as the last factor: a bound for the exact solution of the SDE. Euler's steps
-            may leave it by their error.
+        corrected: the same with e^gamma - 1 as the last factor: a bound for the exact solution of the SDE. Euler's
+            steps may leave it by their error.
         c_x, c_s, c_p: the constants in these two, given or the least that hold on the way of each image; None as above.
     """
 
