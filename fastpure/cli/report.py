@@ -82,7 +82,7 @@ def report(
             runs,
             out,
             figures=figures,
-            networks=_networks(denoiser, classifier, device),
+            networks=networks_of(denoiser, classifier, device),
             options=options,
             force=force,
             say=lambda text: typer.echo(text, err=True),
@@ -108,7 +108,7 @@ def _say(paths: list[Path]) -> None:
         typer.echo(f"wrote {path}")
 
 
-def _networks(denoiser: str | None, classifier: str | None, device: str) -> tuple[Any, nn.Module] | None:
+def networks_of(denoiser: str | None, classifier: str | None, device: str) -> tuple[Any, nn.Module] | None:
     """The networks named by the options; None where the bundled ones on the CPU will do."""
     from .options import checked_device
 

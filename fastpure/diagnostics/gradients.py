@@ -54,8 +54,9 @@ class GradientAgreement:
         if self.draws == 1:
             return f"gradients of {n} images: nothing is random, all draws agree"
         return (
-            f"gradients of {n} images, {self.draws} draws: mean pairwise cosine {_mean(self.cosine)}, signal-to-noise "
-            f"per draw {_mean(self.snr)}, {_mean(self.draws_for(), 'median')} draws (median) for a cosine of 0.7"
+            f"gradients of {n} images, {self.draws} draws: pairwise cosine {_mean(self.cosine)} (mean), "
+            f"signal-to-noise per draw {_mean(self.snr, 'median')} (median), "
+            f"{_mean(self.draws_for(), 'median')} draws (median) for a cosine of 0.7"
         )
 
 

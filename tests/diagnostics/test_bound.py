@@ -12,6 +12,7 @@ import fastpure as fp
 from fastpure.data import load_dataset
 from fastpure.diagnostics import Constants, distance_bound
 from fastpure.diagnostics.bound import _Coefficients
+from fastpure.methods import METHODS
 from fastpure.purify import ResizedPurifier
 from fastpure.schedule import VP
 from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
@@ -153,7 +154,7 @@ def test_guidance_enters_the_proposition_with_its_scale():
 def test_the_digits():
     """COUP at t 0.15, scale 2: the table's bound is several times closer than the one with constants."""
     denoiser, classifier = fp.load_denoiser("digits"), fp.load_classifier("digits")
-    data = load_dataset("digits", "test").subset(100, 0)
+    data = load_dataset("digits", "test").subset(50, 0)
     own = fp.Purifier(denoiser, fp.methods.coup(classifier, t=0.15, dt=0.015, scale=2.0))
     found = distance_bound(own, data.images, data.sample_ids)
     assert bool((found.moved <= found.bound).all())
@@ -245,3 +246,36 @@ def test_refusals():
     for value, error in ((-1.0, ValueError), (math.inf, ValueError), ("1", TypeError), (True, TypeError)):
         with pytest.raises(error, match="`c_s` must be"):
             Constants(c_x=1.0, c_s=value)
+
+
+TABLES = ("diffpure_ode", "ddim", "dpm_solver", "edm", "adbm", "addt", "gradual", "one_shot", "langevin")
+PROCEDURES = ("vp_sde", "likelihood_max", "adp")
+
+
+@pytest.mark.parametrize("name", TABLES + PROCEDURES)
+def test_other_methods_are_bounded_or_refused(name):
+    """In float32, as deployed: rounding must not look like something that the rows do not say."""
+    method = METHODS[name]()
+    method = method.coarser(steps=3) if method.step_setting else method
+    own = fp.Purifier(fp.load_denoiser("digits"), method)
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    if name in PROCEDURES:
+        with pytest.raises(ValueError, match=f"`method` must be one whose rows alone .* got {name}"):
+            distance_bound(own, x)
+        return
+    found = distance_bound(own, x)
+    assert bool((found.moved <= found.bound * (1 + 1e-5)).all())
+    assert bool((found.moved > 0).all())
+
+
+def test_guided_tables_are_bounded():
+    """Hundreds of rows in float32 and bfloat16 add up; guidance that reads the input counts."""
+    denoiser, classifier = fp.load_denoiser("digits"), fp.load_classifier("digits")
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    for method, precision in (
+        (fp.methods.gdmp(rounds=2), "fp32"),
+        (fp.methods.coup(classifier, t=0.1, dt=1e-3, scale=2.0), "bf16"),
+    ):
+        found = distance_bound(fp.Purifier(denoiser, method, precision=precision), x)
+        assert bool((found.moved <= found.bound * (1 + 1e-5)).all())
+        assert bool((found.guidance > 0).all())
