@@ -45,18 +45,17 @@ class GradientAgreement:
         """
         if isinstance(cosine, bool) or not isinstance(cosine, int | float) or not 0 < cosine < 1:
             raise ValueError(mistake("cosine", "between 0 and 1", repr(cosine)))
-        wanted = cosine**2 / (1 - cosine**2) / self.snr
-        wanted = torch.where(self.snr > 0, wanted.ceil().clamp_min(1.0), torch.inf)
-        return torch.where(self.snr.isnan(), torch.nan, wanted)
+        return _draws_for(self.snr, cosine)
 
     def __str__(self) -> str:
         n = len(self.cosine)
         if self.draws == 1:
             return f"gradients of {n} images: nothing is random, all draws agree"
+        middle = self.snr.nanmedian()
         return (
-            f"gradients of {n} images, {self.draws} draws: pairwise cosine {_mean(self.cosine)} (mean), "
-            f"signal-to-noise per draw {_mean(self.snr, 'median')} (median), "
-            f"{_mean(self.draws_for(), 'median')} draws (median) for a cosine of 0.7"
+            f"gradients of {n} images, {self.draws} draws: pairwise cosine {float(self.cosine.nanmean()):.3g} (mean), "
+            f"signal-to-noise per draw {float(middle):.3g} (median), with which a cosine of 0.7 needs "
+            f"{float(_draws_for(middle, 0.7)):.0f} draws"
         )
 
 
@@ -141,6 +140,6 @@ def _agreement(
     return cosine, signal / variance
 
 
-def _mean(values: Tensor, how: str = "mean") -> str:
-    known = values[~values.isnan()]
-    return f"{float(getattr(known, how)()):.3g}" if len(known) else "not known"
+def _draws_for(snr: Tensor, cosine: float) -> Tensor:
+    wanted = (cosine**2 / (1 - cosine**2) / snr).ceil().clamp_min(1.0)
+    return torch.where(snr > 0, wanted, torch.where(snr.isnan(), torch.nan, torch.inf))

@@ -39,6 +39,8 @@ def test_it_is_that_of_the_single_gradients(batch_size):
     signal = (gram.sum((1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(1)) / (n * (n - 1))
     assert torch.allclose(found.snr, signal / each.var(1).sum(1), rtol=1e-3)
     assert (found.draws, found.loss, found.gradient) == (n, "ce", "exact")
+    needed = 0.49 / 0.51 / float(found.snr.median())
+    assert f"needs {math.ceil(needed) if needed > 0 else 'inf'} draws" in str(found)
 
 
 class Half(nn.Module):
