@@ -18,6 +18,7 @@ from .readers import READERS as _READERS
 
 if TYPE_CHECKING:
     from . import attacks as attacks
+    from . import diagnostics as diagnostics
     from . import methods as methods
     from .anomaly import AnomalyDetector as AnomalyDetector
     from .checkpoints import load_denoiser as load_denoiser
@@ -50,6 +51,7 @@ __all__ = [
     "attacks",
     "compare",
     "controls",
+    "diagnostics",
     "evaluate",
     "load_classifier",
     "load_denoiser",

@@ -37,6 +37,7 @@ LAYERS = [
     {"methods"},
     {"purify"},
     {"attacks"},
+    {"diagnostics"},
     {"presets"},
     {"anomaly", "certify", "evaluate"},
     {"report"},

@@ -11,7 +11,21 @@ import typer
 
 from ..errors import FastpureError
 from ..openmp import choose_policy
-from . import attack, bench, certify, convert, demo, doctor, evaluate, purify, report, runs, sweep, train
+from . import (
+    attack,
+    bench,
+    certify,
+    convert,
+    demo,
+    diagnose,
+    doctor,
+    evaluate,
+    purify,
+    report,
+    runs,
+    sweep,
+    train,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +38,7 @@ app.command("bench")(bench.bench)
 app.command("convert")(convert.convert)
 app.command("certify")(certify.certify)
 app.command("demo")(demo.demo)
+app.command("diagnose")(diagnose.diagnose)
 app.command("doctor")(doctor.doctor)
 app.command("attack")(attack.attack)
 app.command("evaluate")(evaluate.evaluate)

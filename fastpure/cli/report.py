@@ -33,6 +33,12 @@ def report(
     traced: Annotated[
         int, typer.Option(help="Images over which confidence along the reverse process is averaged; 0: none.")
     ] = 16,
+    measured: Annotated[
+        int,
+        typer.Option(
+            help="Images whose purified versions are measured: distance, PSNR, SSIM, compression; 0: none."
+        ),
+    ] = 16,
     denoiser: Annotated[
         str | None,
         typer.Option(help="The runs' diffusion model, to show purified images. (default: the bundled ones)"),
@@ -65,7 +71,7 @@ def report(
     from ..report.export import TABLES, require_pyarrow
     from ..report.page import refuse_existing
 
-    options = Options(title, images, traced)
+    options = Options(title, images, traced, measured)
     folders = [(folder, kind) for folder, kind in ((csv, "csv"), (parquet, "parquet")) if folder is not None]
     wanted = [out, *(folder / f"{name}.{kind}" for folder, kind in folders for name in TABLES)]
     with unfinished([out]) as batch:
@@ -76,7 +82,7 @@ def report(
             runs,
             out,
             figures=figures,
-            networks=_networks(denoiser, classifier, device),
+            networks=networks_of(denoiser, classifier, device),
             options=options,
             force=force,
             say=lambda text: typer.echo(text, err=True),
@@ -102,7 +108,7 @@ def _say(paths: list[Path]) -> None:
         typer.echo(f"wrote {path}")
 
 
-def _networks(denoiser: str | None, classifier: str | None, device: str) -> tuple[Any, nn.Module] | None:
+def networks_of(denoiser: str | None, classifier: str | None, device: str) -> tuple[Any, nn.Module] | None:
     """The networks named by the options; None where the bundled ones on the CPU will do."""
     from .options import checked_device
 

@@ -28,6 +28,7 @@ from ..reverse import (
     NoiseSource,
     Process,
     RecordedNoise,
+    Seen,
     SplitNoise,
     check_backend,
     executor_for,
@@ -35,6 +36,7 @@ from ..reverse import (
     perform_states,
     reverse,
     states,
+    watch,
 )
 from ..reverse.step import evaluate
 from ..threads import layer_work
@@ -265,6 +267,31 @@ class Purifier(nn.Module):
         (call, state, context), rule = prepared, self.method.procedure
         visited = states(call, state, context) if rule is None else perform_states(call, rule, state, context)
         return ((torch.stack(visited) + 1.0) * 0.5).to(x.dtype)
+
+    @sealed
+    def watch(
+        self,
+        x: Tensor,
+        visit: Callable[[Seen], None],
+        sample_ids: Tensor | list[int] | None = None,
+        draw: int | Tensor | None = None,
+        *,
+        noise: RecordedNoise | SplitNoise | None = None,
+        domain: Domain = Domain.DEFENSE,
+    ) -> Tensor:
+        """The end state [B, C, H, W] in [-1, 1] coordinates, unclamped, every row having been shown to ``visit``.
+
+        Without gradient, in the model's size. Other arguments and errors as for calling the purifier.
+
+        Raises:
+            ValueError: the method has a procedure of its own, so that its rows alone do not say what happens.
+        """
+        if self.method.procedure is not None:
+            expected = "one whose rows alone say what happens"
+            got = f"{self.method.name}, which walks its table by a rule of its own"
+            raise ValueError(mistake("method", expected, got))
+        prepared = self._prepare(x.detach() if isinstance(x, Tensor) else x, sample_ids, draw, noise, domain)
+        return x * 2.0 - 1.0 if prepared is None else watch(*prepared, visit)
 
     @torch.no_grad()
     def own_noise(self, x: Tensor, sample_ids: Tensor) -> str:

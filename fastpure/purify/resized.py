@@ -48,6 +48,10 @@ class ResizedPurifier(Purifier):
         smaller = resize(states.flatten(0, 1), self.size)
         return smaller.unflatten(0, states.shape[:2])
 
+    def watch(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        """See ``Purifier.watch``: states and result are [B, C, H, W] of the model's size."""
+        return super().watch(self._enlarged(x), *args, **options)
+
     def own_noise(self, x: Tensor, sample_ids: Tensor) -> str:
         """See ``Purifier.own_noise``."""
         return super().own_noise(self._enlarged(x), sample_ids)

@@ -23,6 +23,8 @@ from . import svg, tables
 from .data import LEVEL, Entry, doubts, matrices, open_entries, smallest
 from .figures import Walk, sweep_chart, trace_charts, walk, walk_charts, walk_names
 from .pictures import KINDS, Gallery, gallery
+from .quality import Quality, quality
+from .quality import notes as lacking
 from .rebuild import CannotRebuild, find_defense
 from .sheet import file_names, write_pictures
 from .sweeps import sweeps
@@ -43,17 +45,20 @@ class Options:
         title: of the page.
         images: pictures per run, 0 for none.
         traced: images over which confidence along the reverse process is averaged, 0 for no such chart.
+        measured: images whose purified versions are measured (distance, PSNR, SSIM, compression), 0 for no such table.
     """
 
     title: str = "Robustness report"
     images: int = 8
     traced: int = 16
+    measured: int = 16
 
     def __post_init__(self) -> None:
         if not isinstance(self.title, str) or not self.title.strip():
             raise ValueError(mistake("title", "a text", repr(self.title)))
         whole("images", self.images)
         whole("traced", self.traced)
+        whole("measured", self.measured)
 
 
 def report(
@@ -173,7 +178,8 @@ def collect(
     """
     found, left_out = matrices(entries)
     shown = [entry for entry in entries if len(entry.run.positions)]
-    defenses, notes = _defenses(shown, given, networks) if options.images or options.traced else ({}, {})
+    wanted = options.images or options.traced or options.measured
+    defenses, notes = _defenses(shown, given, networks) if wanted else ({}, {})
     charts = [sweep_chart(sweep) for sweep in sweeps(entries)]
     traces = trace_charts(entries)
     walked = [e for e in shown if options.traced and e.key in defenses and defenses[e.key].purifies]
@@ -184,6 +190,7 @@ def collect(
         say(f"confidence is drawn for the first {MOST_WALKS} of {len(walked)} runs")
     galleries: list[Gallery] = []
     walks: list[Walk] = []
+    measured: list[Quality] = []
     for entry in shown:
         if options.images:
             say(f"pictures of run {entry.key}")
@@ -196,6 +203,9 @@ def collect(
             # Originals take the same way through the same defence: once is enough.
             clean = all(defenses.get(done.entry.key) is not defended for done in walks)
             walks.append(walk(entry, defended, options.traced, clean))
+        if defended is not None and defended.purifies and options.measured:
+            say(f"purified images of run {entry.key}")
+            measured.append(quality(entry, defended, options.measured))
     return {
         "title": options.title,
         "entries": entries,
@@ -209,6 +219,9 @@ def collect(
         "galleries": galleries,
         "walks": walk_charts(walks) if walks else [],
         "walks_left": len(walked[MOST_WALKS:]),
+        "measured": measured,
+        "measured_lpips": any(row.lpips is not None for one in measured for row in one.rows),
+        "measured_notes": lacking(measured),
         "files": files,
         "not_rebuilt": notes,
         "protocols": _protocols(entries),

@@ -180,6 +180,17 @@ def states_of(entry: Entry, target: Target, which: str, positions: Sequence[int]
         return target.trajectory(x, ids, torch.full_like(ids, FIRST_DRAW), Domain.EVALUATION)
 
 
+def purified_images(entry: Entry, target: Target, which: str, positions: Sequence[int]) -> Tensor:
+    """These images purified on the first evaluation draw, float32 [B, C, H, W] on the host."""
+    x, ids = _asked(entry, target, entry.run.images(which, positions), positions)
+    found = []
+    with torch.no_grad(), frozen(target, entry.run.protocol):
+        for part, own in zip(x.split(ROWS), ids.split(ROWS), strict=True):
+            draws = torch.full_like(own, FIRST_DRAW)
+            found.append(target.purify(part, own, draws, Domain.EVALUATION).float().cpu())
+    return torch.cat(found)
+
+
 def data_uri(image: np.ndarray) -> str:
     """A PNG of [C, H, W] in [0, 1] as a data URI."""
     buffer = io.BytesIO()
@@ -212,7 +223,7 @@ def _given(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: np.
     right = entry.run.correct(which)[chosen]
     tiles = []
     for i in range(len(x)):
-        truth, name = int(entry.run.labels[chosen[i]]), _noun(entry, which)
+        truth, name = int(entry.run.labels[chosen[i]]), noun(entry, which)
         alt = f"{name} image {int(entry.run.positions[chosen[i]])} of class {entry.class_names[truth]}"
         own = entry.run.predicted(which)[chosen[i]]
         guess = _most_frequent(own) if bare is None else int(bare[i])
@@ -223,7 +234,7 @@ def _given(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: np.
     else:
         by = "class by the defence" if entry.purified else "class by the classifier"
         said = "most frequent class, draws that are right" if right.shape[1] > 1 else by
-    return _noun(entry, which), said, tuple(tiles)
+    return noun(entry, which), said, tuple(tiles)
 
 
 def _purified(entry: Entry, target: Target, which: str, x: np.ndarray, chosen: list[int]) -> Row:
@@ -239,7 +250,7 @@ def _purified(entry: Entry, target: Target, which: str, x: np.ndarray, chosen: l
         own = int(guesses[i])
         tiles.append(Tile(image, alt, _name(entry, own) + count, own == int(entry.run.labels[chosen[i]])))
     said = "class by the defence on its first draw" + (", draws that are right" if right.shape[1] > 1 else "")
-    return f"{_noun(entry, which)}, purified", said, tuple(tiles)
+    return f"{noun(entry, which)}, purified", said, tuple(tiles)
 
 
 def _noise(entry: Entry, positions: list[int]) -> Row:
@@ -255,7 +266,8 @@ def _noise(entry: Entry, positions: list[int]) -> Row:
     return "noise", f"{factor:.3g} times magnified, grey is none", tiles
 
 
-def _noun(entry: Entry, which: str) -> str:
+def noun(entry: Entry, which: str) -> str:
+    """What images of an input are called: "clean", "adversarial" or "corrupted"."""
     return "corrupted" if which == "adversarial" and entry.corrupted else which
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,6 +70,13 @@ def count(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g} {word}"
     return f"{number:,}".replace(",", "\u202f")
+
+
+def decimals(value: float | None, digits: int) -> str:
+    """ "0.123", "\u221e", or a dash where there is none."""
+    if value is None:
+        return "\u2013"
+    return f"{value:.{digits}f}" if math.isfinite(value) else "\u221e"
 
 
 def p_text(p: float) -> str:

@@ -11,6 +11,7 @@ from .memory import MemoryPlan
 from .noise import GeneratedNoise, NoiseSource, RecordedNoise, SplitNoise
 from .procedure import Procedure, perform, perform_states
 from .step import EagerExecutor, EagerRows, Execution, Executor, Process, Rows
+from .watching import Seen, watch
 
 EXECUTORS: dict[str, type[Executor]] = {"graph": Graphs, "eager": EagerExecutor}
 """What carries out the rows, by name. "auto" takes the first that can serve the networks' device; those behind
@@ -34,6 +35,7 @@ __all__ = [
     "Process",
     "RecordedNoise",
     "Rows",
+    "Seen",
     "SplitNoise",
     "check_backend",
     "executor_for",
@@ -42,6 +44,7 @@ __all__ = [
     "planned",
     "reverse",
     "states",
+    "watch",
 ]
 
 
