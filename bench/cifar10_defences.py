@@ -81,8 +81,11 @@ DEFENCES: dict[str, Callable[[], nn.Module]] = {
     "GDMP": lambda: defended(
         fp.methods.gdmp(t=T, rounds=1, chain=round(STEPS / T), begin="level", variance="small")
     ),
+    # The results are of penultimate features, though the paper's distance is one of logits.
     "AGDM-style": lambda: defended(
-        fp.methods.agdm(fp.load_classifier("cifar10-aux"), t=T, dt=DT, sampler=SOLVER, scale=1.0)
+        fp.methods.agdm(
+            fp.load_classifier("cifar10-aux"), t=T, dt=DT, sampler=SOLVER, scale=1.0, latent="penultimate"
+        )
     ),
     "DDIM": lambda: defended(fp.methods.addt("ddim", round(STEPS / T), T)),
     "ADDT (DDIM)": lambda: defended(fp.methods.addt("ddim", round(STEPS / T), T), "cifar10-addt"),

@@ -62,8 +62,11 @@ DEFENCES: dict[str, Callable[[], nn.Module]] = {
     "COUP scale 2": lambda: defended(fp.methods.coup(fp.load_classifier("digits"), T, DT, scale=2.0)),
     # 6e4 for 3072 pixels and steps of one index: the same pull for 64 pixels and steps of 12.
     "GDMP": lambda: defended(fp.methods.gdmp(t=T, rounds=1, chain=80, begin="level", guide_scale=100.0)),
+    # The results are of penultimate features, though the paper's distance is one of logits.
     "AGDM-style": lambda: defended(
-        fp.methods.agdm(fp.load_classifier("digits-aux"), t=T, dt=DT, sampler="sde", scale=1.0)
+        fp.methods.agdm(
+            fp.load_classifier("digits-aux"), t=T, dt=DT, sampler="sde", scale=1.0, latent="penultimate"
+        )
     ),
     "DDIM-6": lambda: defended(fp.methods.addt("ddim", n_steps=33, strength=T)),
     "ADDT (DDIM-6)": lambda: defended(fp.methods.addt("ddim", n_steps=33, strength=T), "digits-addt"),

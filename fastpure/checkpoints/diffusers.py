@@ -188,7 +188,7 @@ def plan_diffusers(source: Source, config: Any = None) -> Plan:
     dropped = source.others_dropped()
     if settings.learned_sigma:
         dropped = (
-            f"output channels {settings.channels}.. (learned variance, not used by any method)",
+            f"output channels {settings.channels}.. (learned variance, for variance='learned' alone)",
             *dropped,
         )
     tensors = {_today(name): value for name, value in source.require_tensors().items()}

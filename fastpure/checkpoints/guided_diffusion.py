@@ -113,7 +113,7 @@ def plan_guided_diffusion(source: Source, config: Any = None) -> Plan:
     if settings.learned_sigma:
         channels = settings.channels
         dropped = (
-            f"output channels {channels}..{2 * channels - 1} (learned variance, not used by any method)",
+            f"output channels {channels}..{2 * channels - 1} (learned variance, for variance='learned' alone)",
             *dropped,
         )
     ema = source.chosen.said if source.chosen is not None else "as in the file"

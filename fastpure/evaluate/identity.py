@@ -131,10 +131,10 @@ def rebuild_method(described: Mapping[str, Any], classifier: nn.Module) -> Metho
     Raises:
         CannotRebuild: an unknown method, one guided by something else, or a table that came out differently.
     """
-    name, settings = described["name"], dict(described["settings"])
+    name = described["name"]
     if name not in methods.METHODS:
         raise CannotRebuild(f"this fastpure has no method {name}")
-    takes = methods.spec(name)
+    takes, settings = methods.spec(name), methods.METHODS[name].remembered(described["settings"])
     guided = described["guidance"] is not None or "sha256" in canonical(described.get("procedure"))
     if takes.network is not None and (takes.required or guided):
         settings[takes.network] = classifier

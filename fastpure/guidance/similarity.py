@@ -135,14 +135,15 @@ class StructuralSimilarity(Objective, _ReadsInput):
     """g(x) = gradient of SSIM(x, y) / ``reference_batch``, y the diffused input (GDMP's SSIM mode).
 
     SSIM of Wang et al. 2004: Gaussian window of side ``window`` (odd) and standard deviation ``std`` with zero
-    padding, K1 = 0.01, K2 = 0.03, mean over pixels and channels. ``data_range`` is 2 for images in [-1, 1].
+    padding, K1 = 0.01, K2 = 0.03, mean over pixels and channels. Its constants are (K ``data_range``)^2: 0.01^2 and
+    0.03^2 as in GDMP's code, which compares images in [-1, 1] all the same, whose range is 2.
     """
 
     reference_batch: int = 100
     guide: str = "noised"
     window: int = 11
     std: float = 1.5
-    data_range: float = 2.0
+    data_range: float = 1.0
     grad: str = "exact"
 
     def __post_init__(self) -> None:

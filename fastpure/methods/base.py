@@ -59,9 +59,11 @@ class Factory(Protocol[P]):
 
     Attributes:
         spec: what it takes.
+        remembered: recorded settings -> the same with those that were left out for having their ``former`` value.
     """
 
     spec: Spec
+    remembered: Callable[[Mapping[str, Any]], dict[str, Any]]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Method:
         """The method."""
@@ -139,7 +141,7 @@ class Method:
         for setting in changes:
             one_of(f"settings of {self.name}", setting, dict(spec.settings))
         network = {} if spec.network is None else {spec.network: self.network}
-        return self.factory(**{**dict(self.settings), **changes, **network})
+        return self.factory(**{**self.factory.remembered(dict(self.settings)), **changes, **network})
 
     @property
     def step_setting(self) -> str | None:
@@ -197,7 +199,7 @@ class Method:
             raise ValueError(mistake("method", "one with guidance", self.name))
         if not 0.0 <= number("share", share) <= 1.0:
             raise ValueError(mistake("share", "in [0, 1]", share))
-        if self.procedure is not None:
+        if self.procedure is not None and not self.procedure.guided_by_table:
             return self._weakened_by_settings(share)
         guidance = self.guidance if share else None
         return replace(self, steps=self.steps.weakened(share), guidance=guidance, factory=None)
@@ -215,9 +217,11 @@ class Method:
         return self.factory(**kept)
 
     def check_denoiser(self, denoiser: Denoiser) -> None:
-        """Raise ValueError if ``denoiser`` has another schedule or image shape than this method needs."""
+        """Raise ValueError if ``denoiser`` has another schedule, image shape or answer than this method needs."""
         if self.guidance is not None:
             self.guidance.check_images(denoiser.image_shape)
+        if self.procedure is not None:
+            self.procedure.check_denoiser(denoiser)
         if denoiser.time_input != "sigma" and denoiser.schedule != self.schedule:
             expected = f"trained on the {self.schedule} schedule for {self.name}"
             found = f"one trained on the {denoiser.schedule} schedule"
@@ -234,6 +238,7 @@ def method(
     network: str | None = None,
     steps: str | None = None,
     since: Mapping[str, object] | None = None,
+    former: Mapping[str, object] | None = None,
     only: Mapping[str, Condition] | None = None,
     order: tuple[str, ...] = (),
 ) -> Callable[[Callable[P, Method]], Factory[P]]:
@@ -244,10 +249,13 @@ def method(
         steps: the setting that says how many steps there are, or "dt" for their length, of which ``t`` is the whole.
         since: settings that came after the method's first release, with the value that it had before. They are
             recorded only where they differ, so that older run files still name the same method.
+        former: the same for settings whose default is not what the method did before: they are recorded unless they
+            have the value that it had then, and a record without them means that value (``remembered``).
         only: settings that mean something, and are recorded, only where this holds of the arguments as given.
         order: settings that are printed first, where that is another order than the arguments'.
     """
-    since, only = since or {}, only or {}
+    since, former, only = since or {}, former or {}, only or {}
+    before = {**since, **former}
 
     def decorate(function: Callable[P, Method]) -> Factory[P]:
         name, taken = function.__name__, arguments(function)
@@ -255,6 +263,8 @@ def method(
         if any(settings[key] != value for key, value in since.items()):
             # What is left out comes back as the default.
             raise TypeError(mistake("since", f"the defaults of {name}", since))
+        if any(settings[key] == value for key, value in former.items()):
+            raise TypeError(mistake("former", f"other values than the defaults of {name}", former))
         named, written = dict.fromkeys((*order, *settings)), kinds(function)
 
         @wraps(function)
@@ -269,13 +279,23 @@ def method(
             recorded = tuple(
                 (key, values[key])
                 for key in named
-                if (key not in since or values[key] != since[key]) and (key not in only or only[key](given))
+                if (key not in before or values[key] != before[key]) and (key not in only or only[key](given))
             )
             kept = None if network is None else given[network]
             return replace(made, name=name, settings=recorded, network=kept, factory=factory)
 
+        def remembered(recorded: Mapping[str, Any]) -> dict[str, Any]:
+            given = {**taken, **recorded}
+            left_out = {
+                key: value
+                for key, value in former.items()
+                if key not in recorded and (key not in only or only[key](given))
+            }
+            return {**left_out, **recorded}
+
         required = network is not None and taken[network] is REQUIRED
         factory = cast(Factory[P], make)
+        factory.remembered = remembered
         factory.spec = Spec(name, tuple(settings.items()), network, required, steps)
         return factory
 

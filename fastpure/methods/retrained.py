@@ -16,6 +16,7 @@ from ..schedule import (
     SampledVP,
     StepTable,
     ancestral,
+    dpm_solver_strided,
     forward_diffusion,
     predictor_corrector,
     strided,
@@ -33,7 +34,16 @@ CONFIDENCE = dict.fromkeys(("scale", "label", "guidance_grad"), _guided)
 """Settings of COUP's guidance, which mean nothing without a classifier."""
 
 
-@method(network="classifier", steps="n_steps", only=CONFIDENCE)
+def _ancestral(given: Mapping[str, Any]) -> bool:
+    return bool(given["sampler"] == "ddpm")
+
+
+@method(
+    network="classifier",
+    steps="n_steps",
+    former={"variance": "small"},
+    only={**CONFIDENCE, "variance": _ancestral},
+)
 def adbm(
     t: float = 0.1,
     n_steps: int = 5,
@@ -46,23 +56,32 @@ def adbm(
     scale: float = 1.0,
     label: str = "step",
     guidance_grad: str = "exact",
+    variance: str = "large",
 ) -> Method:
     """ADBM (Li et al.): diffuse, then DDIM in ``n_steps`` steps, for a denoiser trained on its bridge.
 
     ``schedule`` "released" is the published sampler's: betas from 1e-6 (not 1e-4) to 2e-2, diffusion at index
     1000 t, denoising from one below, the index as label, though the training used the continuous schedule with
     labels 999 t. "training" samples on that schedule instead, diffusion and first step at time t. ``sampler`` "ddpm"
-    is ancestral with small variance. ``rounds`` repeats the whole. A ``classifier`` adds COUP's guidance to the score
-    with ``scale``, ``label`` and ``guidance_grad`` as in ``coup``: a combination nobody has published.
+    is ancestral with ``variance`` "large" (the published option) or "small"; "dpm_solver" is DPM-Solver++(2M) over the
+    same indices (``schedule.dpm_solver_strided``; that the release offers such a solver is known, its details are
+    ours). ``rounds`` repeats the whole. A ``classifier`` adds COUP's guidance to the score with ``scale``, ``label``
+    and ``guidance_grad`` as in ``coup``: a combination nobody has published.
     """
     one_of("schedule", schedule, ("released", "training"))
-    one_of("sampler", sampler, ("ddim", "ddpm"))
+    one_of("sampler", sampler, ("ddim", "ddpm", "dpm_solver"))
+    one_of("variance", variance, ("small", "large"))
     whole("rounds", rounds, minimum=1)
     chain: IndexedSchedule = DiscreteVP(beta_start=1e-6) if schedule == "released" else SampledVP()
     first = discrete_index(t)
     start = start_index(t) if schedule == "released" else first
-    eta = 0.0 if sampler == "ddim" else 1.0
-    steps = strided(spaced_indices(first, n_steps, "trailing"), eta, clip_x0, chain)
+    indices = spaced_indices(first, n_steps, "trailing")
+    if sampler == "ddpm":
+        steps = ancestral(indices, variance, clip_x0, chain)
+    elif sampler == "dpm_solver":
+        steps = dpm_solver_strided(indices, clip_x0, chain)
+    else:
+        steps = strided(indices, 0.0, clip_x0, chain)
     once = forward_diffusion(chain.alpha_bar(start)) + steps
     table = once
     for _ in range(rounds - 1):
@@ -84,7 +103,12 @@ def _confident(made: Method, classifier: nn.Module, scale: float, label: str, gr
 @method(
     network="classifier",
     steps="n_steps",
-    only={**CONFIDENCE, "strength": lambda given: given["sampler"] != "edm"},
+    since={"corrector": True},
+    only={
+        **CONFIDENCE,
+        "strength": lambda given: given["sampler"] != "edm",
+        "corrector": lambda given: given["sampler"] == "vp",
+    },
 )
 def addt(
     sampler: str = "ddpm",
@@ -95,12 +119,14 @@ def addt(
     scale: float = 1.0,
     label: str = "step",
     guidance_grad: str = "exact",
+    corrector: bool = True,
 ) -> Method:
     """ADDT (Liu et al.): the samplers under which denoisers trained with it are published.
 
     "ddpm" (variance beta) and "ddim" walk the last part of ``n_steps`` leading timesteps, from position
     round((1 - strength) n_steps) - 1: with 1000 steps indices 100..0, with 100 indices 100, 90, ..., 0. "vp" is
-    ``predictor_corrector``, "edm" is ``edm`` (whose ``strength`` is not used). ``n_steps`` None: 1000, for edm 50.
+    ``vp_sde``, "edm" is ``edm`` (whose ``strength`` is not used). ``corrector`` False leaves the predictors of "vp"
+    alone, as the released code does where the attacker knows the noise (DW-box). ``n_steps`` None: 1000, for edm 50.
     ``clip_output`` None: as published, which is unclamped for "vp" and clamped otherwise. A ``classifier`` adds COUP's
     guidance, as in ``adbm``, to any but "vp".
     """
@@ -110,17 +136,17 @@ def addt(
         raise ValueError(mistake("sampler", "'ddpm', 'ddim' or 'edm' with a classifier", "'vp'", remedy))
     n = n_steps if n_steps is not None else 50 if sampler == "edm" else 1000
     clip = clip_output if clip_output is not None else sampler != "vp"
-    procedure = PredictorCorrector() if sampler == "vp" else None
+    procedure = PredictorCorrector() if sampler == "vp" and corrector else None
     resolved = {"n_steps": n, "clip_output": clip}
-    made = Method.of(_published(sampler, n, strength), None, clip, procedure, resolved=resolved)
+    made = Method.of(_published(sampler, n, strength, corrector), None, clip, procedure, resolved=resolved)
     return made if classifier is None else _confident(made, classifier, scale, label, guidance_grad)
 
 
-def _published(sampler: str, n: int, strength: float) -> StepTable:
+def _published(sampler: str, n: int, strength: float, corrector: bool) -> StepTable:
     if sampler == "edm":
         return edm(n_steps=n).steps
     if sampler == "vp":
-        return predictor_corrector(strength, n)
+        return predictor_corrector(strength, n, corrector=corrector)
     indices = leading_indices(strength, n)
     steps = ancestral(indices, "large") if sampler == "ddpm" else strided(indices)
     return forward_diffusion(DiscreteVP().alpha_bar(indices[0])) + steps

@@ -99,17 +99,24 @@ def edm(
     return Method.of(forward_diffusion(alpha_of(sigma_max) ** 2) + steps, None, clip_output)
 
 
-@method(steps="n_steps")
+@method(steps="n_steps", since={"corrector": True}, only={"snr": lambda given: given["corrector"]})
 def vp_sde(
-    strength: float = 0.1, n_steps: int = 1000, snr: float = 0.16, clip_output: bool = False
+    strength: float = 0.1,
+    n_steps: int = 1000,
+    snr: float = 0.16,
+    clip_output: bool = False,
+    corrector: bool = True,
 ) -> Method:
     """Diffuse, then predictor-corrector sampling of the reverse VP-SDE (Song et al. 2021): two calls per step.
 
     Starts at the time at position round((1 - strength) n_steps) - 1 of linspace(1, 1e-3), 0.101 by default; every
     step is a Langevin correction with signal-to-noise ratio ``snr`` and an Euler step of 1 / n_steps. The last step
-    adds no noise. The correction's size depends on the image and is differentiated.
+    adds no noise: its mean is returned. The correction's size depends on the image and is differentiated. ``corrector``
+    False takes the Euler steps alone, one call each: what ADDT's code defends with where the attacker knows the noise
+    (DW-box).
     """
-    return Method.of(predictor_corrector(strength, n_steps, snr), None, clip_output, PredictorCorrector())
+    table = predictor_corrector(strength, n_steps, snr, corrector=corrector)
+    return Method.of(table, None, clip_output, PredictorCorrector() if corrector else None)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,8 @@ class Denoiser(nn.Module):
         prediction: what it predicts, one of ``PREDICTIONS``.
         time_input: how it is told the time, one of ``TIME_INPUTS``.
         image_shape: (C, H, W).
-        learned_sigma: whether it returns 2 C channels, of which the last C (a variance) are ignored.
+        learned_sigma: whether it returns 2 C channels, of which the last C are a variance that only
+            ``noise_and_variance`` looks at.
         schedule: what its steps and times mean, one of ``SCHEDULES``; without meaning for "sigma" labels.
         checkpoint: the report on the file it was loaded from (``fastpure.checkpoints.CheckpointReport``), or None.
     """
@@ -230,7 +231,7 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """The network's own prediction [B, C, H, W] for x [B, C, H, W] and its own labels [B]; for training."""
         self._check_images(x)
-        return self._prediction_of(self._answer(self.network, x, labels), x)
+        return self._first(self._checked(self._answer(self.network, x, labels), x))
 
     def conditioning(
         self, tau: np.ndarray, index: np.ndarray, alpha: np.ndarray, sigma: np.ndarray
@@ -273,13 +274,42 @@ class Denoiser(nn.Module):
             ValueError: the shape of x or of the network's output is wrong, step k calls no network, or the
                 network is in training mode (dropout would make the defence something else).
         """
+        return self._noise_of(self._output(x, conditioning, k), x, conditioning, k)
+
+    def noise_and_variance(self, x: Tensor, conditioning: Conditioning, k: int) -> tuple[Tensor, Tensor]:
+        """``noise_pred`` and, from the same call of the network, the share of the learned variance, both like x.
+
+        The share s [B, C, H, W] is (v + 1) / 2 of the second half v of the answer, not clamped: the variance is
+        exp(s log beta + (1 - s) log posterior variance) (Nichol and Dhariwal 2021, eq. 15; "learned_range").
+
+        Raises:
+            TypeError, ValueError: as ``noise_pred``, or the network learned no variance.
+        """
+        self.require_variance()
+        output = self._output(x, conditioning, k)
+        share = (output[:, self.image_shape[0] :].to(x.dtype) + 1.0) * 0.5
+        return self._noise_of(output, x, conditioning, k), same_layout(share, x)
+
+    def require_variance(self) -> None:
+        """Raise ValueError unless the network learned a variance."""
+        if not self.learned_sigma:
+            expected = "a network that learned a variance (learned_sigma=True)"
+            found = f"{type(self.network).__name__}, which did not"
+            remedy = "Use variance='large' or 'small'"
+            raise ValueError(mistake("denoiser", f"{expected} for variance='learned'", found, remedy))
+
+    def _output(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
+        """All channels of the answer for the state of step ``k``, in the network's dtype."""
         self._check_images(x)
         self._check_evaluates()
-        alpha, sigma = conditioning.noise_level(k)
+        alpha, _ = conditioning.noise_level(k)
         seen = x / alpha if self.time_input == "sigma" else x
         output = self._run(seen if self.dtype is None else seen.to(self.dtype), conditioning, k)
-        output = self._prediction_of(output, x).to(x.dtype)
-        return same_layout(self._to_noise(x, output, alpha, sigma), x)
+        return self._checked(output, x)
+
+    def _noise_of(self, output: Tensor, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
+        alpha, sigma = conditioning.noise_level(k)
+        return same_layout(self._to_noise(x, self._first(output).to(x.dtype), alpha, sigma), x)
 
     def clean_image(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Expected clean image [B, C, H, W] given x = x0 + sigma noise, ``sigma`` [B] > 0: D(x; sigma) of Karras et al.
@@ -414,7 +444,7 @@ class Denoiser(nn.Module):
             channels, height, width = self.image_shape
             raise ValueError(mistake("x", f"of shape [B, {channels}, {height}, {width}]", str(list(x.shape))))
 
-    def _prediction_of(self, output: Any, x: Tensor) -> Tensor:
+    def _checked(self, output: Any, x: Tensor) -> Tensor:
         channels, height, width = self.image_shape
         expected = (len(x), channels * (2 if self.learned_sigma else 1), height, width)
         if not isinstance(output, Tensor):
@@ -433,7 +463,11 @@ class Denoiser(nn.Module):
                 "`denoiser` must be differentiable with respect to its input, but its output has no gradient. "
                 "Remove `detach` or `no_grad` from its forward, or call the purifier under torch.no_grad()"
             )
-        return output[:, :channels] if self.learned_sigma else output
+        return output
+
+    def _first(self, output: Tensor) -> Tensor:
+        """The prediction, without the variance."""
+        return output[:, : self.image_shape[0]] if self.learned_sigma else output
 
 
 def _usable_steps(labels: list[float], alpha: list[float], sigma: list[float]) -> tuple[bool, ...]:

@@ -301,7 +301,7 @@ DDPMPP = DenoiserSpec(
 )
 DDPMPP_INDEXED = DenoiserSpec(DDPMPP.name, "index")
 DDPM = DenoiserSpec("DDPM ema_cifar10 (Ho et al. 2020), EMA weights")
-ADM_256 = DenoiserSpec("guided-diffusion 256x256_diffusion_uncond.pt (learned sigma dropped)")
+ADM_256 = DenoiserSpec("guided-diffusion 256x256_diffusion_uncond.pt")
 EDM = DenoiserSpec("EDM cifar10-32x32-uncond-vp")
 
 WRN_28_10 = ClassifierSpec(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, named
 from ..guidance import GuidanceStep
+from ..nets import Denoiser
 from .loop import Call
 from .memory import count_saved_bytes
 from .noise import NoiseSource
@@ -29,7 +30,12 @@ class Procedure(ABC):
 
     The table still says how many steps there are, which noise level and label belong to each, and which draw
     noise. Sample i of every tensor in the state depends on sample i of the input only.
+
+    Attributes:
+        guided_by_table: whether the guidance counts for as much as the table's rows say.
     """
+
+    guided_by_table: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self, x: Tensor) -> State:
@@ -42,6 +48,9 @@ class Procedure(ABC):
     @abstractmethod
     def image(self, state: State) -> Tensor:
         """The image in ``state``, [B, C, H, W] in [-1, 1]."""
+
+    def check_denoiser(self, denoiser: Denoiser) -> None:  # noqa: B027
+        """Raise ValueError if ``denoiser`` does not answer what the rule asks it."""
 
     def check_precision(self, dtype: torch.dtype) -> None:  # noqa: B027
         """Raise ValueError if the rule loses its meaning with networks that compute in ``dtype``."""

@@ -4,6 +4,7 @@ from .edm import edm, karras_grid
 from .solvers import (
     ancestral,
     dpm_solver_pp,
+    dpm_solver_strided,
     exponential_sde,
     forward_diffusion,
     guidance_variances,
@@ -12,6 +13,7 @@ from .solvers import (
     probability_flow,
     reverse_sde,
     strided,
+    variance_range,
 )
 from .table import KERNEL_COLUMNS, KERNEL_WIDTH, Row, StepTable
 from .vp import VP, CosineVP, DiscreteVP, IndexedSchedule, SampledVP
@@ -28,6 +30,7 @@ __all__ = [
     "StepTable",
     "ancestral",
     "dpm_solver_pp",
+    "dpm_solver_strided",
     "edm",
     "exponential_sde",
     "forward_diffusion",
@@ -38,4 +41,5 @@ __all__ = [
     "probability_flow",
     "reverse_sde",
     "strided",
+    "variance_range",
 ]

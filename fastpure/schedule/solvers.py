@@ -190,6 +190,20 @@ def guidance_variances(
     return [*values, posterior(before_last, steps[-1])]
 
 
+def variance_range(
+    indices: Sequence[int], schedule: IndexedSchedule | None = None
+) -> list[tuple[float, float]]:
+    """(least, largest) variance at each of ``indices``: between them lies a learned one (Nichol and Dhariwal 2021).
+
+    The posterior variance, for the last step that of the step before it, and beta; see ``guidance_variances``.
+    """
+    schedule = schedule or DiscreteVP()
+    least = guidance_variances(indices, "small", schedule)
+    steps = [*check_indices(indices, schedule.n), -1]
+    largest = [1.0 - schedule.alpha_bar(i) / schedule.alpha_bar(j) for i, j in pairwise(steps)]
+    return list(zip(least, largest, strict=True))
+
+
 def eta_coefficients(now: float, after: float, eta: float) -> tuple[float, float, float]:
     """(a, b, d) of one eta-family step between signal powers ``now`` < ``after`` (<= 1)."""
     d = eta * math.sqrt((1.0 - now / after) * (1.0 - after) / (1.0 - now))
@@ -245,6 +259,31 @@ def dpm_solver_pp(
     return StepTable(tuple(rows))
 
 
+def dpm_solver_strided(
+    indices: Sequence[int], clip_x0: bool = False, schedule: IndexedSchedule | None = None
+) -> StepTable:
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2) over descending zero-based ``indices``, ending at the image.
+
+    Steps of any length in log(alpha / sigma). The first and the last are of first order, the last because it has no
+    end there: it returns the predicted clean image, as DDIM's does. One index alone is ``strided`` with eta 0.
+    """
+    schedule = schedule or DiscreteVP()
+    table = strided(indices, 0.0, clip_x0, schedule)
+    levels = [math.log(row.alpha / row.sigma) for row in table.rows]
+    rows = []
+    for k, row in enumerate(table.rows):
+        last = k + 1 == len(levels)
+        if k and not last:
+            after = table.rows[k + 1]
+            gain = -after.alpha * math.expm1(levels[k] - levels[k + 1])
+            slope = 0.5 * gain * (levels[k + 1] - levels[k]) / (levels[k] - levels[k - 1])
+            a, b = row.a + slope / row.alpha, row.b - slope * row.sigma / row.alpha
+            row = replace(row, a=a, b=b, p=-slope)
+        # The register keeps the prediction of the clean image for the step after.
+        rows.append(row if last else replace(row, q=1.0 / row.alpha, r=-row.sigma / row.alpha))
+    return StepTable(tuple(rows))
+
+
 def langevin(
     t: float, dt: float, n_steps: int, rate: float, temperature: float, schedule: VP | None = None
 ) -> StepTable:
@@ -275,13 +314,18 @@ def trailing_times(strength: float, n: int) -> np.ndarray:
 
 
 def predictor_corrector(
-    strength: float = 0.1, n_steps: int = 1000, snr: float = 0.16, schedule: VP | None = None
+    strength: float = 0.1,
+    n_steps: int = 1000,
+    snr: float = 0.16,
+    schedule: VP | None = None,
+    corrector: bool = True,
 ) -> StepTable:
     """Diffusion of the input, then pairs of rows: Langevin corrector, reverse-SDE predictor (Song et al. 2021).
 
     A corrector's step is 2 alpha (snr |z| / |score|)^2, which depends on the state. Its row holds the step for
     |e| = |z|; the procedure that walks the table multiplies b by (|z| / |e|)^2 and d by |z| / |e|. alpha is 1 -
-    beta at index floor(999 t). The last predictor adds no noise.
+    beta at index floor(999 t). The last predictor adds no noise. Without ``corrector`` the predictors' rows are left,
+    which no procedure need walk.
     """
     schedule = schedule or VP()
     positive("snr", snr)
@@ -290,8 +334,9 @@ def predictor_corrector(
     rows = [Row(a=schedule.alpha(times[0]), d=schedule.sigma(times[0]), forward=True)]
     for t in times:
         here = at_time(schedule, t)
-        langevin_step = 2.0 * (1.0 - float(betas[math.floor(999.0 * t)])) * (snr * here.sigma) ** 2
-        rows.append(replace(here, b=-langevin_step / here.sigma, d=math.sqrt(2.0 * langevin_step)))
+        if corrector:
+            langevin_step = 2.0 * (1.0 - float(betas[math.floor(999.0 * t)])) * (snr * here.sigma) ** 2
+            rows.append(replace(here, b=-langevin_step / here.sigma, d=math.sqrt(2.0 * langevin_step)))
         step = schedule.beta(t) / n_steps
         noise = 0.0 if t == times[-1] else math.sqrt(step)
         rows.append(replace(here, a=1.0 + 0.5 * step, b=-step / here.sigma, d=noise))

@@ -42,6 +42,8 @@ class Row:
         index: label of a network with integer input.
         clip: whether the predicted clean image is clamped to [-1, 1].
         forward: whether this is the diffusion of the input, which calls no network.
+        log_range: log of the least over the largest variance where the network learned one between them; d and c are
+            then those of the largest. Only a procedure reads it (``fastpure.methods.learned``).
     """
 
     a: float
@@ -60,6 +62,7 @@ class Row:
     index: int = 0
     clip: bool = False
     forward: bool = False
+    log_range: float = 0.0
 
     @property
     def calls_network(self) -> bool:

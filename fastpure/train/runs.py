@@ -88,7 +88,7 @@ def train_classifier(
         f"cross-entropy {score.cross_entropy:.4f}"
     ]
     if isinstance(recipe.loss, TradesLoss):
-        table.append(_under_attack(done.model, _held_out(test), recipe.loss.eps))
+        table.append(_under_attack(done.model, _held_out(test), recipe.loss))
     metadata = notes(recipe.train, train, {"test_accuracy": f"{score.accuracy:.4f}"})
     return export(
         done,
@@ -237,11 +237,11 @@ def _export_denoiser(
     )
 
 
-def _under_attack(model: nn.Module, test: Dataset, eps: float) -> str:
-    attack = PGD(norm="Linf", eps=eps, n_iter=20, eot_iter=1)
+def _under_attack(model: nn.Module, test: Dataset, loss: TradesLoss) -> str:
+    attack = PGD(norm=loss.norm, eps=loss.eps, n_iter=20, eot_iter=1)
     device = next(model.parameters()).device
     result = attack(model, test.images.to(device), test.labels.to(device))
-    return f"under PGD-20, Linf {eps:g}: {result.robust_accuracy} of {len(test)} images"
+    return f"under PGD-20, {loss.norm} {loss.eps:g}: {result.robust_accuracy} of {len(test)} images"
 
 
 def _held_out(test: Dataset) -> Dataset:

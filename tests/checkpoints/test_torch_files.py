@@ -73,7 +73,9 @@ def test_both_kinds_of_configuration_describe_the_same_network(tmp_path):
         for name in ("unet_kwargs", "create_model_kwargs")
     )
     assert one.describe() == other.describe()
-    assert one.checkpoint.dropped == ("output channels 3..5 (learned variance, not used by any method)",)
+    assert one.checkpoint.dropped == (
+        "output channels 3..5 (learned variance, for variance='learned' alone)",
+    )
     assert (one.time_input, one.learned_sigma) == ("index", True)
 
 

@@ -26,6 +26,11 @@ CASES = {
     "ssim": lambda: StructuralSimilarity(reference_batch=3, window=5),
     "auxiliary": lambda: AuxiliaryLatent(auxiliary(), eta=2.0),
     "auxiliary_noised": lambda: AuxiliaryLatent(auxiliary(), eta=2.0, features="noised"),
+    "auxiliary_logits": lambda: AuxiliaryLatent(auxiliary(), eta=2.0, latent="logits"),
+    "auxiliary_kl_noised": lambda: AuxiliaryLatent(
+        auxiliary(), eta=2.0, features="noised", latent="logits", distance="kl"
+    ),
+    "auxiliary_kl": lambda: AuxiliaryLatent(auxiliary(), eta=2.0, latent="logits", distance="kl"),
     "attraction": lambda: Attraction(variance=0.1),
 }
 
@@ -39,7 +44,7 @@ STEP = GuidanceStep(3, 0.9, 0.4, lambda: draw(9))
 
 
 def test_every_guidance_is_tried_here():
-    assert set(GUIDANCE) <= {name.removesuffix("_clean").removesuffix("_noised") for name in CASES}
+    assert set(GUIDANCE) <= set(CASES)
     assert {type(make()) for make in CASES.values()} == set(GUIDANCE.values())
 
 
@@ -80,6 +85,21 @@ def test_what_an_attacker_leaves_out(name):
     v_x, v_context = replace(guidance, grad="detached").linearize(x, context, STEP)[1](v)
     assert v_x is None
     assert all(part is None for part in v_context)
+
+
+@pytest.mark.parametrize("distance", ["mse", "kl"])
+def test_the_auxiliary_s_logits_are_class_and_latent_at_once(distance):
+    """log p_y - eta D(c(x0), c(x)), with one pass of a network that offers nothing but logits."""
+    network = auxiliary().network
+    guidance = AuxiliaryLatent(network, eta=2.0, latent="logits", distance=distance)
+    x, x0 = draw(0).requires_grad_(True), draw(1)
+    here, there = network((x + 1) / 2), network((x0 + 1) / 2)
+    logp, p = here.log_softmax(1), there.softmax(1)
+    apart = ((here - there) ** 2).mean(1) if distance == "mse" else (p * (p.log() - logp)).sum(1)
+    total = (logp[torch.arange(2), there.argmax(1)] - 2.0 * apart).sum()
+    (expected,) = torch.autograd.grad(total, x)
+    found = guidance.gradient(x.detach(), guidance.context(x0), STEP)
+    assert torch.allclose(found, expected, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", ["confidence", "auxiliary"])

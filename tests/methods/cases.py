@@ -32,11 +32,24 @@ def frozen_resnet() -> nn.Module:
     return ResNet(config).double().eval().requires_grad_(False)
 
 
-def agdm_case(sampler, label="input", features="clean", network=None):
+def agdm_case(sampler, label="input", features="clean", network=None, latent="penultimate", distance="mse"):
     network = network or auxiliary()
     settings = {"scale": 5e4, "eta": 3.0, "sampler": sampler, "label": label, "features": features}
+    settings |= {"latent": latent, "distance": distance}
     method = fp.methods.agdm(network, t=0.006, clip_output=False, **settings)
-    return method, lambda eps, u, noise: plain.agdm(eps, network, u, noise, 6, *settings.values())
+    return method, lambda eps, u, noise: plain.agdm(
+        eps, network, u, noise, range(5, -1, -1), *settings.values()
+    )
+
+
+def respaced_agdm_case():
+    """5 of the 40 steps 0, 26, 51, 77, ..., 999; the logits are the default."""
+    network, settings = auxiliary(), {"scale": 300.0, "eta": 3.0}
+    method = fp.methods.agdm(network, t=0.125, chain=40, clip_output=False, **settings)
+    indices = [102, 77, 51, 26, 0]
+    return method, lambda eps, u, noise: plain.agdm(
+        eps, network, u, noise, indices, *settings.values(), "ddpm", "input", "clean", "logits"
+    )
 
 
 def exponential_case(classifier, scale, diffused=False):
@@ -82,10 +95,22 @@ CASES = {
     "diffpure_exponential": lambda: exponential_case(None, 0.0, diffused=True),
     "agdm_step_label": lambda: agdm_case("ddpm", label="step"),
     "agdm_noised_features": lambda: agdm_case("sde", features="noised"),
+    "agdm_logits": lambda: agdm_case("ddpm", latent="logits"),
+    "agdm_logits_noised": lambda: agdm_case("sde", features="noised", latent="logits"),
+    "agdm_divergence": lambda: agdm_case("ddpm", latent="logits", distance="kl"),
+    "agdm_respaced": respaced_agdm_case,
     "agdm_resnet": lambda: agdm_case("ddpm", network=frozen_resnet()),
     "adbm": lambda: (
         fp.methods.adbm(clip_output=False),
         lambda eps, u, noise: plain.adbm(eps, u, noise, 99, 5),
+    ),
+    "adbm_ddpm": lambda: (
+        fp.methods.adbm(sampler="ddpm", clip_output=False),
+        lambda eps, u, noise: plain.adbm_ddpm(eps, u, noise, [99, 79, 59, 39, 19]),
+    ),
+    "adbm_dpm_solver": lambda: (
+        fp.methods.adbm(sampler="dpm_solver", clip_output=False),
+        lambda eps, u, noise: plain.adbm_dpm_solver(eps, u, noise, [99, 79, 59, 39, 19]),
     ),
     "adbm_coup": lambda: (
         fp.methods.adbm(clip_output=False, classifier=toy_classifier(), scale=5.0),
@@ -105,6 +130,12 @@ CASES = {
             eps, u, noise, [0.006, 0.005, 0.004, 0.003, 0.002, 0.001], 1e-3, 0.16
         ),
     ),
+    "addt_vp_predictor": lambda: (
+        fp.methods.addt("vp", strength=0.005, corrector=False),
+        lambda eps, u, noise: plain.vp_predictor(
+            eps, u, noise, [0.006, 0.005, 0.004, 0.003, 0.002, 0.001], 1e-3
+        ),
+    ),
     "edm": edm_case,
     "edm_euler_ode": lambda: edm_case(churn=0.0, heun=False),
     "edm_full_churn": lambda: edm_case(churn=40.0),
@@ -121,6 +152,10 @@ CASES = {
     "adp": lambda: (
         fp.methods.adp(level=0.2, n_iter=4, stop=ADP["stop"], clip_output=False),
         lambda eps, u, noise: plain.adp(eps, u, noise, 0.25, 0.2, 4, ADP)[0],
+    ),
+    "adp_after": lambda: (
+        fp.methods.adp(level=0.2, n_iter=4, stop=ADP["stop"], clip_output=False, rest="after"),
+        lambda eps, u, noise: plain.adp(eps, u, noise, 0.25, 0.2, 4, ADP, "after")[0],
     ),
 }
 PROCEDURES = ["addt_vp", "likelihood_max", "likelihood_max_coup", "adp"]

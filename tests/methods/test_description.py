@@ -10,9 +10,11 @@ import pytest
 from torch import nn
 
 import fastpure as fp
+from fastpure.evaluate.identity import rebuild_method
 from fastpure.guidance import ClassifierConfidence
 from fastpure.methods import METHODS, Method, Spec, make, spec
 from fastpure.methods.base import method
+from fastpure.purify.description import plain
 from fastpure.schedule import forward_diffusion, reverse_sde
 from tests.methods.cases import auxiliary
 from tests.methods.small import SMALL
@@ -43,26 +45,33 @@ VARIED = {
     "gdmp": [
         {"t": 0.01, "rounds": 2, "metric": "ssim", "guide_scale": 7.0, "ptb": 4.0, "reference_batch": 50},
         {"variance": "small", "guide": "clean", "chain": 250, "begin": "level"},
-        {"metric": "ssim", "guidance_grad": "no_guide_path", "clip_output": False},
+        {"metric": "ssim", "guidance_grad": "no_guide_path", "clip_output": False, "data_range": 3.0},
+        {"variance": "learned"},
     ],
     "agdm": [
         {"t": 0.02, "scale": 2.0, "eta": 0.5, "label": "step", "features": "noised"},
         {"variance": "small", "clip_x0": False, "guidance_grad": "detached", "clip_output": False},
         {"sampler": "sde", "dt": 0.005},
         {"sampler": "exponential", "dt": 0.005},
+        {"chain": 50, "t": 0.1, "distance": "kl"},
+        {"chain": 50, "t": 0.1, "variance": "learned"},
     ],
     "adbm": [
         {"t": 0.2, "n_steps": 4, "rounds": 2, "schedule": "training", "sampler": "ddpm"},
-        {"clip_x0": False, "clip_output": False},
+        {"clip_x0": False, "clip_output": False, "sampler": "dpm_solver"},
         {"classifier": CLASSIFIER, "scale": 0.5, "label": "input", "guidance_grad": "detached"},
     ],
     "addt": [
         {"sampler": "ddim", "n_steps": 50, "strength": 0.2, "clip_output": False},
         {"sampler": "vp", "n_steps": 50},
+        {"sampler": "vp", "n_steps": 50, "corrector": False},
         {"sampler": "edm"},
         {"classifier": CLASSIFIER, "scale": 0.5, "label": "input", "guidance_grad": "detached"},
     ],
-    "vp_sde": [{"strength": 0.2, "n_steps": 40, "snr": 0.2, "clip_output": True}],
+    "vp_sde": [
+        {"strength": 0.2, "n_steps": 40, "snr": 0.2, "clip_output": True},
+        {"n_steps": 40, "corrector": False},
+    ],
     "edm": [
         {"sigma_max": 0.4, "sigma_min": 0.01, "n_steps": 5, "rho": 6.0, "churn": 2.0, "s_noise": 1.0},
         {"heun": False, "clip_output": False},
@@ -82,6 +91,14 @@ VARIED = {
         {"level": 0.2, "clip_output": False},
     ],
 }
+FORMER = {
+    "gdmp": [{"metric": "ssim", "data_range": 2.0}],
+    "agdm": [{"latent": "penultimate"}],
+    "adbm": [{"sampler": "ddpm", "variance": "small"}],
+    "adp": [{"rest": "after"}],
+}
+"""What these methods did before a default changed: it is recorded by leaving the setting out."""
+
 """Settings other than the defaults, every setting once."""
 
 MADE = [(name, settings) for name, varied in VARIED.items() for settings in varied]
@@ -99,7 +116,7 @@ def made(name: str, settings: dict) -> Method:
 def test_every_setting_of_every_method_is_varied_here():
     assert set(VARIED) == set(METHODS)
     for name, varied in VARIED.items():
-        changed = {key for settings in varied for key in settings}
+        changed = {key for settings in (*varied, *FORMER.get(name, ())) for key in settings}
         assert changed | set(network_of(name)) == set(spec(name).arguments), name
 
 
@@ -114,6 +131,30 @@ def test_a_method_is_made_again_from_what_it_says_of_itself(name, settings):
     assert again.settings == first.settings
     assert again.steps.digest == first.steps.digest
     assert (again.schedule, again.clip_output, again.note) == (first.schedule, first.clip_output, first.note)
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_record_from_before_a_default_changed_means_what_it_meant(name):
+    (settings,) = FORMER[name]
+    *_, changed = settings
+    before, now = made(name, settings), made(name, {k: v for k, v in settings.items() if k != changed})
+    assert before != now
+    assert changed not in dict(before.settings)
+    assert changed in dict(now.settings)
+    assert before.rebuilt() == before
+    assert now.rebuilt() == now
+    recorded = METHODS[name].remembered(dict(before.settings))
+    assert recorded[changed] == settings[changed]
+    assert METHODS[name](**{**network_of(name), **recorded}) == before
+    described = plain(before)
+    again = rebuild_method(described, next(iter(network_of(name).values()), CLASSIFIER))
+    assert plain(again) == described
+
+
+def test_a_setting_that_was_of_no_use_comes_back_as_the_default():
+    """A record of GDMP with its squared error says nothing of SSIM's constants."""
+    assert fp.methods.gdmp().rebuilt(metric="ssim", guide_scale=7e4) == fp.methods.gdmp(metric="ssim")
+    assert fp.methods.adbm().rebuilt(sampler="ddpm") == fp.methods.adbm(sampler="ddpm")
 
 
 @pytest.mark.parametrize(("name", "settings"), MADE)
@@ -356,4 +397,10 @@ def test_a_setting_left_out_must_come_back_as_it_was():
 
         @method(since={"solver": "euler"})
         def late(solver: str = "exponential") -> Method:
+            return Method.of(reverse_sde(0.1, 0.1))
+
+    with pytest.raises(TypeError, match="`former` must be other values than the defaults of later"):
+
+        @method(former={"solver": "exponential"})
+        def later(solver: str = "exponential") -> Method:
             return Method.of(reverse_sde(0.1, 0.1))

@@ -116,8 +116,12 @@ def test_an_image_does_not_feel_its_batch(metric, guide):
     assert torch.allclose(grad[2], grad_alone[2], atol=1e-11)
 
 
-def test_ssim_is_one_for_equal_images_and_its_formula_elsewhere():
-    ssim = StructuralSimilarity()
+@pytest.mark.parametrize(
+    ("settings", "c1", "c2"), [({}, 0.01**2, 0.03**2), ({"data_range": 2.0}, 0.02**2, 0.06**2)]
+)
+def test_ssim_is_one_for_equal_images_and_its_formula_elsewhere(settings, c1, c2):
+    """The published constants are those of a data range of 1, though images in [-1, 1] have 2."""
+    ssim = StructuralSimilarity(**settings)
     x, y = (2 * images(6) - 1).split(3)
     assert torch.allclose(ssim.ssim(x, x), torch.ones(3, dtype=torch.float64), atol=1e-12)
     # Written out at one pixel: weights of the window, zero outside the image.
@@ -125,7 +129,6 @@ def test_ssim_is_one_for_equal_images_and_its_formula_elsewhere():
     window = np.outer(taps, taps) / taps.sum() ** 2
     total = np.zeros(3)
     padded = [np.pad(v.numpy(), ((0, 0), (0, 0), (5, 5), (5, 5))) for v in (x, y)]
-    c1, c2 = 0.02**2, 0.06**2
     for i in range(8):
         for j in range(8):
             a, b = (p[:, :, i : i + 11, j : j + 11] for p in padded)
@@ -161,21 +164,42 @@ def test_guidance_noise_comes_from_its_own_stream():
         noised(u, noise=fp.RecordedNoise(forward=zeros[0], steps=zeros))
 
 
-def test_imagenet_walks_45_of_250_spaced_steps():
-    method = fp.methods.gdmp(
-        t=0.18, rounds=1, chain=250, metric="ssim", guide_scale=1000.0, ptb=4.0, guide="clean"
-    )
+IMAGENET = {"chain": 250, "metric": "ssim", "guide_scale": 1000.0, "ptb": 4.0, "guide": "clean"}
+
+
+@pytest.mark.parametrize("variance", ["learned", "large"])
+def test_imagenet_diffuses_to_and_begins_at_index_44_of_250(variance):
+    """Which is 177 of 1000; one step further, at 45 (181), it does not even diffuse."""
+    method = fp.methods.gdmp(t=0.176, rounds=1, begin="level", variance=variance, **IMAGENET)
     table = method.table()
     assert table.n_network_calls == 45
     indices = [row.index for row in table.rows[1:]]
     assert indices == [round(i * 999 / 249) for i in range(44, -1, -1)]
+    assert indices[0] == 177
     power = DiscreteVP().alpha_bar
-    assert table.rows[0].a ** 2 == pytest.approx(power(round(45 * 999 / 249)), rel=1e-12)
+    assert table.rows[0].a ** 2 == pytest.approx(power(177), rel=1e-12)
     beta = 1 - power(indices[0]) / power(indices[1])
     m = 4 * 2 / 255 / 3 / 1000
     pull = beta * math.sqrt((1 - power(indices[0])) / power(indices[0])) / m
     assert table.rows[1].c == pytest.approx(pull, rel=1e-12)
     assert table.rows[1].d == pytest.approx(math.sqrt(beta), rel=1e-12)
+    least = (1 - power(indices[1])) / (1 - power(indices[0]))
+    ranges = {row.log_range for row in table.rows[1:]}
+    if variance == "large":
+        assert ranges == {0.0}
+    else:
+        assert table.rows[1].log_range == pytest.approx(math.log(least), rel=1e-12)
+        assert len(ranges) == 45
+        # The last step has no posterior variance, and takes that of the step before it.
+        posterior = (1 - power(4) / power(0)) * (1 - power(0)) / (1 - power(4))
+        assert table.rows[-1].log_range == pytest.approx(math.log(posterior / (1 - power(0))), rel=1e-12)
+
+
+def test_the_preset_is_the_imagenet_setting():
+    preset = fp.presets["gdmp-imagenet-linf"].method()
+    made = fp.methods.gdmp(t=0.176, rounds=1, begin="level", variance="learned", **IMAGENET)
+    assert preset == made
+    assert (made.guidance.data_range, made.guidance.guide) == (1.0, "clean")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +213,8 @@ def test_imagenet_walks_45_of_250_spaced_steps():
         ({"guide_scale": -1.0}, "`guide_scale` must be a finite number above 0"),
         ({"t": 1.0}, "`t` must be at most 0.999"),
         ({"chain": 1001}, r"`chain` must be an integer in \[2, 1000\]"),
-        ({"variance": "learned"}, "`variance` must be one of 'small', 'large'"),
+        ({"variance": "huge"}, "`variance` must be one of 'small', 'large', 'learned'"),
+        ({"data_range": 0.0, "metric": "ssim"}, "`data_range` must be a finite number above 0"),
         ({"begin": "above"}, "`begin` must be one of 'below', 'level'"),
     ],
 )

@@ -46,7 +46,7 @@ def aux(classes=4, size=128):
     ("call", "error", "words"),
     [
         (
-            lambda: fp.methods.agdm(Small().eval()),
+            lambda: fp.methods.agdm(Small().eval(), latent="penultimate"),
             ValueError,
             r"`auxiliary` must be .*features_and_logits.*FeatureHead.*'fc'",
         ),
@@ -60,6 +60,29 @@ def aux(classes=4, size=128):
             ValueError,
             "`features` must be one of 'clean', 'noised'",
         ),
+        (
+            lambda: fp.methods.agdm(aux(), latent="pooled"),
+            ValueError,
+            "`latent` must be one of 'logits', 'penultimate'",
+        ),
+        (
+            lambda: fp.methods.agdm(aux(), distance="l1"),
+            ValueError,
+            "`distance` must be one of 'mse', 'kl'",
+        ),
+        (
+            lambda: fp.methods.agdm(aux(), latent="penultimate", distance="kl"),
+            ValueError,
+            "`distance` must be 'mse' for latent='penultimate', got 'kl'.*Only logits",
+        ),
+        (lambda: fp.methods.agdm(aux(), chain=1), ValueError, r"`chain` must be an integer in \[2, 1000\]"),
+        (
+            lambda: fp.methods.adbm(sampler="heun"),
+            ValueError,
+            "`sampler` must be one of 'ddim', 'ddpm', 'dpm_solver'",
+        ),
+        (lambda: fp.methods.adbm(variance="beta"), ValueError, "`variance` must be one of 'small', 'large'"),
+        (lambda: fp.methods.adp(rest="never"), ValueError, "`rest` must be one of 'before', 'after'"),
         (lambda: fp.methods.agdm(aux(), sampler="ode"), ValueError, "`sampler` must be one of 'ddpm', 'sde'"),
         (
             lambda: purifier(fp.methods.agdm(aux(size=64))),
@@ -120,6 +143,13 @@ def test_feature_head_gives_what_the_layer_gets():
     assert torch.equal(logits, network(u))
     assert features.shape == (3, 32)
     assert not network.head._forward_pre_hooks, "nothing is left behind"
+
+
+def test_logits_ask_nothing_else_of_the_auxiliary_network():
+    """Any classifier guides: the paper's latents are its logits."""
+    method = fp.methods.agdm(Small().double().eval(), t=0.005, scale=1e3)
+    assert method.guidance.latent == "logits"
+    assert purifier(method)(images(2)).shape == (2, *SHAPE)
 
 
 class _Grey(nn.Module):

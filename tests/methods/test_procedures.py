@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,17 @@ def test_adp_images_rest_at_different_steps():
     u, _, noise = inputs(method)
     _, counts = plain.adp(networks()[1], u, noise, 0.25, 0.2, 4, ADP)
     assert len(set(counts)) > 1, counts
+
+
+@pytest.mark.parametrize(
+    ("rest", "stop", "moves"), [("before", 0.2, 0), ("before", 0.1, 0), ("before", 0.0, 3), ("after", 0.2, 1)]
+)
+def test_adp_stops_before_the_step_that_is_too_small(rest, stop, moves):
+    """The published loop looks at the step before it takes it; steps are at most 0.1, and ``stop`` is too small too."""
+    u, _, noise = inputs(fp.methods.adp(n_iter=3))
+    purifier = fp.Purifier(networks()[0], fp.methods.adp(n_iter=3, stop=stop, rest=rest), precision="fp64")
+    states = purifier.trajectory(u, noise=fp.RecordedNoise(**noise))[1:]
+    assert [torch.equal(*pair) for pair in pairwise(states)].count(False) == moves
 
 
 def test_adp_ends_when_all_images_rest():

@@ -18,6 +18,10 @@ from tests.reverse.toys import toy_classifier
         (lambda: fp.methods.addt("ddpm", 100), 11),
         (lambda: fp.methods.addt("ddim", 50), 6),
         (lambda: fp.methods.addt("vp"), 202),
+        (lambda: fp.methods.addt("vp", corrector=False), 101),
+        (lambda: fp.methods.vp_sde(corrector=False), 101),
+        (lambda: fp.methods.adbm(sampler="dpm_solver"), 5),
+        (lambda: fp.methods.agdm(auxiliary(), t=0.072, chain=250), 18),
         (lambda: fp.methods.addt("edm"), 99),
         (lambda: fp.methods.gradual(), 470),
         (lambda: fp.methods.gradual(fp.methods.SURROGATE), 7),
@@ -58,6 +62,29 @@ def test_adbm_schedules():
     assert training.rows[0].a ** 2 == pytest.approx(0.896282, abs=5e-7)
     assert training.rows[0].a == pytest.approx(training.rows[1].alpha, rel=1e-12), "no mismatch here"
     assert [row.tau for row in training.rows[1:]] == pytest.approx([99.9, 79.92, 59.94, 39.96, 19.98])
+
+
+def test_adbm_s_ddpm_has_the_large_variance():
+    """0.18775 at index 99 as released; the posterior's would be 0.15135."""
+    large, small = (
+        fp.methods.adbm(sampler="ddpm", **settings).table() for settings in ({}, {"variance": "small"})
+    )
+    assert large.rows[1].index == 99
+    assert large.rows[1].d == pytest.approx(0.18775, abs=5e-6)
+    assert small.rows[1].d == pytest.approx(0.15135, abs=5e-6)
+    assert large.rows[-1].d == small.rows[-1].d == 0.0
+
+
+def test_without_the_corrector_the_predictor_s_rows_are_left_and_the_rows_are_the_method():
+    """DW-box: an affine table, no rule of its own, and the last step's mean."""
+    both, alone = (fp.methods.addt("vp", corrector=corrector) for corrector in (True, False))
+    assert alone.procedure is None
+    assert alone.table().rows[1:] == both.table().rows[2::2]
+    assert alone.table().rows[0] == both.table().rows[0]
+    assert alone.table().rows[-1].d == 0.0
+    assert alone.table().rows[-2].d > 0.0
+    assert alone == fp.presets["addt-vpsde-dw-cifar10-linf"].method()
+    assert alone.table() == fp.methods.vp_sde(corrector=False).table()
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "edm"])

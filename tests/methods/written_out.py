@@ -33,19 +33,6 @@ def clean(eps, x: Tensor, power: float, label: float, clip: bool) -> Tensor:
     return x0.clamp(-1, 1) if clip else x0
 
 
-def ddpm_mean(eps, x: Tensor, i: int, clip: bool = True) -> Tensor:
-    before = ABAR[i - 1] if i else 1.0
-    x0 = clean(eps, x, ABAR[i], i, clip)
-    return (
-        math.sqrt(before) * BETAS[i] / (1 - ABAR[i]) * x0
-        + math.sqrt(1 - BETAS[i]) * (1 - before) / (1 - ABAR[i]) * x
-    )
-
-
-def posterior(i: int) -> float:
-    return BETAS[i] * (1 - ABAR[i - 1]) / (1 - ABAR[i])
-
-
 def eta_step(eps, x: Tensor, now: float, after: float, label: float, eta: float, clip: bool, z) -> Tensor:
     """Song et al. 2021, eq. 12: predicted image, direction towards the state, noise."""
     x0 = clean(eps, x, now, label, clip)
@@ -60,25 +47,51 @@ def slope_of(value: Tensor, x: Tensor) -> Tensor:
 
 
 def agdm(
-    eps, network, u, noise, n: int, scale: float, eta: float, sampler: str, label: str, features: str
+    eps,
+    network,
+    u,
+    noise,
+    indices,
+    scale: float,
+    eta: float,
+    sampler: str,
+    label: str,
+    features: str,
+    latent: str = "penultimate",
+    distance: str = "mse",
 ) -> Tensor:
+    """``indices``: descending positions in the chain of 1000; samplers in continuous time need all of them."""
+
+    def latents(v: Tensor) -> tuple[Tensor, Tensor]:
+        found, logits = network.features_and_logits(v)
+        return (logits if latent == "logits" else found), logits
+
     x_in = 2 * u - 1
-    c_in, logits = network.features_and_logits(u)
+    c_in, logits = latents(u)
     y = logits.argmax(1)
-    x = diffuse(x_in, ABAR[n - 1], noise["forward"])
-    for k in range(n):
-        i, t = n - 1 - k, (n - k) / 1000
+    x = diffuse(x_in, ABAR[indices[0]], noise["forward"])
+    for k, i in enumerate(indices):
+        t, j = (i + 1) / 1000, indices[k + 1] if k + 1 < len(indices) else -1
         level = ABAR[i] if sampler == "ddpm" else abar(t)
         if features == "noised":
-            c_in, _ = network.features_and_logits((diffuse(x_in, level, noise["guidance"][k]) + 1) / 2)
-        c, logits = network.features_and_logits((x + 1) / 2)
+            c_in, _ = latents((diffuse(x_in, level, noise["guidance"][k]) + 1) / 2)
+        c, logits = latents((x + 1) / 2)
         target = y if label == "input" else logits.argmax(1)
         logp = logits.log_softmax(1)[torch.arange(len(u)), target].sum()
-        g = slope_of(logp - eta * ((c - c_in) ** 2).mean(1).sum(), x)
+        if distance == "mse":
+            apart = ((c - c_in) ** 2).mean(1).sum()
+        else:
+            p = c_in.softmax(1)
+            apart = (p * (p.log() - c.softmax(1).log())).sum()
+        g = slope_of(logp - eta * apart, x)
         z = noise["steps"][k]
         if sampler == "ddpm":
-            variance = BETAS[i] if i else posterior(1)
-            x = ddpm_mean(eps, x, i) + scale * variance * g + (math.sqrt(BETAS[i]) * z if i else 0.0)
+            after = ABAR[j] if j >= 0 else 1.0
+            spread, rest = 1 - level / after, 1 - after
+            variance = spread if j >= 0 else last_variance(indices)
+            x0 = clean(eps, x, level, i, True)
+            mean = (math.sqrt(after) * spread * x0 + math.sqrt(level / after) * rest * x) / (1 - level)
+            x = mean + scale * variance * g + (math.sqrt(spread) * z if j >= 0 else 0.0)
         elif sampler == "exponential":
             s, sigma = ((i / 1000) if i else 1e-5), math.sqrt(1 - level)
             e = eps(x, 999 * t) - scale * sigma * g
@@ -90,6 +103,36 @@ def agdm(
             h = 1e-3 if i else 9.9e-4
             score = -eps(x, 999 * t) / math.sqrt(1 - level)
             x = x + h * (0.5 * beta(t) * x + beta(t) * (score + scale * g)) + math.sqrt(beta(t) * h) * z
+    return (x + 1) / 2
+
+
+def last_variance(indices) -> float:
+    """Posterior variance of the step before the last, which the last has none of its own for."""
+    i, j = indices[-2:]
+    return (1 - ABAR[i] / ABAR[j]) * (1 - ABAR[j]) / (1 - ABAR[i])
+
+
+def learned(answer, u, noise, indices, rounds: int, scales, gradient) -> Tensor:
+    """DDPM whose network answers (noise, v): variance exp(s log beta + (1 - s) log posterior), s = (v + 1) / 2.
+
+    ``gradient(x, x_in)`` moves the mean by ``scales[k]`` times the variance.
+    """
+    x = x_in = 2 * u - 1
+    n = len(indices)
+    for lap in range(rounds):
+        x = diffuse(x, ABAR[indices[0]], noise["forward"] if rounds == 1 else noise["forward"][lap])
+        for k, i in enumerate(indices):
+            after = ABAR[indices[k + 1]] if k + 1 < n else 1.0
+            spread = 1 - ABAR[i] / after
+            least = spread * (1 - after) / (1 - ABAR[i]) if k + 1 < n else last_variance(indices)
+            e, v = answer(x, i)
+            share = (v + 1) / 2
+            variance = torch.exp(share * math.log(spread) + (1 - share) * math.log(least))
+            x0 = ((x - math.sqrt(1 - ABAR[i]) * e) / math.sqrt(ABAR[i])).clamp(-1, 1)
+            mean = math.sqrt(after) * spread * x0 + math.sqrt(ABAR[i] / after) * (1 - after) * x
+            x = mean / (1 - ABAR[i]) + scales[k] * variance * gradient(x, x_in)
+            if k + 1 < n:
+                x = x + variance.sqrt() * noise["steps"][lap * n + k]
     return (x + 1) / 2
 
 
@@ -112,8 +155,42 @@ def coup_exponential(eps, classifier, u, noise, times, scale: float, forward: fl
     return (x + 1) / 2
 
 
+REVISED = np.cumprod(1 - np.linspace(1e-6, 2e-2, 1000))
+"""Signal power of ADBM's own schedule."""
+
+
+def adbm_ddpm(eps, u, noise, indices) -> Tensor:
+    """Ancestral with the variance beta of each stride, on ADBM's schedule."""
+    x = diffuse(2 * u - 1, REVISED[indices[0] + 1], noise["forward"])
+    for k, i in enumerate(indices):
+        after = REVISED[indices[k + 1]] if k + 1 < len(indices) else 1.0
+        spread = 1 - REVISED[i] / after
+        x0 = clean(eps, x, REVISED[i], i, True)
+        x = math.sqrt(after) * spread * x0 + math.sqrt(REVISED[i] / after) * (1 - after) * x
+        x = x / (1 - REVISED[i])
+        x = x + math.sqrt(spread) * noise["steps"][k] if after < 1 else x
+    return (x + 1) / 2
+
+
+def adbm_dpm_solver(eps, u, noise, indices) -> Tensor:
+    """Lu et al. 2022b, algorithm 2, in their symbols; the last step returns the predicted image."""
+    x = diffuse(2 * u - 1, REVISED[indices[0] + 1], noise["forward"])
+    alpha, sigma = (np.sqrt(REVISED[list(indices)]), np.sqrt(1 - REVISED[list(indices)]))
+    lam, images = np.log(alpha / sigma), []
+    for k, i in enumerate(indices):
+        images.append(clean(eps, x, REVISED[i], i, True))
+        if k + 1 == len(indices):
+            return (images[-1] + 1) / 2
+        h, d = lam[k + 1] - lam[k], images[-1]
+        if k:
+            r = (lam[k] - lam[k - 1]) / h
+            d = (1 + 1 / (2 * r)) * images[-1] - 1 / (2 * r) * images[-2]
+        x = float(sigma[k + 1] / sigma[k]) * x - float(alpha[k + 1] * math.expm1(-h)) * d
+    raise AssertionError("no steps")
+
+
 def adbm(eps, u, noise, first: int, n: int, classifier=None, scale: float = 0.0) -> Tensor:
-    power = np.cumprod(1 - np.linspace(1e-6, 2e-2, 1000))
+    power = REVISED
     x = diffuse(2 * u - 1, power[first + 1], noise["forward"])
     stride = (first + 1) // n
     for i in range(first, -1, -stride):
@@ -138,6 +215,16 @@ def addt(eps, u, noise, indices, sampler: str) -> Tensor:
         x0 = clean(eps, x, ABAR[i], i, True)
         x = (math.sqrt(after) * (1 - step) * x0 + math.sqrt(step) * (1 - after) * x) / (1 - ABAR[i])
         x = x + math.sqrt(1 - step) * noise["steps"][k] if after < 1 else x
+    return (x + 1) / 2
+
+
+def vp_predictor(eps, u, noise, times, dt: float) -> Tensor:
+    """Euler-Maruyama on the reverse SDE; of the last step the mean."""
+    x = diffuse(2 * u - 1, abar(times[0]), noise["forward"])
+    for t, z in zip(times, noise["steps"], strict=True):
+        score = -eps(x, 999 * t) / math.sqrt(1 - abar(t))
+        x = x + dt * (0.5 * beta(t) * x + beta(t) * score)
+        x = x + math.sqrt(beta(t) * dt) * z if t != times[-1] else x
     return (x + 1) / 2
 
 
@@ -231,7 +318,9 @@ def likelihood_max(eps, u, noise, lr: float, low: float, high: float, classifier
     return torch.cat(images)
 
 
-def adp(eps, u, noise, std: float, level: float, n: int, settings: dict) -> tuple[Tensor, list[int]]:
+def adp(
+    eps, u, noise, std: float, level: float, n: int, settings: dict, rest: str = "before"
+) -> tuple[Tensor, list[int]]:
     """One image at a time, with a real ``break``; also how many steps each took."""
     images, counts = [], []
     label, shrink = 999 * vp_time(2 * level), 1 / math.sqrt(1 + 4 * level**2)
@@ -245,8 +334,10 @@ def adp(eps, u, noise, std: float, level: float, n: int, settings: dict) -> tupl
             g = score(v)
             z = (g * score(v + settings["probe"] * g)).sum() / (g * g).sum()
             a = (settings["rate"] * settings["probe"] / (1 - z)).clamp(*settings["bounds"])
+            if rest == "before" and a <= settings["stop"]:
+                break
             v, taken = (v + a * g).clamp(0, 1), taken + 1
-            if a < settings["stop"]:
+            if rest == "after" and a < settings["stop"]:
                 break
         images.append(v)
         counts.append(taken)

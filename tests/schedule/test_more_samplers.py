@@ -10,15 +10,19 @@ from fastpure.schedule import (
     CosineVP,
     DiscreteVP,
     SampledVP,
+    dpm_solver_pp,
+    dpm_solver_strided,
     edm,
     guidance_variances,
     karras_grid,
     langevin,
     predictor_corrector,
     strided,
+    variance_range,
 )
 from fastpure.schedule.edm import CHURN_MAX, alpha_of
-from tests.schedule.test_convergence import moment_error, order
+from fastpure.schedule.table import StepTable
+from tests.schedule.test_convergence import MEAN, STD, moment_error, order, propagate
 
 TOP = 1.5
 
@@ -119,3 +123,48 @@ def test_the_last_guidance_variance_is_borrowed():
     assert guidance_variances(indices, "small") == pytest.approx([*small, small[-1]], rel=1e-9)
     assert guidance_variances(indices, "large") == pytest.approx([*betas[9:0:-1], small[-1]], rel=1e-9)
     assert guidance_variances([0]) == pytest.approx(small[-1:], rel=1e-9)
+
+
+def test_a_solver_over_indices_is_of_second_order_though_its_steps_are_uneven():
+    """Evenly spaced indices are uneven in log(alpha / sigma); the last row, which ends at the image, is left out."""
+    chain = DiscreteVP(1e-4 / 16, 2e-2 / 16, 16000)
+    errors = []
+    for n in (10, 20, 40, 80):
+        table = dpm_solver_strided(range(4799, 158, -4640 // n), schedule=chain)
+        start, end = ((row.alpha, row.sigma) for row in (table.rows[0], table.rows[-1]))
+        variance = start[0] ** 2 * STD**2 + start[1] ** 2
+        mean, _ = propagate(StepTable(table.rows[:-1]), start[0] * MEAN + 1.0, variance)
+        exact = end[0] * MEAN + math.sqrt((end[0] ** 2 * STD**2 + end[1] ** 2) / variance)
+        errors.append(abs(mean - exact))
+    assert order(errors) == pytest.approx(2.0, abs=0.2)
+
+
+def test_a_solver_over_indices_is_dpm_solver_where_steps_are_even():
+    """Three rows of equal steps: the register's share is half of what the prediction alone gains."""
+
+    class Even(DiscreteVP):
+        def alpha_bar(self, index: int) -> float:
+            return 1.0 if index < 0 else 1.0 / (1.0 + math.exp(-2.0 * (3.0 - 0.5 * index)))
+
+    table, h = dpm_solver_strided([4, 3, 2, 1], schedule=Even()), 0.5
+    for row, after in zip(table.rows[1:-1], table.rows[2:], strict=True):
+        gain = -after.alpha * math.expm1(-h)
+        assert row.p == pytest.approx(-0.5 * gain, rel=1e-12)
+        assert row.a == pytest.approx(after.sigma / row.sigma + 1.5 * gain / row.alpha, rel=1e-12)
+        assert row.b == pytest.approx(-1.5 * gain * row.sigma / row.alpha, rel=1e-12)
+    reference = dpm_solver_pp(0.1, 3).rows[1]
+    assert {name for name in "abpqr" if getattr(table.rows[1], name)} == {
+        name for name in "abpqr" if getattr(reference, name)
+    }
+    last, plain = table.rows[-1], strided([4, 3, 2, 1], 0.0, False, Even()).rows[-1]
+    assert last == plain, "the predicted image"
+    assert dpm_solver_strided([7]) == strided([7], 0.0, False)
+
+
+def test_a_learned_variance_lies_between_the_two():
+    bounds = variance_range([99, 79, 0])
+    power = DiscreteVP().alpha_bar
+    assert bounds[0][1] == pytest.approx(1 - power(99) / power(79), rel=1e-12)
+    assert bounds[0][0] == pytest.approx(bounds[0][1] * (1 - power(79)) / (1 - power(99)), rel=1e-12)
+    assert bounds[2] == pytest.approx((bounds[1][0], 1 - power(0)), rel=1e-12)
+    assert [low for low, _ in bounds] == guidance_variances([99, 79, 0], "small")

@@ -100,6 +100,15 @@ def test_trades_writes_a_classifier_and_its_accuracy_under_attack(tmp_path: Path
     assert fp.load_classifier(tmp_path / "classifier.safetensors")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
+def test_trades_trains_an_auxiliary_network_by_the_distance_and_norm_of_its_guidance(tmp_path: Path) -> None:
+    words = ["trades", *SMALL, "--out", str(tmp_path), "--n-iter", "1", "--distance", "mse", "--norm", "L2"]
+    with pytest.raises(ValueError, match="`--eps` must be given with --norm L2"):
+        _run(*words)
+    assert "under PGD-20, L2 0.5" in _run(*words, "--eps", "0.5")
+    with pytest.raises(ResumeError, match=r"loss\.distance: saved mse, now"):
+        _run(*words, "--eps", "0.5", "--distance", "kl")
+
+
 def test_trades_can_begin_with_a_trained_classifier(tmp_path: Path) -> None:
     """A rate that moves nothing gives the start again; another start is another run; another network is refused."""
     words = ["trades", *SMALL, "--n-iter", "1", "--lr", "1e-12"]

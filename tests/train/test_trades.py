@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastpure.guidance.auxiliary import DISTANCES, divergence
 from fastpure.train import DiscreteDenoiserLoss, EdmDenoiserLoss, TradesLoss
 from fastpure.train.batches import Purpose, StepRandom
 from fastpure.train.losses import DiscreteTimes, EdmLevels
-from fastpure.train.losses.classifier import divergence
 from tests.train.helpers import SmallClassifier, batch_of, fresh
 
 
@@ -45,6 +45,43 @@ def test_perturbation_stays_in_the_ball_and_raises_the_divergence() -> None:
     random = (batch.images + 0.1 * noise.sign()).clamp(0, 1)
     found, chance = (divergence(model(batch.images), model(x)).mean() for x in (moved, random))
     assert found > 3 * chance
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_agdm_s_auxiliary_network_is_trained_with_the_distance_that_guides(norm: str) -> None:
+    """CE + beta mean_j (c_j(u) - c_j(u'))^2, u' found by the same distance in the same norm."""
+    model, batch = _model(), batch_of(32)
+    loss = TradesLoss(beta=0.5, eps=0.1, step_size=0.03, distance="mse", norm=norm)
+    moved = loss.perturb(model, batch.images, batch.random.normal(Purpose.START, (1, 8, 8)))
+    values, logits, others = loss(model, batch), model(batch.images), model(moved)
+    expected = F.cross_entropy(logits, batch.labels, reduction="none") + 0.5 * (
+        logits - others
+    ).square().mean(1)
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("distance", ["kl", "mse"])
+def test_an_l2_perturbation_stays_in_its_ball_and_raises_the_distance(distance: str) -> None:
+    model, batch = _model().eval(), batch_of(32)
+    loss = TradesLoss(eps=0.5, step_size=0.125, distance=distance, norm="L2")
+    noise = batch.random.normal(Purpose.START, (1, 8, 8))
+    moved = loss.perturb(model, batch.images, noise)
+    lengths = (moved - batch.images).flatten(1).double().norm(dim=1)
+    assert lengths.max() <= 0.5
+    assert lengths.median() > 0.45, "the ball is used"
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    random = (batch.images + 0.5 * noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp(0, 1)
+    apart = DISTANCES[distance]
+    found, chance = (apart(model(batch.images), model(x)).mean() for x in (moved, random))
+    assert found > 3 * chance
+
+
+def test_what_came_later_stays_out_of_what_a_continued_run_must_match() -> None:
+    """Runs of TRADES begun before there was a choice go on; another distance or norm is another run."""
+    assert not {"distance", "norm"} & TradesLoss().to_dict().keys()
+    other = TradesLoss(distance="mse", norm="L2").to_dict()
+    assert (other["distance"], other["norm"]) == ("mse", "L2")
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -118,6 +155,14 @@ def test_edm_loss_is_the_weighted_error_of_the_clean_image() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    for change in ({"beta": 0.0}, {"n_iter": 0}, {"inner_mode": "both"}):
+    changes = (
+        {"beta": 0.0},
+        {"n_iter": 0},
+        {"inner_mode": "both"},
+        {"distance": "l1"},
+        {"norm": "L1"},
+        {"eps": 8.0},
+    )
+    for change in changes:
         with pytest.raises(ValueError, match=f"`{next(iter(change))}` must be"):
             TradesLoss(**change)

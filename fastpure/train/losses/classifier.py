@@ -1,4 +1,4 @@
-"""Losses that train a classifier: cross-entropy, and TRADES."""
+"""Losses that train a classifier: cross-entropy, and TRADES, also as AGDM trains its auxiliary network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...attacks.budget import Budget
 from ...errors import mistake, one_of, positive, whole
+from ...guidance.auxiliary import DISTANCES
 from ..batches import Batch, Purpose
 from .base import Augment, evaluation_mode, frozen_weights, kept_buffers
 
@@ -37,15 +39,18 @@ class ClassifierLoss:
 @final
 @dataclass(frozen=True)
 class TradesLoss:
-    """TRADES (Zhang et al. 2019, algorithm 1): ``CE(f(u), y) + beta KL(p(u) || p(u'))``, images in [0, 1].
+    """TRADES (Zhang et al. 2019, algorithm 1): ``CE(f(u), y) + beta D(f(u), f(u'))``, images in [0, 1].
 
-    u' maximises the divergence within ``eps`` (Linf): it starts at u + 0.001 N(0, I) and takes ``n_iter`` sign
-    steps, with the weights as constants.
+    u' maximises D within ``eps``: it starts at u + 0.001 N(0, I) and takes ``n_iter`` steps of ``step_size``, by sign
+    (Linf) or along the gradient (L2), with the weights as constants. With D the divergence this is TRADES; with the
+    distance that guides (Lin et al., arXiv 2403.16067) it is how AGDM's auxiliary network is trained.
 
     Fields:
-        beta: weight of the divergence.
+        beta: weight of D. An "mse" has another scale than a "kl", and no published weight.
         eps, step_size: radius and step in [0, 1] units.
-        n_iter: sign steps.
+        n_iter: steps.
+        distance: "kl", KL(softmax(f(u)) || softmax(f(u'))), or "mse", the mean squared difference of the logits.
+        norm: of the radius, "Linf" or "L2" (over all pixels and channels of an image).
         inner_mode: batch normalisation and dropout while u' is sought: "eval" uses the running statistics (as
             published); "train" those of the batch, and leaves the running ones as they were.
         augment: applied before everything else.
@@ -57,10 +62,15 @@ class TradesLoss:
     n_iter: int = 10
     inner_mode: str = "eval"
     augment: Augment = Augment()  # noqa: RUF009 (a frozen value)
+    distance: str = "kl"
+    norm: str = "Linf"
 
     def __post_init__(self) -> None:
+        one_of("distance", self.distance, DISTANCES)
+        one_of("norm", self.norm, ("Linf", "L2"))
         for name in ("beta", "eps", "step_size"):
             positive(name, getattr(self, name))
+        Budget(self.norm, self.eps)
         whole("n_iter", self.n_iter, 1)
         one_of("inner_mode", self.inner_mode, ("eval", "train"))
 
@@ -69,31 +79,35 @@ class TradesLoss:
         noise = batch.random.normal(Purpose.START, (clean.shape[1], clean.shape[2], clean.shape[3]))
         adversarial = self.perturb(model, clean, noise)
         logits, moved = model(clean).float(), model(adversarial).float()
-        return F.cross_entropy(logits, batch.labels, reduction="none") + self.beta * divergence(logits, moved)
+        apart = DISTANCES[self.distance](logits, moved)
+        return F.cross_entropy(logits, batch.labels, reduction="none") + self.beta * apart
 
     def perturb(self, model: nn.Module, clean: Tensor, noise: Tensor) -> Tensor:
         """u' for images ``clean`` and a standard normal of the same shape; the model is left as it was."""
-        low, high = (clean - self.eps).clamp_min(0.0), (clean + self.eps).clamp_max(1.0)
-        point = torch.minimum(torch.maximum(clean + 0.001 * noise, low), high)
+        point = self._held(clean + 0.001 * noise, clean)
         mode = evaluation_mode if self.inner_mode == "eval" else kept_buffers
         with frozen_weights(model), mode(model):
-            return self._ascend(model, clean, point, low, high)
+            return self._ascend(model, clean, point)
 
-    def _ascend(self, model: nn.Module, clean: Tensor, point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def _held(self, point: Tensor, clean: Tensor) -> Tensor:
+        """The nearest image of the ball around ``clean`` (nearest pixel by pixel for Linf)."""
+        if self.norm == "L2":
+            return Budget("L2", self.eps).project(point, clean)
+        low, high = (clean - self.eps).clamp_min(0.0), (clean + self.eps).clamp_max(1.0)
+        return torch.minimum(torch.maximum(point, low), high)
+
+    def _ascend(self, model: nn.Module, clean: Tensor, point: Tensor) -> Tensor:
+        budget, distance = Budget(self.norm, self.eps), DISTANCES[self.distance]
         with torch.no_grad():
             logits = model(clean).float()
         for _ in range(self.n_iter):
             point = point.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(divergence(logits, model(point).float()).sum(), point)
-            moved = point.detach() + self.step_size * gradient.sign()
-            point = torch.minimum(torch.maximum(moved, low), high)
+            (gradient,) = torch.autograd.grad(distance(logits, model(point).float()).sum(), point)
+            point = self._held(budget.ascend(point.detach(), gradient, self.step_size), clean)
         return point
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": "trades", **asdict(self)}
-
-
-def divergence(logits: Tensor, moved: Tensor) -> Tensor:
-    """KL(softmax(logits) || softmax(moved)), ``[B]``."""
-    log_p = F.log_softmax(logits, 1)
-    return (log_p.exp() * (log_p - F.log_softmax(moved, 1))).sum(1)
+        # What came later stays out where it is as before, so that older runs can be continued.
+        later = {"distance": "kl", "norm": "Linf"}
+        fields = {name: value for name, value in asdict(self).items() if later.get(name) != value}
+        return {"kind": "trades", **fields}
