@@ -333,7 +333,9 @@ def test_our_own_files_are_whole(tmp_path):
         ("denoiser", lambda c: c.pop("prediction"), "prediction is missing"),
         ("denoiser", lambda c: c.pop("learned_sigma"), "learned_sigma"),
         ("denoiser", lambda c: c.update(guidance=1), "unknown fields denoiser.guidance"),
-        ("denoiser", lambda c: c.update(prediction="flow"), "prediction must be 'eps' or 'x0' or 'v'"),
+        ("denoiser", lambda c: c.update(prediction="score"), "prediction must be 'eps' or 'x0' or 'v'"),
+        ("denoiser", lambda c: c.update(prediction="flow"), "`schedule` must be 'flow' or 'flowpure'"),
+        ("denoiser", lambda c: c.update(data_at=1), "`data_at` must be None"),
     ):
         with pytest.raises(CheckpointError, match=message):
             changed(entry, change)

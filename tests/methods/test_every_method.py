@@ -63,7 +63,20 @@ def test_printing_names_the_method_and_its_cost(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["gdmp", "adbm", "addt", "edm", "one_shot", "likelihood_max", "adp", "langevin"]
+    "name",
+    [
+        "gdmp",
+        "adbm",
+        "addt",
+        "edm",
+        "one_shot",
+        "likelihood_max",
+        "adp",
+        "langevin",
+        "flow",
+        "flowpure",
+        "consistency",
+    ],
 )
 def test_clip_output_belongs_to_the_method(name):
     make = fp.methods.METHODS[name]
