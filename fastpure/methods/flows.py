@@ -29,9 +29,7 @@ def flow(t: float = 0.3, n_steps: int = 10, solver: str = "euler", clip_output: 
 
 
 @method(steps="n_steps")
-def flowpure(
-    sigma: float = 0.5, start: float = 0.0, n_steps: int = 10, clip_output: bool = True
-) -> Method:
+def flowpure(sigma: float = 0.5, start: float = 0.0, n_steps: int = 10, clip_output: bool = True) -> Method:
     """FlowPure (Collaert et al. 2025): x + (1 - start) sigma n, then Euler's x' = x + h v(x, t) from t = start to 1.
 
     ``sigma`` is the noise in units of [-1, 1]: that of the training for a network trained on Gaussian perturbations, 0
@@ -56,8 +54,8 @@ def consistency(
     """A consistency model (Song et al. 2023, algorithm 1): add noise of size ``sigma`` ([-1, 1] units), D(x, sigma).
 
     Every further step adds noise again, at the next of ``n_steps`` levels of Karras et al.'s grid from ``sigma`` to
-    ``sigma_min`` (the level at which the network was made the identity), and asks again. ``clip_x0`` clamps every answer
-    to [-1, 1]. Needs a consistency function; ``one_shot`` and ``edm`` are for ordinary denoisers.
+    ``sigma_min`` (the level at which the network was made the identity), and asks again. ``clip_x0`` clamps every
+    answer to [-1, 1]. Needs a consistency function; ``one_shot`` and ``edm`` are for ordinary denoisers.
     """
     limit = VP().sigma(1.0) / VP().alpha(1.0)
     if positive("sigma", sigma) > limit:

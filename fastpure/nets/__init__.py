@@ -2,8 +2,8 @@
 
 from .adm import ADM, ADMConfig
 from .base import HoistedNetwork, Weights
-from .ddpmpp import CONFIGS, DDPMpp, DDPMppConfig
 from .conversion import FLOWS, PREDICTIONS, SCHEDULES, TIME_INPUTS, FlowPath
+from .ddpmpp import CONFIGS, DDPMpp, DDPMppConfig
 from .denoiser import Conditioning, Denoiser
 from .edm import EDM, EDMConfig
 from .narrow import runs_in_one_call

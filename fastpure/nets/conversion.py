@@ -21,7 +21,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from ..errors import mistake, one_of, positive
+from ..errors import mistake, one_of, positive, whole
 
 PREDICTIONS = ("eps", "x0", "v", "flow", "consistency")
 TIME_INPUTS = ("continuous", "index", "sigma")
@@ -51,8 +51,8 @@ class FlowPath:
 
     def __post_init__(self) -> None:
         one_of("schedule", self.schedule, FLOWS)
-        one_of("data_at", self.data_at, (0, 1))
-        positive("time_scale", self.time_scale)
+        whole("data_at", self.data_at, 0, 1)
+        object.__setattr__(self, "time_scale", positive("time_scale", self.time_scale))
 
     def width(self, alpha: Any, sigma: Any) -> Any:
         """What a state of these levels (numbers, arrays or tensors) is divided by to be on the path."""

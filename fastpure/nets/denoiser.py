@@ -26,7 +26,6 @@ from ..schedule import VP
 from . import conversion
 from .base import HoistedNetwork, checked_shape, is_hooked, same_layout
 from .constant_weights import ConstantWeights
-from .conversion import PREDICTIONS, TIME_INPUTS, FlowPath
 from .narrow import Programs
 from .packed import PackedMap, PackedWeight
 from .registry import ARCHITECTURES, build, config_dict, named_config
@@ -302,15 +301,11 @@ class Denoiser(nn.Module):
             return x / self.path.width(alpha, sigma)
         return x / alpha if self.time_input == "sigma" else x
 
-    def noise_of(
-        self, x: Tensor, output: Tensor, alpha: float | Tensor, sigma: float | Tensor
-    ) -> Tensor:
+    def noise_of(self, x: Tensor, output: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
         """The noise that the network's own answer ``output`` amounts to for the state x = alpha x0 + sigma noise."""
         return conversion.noise_of(self.prediction, x, output, alpha, sigma, self.path)
 
-    def clean_of(
-        self, x: Tensor, output: Tensor, alpha: float | Tensor, sigma: float | Tensor
-    ) -> Tensor:
+    def clean_of(self, x: Tensor, output: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
         """The clean image that ``output`` amounts to; see ``noise_of``."""
         return conversion.clean_of(self.prediction, x, output, alpha, sigma, self.path)
 
@@ -327,16 +322,16 @@ class Denoiser(nn.Module):
         """
         self._check_evaluates()
         if self.schedule == "flowpure":
-            raise ValueError(mistake("denoiser", "one that knows noise levels", "one of the flowpure schedule"))
+            raise ValueError(
+                mistake("denoiser", "one that knows noise levels", "one of the flowpure schedule")
+            )
         ratio = sigma.double()
         alpha = torch.rsqrt(1.0 + ratio.square())
         level, spread, scaled = (
             values.to(x.dtype).view(-1, 1, 1, 1) for values in (alpha, alpha * ratio, ratio)
         )
-        if self.path is not None:
-            seen = self.seen(x, 1.0, scaled)
-        else:
-            seen = x if self.time_input == "sigma" else level * x
+        timed = self.path is None and self.time_input != "sigma"
+        seen = level * x if timed else self.seen(x, 1.0, scaled)
         output = self(seen if self.dtype is None else seen.to(self.dtype), self._labels_at(ratio)).to(x.dtype)
         if self.prediction == "v":
             return self.clean_of(level * x, output, level, spread)

@@ -53,8 +53,8 @@ def consistency_steps(
     """Multistep consistency sampling (Song et al. 2023, algorithm 1): the clean image D, then noise again, and so on.
 
     From a state with noise level ``sigma``: x0 = D(x, s_k), then x0 + sqrt(s_{k+1}^2 - sigma_min^2) z, the levels s_k
-    being the first ``n_steps`` of Karras et al.'s grid down to ``sigma_min``; the last row ends at the image. States are
-    scaled as everywhere in this file.
+    being the first ``n_steps`` of Karras et al.'s grid down to ``sigma_min``; the last row ends at the image. States
+    are scaled as everywhere in this file.
     """
     grid = karras_grid(sigma, sigma_min, n_steps + 1, rho)[:n_steps].tolist()
     rows = []

@@ -1,7 +1,7 @@
 """Solvers of the straight paths of flow matching as tables.
 
-Let s be the distance from the clean image (``nets.conversion``). The velocity dx/ds is affine in the state and the noise
-that a denoiser predicts, so Euler's and Heun's steps are ordinary rows.
+Let s be the distance from the clean image (``nets.conversion``). The velocity dx/ds is affine in the state and the
+noise that a denoiser predicts, so Euler's and Heun's steps are ordinary rows.
 """
 
 from __future__ import annotations

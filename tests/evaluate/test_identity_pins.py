@@ -75,7 +75,9 @@ def defenses() -> dict[str, Callable[[], torch.nn.Module]]:
         "likelihood_max": with_(methods.likelihood_max(n_iter=2)),
         "likelihood_max guided": with_(methods.likelihood_max(n_iter=2, classifier=classifier)),
         "adp": with_(methods.adp(n_iter=3)),
-        "flow": with_(methods.flow(n_steps=3, solver="heun"), kind={"prediction": "flow", "schedule": "flow"}),
+        "flow": with_(
+            methods.flow(n_steps=3, solver="heun"), kind={"prediction": "flow", "schedule": "flow"}
+        ),
         "flowpure": with_(
             methods.flowpure(n_steps=3), kind={"prediction": "flow", "schedule": "flowpure", "data_at": 1}
         ),

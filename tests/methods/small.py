@@ -45,9 +45,9 @@ CONVENTIONS = {
 """Of the denoisers that some methods ask for."""
 
 
-def denoiser(method):
+def denoiser(method, dtype=torch.float64):
     """The toy network with the conventions that the method asks for."""
-    toy = toy_denoiser()
+    toy = toy_denoiser(dtype)
     if method.schedule not in CONVENTIONS:
         return toy
     return fp.Denoiser.from_module(toy.network, image_shape=SHAPE, **CONVENTIONS[method.schedule])

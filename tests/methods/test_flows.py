@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,9 +19,7 @@ from tests.reverse.toys import SHAPE, ToyNet, toy_classifier, toy_denoiser
 
 def toy(prediction: str, **conventions) -> Denoiser:
     torch.manual_seed(0)
-    return Denoiser.from_module(
-        ToyNet().double().eval(), prediction, image_shape=SHAPE, **conventions
-    )
+    return Denoiser.from_module(ToyNet().double().eval(), prediction, image_shape=SHAPE, **conventions)
 
 
 def flow_toy(data_at: int = 0, time_scale: float = 1000.0) -> Denoiser:
@@ -49,10 +49,8 @@ def written_flow(denoiser, u, noise, t, n, heun, data_at, time_scale):
     for k in range(n):
         now, later = t * (n - k) / n, t * (n - k - 1) / n
         h, first = now - later, velocity(x, now)
-        if heun and later > 0:
-            x = x + h / 2 * (first + velocity(x + h * first, later))
-        else:
-            x = x + h * first
+        second = velocity(x + h * first, later) if heun and later > 0 else first
+        x = x + h / 2 * (first + second)
     return (x + 1) / 2
 
 
@@ -149,7 +147,9 @@ def test_clipping_happens_in_the_case_that_is_about_it():
     denoiser, method, written = CASES["consistency, three steps"]()
     other = CASES["consistency, not clipped"]()[2]
     noise = noise_for(method, 3)
-    assert not torch.allclose(written(denoiser, images(3), noise), other(denoiser, images(3), noise), atol=1e-3)
+    assert not torch.allclose(
+        written(denoiser, images(3), noise), other(denoiser, images(3), noise), atol=1e-3
+    )
 
 
 def final_error(denoiser, method, alpha, sigma):
@@ -169,7 +169,7 @@ def test_flow_converges_to_the_exact_transport(solver, order, data_at):
         for n in (40, 80, 160)
     ]
     assert errors[-1] < (1e-2 if order == 1 else 2e-4)
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert coarse / fine == pytest.approx(2**order, rel=0.1)
 
 
@@ -267,7 +267,9 @@ def test_settings_out_of_range(make, message):
 def test_attacks_take_them(name):
     denoiser = {"flow": flow_toy, "flowpure": flowpure_toy, "consistency": consistency_toy}[name]()
     method = METHODS[name](n_steps=2)
-    defense = fp.Defense(fp.Purifier(denoiser.cast(torch.float32), method, seed=1), toy_classifier(torch.float32))
+    defense = fp.Defense(
+        fp.Purifier(denoiser.cast(torch.float32), method, seed=1), toy_classifier(torch.float32)
+    )
     u = 0.25 + 0.5 * images(4).float()
     y = defense(u, draw=0).argmax(1)
     result = fp.attacks.PGD(norm="Linf", eps=0.1, n_iter=4, eot_iter=2)(defense, u, y)

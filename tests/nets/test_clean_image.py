@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 
@@ -12,6 +11,7 @@ from fastpure.schedule import VP
 from fastpure.schedule.edm import level
 from tests.nets.helpers import golden_denoiser
 from tests.nets.test_denoiser import CONVENTIONS, SHAPE, make
+
 
 @pytest.mark.parametrize(("prediction", "time_input"), CONVENTIONS)
 def test_clean_image_is_the_state_less_its_noise(prediction, time_input):

@@ -184,9 +184,15 @@ def test_conventions_of_flow_networks_travel(tmp_path):
     [
         ({"prediction": "flow"}, "`schedule` must be 'flow' or 'flowpure'.*'linear' with prediction 'flow'"),
         ({"schedule": "flow"}, "`schedule` must be .*'flow' with prediction 'eps'"),
-        ({"prediction": "flow", "schedule": "flow", "time_input": "index"}, "`time_input` must be 'continuous'"),
-        ({"prediction": "flow", "schedule": "flow", "time_input": "sigma"}, "`time_input` must be 'continuous'"),
-        ({"prediction": "flow", "schedule": "flow", "data_at": 2}, "`data_at` must be one of 0, 1"),
+        (
+            {"prediction": "flow", "schedule": "flow", "time_input": "index"},
+            "`time_input` must be 'continuous'",
+        ),
+        (
+            {"prediction": "flow", "schedule": "flow", "time_input": "sigma"},
+            "`time_input` must be 'continuous'",
+        ),
+        ({"prediction": "flow", "schedule": "flow", "data_at": 2}, "`data_at` must be an integer"),
         ({"prediction": "flow", "schedule": "flow", "time_scale": 0.0}, "`time_scale` must be"),
         ({"data_at": 1}, "`data_at` must be None where prediction is not 'flow'"),
         ({"time_scale": 1.0}, "`time_scale` must be None"),
@@ -212,7 +218,14 @@ def test_a_consistency_function_answers_the_image():
 
 def test_consistency_scalings_are_those_of_the_paper():
     """D = c_skip y + c_out F(c_in y, 250 ln s), written out; the identity at and below sigma_min."""
-    inner = {"image_size": 8, "channels": 2, "nf": 8, "ch_mult": [1, 2], "n_blocks": 1, "attn_resolutions": []}
+    inner = {
+        "image_size": 8,
+        "channels": 2,
+        "nf": 8,
+        "ch_mult": [1, 2],
+        "n_blocks": 1,
+        "attn_resolutions": [],
+    }
     config = {
         "architecture": "edm",
         "network": {"architecture": "ddpmpp", **inner},
