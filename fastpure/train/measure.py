@@ -124,6 +124,25 @@ def score_loss(model: nn.Module, loss: Loss, dataset: Dataset, device: torch.dev
 
 @final
 @dataclass(frozen=True)
+class FlowScore:
+    """Mean training ``loss`` over ``images`` images, and what it is ``of_zero``, the answer that changes nothing."""
+
+    loss: float
+    of_zero: float
+    images: int
+
+
+@final
+class Nothing(nn.Module):
+    """Answers zero: a velocity that leaves every image where it is."""
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Zeros like ``x``."""
+        return torch.zeros_like(x)
+
+
+@final
+@dataclass(frozen=True)
 class ClassifierScore:
     """``accuracy`` in [0, 1] and mean ``cross_entropy`` in nats over ``images`` images."""
 
