@@ -57,7 +57,7 @@ class AnomalyDetector(nn.Module):
         if not isinstance(denoiser, Denoiser):
             remedy = "Wrap a network with fp.Denoiser.from_module(...)"
             raise TypeError(mistake("denoiser", "a fastpure.Denoiser", type(denoiser).__name__, remedy))
-        if (schedule := getattr(denoiser, "schedule", "linear")) != "linear":
+        if (schedule := getattr(denoiser, "schedule", "linear")) not in ("linear", "flow"):
             raise ValueError(mistake("denoiser", "one of the linear schedule", f"one of the {schedule} one"))
         if not 0 < t_min <= t_max <= 1:
             raise ValueError(mistake("t_min, t_max", "0 < t_min <= t_max <= 1", (t_min, t_max)))
@@ -159,17 +159,11 @@ class AnomalyDetector(nn.Module):
         alpha, sigma, labels = self._levels(uniform)
         a, s = (level.to(x.dtype).view(-1, 1, 1, 1) for level in (alpha, sigma))
         state = a * (2 * x - 1) + s * philox_normal(keys, NOISE, Stream.FORWARD, self.denoiser.image_shape)
-        seen = state / a if self.denoiser.time_input == "sigma" else state
+        seen = self.denoiser.seen(state, a, s)
         output = finite(
             self.denoiser(seen, labels), ids, f"the denoiser {type(self.denoiser.network).__name__}"
         )
-        if self.denoiser.prediction == "x0":
-            clean = output
-        elif self.denoiser.prediction == "v":
-            clean = a * state - s * output
-        else:
-            clean = (state - s * output) / a
-        return (clean + 1) / 2
+        return (self.denoiser.clean_of(state, output, a, s) + 1) / 2
 
     def train(self, mode: bool = True) -> AnomalyDetector:
         """Keep evaluation mode: dropout would make the scores something else."""
@@ -187,6 +181,8 @@ class AnomalyDetector(nn.Module):
         integral = times * (vp.beta_min + 0.5 * (vp.beta_max - vp.beta_min) * times)
         alpha, sigma = torch.exp(-0.5 * integral), torch.sqrt(-torch.expm1(-integral))
         label = sigma / alpha if self.denoiser.time_input == "sigma" else 999 * times
+        if self.denoiser.path is not None:
+            label = self.denoiser.path.label(alpha, sigma)
         return alpha, sigma, label.float()
 
     def _ids(self, x: Tensor, sample_ids: Tensor | list[int] | None) -> Tensor:

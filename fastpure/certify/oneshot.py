@@ -35,7 +35,7 @@ class OneShotClassifier(nn.Module):
         super().__init__()
         if not isinstance(denoiser, Denoiser):
             raise TypeError(mistake("denoiser", "a fastpure.Denoiser", type(denoiser).__name__))
-        if (schedule := getattr(denoiser, "schedule", "linear")) != "linear":
+        if (schedule := getattr(denoiser, "schedule", "linear")) not in ("linear", "flow"):
             raise ValueError(mistake("denoiser", "one of the linear schedule", f"one of the {schedule} one"))
         self.sigma = positive("sigma", sigma)
         self.denoiser = denoiser.frozen()

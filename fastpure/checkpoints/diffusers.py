@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, mistake, whole
 from ..nets import ADM, ADMConfig, EDMConfig
+from .diffusers_schedulers import STEPS, read_scheduler
 from .fields import Fields, names, shown
 from .report import Plan
 from .sources import Source
@@ -74,71 +75,6 @@ _FIELDS = Fields(
 )
 #: (flip_sin_to_cos, freq_shift) -> our name.
 _SINUSOIDS = {(True, 0): "cos_sin", (False, 1): "sin_cos"}
-_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-#: Schedulers of networks that are told the index of a variance-preserving chain. They differ in how they sample.
-_SCHEDULERS = tuple(
-    f"{name}Scheduler"
-    for name in [
-        "DDPM",
-        "DDIM",
-        "DDPMParallel",
-        "DDIMParallel",
-        "DDIMInverse",
-        "PNDM",
-        "DPMSolverMultistep",
-        "DPMSolverSinglestep",
-        "DPMSolverMultistepInverse",
-        "DPMSolverSDE",
-        "DEISMultistep",
-        "UniPCMultistep",
-        "SASolver",
-        "EulerDiscrete",
-        "EulerAncestralDiscrete",
-        "HeunDiscrete",
-        "LMSDiscrete",
-        "KDPM2Discrete",
-        "KDPM2AncestralDiscrete",
-    ]
-)
-#: The fields of these schedulers: what the network was trained with, and how samples are drawn, which is ours to say.
-_SCHEDULER = Fields(
-    _WHOSE,
-    honoured=names("prediction_type beta_schedule"),
-    required={
-        "_class_name": _SCHEDULERS,
-        "num_train_timesteps": (1000,),
-        "beta_start": (1e-4,),
-        "beta_end": (0.02,),
-        "trained_betas": (None,),
-        "timestep_values": (None,),
-        "rescale_betas_zero_snr": (False,),
-        "timestep_type": ("discrete",),
-        "use_flow_sigmas": (False, None),
-    },
-    harmless=names(
-        """_diffusers_version clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value
-        steps_offset thresholding timestep_spacing variance_type set_alpha_to_one skip_prk_steps
-        algorithm_type solver_order solver_type lower_order_final euler_at_final use_karras_sigmas
-        use_exponential_sigmas use_beta_sigmas use_lu_lambdas final_sigmas_type lambda_min_clipped
-        predict_x0 disable_corrector solver_p interpolation_type sigma_min sigma_max noise_sampler_seed
-        predictor_order corrector_order tau_func tensor_format"""
-    ),
-    defaults={
-        "prediction_type": "epsilon",
-        "trained_betas": None,
-        "timestep_values": None,
-        "rescale_betas_zero_snr": False,
-        "timestep_type": "discrete",
-        "use_flow_sigmas": False,
-    },
-    reasons={
-        "_class_name": "flow matching, EDM and VE schedulers belong to networks that are told something else",
-        "rescale_betas_zero_snr": "its last steps hold no image at all",
-    },
-)
-#: diffusers' name of a schedule of rates -> ours.
-_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-_STEPS = 1000
 #: Names before version 0.15 -> today's.
 _OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 _BLOCK = {
@@ -164,9 +100,10 @@ def plan_diffusers(source: Source, config: Any = None) -> Plan:
     Args:
         config: None, or another configuration than the config.json beside the weights.
 
-    The time input is the index; for the cosine schedule it is told where that schedule has the noise level. What the
-    network predicts, and its schedule, stand in a scheduler_config.json of the folder or the pipeline. Without one it
-    is taken to predict noise on the linear schedule, and the report says so.
+    The time input is the index; for the cosine schedule it is told where that schedule has the noise level, for flow
+    matching the real time, for consistency models the noise level. What the network predicts, and its schedule, stand
+    in a scheduler_config.json of the folder or the pipeline. Without one it is taken to predict noise on the linear
+    schedule, and the report says so.
 
     Raises:
         ValueError: neither a configuration nor a config.json beside the weights.
@@ -184,20 +121,34 @@ def plan_diffusers(source: Source, config: Any = None) -> Plan:
         raise ValueError(mistake("config", "the config.json of the weights (a dict or a file)", "None"))
     _refuse_latents(source.path.parent)
     settings, assumed = translate(content, called)
-    prediction, schedule, note = _schedule(source.path.parent)
+    scheduler = read_scheduler(source.path.parent)
     dropped = source.others_dropped()
     if settings.learned_sigma:
+        if scheduler.schedule not in ("linear", "cosine"):
+            found = f"{2 * settings.channels} with a scheduler of {scheduler.schedule}"
+            raise CheckpointError(f"{called}: out_channels must be {settings.channels}, found {found}")
         dropped = (
             f"output channels {settings.channels}.. (learned variance, for variance='learned' alone)",
             *dropped,
         )
     tensors = {_today(name): value for name, value in source.require_tensors().items()}
     ema = source.chosen.said if source.chosen is not None else "as in the file"
-    notes = (note, f"assumed, as {_WHOSE} does: {', '.join(assumed)}") if assumed else (note,)
+    notes: tuple[str, ...] = (scheduler.note,)
+    if assumed:
+        notes += (f"assumed, as {_WHOSE} does: {', '.join(assumed)}",)
+    prediction = scheduler.prediction
     plan = Plan("adm", settings, tensors, diffusers_names, prediction, dropped=dropped, notes=notes, ema=ema)
-    if schedule == "linear":
+    if scheduler.schedule == "linear":
         return plan
-    wrapped = EDMConfig(settings, "cosine", cosine_steps=_STEPS)
+    if scheduler.schedule == "flow":
+        flow = {"data_at": scheduler.data_at, "time_scale": scheduler.time_scale}
+        return replace(plan, time_input="continuous", schedule="flow", **flow)  # type: ignore[arg-type]
+    if scheduler.schedule == "cosine":
+        wrapped = EDMConfig(settings, "cosine", cosine_steps=STEPS)
+    else:
+        wrapped = EDMConfig(
+            settings, "consistency", sigma_data=scheduler.sigma_data, sigma_min=scheduler.sigma_min
+        )
     return replace(plan, architecture="edm", config=wrapped, translate=_wrapped)
 
 
@@ -270,36 +221,6 @@ def _network(content: Mapping[str, Any]) -> ADMConfig:
         learned_sigma=outputs == 2 * channels,
         classes=content["num_class_embeds"],
         dropout=content["dropout"],
-    )
-
-
-def _schedule(folder: Path) -> tuple[str, str, str]:
-    """(what the network predicts, its schedule, where that is known from)."""
-    for file in (folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"):
-        if not file.is_file():
-            continue
-        content, assumed = _SCHEDULER.read(read_json(file), str(file))
-        for field, known in (("prediction_type", _PREDICTIONS), ("beta_schedule", _SCHEDULES)):
-            found = content.get(field)
-            if not isinstance(found, str) or found not in known:
-                expected = " or ".join(repr(choice) for choice in known)
-                raise CheckpointError(f"{file}: {field} must be {expected}, found {shown(found)}")
-        prediction, schedule = content["prediction_type"], content["beta_schedule"]
-        if schedule != "linear" and prediction == "v_prediction":
-            raise CheckpointError(
-                f"{file}: prediction_type must be 'epsilon' or 'sample' with {schedule}, found {prediction!r}"
-            )
-        words = f", assumed as {_WHOSE} does: {', '.join(assumed)}" if assumed else ""
-        note = f"from {file.name}: {content['_class_name']}, {prediction}, {schedule}{words}"
-        return _PREDICTIONS[prediction], _SCHEDULES[schedule], note
-    if (folder.parent / "model_index.json").is_file():
-        raise CheckpointError(
-            f"{folder.parent}: expected scheduler/scheduler_config.json, found none in this pipeline"
-        )
-    return (
-        "eps",
-        "linear",
-        "assumed: predicts noise, linear schedule in 1000 steps (no scheduler_config.json)",
     )
 
 

@@ -144,6 +144,8 @@ def _loaded(source: Source, name: str, plan: Plan) -> Denoiser:
         plan.image_shape or (config.channels, config.image_size, config.image_size),
         learned_sigma=config.learned_sigma if plan.learned_sigma is None else plan.learned_sigma,
         schedule=plan.schedule,
+        data_at=plan.data_at,
+        time_scale=plan.time_scale,
     ).eval()
     denoiser.checkpoint = CheckpointReport(
         path=source.path,

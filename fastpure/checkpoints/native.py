@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError, listed, mistake, one_of
 from ..files import replace_file
 from ..nets import Denoiser, config_dict, named_config
-from ..nets.denoiser import PREDICTIONS, TIME_INPUTS
+from ..nets.conversion import PREDICTIONS, TIME_INPUTS, conventions
 from ..nets.registry import ARCHITECTURES, SINCE
 from .fields import Fields, names, require_fields
 from .report import Plan
@@ -26,12 +26,12 @@ _VERSION = "1"
 _YOUNGER = names(
     """block embedding embedding_mult fir residual_input classes class_label cosine_steps"""
 ).union(SINCE)
-#: Files without a schedule are older than the choice.
+#: Files without a schedule are older than the choice; only flow networks have the last two.
 _CONVENTIONS = Fields(
     "fastpure",
-    honoured=names("schedule image_shape learned_sigma"),
+    honoured=names("schedule image_shape learned_sigma data_at time_scale"),
     required={"prediction": PREDICTIONS, "time_input": TIME_INPUTS},
-    defaults={"schedule": "linear"},
+    defaults={"schedule": "linear", "data_at": None, "time_scale": None},
 )
 _RESERVED = ("format", "kind", "version", "architecture", "config", "denoiser")
 
@@ -62,9 +62,11 @@ def save_denoiser(
     clashes = sorted(set(_RESERVED) & set(notes or {}))
     if clashes:
         raise ValueError(mistake("notes", f"free of the names {', '.join(_RESERVED)}", ", ".join(clashes)))
-    conventions = {name: getattr(denoiser, name) for name in ("prediction", "time_input", "learned_sigma")}
+    said = {name: getattr(denoiser, name) for name in ("prediction", "time_input", "learned_sigma")}
     if denoiser.schedule != "linear":  # files without the field are linear
-        conventions["schedule"] = denoiser.schedule
+        said["schedule"] = denoiser.schedule
+    if denoiser.path is not None:
+        said |= {"data_at": denoiser.path.data_at, "time_scale": denoiser.path.time_scale}
     metadata = {
         **(notes or {}),
         "format": "fastpure",
@@ -72,7 +74,7 @@ def save_denoiser(
         "version": _VERSION,
         "architecture": config.pop("architecture"),
         "config": json.dumps(config, sort_keys=True),
-        "denoiser": json.dumps({**conventions, "image_shape": denoiser.image_shape}, sort_keys=True),
+        "denoiser": json.dumps({**said, "image_shape": denoiser.image_shape}, sort_keys=True),
     }
     weights = {name: _stored(name, value, dtype) for name, value in denoiser.network.state_dict().items()}
     return replace_file(path, save(weights, metadata))
@@ -100,8 +102,10 @@ def plan_native(source: Source, config: Any = None) -> Plan:
             {"architecture": metadata["architecture"], **fields}, f"{path}, config"
         )
         architecture, values = named_config(config_fields)
-        conventions = parse_json(metadata["denoiser"], f"{path}, denoiser")
-        said, _ = _CONVENTIONS.read(conventions, str(path), "denoiser")
+        described = parse_json(metadata["denoiser"], f"{path}, denoiser")
+        said, _ = _CONVENTIONS.read(described, str(path), "denoiser")
+        flow = {name: said[name] for name in ("data_at", "time_scale")}
+        conventions(said["prediction"], said["time_input"], said["schedule"], **flow)
         channels, height, width = said["image_shape"]
         return Plan(
             architecture,
@@ -111,6 +115,7 @@ def plan_native(source: Source, config: Any = None) -> Plan:
             prediction=said["prediction"],
             time_input=said["time_input"],
             schedule=said["schedule"],
+            **flow,
             learned_sigma=one_of("learned_sigma", said["learned_sigma"], (False, True)),
             notes=tuple(f"{name}: {metadata[name]}" for name in sorted(set(metadata) - set(_RESERVED))),
         )

@@ -33,6 +33,8 @@ class Plan:
     learned_sigma: bool | None = None
     image_shape: tuple[int, int, int] | None = None
     schedule: str = "linear"
+    data_at: int | None = None
+    time_scale: float | None = None
     dropped: tuple[str, ...] = ()
     ema: str = "as in the file"
     notes: tuple[str, ...] = ()

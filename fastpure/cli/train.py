@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from . import train_flow, train_robust
 from . import train_options as given
-from . import train_robust
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("addt")(train_robust.addt)
 app.command("adbm")(train_robust.adbm)
 app.command("trades")(train_robust.trades)
+app.command("flowpure")(train_flow.flowpure)
 
 
 @app.command()
@@ -41,7 +42,8 @@ def denoiser(
         str,
         typer.Option(
             help="vp: continuous times. discrete: the 1000 steps of DDPM, integer labels. "
-            "edm: log-normal noise levels, the network inside EDM's preconditioning."
+            "edm: log-normal noise levels, the network inside EDM's preconditioning. "
+            "flow: the velocity of the straight path from image to noise."
         ),
     ] = "vp",
     network: given.Network = None,
@@ -52,7 +54,7 @@ def denoiser(
     save_every: given.SaveEvery = 500,
     tensorboard: given.TensorBoard = False,
 ) -> None:
-    """Train a denoiser (noise prediction; continuous or discrete VP schedule, or EDM).
+    """Train a denoiser (noise prediction on the continuous or discrete VP schedule, EDM, or flow matching).
 
     Writes OUT/denoiser.safetensors, which fastpure.load_denoiser reads, OUT/metrics.csv (the loss curve) and
     OUT/result.json (scores on held-out images). Given again, the same command continues an interrupted run.

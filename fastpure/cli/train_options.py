@@ -70,6 +70,12 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def refuse(name: str, value: object, instead: str) -> None:
+    """Raise ValueError if an option was given that belongs to another choice."""
+    if value is not None:
+        raise ValueError(f"`--{name}` belongs to {instead}, got {value}")
+
+
 def configured(train: TrainConfig, clip: float | None, **options: Any) -> TrainConfig:
     """The recipe's optimisation with the given options; ``clip`` 0 stands for no clipping."""
     changed = replace(train, **given(**options))

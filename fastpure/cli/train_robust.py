@@ -56,12 +56,12 @@ def addt(
 
     recipe = FINE_TUNE_RECIPES["addt"][one_of("data", data, FINE_TUNE_RECIPES["addt"])]
     if one_of("variant", variant, ("gaussian", "linf")) == "linf":
-        _refuse("unit", unit, "--variant gaussian")
+        given.refuse("unit", unit, "--variant gaussian")
         kept = {name: value for name, value in recipe.settings.items() if name == "augment"}
         recipe = replace(recipe, loss="addt-linf", settings=kept)
         recipe = _with(recipe, **_ball(eps, steps=2))
     else:
-        _refuse("eps", eps, "--variant linf")
+        given.refuse("eps", eps, "--variant linf")
         recipe = _with(recipe, unit=unit)
     recipe = replace(recipe, **given.given(t_max=t_max))
     options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
@@ -222,8 +222,3 @@ def _with(recipe: FineTuneRecipe, **settings: Any) -> FineTuneRecipe:
 def _ball(eps: float | None, steps: int) -> dict[str, float | None]:
     """Radius and step size, which keeps its proportion to the radius."""
     return {"eps": eps, "step_size": None if eps is None else eps / steps}
-
-
-def _refuse(name: str, value: object, instead: str) -> None:
-    if value is not None:
-        raise ValueError(f"`--{name}` belongs to {instead}, got {value}")

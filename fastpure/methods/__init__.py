@@ -12,6 +12,7 @@ from ..errors import one_of
 from .adaptive import adp
 from .base import Factory, Method, Spec, spaced_indices
 from .diffpure import coup, coup_unguided, diffpure, diffpure_ode
+from .flows import consistency, flow, flowpure
 from .guided import agdm, gdmp, langevin
 from .likelihood import likelihood_max
 from .retrained import adbm, addt
@@ -28,6 +29,7 @@ __all__ = [
     "addt",
     "adp",
     "agdm",
+    "consistency",
     "coup",
     "coup_unguided",
     "ddim",
@@ -36,6 +38,8 @@ __all__ = [
     "diffpure_ode",
     "dpm_solver",
     "edm",
+    "flow",
+    "flowpure",
     "gdmp",
     "gradual",
     "langevin",
@@ -66,6 +70,9 @@ METHODS: dict[str, Factory[...]] = {
     "langevin": langevin,
     "likelihood_max": likelihood_max,
     "adp": adp,
+    "flow": flow,
+    "flowpure": flowpure,
+    "consistency": consistency,
 }
 """Every method by name."""
 

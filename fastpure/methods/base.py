@@ -21,6 +21,11 @@ from ..signatures import REQUIRED, arguments, kinds
 COARSER = 5
 """A coarser method takes one step for this many of the method's unless told otherwise."""
 
+_OWN = ("flowpure", "consistency")
+_ON = "trained on the {} schedule"
+_TRAINED = {"flowpure": "trained on FlowPure's path", "consistency": "trained as a consistency function"}
+"""What a denoiser is, by ``Method.schedule``."""
+
 MOST, LARGEST = 100_000, 1e12
 """No setting counts further, or is larger: a table of so many rows is a mistake, and takes for ever."""
 
@@ -84,7 +89,8 @@ class Method:
         guidance: what is added to the score, None if nothing is.
         clip_output: whether the purified image is clamped to [0, 1]; published COUP does, published DiffPure does not.
         procedure: walks the table where its rows alone do not say how.
-        schedule: the noise schedule that a denoiser which is told times or steps must have been trained with.
+        schedule: the noise schedule that a denoiser which is told times or steps must have been trained with; "flow",
+            "flowpure" and "consistency" ask for networks of these kinds.
         note: what to call results, where that matters.
         network: the network it was made with, None if it was made without; not part of its value, as guidance is.
         factory: the function that made it, None for one put together by hand.
@@ -222,10 +228,12 @@ class Method:
             self.guidance.check_images(denoiser.image_shape)
         if self.procedure is not None:
             self.procedure.check_denoiser(denoiser)
-        if denoiser.time_input != "sigma" and denoiser.schedule != self.schedule:
-            expected = f"trained on the {self.schedule} schedule for {self.name}"
-            found = f"one trained on the {denoiser.schedule} schedule"
-            raise ValueError(mistake("denoiser", expected, found))
+        found = denoiser.schedule if denoiser.prediction != "consistency" else "consistency"
+        # These put a state of any levels onto their own; but what the last two answer is no noise of such a state.
+        adapts = denoiser.time_input == "sigma" or found == "flow"
+        if found != self.schedule and (not adapts or {found, self.schedule} & set(_OWN)):
+            expected = f"{_TRAINED.get(self.schedule, _ON).format(self.schedule)} for {self.name}"
+            raise ValueError(mistake("denoiser", expected, f"one {_TRAINED.get(found, _ON).format(found)}"))
 
     def __str__(self) -> str:
         text = ", ".join(f"{name}={value!r}" for name, value in self.settings)

@@ -2,8 +2,9 @@
 
 from .adm import ADM, ADMConfig
 from .base import HoistedNetwork, Weights
+from .conversion import FLOWS, PREDICTIONS, SCHEDULES, TIME_INPUTS, FlowPath
 from .ddpmpp import CONFIGS, DDPMpp, DDPMppConfig
-from .denoiser import PREDICTIONS, TIME_INPUTS, Conditioning, Denoiser
+from .denoiser import Conditioning, Denoiser
 from .edm import EDM, EDMConfig
 from .narrow import runs_in_one_call
 from .registry import ARCHITECTURES, NETWORKS, build, config_dict, named_config
@@ -13,8 +14,10 @@ __all__ = [
     "ARCHITECTURES",
     "CONFIGS",
     "EDM",
+    "FLOWS",
     "NETWORKS",
     "PREDICTIONS",
+    "SCHEDULES",
     "TIME_INPUTS",
     "ADMConfig",
     "Conditioning",
@@ -22,6 +25,7 @@ __all__ = [
     "DDPMppConfig",
     "Denoiser",
     "EDMConfig",
+    "FlowPath",
     "HoistedNetwork",
     "Weights",
     "build",

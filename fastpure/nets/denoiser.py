@@ -1,9 +1,11 @@
 """``Denoiser``: one interface to every network. Its answer is always the predicted noise.
 
-State x = alpha x0 + sigma noise. A network predicts the noise itself ("eps"), the clean image ("x0") or the
-velocity v = alpha noise - sigma x0 ("v"; Salimans and Ho, "Progressive Distillation", 2022), and is told
-the time as a real number ("continuous"), an integer ("index"), or as the noise level of an unscaled state
-("sigma": the network gets x / alpha and sigma / alpha; Karras et al., "Elucidating the Design Space", 2022).
+State x = alpha x0 + sigma noise. A network predicts the noise itself ("eps"), the clean image ("x0"), the
+velocity v = alpha noise - sigma x0 ("v"; Salimans and Ho, "Progressive Distillation", 2022), that of a straight
+path ("flow"), or the image at the end of the probability flow ("consistency"; Song et al., "Consistency Models",
+2023); ``conversion`` has the formulas. It is told the time as a real number ("continuous"), an integer ("index"), or as
+the noise level of an unscaled state ("sigma": the network gets x / alpha and sigma / alpha; Karras et al.,
+"Elucidating the Design Space", 2022).
 """
 
 from __future__ import annotations
@@ -19,62 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import CompileError, mistake, one_of, whole
+from ..errors import mistake, whole
 from ..schedule import VP
+from . import conversion
 from .base import HoistedNetwork, checked_shape, is_hooked, same_layout
+from .compiled import CompiledCall
 from .constant_weights import ConstantWeights
 from .narrow import Programs
 from .packed import PackedMap, PackedWeight
 from .registry import ARCHITECTURES, build, config_dict, named_config
 
-MODES = ("default", "max-autotune-no-cudagraphs")
-"""Modes of ``torch.compile``; those with CUDA graphs of their own would get in the way of the recorded steps."""
-
-
-class CompiledCall:
-    """Calls a function through ``torch.compile``; compilation happens at the first call.
-
-    Args:
-        backend: of ``torch.compile``.
-        mode: one of ``MODES``.
-    """
-
-    def __init__(self, backend: str = "inductor", mode: str = "default") -> None:
-        self.backend = one_of("backend", backend, torch.compiler.list_backends(exclude_tags=()))
-        self.mode = one_of("mode", mode, MODES)
-        self._compiled: Callable[..., Tensor] | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledCall:
-        return CompiledCall(self.backend, self.mode)  # a copy has a network of its own to compile
-
-    def __reduce__(self) -> tuple[type[CompiledCall], tuple[str, str]]:
-        return CompiledCall, (self.backend, self.mode)
-
-    def __call__(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
-        """``function(*args)``, compiled; ``function`` must be the same one at every call.
-
-        Raises:
-            CompileError: there is no compiler, or it fails; the message has its words.
-        """
-        if self._compiled is None:
-            mode = None if self.mode == "default" else self.mode
-            self._compiled = torch.compile(function, backend=self.backend, mode=mode)
-        try:
-            return self._compiled(*args)
-        except Exception as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise  # what the network itself raises
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            words = " ".join(lines[:2]) or type(error).__name__
-            raise CompileError(
-                f"the network could not be compiled by torch.compile(backend={self.backend!r}): {words}. "
-                "Install what it asks for (on a CPU a C++ compiler, on a GPU Triton too) or leave compilation out"
-            ) from error
-
-
-PREDICTIONS = ("eps", "x0", "v")
-TIME_INPUTS = ("continuous", "index", "sigma")
-SCHEDULES = ("linear", "cosine")
 _KNOWN = tuple(kind for _, kind in ARCHITECTURES.values())
 
 
@@ -132,6 +88,7 @@ class Denoiser(nn.Module):
         learned_sigma: whether it returns 2 C channels, of which the last C are a variance that only
             ``noise_and_variance`` looks at.
         schedule: what its steps and times mean, one of ``SCHEDULES``; without meaning for "sigma" labels.
+        path: how a flow network counts time, None for another one.
         checkpoint: the report on the file it was loaded from (``fastpure.checkpoints.CheckpointReport``), or None.
     """
 
@@ -145,16 +102,15 @@ class Denoiser(nn.Module):
         image_shape: tuple[int, int, int] | None,
         learned_sigma: bool = False,
         schedule: str = "linear",
+        data_at: int | None = None,
+        time_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.network = network
-        self.prediction = one_of("prediction", prediction, PREDICTIONS)
-        self.time_input = one_of("time_input", time_input, TIME_INPUTS)
+        self.path = conversion.conventions(prediction, time_input, schedule, data_at, time_scale)
+        self.prediction, self.time_input, self.schedule = prediction, time_input, schedule
         self.image_shape = checked_shape(image_shape)
         self.learned_sigma = bool(learned_sigma)
-        self.schedule = one_of("schedule", schedule, SCHEDULES)
-        if (prediction, time_input) == ("v", "sigma"):
-            raise ValueError(mistake("prediction", "'eps' or 'x0' where time_input is 'sigma'", "'v'"))
         self._call: CompiledCall | None = None
 
     @classmethod
@@ -168,6 +124,8 @@ class Denoiser(nn.Module):
         learned_sigma: bool = False,
         compile: bool = False,
         schedule: str = "linear",
+        data_at: int | None = None,
+        time_scale: float | None = None,
     ) -> Denoiser:
         """Wrap a network: ``module(x [B, C, H, W], labels [B]) -> [B, C, H, W]``; it is not changed.
 
@@ -178,13 +136,20 @@ class Denoiser(nn.Module):
         "sigma" (floating). ``schedule`` "linear" is DDPM's and the VP-SDE's, 1000 steps; "cosine" that of Nichol
         and Dhariwal, 4000 steps. ``compile`` is short for ``.compiled()``.
 
+        Prediction "flow" is the velocity dx/dt of a network trained on the straight path from image to noise (schedule
+        "flow") or from attacked to clean image ("flowpure"). ``data_at`` is the time of the clean image: 0, the
+        default, as in diffusers (the answer is noise - x0), 1 as in FlowPure (it is x0 - noise). Labels are
+        ``time_scale`` t, 1000 t by default. "consistency" is a consistency function D(x, sigma), told "sigma".
+
         Raises:
             TypeError: ``module`` is not an ``nn.Module``.
             ValueError: an unknown convention, or an image shape that is not three positive integers.
         """
         if not isinstance(module, nn.Module):
             raise TypeError(mistake("module", "a torch.nn.Module", type(module).__name__))
-        denoiser = cls(module, prediction, time_input, image_shape, learned_sigma, schedule)
+        denoiser = cls(
+            module, prediction, time_input, image_shape, learned_sigma, schedule, data_at, time_scale
+        )
         return denoiser.compiled() if compile else denoiser
 
     @classmethod
@@ -207,7 +172,8 @@ class Denoiser(nn.Module):
         network.initialise(whole("seed", seed), init_scale)
         config = network.config
         shape = (config.channels, config.image_size, config.image_size)
-        return cls(network, "eps", config.time_input, shape, config.learned_sigma).eval()
+        prediction = getattr(config, "prediction", "eps")
+        return cls(network, prediction, config.time_input, shape, config.learned_sigma).eval()
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -224,6 +190,7 @@ class Denoiser(nn.Module):
             "image_shape": list(self.image_shape),
             "learned_sigma": self.learned_sigma,
             "schedule": self.schedule,
+            **self._flow(),
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
@@ -247,8 +214,11 @@ class Denoiser(nn.Module):
             shapes = ", ".join(str(list(column.shape)) for column in columns)
             raise ValueError(mistake("tau, index, alpha, sigma", "of one length [K]", f"shapes {shapes}"))
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = columns[3] / columns[2]
-        label = {"continuous": columns[0], "index": columns[1], "sigma": ratio}[self.time_input]
+            label = {"continuous": columns[0], "index": columns[1], "sigma": columns[3] / columns[2]}[
+                self.time_input
+            ]
+            if self.path is not None:
+                label = self.path.label(columns[2], columns[3])
         levels = [column.tolist() for column in columns[2:]]
         tensors = chain(self.network.parameters(), self.network.buffers())
         device = next((tensor.device for tensor in tensors), torch.device("cpu"))
@@ -291,48 +261,72 @@ class Denoiser(nn.Module):
         return self._noise_of(output, x, conditioning, k), same_layout(share, x)
 
     def require_variance(self) -> None:
-        """Raise ValueError unless the network learned a variance."""
+        """Raise ValueError unless the network learned a variance, that of a diffusion's steps."""
+        remedy = "Use variance='large' or 'small'"
         if not self.learned_sigma:
             expected = "a network that learned a variance (learned_sigma=True)"
             found = f"{type(self.network).__name__}, which did not"
-            remedy = "Use variance='large' or 'small'"
             raise ValueError(mistake("denoiser", f"{expected} for variance='learned'", found, remedy))
+        if self.path is not None or self.prediction == "consistency":
+            expected = (
+                "a network trained on a diffusion, to whose steps a variance belongs, for variance='learned'"
+            )
+            raise ValueError(mistake("denoiser", expected, f"one that predicts {self.prediction!r}", remedy))
 
     def _output(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
         """All channels of the answer for the state of step ``k``, in the network's dtype."""
         self._check_images(x)
         self._check_evaluates()
-        alpha, _ = conditioning.noise_level(k)
-        seen = x / alpha if self.time_input == "sigma" else x
+        alpha, sigma = conditioning.noise_level(k)
+        seen = self.seen(x, alpha, sigma)
         output = self._run(seen if self.dtype is None else seen.to(self.dtype), conditioning, k)
         return self._checked(output, x)
 
     def _noise_of(self, output: Tensor, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
         alpha, sigma = conditioning.noise_level(k)
-        return same_layout(self._to_noise(x, self._first(output).to(x.dtype), alpha, sigma), x)
+        return same_layout(self.noise_of(x, self._first(output).to(x.dtype), alpha, sigma), x)
+
+    def seen(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+        """The state x = alpha x0 + sigma noise as the network is given it: divided where it knows other levels."""
+        if self.path is not None:
+            return x / self.path.width(alpha, sigma)
+        return x / alpha if self.time_input == "sigma" else x
+
+    def noise_of(self, x: Tensor, output: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+        """The noise that the network's own answer ``output`` amounts to for the state x = alpha x0 + sigma noise."""
+        return conversion.noise_of(self.prediction, x, output, alpha, sigma, self.path)
+
+    def clean_of(self, x: Tensor, output: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+        """The clean image that ``output`` amounts to; see ``noise_of``."""
+        return conversion.clean_of(self.prediction, x, output, alpha, sigma, self.path)
 
     def clean_image(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Expected clean image [B, C, H, W] given x = x0 + sigma noise, ``sigma`` [B] > 0: D(x; sigma) of Karras et al.
 
-        A network that is told the time gets that of the VP state with this noise level. Differentiable with
+        A network that is told the time gets that of the VP state with this noise level, a flow network that on its
+        path; a consistency function answers with the end of the ODE instead of the mean. Differentiable with
         respect to x as often as the network is.
 
         Raises:
-            TypeError, ValueError: x has another shape or dtype than the denoiser wants, or that is in training mode.
+            TypeError, ValueError: x has another shape or dtype than the denoiser wants, or that is in training mode or
+                knows no noise levels.
         """
         self._check_evaluates()
+        if self.schedule == "flowpure":
+            raise ValueError(
+                mistake("denoiser", "one that knows noise levels", "one of the flowpure schedule")
+            )
         ratio = sigma.double()
         alpha = torch.rsqrt(1.0 + ratio.square())
         level, spread, scaled = (
             values.to(x.dtype).view(-1, 1, 1, 1) for values in (alpha, alpha * ratio, ratio)
         )
-        seen = x if self.time_input == "sigma" else level * x
+        timed = self.path is None and self.time_input != "sigma"
+        seen = level * x if timed else self.seen(x, 1.0, scaled)
         output = self(seen if self.dtype is None else seen.to(self.dtype), self._labels_at(ratio)).to(x.dtype)
-        if self.prediction == "x0":
-            return output
         if self.prediction == "v":
-            return level * (level * x) - spread * output
-        return x - scaled * output
+            return self.clean_of(level * x, output, level, spread)
+        return self.clean_of(x, output, 1.0, scaled)
 
     def cast(self, dtype: torch.dtype) -> Denoiser:
         """A frozen copy in evaluation mode, floating weights and buffers in ``dtype``; this one is unchanged.
@@ -382,10 +376,21 @@ class Denoiser(nn.Module):
     def _around(self, network: nn.Module, call: CompiledCall | None) -> Denoiser:
         """Another network with these conventions."""
         denoiser = Denoiser(
-            network, self.prediction, self.time_input, self.image_shape, self.learned_sigma, self.schedule
+            network,
+            self.prediction,
+            self.time_input,
+            self.image_shape,
+            self.learned_sigma,
+            self.schedule,
+            **self._flow(),
         )
         denoiser.training, denoiser._call, denoiser.checkpoint = self.training, call, self.checkpoint
         return denoiser
+
+    def _flow(self) -> dict[str, Any]:
+        """The two conventions that only flow networks have, by name."""
+        path = self.path
+        return {} if path is None else {"data_at": path.data_at, "time_scale": path.time_scale}
 
     def _run(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
         function: Callable[..., Tensor] = self.network
@@ -415,6 +420,8 @@ class Denoiser(nn.Module):
 
     def _labels_at(self, ratio: Tensor) -> Tensor:
         """Labels [B] for noise levels sigma / alpha = ``ratio`` [B]."""
+        if self.path is not None:
+            return self.path.label(torch.ones_like(ratio), ratio).to(self._label_dtype())
         if self.time_input == "sigma":
             return ratio.to(self._label_dtype())
         vp = VP()
@@ -422,14 +429,6 @@ class Denoiser(nn.Module):
         t = 2.0 * integral / (vp.beta_min + torch.sqrt(vp.beta_min**2 + 2.0 * slope * integral))
         label = torch.floor(1000.0 * t + 1e-6) if self.time_input == "index" else 999.0 * t
         return label.to(self._label_dtype())
-
-    def _to_noise(self, x: Tensor, output: Tensor, alpha: float, sigma: float) -> Tensor:
-        if self.prediction == "x0":
-            return (x - alpha * output) / sigma
-        if self.prediction == "v":
-            power = alpha * alpha + sigma * sigma
-            return (sigma / power) * x + (alpha / power) * output
-        return output
 
     def _check_evaluates(self) -> None:
         if self.network.training:

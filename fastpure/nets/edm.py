@@ -8,6 +8,9 @@ quotient is formed here on paper, because it cancels where s is small:
 * "vp": noise = F(y / sqrt(1 + s^2), 999 t(s)), t(s) being the time at which the continuous VP schedule has
   that noise level. For VP states the network just sees x.
 * "edm": noise = s / (s^2 + sd^2) y - sd / sqrt(s^2 + sd^2) F(y / sqrt(s^2 + sd^2), ln(s) / 4), sd = sigma_data.
+* "consistency": D itself, the consistency function of Song et al., "Consistency Models" (2023, appendix C), whose
+  scalings are c_skip = sd^2 / ((s - m)^2 + sd^2) and c_out = sd (s - m) / sqrt(s^2 + sd^2) with c_in as for
+  "edm" and c_noise = 250 ln(s), so that D(y; m) = y at m = sigma_min. Below m it is the identity.
 * "cosine": as "vp", for networks trained on the cosine schedule of Nichol and Dhariwal (2021) in ``cosine_steps``
   steps and told 1000 i / cosine_steps: i is where that schedule has the noise level s, not rounded.
 """
@@ -28,7 +31,7 @@ from .adm import ADM, ADMConfig
 from .base import HoistedNetwork
 from .ddpmpp import DDPMpp, DDPMppConfig
 
-PRECONDITIONINGS = ("vp", "edm", "cosine")
+PRECONDITIONINGS = ("vp", "edm", "cosine", "consistency")
 BODIES: dict[str, tuple[type[Any], type[Any]]] = {
     "ddpmpp": (DDPMppConfig, DDPMpp),
     "adm": (ADMConfig, ADM),
@@ -43,9 +46,10 @@ class EDMConfig:
     Attributes:
         network: the configuration of F, or a dict of its fields with "architecture".
         preconditioning: one of ``PRECONDITIONINGS``.
-        sigma_data: standard deviation of the data, for "edm".
+        sigma_data: standard deviation of the data, for "edm" and "consistency".
         cosine_steps: steps of the schedule, for "cosine".
         beta_min, beta_max: rates of the schedule at its two ends, for "vp".
+        sigma_min: noise level of the images at which D is the identity, for "consistency".
     """
 
     network: DDPMppConfig | ADMConfig
@@ -54,10 +58,12 @@ class EDMConfig:
     cosine_steps: int = 4000
     beta_min: float = 0.1
     beta_max: float = 20.0
+    sigma_min: float = 0.002
 
     def __post_init__(self) -> None:
         one_of("preconditioning", self.preconditioning, PRECONDITIONINGS)
         positive("sigma_data", self.sigma_data)
+        positive("sigma_min", self.sigma_min)
         whole("cosine_steps", self.cosine_steps, 2, 1_000_000)
         VP(self.beta_min, self.beta_max)  # checks them
         if isinstance(self.network, Mapping):
@@ -79,6 +85,11 @@ class EDMConfig:
         return self.network.channels
 
     @property
+    def prediction(self) -> str:
+        """What the whole answers: the noise, or for "consistency" the image."""
+        return "consistency" if self.preconditioning == "consistency" else "eps"
+
+    @property
     def time_input(self) -> str:
         """The label is the noise level."""
         return "sigma"
@@ -90,7 +101,7 @@ class EDMConfig:
 
 
 class EDM(HoistedNetwork):
-    """Predicts the noise in y [B, C, H, W] = x0 + s noise, given s [B]; see the head of this file.
+    """Predicts the noise in y [B, C, H, W] = x0 + s noise, given s [B], or its image; see the head of this file.
 
     ``network`` is F, one of our own networks, whose fast paths therefore apply.
     """
@@ -112,6 +123,11 @@ class EDM(HoistedNetwork):
         if self.config.preconditioning == "edm":
             width = (s * s + self.config.sigma_data**2).sqrt()
             return 1 / width, s.log() / 4, s / width**2, -self.config.sigma_data / width
+        if self.config.preconditioning == "consistency":
+            width = (s * s + self.config.sigma_data**2).sqrt()
+            above = (s - self.config.sigma_min).clamp_min(0.0)
+            of_y = self.config.sigma_data**2 / (above * above + self.config.sigma_data**2)
+            return 1 / width, 250 * s.log(), of_y, self.config.sigma_data * above / width
         c_in = torch.rsqrt(1 + s * s)
         integral = torch.log1p(s * s)
         if self.config.preconditioning == "vp":
@@ -137,12 +153,12 @@ class EDM(HoistedNetwork):
         return torch.cat([own.to(wide), torch.stack([c_in, of_y, of_f], 1).to(wide)], 1)
 
     def body(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Predicted noise [B, C, H, W] for y [B, C, H, W] and embedding [1 or B, S + 3]."""
+        """The answer [B, C, H, W] for y [B, C, H, W] and embedding [1 or B, S + 3]."""
         c_in, of_y, of_f = (column[:, None, None, None] for column in embedding[:, -3:].unbind(1))
         output = self.network.body((x * c_in).to(x.dtype), embedding[:, :-3].to(x.dtype))
         output = output[:, : self.config.channels] * of_f
-        return output if self.config.preconditioning != "edm" else output + of_y * x
+        return output if self.config.preconditioning in ("vp", "cosine") else output + of_y * x
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Predicted noise [B, C, H, W] for y [B, C, H, W] and noise levels [B]."""
+        """The answer [B, C, H, W] for y [B, C, H, W] and noise levels [B]."""
         return self.body(x, self.embedding(labels))

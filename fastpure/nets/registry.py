@@ -31,7 +31,7 @@ NETWORKS: dict[str, tuple[str, Config]] = {
 }
 
 #: Fields that are younger than the first files and runs, with the value that these have: written only where it differs.
-SINCE: dict[str, Any] = {"beta_min": 0.1, "beta_max": 20.0}
+SINCE: dict[str, Any] = {"beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.002}
 
 
 def named_config(name_or_dict: str | dict[str, Any]) -> tuple[str, Config]:

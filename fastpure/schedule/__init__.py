@@ -1,6 +1,7 @@
 """Noise schedules and solvers as float64 tables: numpy only, no torch."""
 
-from .edm import edm, karras_grid
+from .edm import consistency_steps, edm, karras_grid
+from .flow import rectified_flow, straight_path
 from .solvers import (
     ancestral,
     dpm_solver_pp,
@@ -29,6 +30,7 @@ __all__ = [
     "SampledVP",
     "StepTable",
     "ancestral",
+    "consistency_steps",
     "dpm_solver_pp",
     "dpm_solver_strided",
     "edm",
@@ -39,7 +41,9 @@ __all__ = [
     "langevin",
     "predictor_corrector",
     "probability_flow",
+    "rectified_flow",
     "reverse_sde",
+    "straight_path",
     "strided",
     "variance_range",
 ]

@@ -47,6 +47,26 @@ def karras_grid(sigma_max: float, sigma_min: float, n_steps: int, rho: float = 7
     return np.append((ends[0] + ramp * (ends[1] - ends[0])) ** rho, 0.0)
 
 
+def consistency_steps(
+    sigma: float, sigma_min: float, n_steps: int, rho: float = 7.0, clip_x0: bool = True
+) -> StepTable:
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1): the clean image D, then noise again, and so on.
+
+    From a state with noise level ``sigma``: x0 = D(x, s_k), then x0 + sqrt(s_{k+1}^2 - sigma_min^2) z, the levels s_k
+    being the first ``n_steps`` of Karras et al.'s grid down to ``sigma_min``; the last row ends at the image. States
+    are scaled as everywhere in this file.
+    """
+    grid = karras_grid(sigma, sigma_min, n_steps + 1, rho)[:n_steps].tolist()
+    rows = []
+    for k, now in enumerate(grid):
+        later = grid[k + 1] if k + 1 < n_steps else None
+        alpha = 1.0 if later is None else alpha_of(later)
+        noise = 0.0 if later is None else alpha * math.sqrt(later**2 - sigma_min**2)
+        here = level(now, VP())
+        rows.append(Row(a=alpha / alpha_of(now), b=-alpha * now, d=noise, clip=clip_x0, **here))  # type: ignore[arg-type]
+    return StepTable(tuple(rows))
+
+
 def edm(
     sigma_max: float = 0.5,
     sigma_min: float = 0.002,

@@ -15,6 +15,9 @@ from .losses import (
     DiscreteTimes,
     EdmDenoiserLoss,
     EdmLevels,
+    FlowLoss,
+    FlowPureLoss,
+    FlowTimes,
     Loss,
     TradesLoss,
 )
@@ -23,18 +26,21 @@ from .recipes import (
     CLASSIFIER_RECIPES,
     DENOISER_RECIPES,
     FINE_TUNE_RECIPES,
+    FLOWPURE_RECIPES,
     TRADES_RECIPES,
     ClassifierRecipe,
     DenoiserRecipe,
     FineTuneRecipe,
+    FlowPureRecipe,
 )
-from .runs import Outcome, fine_tune, train_classifier, train_denoiser
+from .runs import Outcome, fine_tune, train_classifier, train_denoiser, train_flowpure
 from .trainer import Group, Trainer
 
 __all__ = [
     "CLASSIFIER_RECIPES",
     "DENOISER_RECIPES",
     "FINE_TUNE_RECIPES",
+    "FLOWPURE_RECIPES",
     "TRADES_RECIPES",
     "AdbmLoss",
     "AddtLinfLoss",
@@ -54,6 +60,10 @@ __all__ = [
     "EdmLevels",
     "FineTuneRecipe",
     "Fit",
+    "FlowLoss",
+    "FlowPureLoss",
+    "FlowPureRecipe",
+    "FlowTimes",
     "Group",
     "Loss",
     "Outcome",
@@ -68,4 +78,5 @@ __all__ = [
     "score_loss",
     "train_classifier",
     "train_denoiser",
+    "train_flowpure",
 ]

@@ -83,8 +83,8 @@ def _denoise(
     alpha, sigma, label = _level(model, t, schedule)
     x = alpha * (2 * images - 1) + sigma * noise
     predicted = model(x, torch.full((len(images),), label, device=x.device))
-    if isinstance(model, Denoiser) and model.prediction == "x0":
-        predicted = (x - alpha * predicted) / sigma
+    if isinstance(model, Denoiser):
+        predicted = model.noise_of(x, predicted, alpha, sigma)
     clean = ((x - sigma * predicted) / alpha + 1) / 2
     error = (clean.clamp(0, 1) - images).square().flatten(1).mean(1)
     return (predicted - noise).square().flatten(1).mean(1), -10 * torch.log10(error.clamp_min(1e-12))
@@ -93,6 +93,10 @@ def _denoise(
 def _level(model: nn.Module, t: float, schedule: VP) -> tuple[float, float, float | int]:
     """alpha, sigma and the network's label at time t, for the schedule that the network was made for."""
     kind = model.time_input if isinstance(model, Denoiser) else "continuous"
+    if isinstance(model, Denoiser) and model.path is not None:  # the state scaled onto the straight path
+        width = schedule.alpha(t) + schedule.sigma(t)
+        signal, noise = schedule.alpha(t) / width, schedule.sigma(t) / width
+        return signal, noise, model.path.label(signal, noise)
     if kind == "index":
         index = max(round(t * DiscreteVP().n) - 1, 0)
         signal = DiscreteVP().alpha_bar(index)
@@ -116,6 +120,25 @@ def score_loss(model: nn.Module, loss: Loss, dataset: Dataset, device: torch.dev
         total += finite(values, dataset.sample_ids[rows], f"the loss of {type(model).__name__}").sum().item()
     model.train(was)
     return total / len(dataset)
+
+
+@final
+@dataclass(frozen=True)
+class FlowScore:
+    """Mean training ``loss`` over ``images`` images, and what it is ``of_zero``, the answer that changes nothing."""
+
+    loss: float
+    of_zero: float
+    images: int
+
+
+@final
+class Nothing(nn.Module):
+    """Answers zero: a velocity that leaves every image where it is."""
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Zeros like ``x``."""
+        return torch.zeros_like(x)
 
 
 @final

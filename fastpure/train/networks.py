@@ -11,8 +11,8 @@ from ..classifiers import CONFIGS as CLASSIFIER_CONFIGS
 from ..classifiers import ResNet, call_frozen
 from ..data import Dataset
 from ..errors import mistake
-from ..nets import Denoiser, config_dict
-from .losses import ContinuousTimes, DiscreteDenoiserLoss, EdmDenoiserLoss, Loss
+from ..nets import Denoiser, FlowPath, config_dict
+from .losses import ContinuousTimes, DiscreteDenoiserLoss, EdmDenoiserLoss, FlowLoss, Loss
 from .recipes import ClassifierRecipe, DenoiserRecipe
 
 
@@ -45,23 +45,38 @@ def new_denoiser(recipe: DenoiserRecipe) -> Denoiser:
     model = Denoiser.from_config(recipe.network, seed=seed, init_scale=0.0)
     if isinstance(recipe.loss, DiscreteDenoiserLoss):
         return Denoiser.from_module(model.network, "eps", "index", model.image_shape)
+    if isinstance(recipe.loss, FlowLoss):
+        return flow_network(model, recipe.loss.levels.path)
     if isinstance(recipe.loss, EdmDenoiserLoss) and model.time_input != "sigma":
         wrapped = {"architecture": "edm", "network": config_dict(model.network)}
         return Denoiser.from_config(wrapped, seed=seed, init_scale=0.0)
     return model
 
 
-def conventions(loss: Loss) -> tuple[str, str]:
-    """Prediction and time input of the denoisers that a loss trains."""
+def flow_network(model: Denoiser, path: FlowPath) -> Denoiser:
+    """The network of ``model`` as one that predicts the velocity of ``path``."""
+    conventions = {"schedule": path.schedule, "data_at": path.data_at, "time_scale": path.time_scale}
+    return Denoiser.from_module(model.network, "flow", image_shape=model.image_shape, **conventions)  # type: ignore[arg-type]
+
+
+def conventions(loss: Loss) -> tuple[str, str, FlowPath | None]:
+    """Prediction, time input and path of the denoisers that a loss trains."""
+    if isinstance(loss, FlowLoss):
+        return loss.levels.prediction, loss.levels.time_input, loss.levels.path
     levels = loss.levels if isinstance(loss, DiscreteDenoiserLoss | EdmDenoiserLoss) else ContinuousTimes()
-    return levels.prediction, levels.time_input
+    return levels.prediction, levels.time_input, None
 
 
-def check_conventions(argument: str, denoiser: Denoiser, prediction: str, time_input: str) -> None:
+def check_conventions(
+    argument: str, denoiser: Denoiser, prediction: str, time_input: str, path: FlowPath | None = None
+) -> None:
     """Raise ValueError unless the loss trains denoisers of this kind."""
+    schedule = "linear" if path is None else path.schedule
     found = (denoiser.prediction, denoiser.time_input, getattr(denoiser, "schedule", "linear"))
-    if found != (prediction, time_input, "linear") or denoiser.learned_sigma:
-        expected = f"a denoiser that predicts {prediction!r} with time input {time_input!r}, linear schedule"
+    if found != (prediction, time_input, schedule) or denoiser.path != path or denoiser.learned_sigma:
+        expected = (
+            f"a denoiser that predicts {prediction!r} with time input {time_input!r}, {schedule} schedule"
+        )
         learned = " and a learned variance" if denoiser.learned_sigma else ""
         raise ValueError(mistake(argument, expected, f"{found[0]!r} with {found[1]!r}, {found[2]}{learned}"))
 

@@ -23,16 +23,17 @@ from ..nets import Denoiser, config_dict
 from .config import TrainConfig
 from .loop import Fit, fit
 from .losses import Loss, TradesLoss, weights_digest
-from .measure import DenoiserScore, score_classifier, score_denoiser, score_loss
+from .measure import DenoiserScore, FlowScore, Nothing, score_classifier, score_denoiser, score_loss
 from .networks import (
     check_classes,
     check_conventions,
     check_shape,
     conventions,
+    flow_network,
     new_classifier,
     new_denoiser,
 )
-from .recipes import ClassifierRecipe, DenoiserRecipe, FineTuneRecipe
+from .recipes import ClassifierRecipe, DenoiserRecipe, FineTuneRecipe, FlowPureRecipe
 from .trainer import Group
 
 CLASSIFIER_FILE = "classifier.safetensors"
@@ -181,6 +182,61 @@ def fine_tune(
     metadata = notes(recipe.train, train, {"loss": json.dumps(loss.to_dict()), "start": network["start"]})
     line = f"{recipe.loss} loss on held-out images: {before:.4f} before, {after:.4f} after"
     return _export_denoiser(done, out, held, times, metadata, line)
+
+
+def train_flowpure(
+    recipe: FlowPureRecipe,
+    classifier: nn.Module | None,
+    train: Dataset,
+    test: Dataset,
+    out: str | Path,
+    **session: Any,
+) -> Outcome:
+    """Train a network for `fastpure.methods.flowpure`, export ``denoiser.safetensors`` and score its loss on ``test``.
+
+    Args:
+        classifier: attacked in training, as for `fine_tune`; None for a Gaussian perturbation.
+        session: as for `train_classifier`.
+
+    Raises:
+        ValueError: network, classifier and data do not fit each other, or a classifier is missing or superfluous.
+        ResumeError: ``out`` holds another run; nothing is overwritten.
+    """
+    device = _device(session.get("device"), Group.current())
+    guide = None
+    if classifier is not None:
+        guide = copy.deepcopy(require_eval(classifier, "classifier")).requires_grad_(False).to(device)
+        check_classes(guide, train, device)
+    loss = recipe.make_loss(guide)
+    made = Denoiser.from_config(recipe.network, seed=recipe.train.seed, init_scale=0.0)
+    check_shape(recipe.network, made.image_shape, train)
+    held = _held_out(test)
+    done = _run(
+        flow_network(made, loss.path),
+        loss,
+        train,
+        recipe.train,
+        out=out,
+        network={"name": recipe.network, **config_dict(made.network)},
+        held_out=lambda network: score_loss(network, loss, held, device),
+        products=(DENOISER_FILE, RESULT_FILE),
+        **session,
+    )
+    if not (done.finished and done.main):
+        return Outcome(done, None, ())
+    score = FlowScore(
+        score_loss(done.model, loss, held, device), score_loss(Nothing(), loss, held, device), len(held)
+    )
+    line = f"flowpure loss on held-out images: {score.loss:.4f}, of a network that answers zero: {score.of_zero:.4f}"
+    metadata = notes(recipe.train, train, {"loss": json.dumps(loss.to_dict())})
+    return export(
+        done,
+        out,
+        DENOISER_FILE,
+        lambda path: save_denoiser(cast("Denoiser", done.model), path, notes=metadata),
+        score,
+        (line,),
+    )
 
 
 def _run(

@@ -23,7 +23,7 @@ from fastpure.purify import look_through
 from fastpure.schedule import StepTable
 from fastpure.schedule.table import Row
 from tests.attacks.toys import SHAPE, Meter, Pixels, images, mixture_defense
-from tests.methods.small import SMALL
+from tests.methods.small import SMALL, denoiser
 from tests.reverse import toys
 
 BROKEN = "every image is broken on all choosing draws"
@@ -251,7 +251,8 @@ def test_a_defence_without_gradient_is_told_what_to_use():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_method_has_relatives_that_answer(name):
-    defense = fp.Defense(fp.Purifier(toys.toy_denoiser(torch.float32), SMALL[name]()), toys.toy_classifier())
+    method = SMALL[name]()
+    defense = fp.Defense(fp.Purifier(denoiser(method, torch.float32), method), toys.toy_classifier())
     x = torch.rand(2, *toys.SHAPE, generator=torch.Generator().manual_seed(0))
     target, ids = look_through(defense.float()), torch.arange(2)
     found = relatives(target)

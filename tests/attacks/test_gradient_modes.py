@@ -17,7 +17,7 @@ from fastpure.methods import Method
 from fastpure.purify import look_through
 from fastpure.schedule import StepTable
 from tests.attacks.toys import Pixels, images, mixture_defense, scaling_defense
-from tests.methods.small import SMALL
+from tests.methods.small import SMALL, denoiser
 from tests.reverse import toys
 
 
@@ -185,7 +185,7 @@ def test_every_mode_is_named_and_mistakes_are_clear():
 @pytest.mark.parametrize("name", SMALL)
 def test_every_method_can_be_attacked_in_every_mode_it_has(name):
     method = SMALL[name]()
-    double = fp.Purifier(toys.toy_denoiser(), method, precision="fp64")
+    double = fp.Purifier(denoiser(method), method, precision="fp64")
     defense = fp.Defense(double, toys.toy_classifier())
     x = torch.rand(2, *toys.SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = torch.tensor([0, 1])

@@ -196,8 +196,12 @@ def pipeline(tmp_path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow matching, EDM and VE schedulers"),
-        ({"_class_name": "EDMEulerScheduler"}, "_class_name must be 'DDPMScheduler'"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "unknown fields beta_end, beta_schedule, beta_start",
+        ),
+        ({"_class_name": "FlowMatchLCMScheduler"}, "_class_name must be 'DDPMScheduler'"),
+        ({"_class_name": "EDMEulerScheduler"}, "_class_name must be .*EDM and VE schedulers"),
         ({"_class_name": "ScoreSdeVeScheduler"}, "_class_name must be"),
         ({"_class_name": "absent"}, "_class_name is missing"),
         (
@@ -243,6 +247,96 @@ def test_schedulers_that_are_honoured(tmp_path):
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert 490 < label < 500
     assert relative_error(cosine(x, torch.tensor([1.0])), plain(x / 2**0.5, torch.tensor([label]))) < 1e-5
+
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
+CONSISTENCY = {"_class_name": "CMStochasticIterativeScheduler", "num_train_timesteps": 40, "sigma_max": 80.0}
+
+
+def scheduled(tmp_path, scheduler, **changes):
+    """The tiny network as a pipeline of another scheduler."""
+    pipeline(tmp_path)
+    content = {**scheduler, **changes}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(content))
+    return load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "data_at", "scale"),
+    [
+        ({}, 0, 1000.0),
+        ({"shift": 3.0, "use_dynamic_shifting": True, "shift_terminal": 0.1}, 0, 1000.0),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, 0, 1000.0),
+        ({"num_train_timesteps": 500}, 0, 500.0),
+        ({"invert_sigmas": True}, 1, 1000.0),
+    ],
+)
+def test_flow_matching_of_diffusers(tmp_path, changes, data_at, scale):
+    """One Euler step as the scheduler takes it, sample + (next - sigma) answer, is the step of our table."""
+    plain, denoiser = pipeline(tmp_path).cast(torch.float64), scheduled(tmp_path, FLOW, **changes)
+    assert (denoiser.prediction, denoiser.schedule, denoiser.time_input) == ("flow", "flow", "continuous")
+    assert f"told {scale:.0f} t, the image at t = {data_at}" in str(denoiser.checkpoint.notes)
+    sigma = 0.3  # of the noise; a scheduler with inverted sigmas counts from the other end
+    time, end = (sigma, 0.0) if data_at == 0 else (1 - sigma, 1.0)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    answer = plain(x, torch.full((2,), scale * time, dtype=torch.float64))
+    theirs = x + (end - time) * answer
+    double = denoiser.cast(torch.float64)
+    row = fp.methods.flow(t=sigma, n_steps=1).table().rows[-1]
+    noise = double.noise_pred(x, double.conditioning([row.tau], [0], [row.alpha], [row.sigma]), 0)
+    assert relative_error(row.a * x + row.b * noise, theirs) < 1e-6
+    fp.Purifier(denoiser, fp.methods.flow(n_steps=2))((x.float() * 0.1 + 0.5).clamp(0, 1))
+    again = load_denoiser(save_denoiser(denoiser, tmp_path / "net.safetensors"))
+    assert again.describe() == denoiser.describe()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sigma_data", "sigma_min"),
+    [({}, 0.5, 0.002), ({"sigma_data": 0.4, "sigma_min": 0.01}, 0.4, 0.01)],
+)
+def test_consistency_models_of_diffusers(tmp_path, changes, sigma_data, sigma_min):
+    """The scheduler's scalings written out: of the input, of the label, and those of the boundary condition."""
+    plain, denoiser = pipeline(tmp_path).cast(torch.float64), scheduled(tmp_path, CONSISTENCY, **changes)
+    assert (denoiser.prediction, denoiser.time_input) == ("consistency", "sigma")
+    assert f"sigma_data {sigma_data:g}, sigma_min {sigma_min:g}" in str(denoiser.checkpoint.notes)
+    y = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for sigma in (0.1, 0.8):
+        level = torch.full((2,), sigma, dtype=torch.float64)
+        scaled = y / (sigma**2 + sigma_data**2) ** 0.5
+        answer = plain(scaled, 1000 * 0.25 * level.log())
+        skip = sigma_data**2 / ((sigma - sigma_min) ** 2 + sigma_data**2)
+        out = (sigma - sigma_min) * sigma_data / (sigma**2 + sigma_data**2) ** 0.5
+        expected = out * answer + skip * y
+        assert relative_error(denoiser.cast(torch.float64).clean_image(y, level), expected) < 1e-6
+    fp.Purifier(denoiser, fp.methods.consistency())((y.float() * 0.1 + 0.5).clamp(0, 1))
+    again = load_denoiser(save_denoiser(denoiser, tmp_path / "net.safetensors"))
+    assert again.describe() == denoiser.describe()
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "changes", "message"),
+    [
+        (FLOW, {"prediction_type": "epsilon"}, "unknown fields prediction_type"),
+        (FLOW, {"num_train_timesteps": 0}, "`num_train_timesteps` must be an integer >= 1"),
+        (FLOW, {"num_train_timesteps": "1000"}, "`num_train_timesteps`"),
+        (FLOW, {"invert_sigmas": "yes"}, "invert_sigmas must be False or True"),
+        (CONSISTENCY, {"sigma_data": 0}, "`sigma_data` must be"),
+        (CONSISTENCY, {"sigma_min": "small"}, "`sigma_min` must be"),
+        (CONSISTENCY, {"prediction_type": "sample"}, "unknown fields prediction_type"),
+    ],
+)
+def test_flow_and_consistency_schedulers_that_are_refused(tmp_path, scheduler, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        scheduled(tmp_path, scheduler, **changes)
+
+
+def test_two_sets_of_channels_are_a_variance_only_in_a_chain(tmp_path):
+    pipeline(tmp_path)
+    file = tmp_path / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "out_channels": 6}))
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(FLOW))
+    with pytest.raises(CheckpointError, match="out_channels must be 3, found 6 with a scheduler of flow"):
+        load_denoiser(tmp_path)
 
 
 def test_pipelines_without_scheduler_or_with_an_autoencoder(tmp_path):
@@ -333,7 +427,9 @@ def test_our_own_files_are_whole(tmp_path):
         ("denoiser", lambda c: c.pop("prediction"), "prediction is missing"),
         ("denoiser", lambda c: c.pop("learned_sigma"), "learned_sigma"),
         ("denoiser", lambda c: c.update(guidance=1), "unknown fields denoiser.guidance"),
-        ("denoiser", lambda c: c.update(prediction="flow"), "prediction must be 'eps' or 'x0' or 'v'"),
+        ("denoiser", lambda c: c.update(prediction="score"), "prediction must be 'eps' or 'x0' or 'v'"),
+        ("denoiser", lambda c: c.update(prediction="flow"), "`schedule` must be 'flow' or 'flowpure'"),
+        ("denoiser", lambda c: c.update(data_at=1), "`data_at` must be None"),
     ):
         with pytest.raises(CheckpointError, match=message):
             changed(entry, change)

@@ -15,6 +15,8 @@ from fastpure.diagnostics.bound import _Coefficients
 from fastpure.methods import METHODS
 from fastpure.purify import ResizedPurifier
 from fastpure.schedule import VP
+from tests.methods.small import SMALL
+from tests.methods.small import purifier as small_purifier
 from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
 
 
@@ -265,6 +267,22 @@ def test_other_methods_are_bounded_or_refused(name):
         return
     found = distance_bound(own, x)
     assert bool((found.moved <= found.bound * (1 + 1e-5)).all())
+    assert bool((found.moved > 0).all())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_method_is_bounded_or_refused_with_a_sentence(name):
+    """Whatever stands between a network's answer and its row must be in what `Purifier.watch` shows."""
+    own, x = small_purifier(SMALL[name]()), images()
+    if own.method.procedure is not None:
+        with pytest.raises(ValueError, match=f"`method` must be one whose rows alone .* got {name}"):
+            distance_bound(own, x)
+        return
+    way = own.trajectory(x)
+    found = distance_bound(own, x)
+    moved = 2 * (way[-1] - way[0]).flatten(1).norm(dim=1)
+    assert torch.allclose(found.moved, moved, rtol=1e-10)
+    assert bool((found.moved <= found.bound * (1 + 1e-12)).all())
     assert bool((found.moved > 0).all())
 
 

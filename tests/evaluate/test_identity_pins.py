@@ -34,8 +34,17 @@ def defenses() -> dict[str, Callable[[], torch.nn.Module]]:
     classifier, methods = fp.load_classifier("digits"), fp.methods
     denoiser, auxiliary = fp.load_denoiser("digits"), fp.load_classifier("digits-aux")
 
-    def with_(method: Any, **settings: Any) -> Callable[[], torch.nn.Module]:
-        return lambda: fp.Defense(fp.Purifier(denoiser, method, **settings), classifier)
+    def with_(
+        method: Any, kind: dict[str, Any] | None = None, **settings: Any
+    ) -> Callable[[], torch.nn.Module]:
+        """``kind``: the conventions of the bundled network's weights, where the method wants others."""
+        shape = denoiser.image_shape
+        network = (
+            denoiser
+            if kind is None
+            else fp.Denoiser.from_module(denoiser.network, image_shape=shape, **kind).eval()
+        )
+        return lambda: fp.Defense(fp.Purifier(network, method, **settings), classifier)
 
     made = {
         "diffpure": with_(methods.diffpure(t=0.15, dt=0.03)),
@@ -74,6 +83,15 @@ def defenses() -> dict[str, Callable[[], torch.nn.Module]]:
         "likelihood_max guided": with_(methods.likelihood_max(n_iter=2, classifier=classifier)),
         "adp": with_(methods.adp(n_iter=3, rest="after")),
         "adp before": with_(methods.adp(n_iter=3)),
+        "flow": with_(
+            methods.flow(n_steps=3, solver="heun"), kind={"prediction": "flow", "schedule": "flow"}
+        ),
+        "flowpure": with_(
+            methods.flowpure(n_steps=3), kind={"prediction": "flow", "schedule": "flowpure", "data_at": 1}
+        ),
+        "consistency": with_(
+            methods.consistency(n_steps=2), kind={"prediction": "consistency", "time_input": "sigma"}
+        ),
         "module": lambda: classifier,
     }
     return made

@@ -27,6 +27,9 @@ SMALL = {
     "langevin": lambda: fp.methods.langevin(n_steps=4),
     "likelihood_max": lambda: fp.methods.likelihood_max(n_iter=2, classifier=toy_classifier()),
     "adp": lambda: fp.methods.adp(n_iter=2),
+    "flow": lambda: fp.methods.flow(n_steps=3, solver="heun"),
+    "flowpure": lambda: fp.methods.flowpure(start=0.4, n_steps=3),
+    "consistency": lambda: fp.methods.consistency(n_steps=3),
 }
 
 
@@ -34,5 +37,21 @@ def images(n):
     return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
+CONVENTIONS = {
+    "flow": {"prediction": "flow", "schedule": "flow"},
+    "flowpure": {"prediction": "flow", "schedule": "flowpure", "data_at": 1},
+    "consistency": {"prediction": "consistency", "time_input": "sigma"},
+}
+"""Of the denoisers that some methods ask for."""
+
+
+def denoiser(method, dtype=torch.float64):
+    """The toy network with the conventions that the method asks for."""
+    toy = toy_denoiser(dtype)
+    if method.schedule not in CONVENTIONS:
+        return toy
+    return fp.Denoiser.from_module(toy.network, image_shape=SHAPE, **CONVENTIONS[method.schedule])
+
+
 def purifier(method, **settings):
-    return fp.Purifier(toy_denoiser(), method, precision="fp64", **settings)
+    return fp.Purifier(denoiser(method), method, precision="fp64", **settings)

@@ -90,6 +90,11 @@ VARIED = {
         {"noise": 0.3, "n_iter": 3, "rate": 0.06, "probe": 2e-3, "bounds": [1e-4, 0.2], "stop": 2e-3},
         {"level": 0.2, "clip_output": False},
     ],
+    "flow": [{"t": 0.4, "n_steps": 4, "solver": "heun", "clip_output": False}],
+    "flowpure": [{"sigma": 0.3, "start": 0.2, "n_steps": 4, "clip_output": False}],
+    "consistency": [
+        {"sigma": 0.8, "n_steps": 3, "sigma_min": 0.01, "rho": 5.0, "clip_x0": False, "clip_output": False}
+    ],
 }
 FORMER = {
     "gdmp": [{"metric": "ssim", "data_range": 2.0}],

@@ -33,6 +33,20 @@ def test_an_image_does_not_feel_its_batch(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_the_exact_gradient_is_that_of_finite_differences(name):
+    """Of one draw, guidance included."""
+    method = SMALL[name]()
+    ours, generator = purifier(method, seed=3), torch.Generator().manual_seed(8)
+    u = 0.2 + 0.6 * images(2)
+    v, way = (torch.randn(u.shape, generator=generator, dtype=u.dtype) for _ in range(2))
+    leaf = u.clone().requires_grad_(True)
+    (grad,) = torch.autograd.grad((ours(leaf) * v).sum(), leaf)
+    step = 1e-6
+    ahead, behind = (float((ours(u + s * way) * v).sum()) for s in (step, -step))
+    assert float((grad * way).sum()) == pytest.approx((ahead - behind) / (2 * step), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_draws_are_repeatable_and_different(name):
     ours, u = purifier(SMALL[name]()), images(2)
     assert torch.equal(ours(u, draw=1), ours(u, draw=1))
@@ -63,7 +77,20 @@ def test_printing_names_the_method_and_its_cost(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["gdmp", "adbm", "addt", "edm", "one_shot", "likelihood_max", "adp", "langevin"]
+    "name",
+    [
+        "gdmp",
+        "adbm",
+        "addt",
+        "edm",
+        "one_shot",
+        "likelihood_max",
+        "adp",
+        "langevin",
+        "flow",
+        "flowpure",
+        "consistency",
+    ],
 )
 def test_clip_output_belongs_to_the_method(name):
     make = fp.methods.METHODS[name]

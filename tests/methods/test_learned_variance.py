@@ -170,6 +170,25 @@ def test_a_denoiser_without_learned_variance_is_refused_before_anything_is_purif
         fp.Purifier(toy_denoiser(), CASES[name]()[0])
 
 
+@pytest.mark.parametrize(
+    "conventions",
+    [
+        {"prediction": "flow", "schedule": "flow"},
+        {"prediction": "flow", "schedule": "flowpure", "data_at": 1},
+        {"prediction": "consistency", "time_input": "sigma"},
+    ],
+)
+def test_a_variance_of_no_diffusion_is_refused(conventions):
+    """What lies beside a velocity or a consistency function is no share between the variances of a chain's step."""
+    denoiser = Denoiser.from_module(
+        two_answers().network, image_shape=SHAPE, learned_sigma=True, **conventions
+    )
+    with pytest.raises(
+        ValueError, match=r"`denoiser` must be a network trained on a diffusion, .* got one that predicts '"
+    ):
+        fp.Purifier(denoiser, CASES["gdmp"]()[0])
+
+
 def test_the_guidance_can_be_weighed_and_left_out():
     """The relatives that attacks walk through instead: the table weighs the guidance, as where rows are the method."""
     method = CASES["gdmp"]()[0]

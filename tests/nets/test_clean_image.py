@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 import torch
 
 from fastpure import Denoiser, load_denoiser
 from fastpure.checkpoints import save_denoiser
-from fastpure.nets import PREDICTIONS, TIME_INPUTS
 from fastpure.schedule import VP
 from fastpure.schedule.edm import level
 from tests.nets.helpers import golden_denoiser
-from tests.nets.test_denoiser import SHAPE, make
-
-PAIRS = [pair for pair in product(PREDICTIONS, TIME_INPUTS) if pair != ("v", "sigma")]
+from tests.nets.test_denoiser import CONVENTIONS, SHAPE, make
 
 
-@pytest.mark.parametrize(("prediction", "time_input"), PAIRS)
+@pytest.mark.parametrize(("prediction", "time_input"), CONVENTIONS)
 def test_clean_image_is_the_state_less_its_noise(prediction, time_input):
     denoiser = make(prediction, time_input).cast(torch.float64)
     x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpure import Denoiser
-from fastpure.nets import PREDICTIONS, TIME_INPUTS, DDPMpp
+from fastpure.nets import TIME_INPUTS, DDPMpp
 from tests.nets.helpers import golden_denoiser, normal, random_network
 
 SHAPE = (2, 4, 4)
@@ -44,7 +44,9 @@ def table(denoiser: Denoiser):
     return denoiser.conditioning(TAU, INDEX, ALPHA, SIGMA)
 
 
-CONVENTIONS = [pair for pair in product(PREDICTIONS, TIME_INPUTS) if pair != ("v", "sigma")]
+CONVENTIONS = [pair for pair in product(("eps", "x0", "v"), TIME_INPUTS) if pair != ("v", "sigma")]
+CONVENTIONS += [("consistency", "sigma")]
+"""Those of flow networks are in test_flow.py."""
 
 
 @pytest.mark.parametrize(("prediction", "time_input"), CONVENTIONS)
@@ -60,6 +62,7 @@ def test_predicted_noise_follows_the_formula(prediction, time_input):
             "eps": output,
             "x0": (x - alpha * output) / sigma,
             "v": (sigma * x + alpha * output) / (alpha**2 + sigma**2),
+            "consistency": (x - alpha * output) / sigma,
         }[prediction]
         torch.testing.assert_close(denoiser.noise_pred(x, table(denoiser), k), expected, rtol=1e-5, atol=1e-6)
         given, labels = denoiser.network.seen[-1]
@@ -176,7 +179,7 @@ def test_describe_is_json_able():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prediction": "noise"}, "`prediction` must be one of 'eps', 'x0', 'v', got 'noise'"),
+        ({"prediction": "noise"}, "`prediction` must be one of 'eps', 'x0', 'v', 'flow', 'consistency', got"),
         ({"time_input": "t"}, "`time_input` must be one of"),
         ({"prediction": "v", "time_input": "sigma"}, "`prediction`"),
         ({"image_shape": (32, 32)}, "`image_shape` must be"),

@@ -84,7 +84,7 @@ def test_mistakes_are_named() -> None:
     assert not Path("/nonexistent").exists()
 
 
-@pytest.mark.parametrize("command", ["denoiser", "classifier", "addt", "adbm", "trades"])
+@pytest.mark.parametrize("command", ["denoiser", "classifier", "addt", "adbm", "trades", "flowpure"])
 def test_help_explains_every_option(command: str) -> None:
     output = _run(command, "--help")
     for option in ("--data", "--out", "--steps", "--seed", "--ema", "--accumulate", "--precision", "--clip"):
