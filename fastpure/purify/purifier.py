@@ -26,6 +26,7 @@ from ..reverse import (
     GeneratedNoise,
     MemoryPlan,
     NoiseSource,
+    PlacedNoise,
     Process,
     RecordedNoise,
     SplitNoise,
@@ -106,6 +107,10 @@ class _Engine:
 
     def networks(self) -> tuple[nn.Module, ...]:
         return (self.denoiser, *(self.guidance.networks() if self.guidance else ()))
+
+
+FOR_OTHER_SIZES: dict[str, Callable[..., Purifier]] = {}
+"""Purifiers for pictures of other sizes, which are made of this one; their modules stand below and enter themselves."""
 
 
 class Purifier(nn.Module):
@@ -216,7 +221,7 @@ class Purifier(nn.Module):
         sample_ids: Tensor | list[int] | None = None,
         draw: int | Tensor | None = None,
         *,
-        noise: RecordedNoise | SplitNoise | None = None,
+        noise: RecordedNoise | SplitNoise | PlacedNoise | None = None,
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
         """Purify ``x`` [B, C, H, W] float32 in [0, 1]; returns the same shape and dtype.
@@ -251,7 +256,7 @@ class Purifier(nn.Module):
         sample_ids: Tensor | list[int] | None = None,
         draw: int | Tensor | None = None,
         *,
-        noise: RecordedNoise | SplitNoise | None = None,
+        noise: RecordedNoise | SplitNoise | PlacedNoise | None = None,
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
         """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped.
@@ -303,20 +308,22 @@ class Purifier(nn.Module):
                 [denoiser.noise_pred(state, conditioning, k) for k in (networks[0], networks[-1])]
             )
 
+    def tiled(self, height: int, width: int, overlap: int | None = None, batch_size: int = 16) -> Purifier:
+        """The same networks, method and options for pictures of ``height`` by ``width``: see ``TiledPurifier``."""
+        denoiser, *options = self._remade()
+        return FOR_OTHER_SIZES["tiled"](denoiser, self.method, height, width, overlap, batch_size, *options)
+
     def with_method(self, method: Method) -> Purifier:
         """The same networks, seed and precisions with another method."""
-        names = (self.precision, self.gradient_precision)
+        denoiser, *options = self._remade()
+        return Purifier(denoiser, method, *options)
+
+    def _remade(self) -> tuple[Any, ...]:
+        """What another purifier of the same networks is made of, beside its method: the denoiser and the options."""
         # The wider copy of the weights holds what the narrower one has lost.
-        widest = max(names, key=lambda name: self._engines[name].precision.network.itemsize)
-        return Purifier(
-            self._engines[widest].denoiser,
-            method,
-            self.seed,
-            self.precision,
-            self.memory.choice,
-            self.gradient_precision,
-            self.backend,
-        )
+        widest = max(self._engines.values(), key=lambda engine: engine.precision.network.itemsize)
+        options = (self.seed, self.precision, self.memory.choice, self.gradient_precision, self.backend)
+        return (widest.denoiser, *options)
 
     def train(self, mode: bool = True) -> Purifier:
         """Keep evaluation mode: a purifier has nothing to train, and dropout would change its results."""
@@ -336,28 +343,15 @@ class Purifier(nn.Module):
         x: Tensor,
         sample_ids: Tensor | list[int] | None,
         draw: int | Tensor | None,
-        noise: RecordedNoise | SplitNoise | None,
+        noise: RecordedNoise | SplitNoise | PlacedNoise | None,
         domain: Domain,
     ) -> tuple[Call, Tensor, tuple[Tensor, ...]] | None:
         """Checked arguments as (call, initial state, guidance context); None for an empty batch."""
         self._follow()
         self._check_images(x)
         device = x.device
-        question = current_question()
-        if draw is None and noise is None and question is not None:
-            ids, draw, domain = question.take(self, len(x))
-            sample_ids = ids if sample_ids is None else sample_ids
         # Built before the empty batch leaves, so that a wrong id or draw is an error for it too.
-        keys = NoiseKeys.make(
-            seed=self.seed,
-            sample_ids=range(len(x)) if sample_ids is None else sample_ids,
-            draw=0 if draw is None else draw,
-            domain=domain,
-            device=device,
-        )
-        if len(keys.sample_ids) != len(x):
-            expected = f"one id per image, {len(x)}"
-            raise ValueError(mistake("sample_ids", expected, f"{len(keys.sample_ids)}"))
+        keys = self._keys(x, sample_ids, draw, domain, asked=noise is None)
         if len(x) == 0:
             return None
         recording = torch.is_grad_enabled() and x.requires_grad
@@ -380,6 +374,32 @@ class Purifier(nn.Module):
             executor=self.executor,
         )
         return call, state, context
+
+    def _keys(
+        self,
+        x: Tensor,
+        sample_ids: Tensor | list[int] | None,
+        draw: int | Tensor | None,
+        domain: Domain,
+        *,
+        asked: bool,
+    ) -> NoiseKeys:
+        """Which noise images ``x`` get; ``asked``: what is left out, a question that is being asked may say."""
+        question = current_question()
+        if draw is None and asked and question is not None:
+            ids, draw, domain = question.take(self, len(x))
+            sample_ids = ids if sample_ids is None else sample_ids
+        keys = NoiseKeys.make(
+            seed=self.seed,
+            sample_ids=range(len(x)) if sample_ids is None else sample_ids,
+            draw=0 if draw is None else draw,
+            domain=domain,
+            device=x.device,
+        )
+        if len(keys.sample_ids) != len(x):
+            expected = f"one id per image, {len(x)}"
+            raise ValueError(mistake("sample_ids", expected, f"{len(keys.sample_ids)}"))
+        return keys
 
     def _hold_networks(self) -> None:
         networks = [network for engine in self._engines.values() for network in engine.networks()]
