@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .presets import PRESETS as presets
     from .purify import Defense as Defense
     from .purify import Purifier as Purifier
+    from .purify.files import purify_files as purify_files
     from .reverse import Executor as Executor
     from .reverse import RecordedNoise as RecordedNoise
     from .version import __version__ as __version__
@@ -60,6 +61,7 @@ __all__ = [
     "plan",
     "presets",
     "protocols",
+    "purify_files",
 ]
 
 _PLACES = {
@@ -81,6 +83,7 @@ _PLACES = {
     "plan": ("evaluate", "plan"),
     "presets": ("presets", "PRESETS"),
     "protocols": ("evaluate", "protocol"),
+    "purify_files": ("purify.files", "purify_files"),
 }
 """Public name -> (package, name there). A test holds it against the imports above, which type checkers read."""
 

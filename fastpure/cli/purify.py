@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..methods import Method
-    from ..nets import Denoiser
     from ..presets import Preset
     from ..purify import Purifier
 
@@ -28,7 +25,11 @@ Inputs = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results: same names, same order.")]
 DenoiserName = Annotated[
-    str, typer.Option(help="Diffusion model: a bundled name (digits) or a file of weights.")
+    str | None,
+    typer.Option(
+        help="Diffusion model: a bundled name or a file of weights. (default: cifar10-small, and with it, where "
+        "nothing else is said, four steps of the exponential integrator from t = 0.05)"
+    ),
 ]
 ClassifierName = Annotated[
     str | None,
@@ -66,6 +67,17 @@ Key = Annotated[
         help="Which array of an .npz holds the images, if several could; of an archive of fastpure attack it is x_adv."
     ),
 ]
+Fit = Annotated[
+    str,
+    typer.Option(
+        help="Pictures of another size than the diffusion model's: tile (overlapping tiles, no seams), resize, or crop "
+        "(the middle)."
+    ),
+]
+Sheet = Annotated[
+    Path | None,
+    typer.Option(help="Picture file (.png, .pdf, ...) for a contact sheet: before and after, side by side."),
+]
 Size = Annotated[
     int | None,
     typer.Option(help="Side of the images, if the diffusion model's is another: they are resized inside."),
@@ -79,7 +91,7 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite results of other
 def purify(
     inputs: Inputs,
     out: Out,
-    denoiser: DenoiserName,
+    denoiser: DenoiserName = None,
     classifier: ClassifierName = None,
     method: MethodName = None,
     preset: PresetName = None,
@@ -92,6 +104,8 @@ def purify(
     draws: Draws = 1,
     ids: Ids = "position",
     key: Key = None,
+    fit: Fit = "tile",
+    sheet: Sheet = None,
     size: Size = None,
     batch_size: BatchSize = 16,
     precision: PrecisionName = "fp32",
@@ -101,88 +115,53 @@ def purify(
     """Purify images and write them to OUT under the same names and in the same format.
 
     Pictures become upright PNG with 8 bits per channel, so that nothing is lost to compression; arrays keep dtype,
-    range and layout, and the other arrays of an .npz are copied. Pixels outside [0, 1] are clamped. Interrupt at any
-    time: the same command continues and ends with the same bytes. Files of another run are overwritten with --force
-    only.
+    range and layout, and the other arrays of an .npz are copied. Pictures may have any size and keep it (--fit). Pixels
+    outside [0, 1] are clamped. What cannot be read is named at the end and stops nothing. Interrupt at any time: the
+    same command continues and ends with the same bytes. Files of another run are overwritten with --force only.
 
-    Example: fastpure purify photos --out purified --denoiser digits --method diffpure --t 0.1
+    Example: fastpure purify photos --out clean --sheet sheet.png
     """
-    import torch
+    from ..purify.files import FITS, carry_out, prepare
+    from ..purify.files.inputs import remarks
 
-    from .purify_inputs import find_sources, remarks
-    from .purify_run import PurifyRun
-
-    _check(ids, draws, batch_size)
-    _keep_apart(inputs, out)
-    sources = tuple(find_sources(inputs, key))
-    print("".join(f"{line}\n" for line in remarks(inputs, sources)), end="")
     chosen = {"t": t, "dt": dt, "n_steps": steps, "scale": scale}
     given = {**{name: value for name, value in chosen.items() if value is not None}, **_parsed(settings)}
     purifier, networks = _purifier(denoiser, classifier, method, preset, given, size, seed, precision, device)
-    run = PurifyRun(
-        sources,
+    run = prepare(
+        inputs,
         out,
-        {
-            **_environment(),
-            "method": str(purifier.method),
-            "networks": networks,
-            "seed": seed,
-            "draws": draws,
-            "ids": ids,
-            "key": key,
-            "image_shape": list(purifier.image_shape),
-            "batch_size": batch_size,
-            "precision": precision,
-            "device": torch.device(device).type,
-            "inputs": {str(source.name): source.digest() for source in sources},
-        },
-        purifier.image_shape,
-        batch_size,
-        draws,
-        ids,
+        purifier,
+        networks,
+        fit=fit,
+        draws=draws,
+        ids=ids,
+        key=key,
+        batch_size=batch_size,
+        sheet=sheet,
+        spelt=lambda name: f"--{name.replace('_', '-')}",
     )
-    run.check()
+    usable = [source for i, source in enumerate(run.sources) if i not in run.broken]
+    print("".join(f"{line}\n" for line in remarks(inputs, usable)), end="")
+    if run.apart:
+        print(f"{len(run.apart)} pictures of another size than {_size(purifier)}: {FITS[fit]}")
     print(f"{run.total} images with {purifier.method} into {out}")
-    _execute(run, purifier, force)
+    found = carry_out(run, purifier, force, True, sheet)
+    if found.new < run.total:
+        print(f"continued: {run.total - found.new} were there, {found.new} purified now")
+    print(f"wrote {out}" + ("" if sheet is None else f" and {sheet}"))
+    for _, reason in found.refused:
+        print(f"not purified: {reason}", file=sys.stderr)
+    if found.refused:
+        raise typer.Exit(1)
 
 
-def _execute(run: Any, purifier: Purifier, force: bool) -> None:
-    import torch
-    from tqdm import tqdm
-
-    def work(images: torch.Tensor, sample_ids: list[int], draw: int) -> torch.Tensor:
-        with torch.no_grad():
-            return purifier(images.to(purifier.device), sample_ids, draw)
-
-    with run.opened(force) as continued:
-        # Not on a terminal a line every quarter of a minute is enough.
-        pause = 0.1 if sys.stderr.isatty() else 15.0
-        with tqdm(total=run.total, unit="image", mininterval=pause, file=sys.stderr) as bar:
-            purified = run.execute(work, bar.update)
-    if continued:
-        print(f"continued: {run.total - purified} were there, {purified} purified now")
-    print(f"wrote {run.out}")
-
-
-def _check(ids: str, draws: int, batch_size: int) -> None:
-    from ..errors import one_of, whole
-
-    one_of("--ids", ids, ("position", "names"))
-    whole("--draws", draws, 1, 2**20)
-    whole("--batch-size", batch_size, 1)
-
-
-def _keep_apart(inputs: list[Path], out: Path) -> None:
-    """Results inside an input folder would be inputs of the same command given again."""
-    from ..errors import mistake
-
-    for path in inputs:
-        if path.is_dir() and path.resolve() in (out.resolve(), *out.resolve().parents):
-            raise ValueError(mistake("--out", "a folder outside of the inputs", f"{out}, in {path}"))
+def _size(purifier: Purifier) -> str:
+    _, height, width = purifier.image_shape
+    return f"{width}x{height}"
 
 
 def _purifier(
-    denoiser: str,
+    denoiser: str | None,
     classifier: str | None,
     method: str | None,
     preset: str | None,
@@ -197,19 +176,24 @@ def _purifier(
     from ..errors import mistake
     from ..presets import PRESETS
     from ..purify import Purifier, ResizedPurifier
-    from .purify_run import CONVENTIONS
+    from ..purify.files import PHOTO_DENOISER, conventions, fingerprint, photo_method
+    from ..purify.files.run import CONVENTIONS
 
     checked_device(device)
     if preset is not None and method is not None:
         raise ValueError(mistake("--method", "left out with --preset, which has its own", repr(method)))
     published = PRESETS[preset] if preset is not None else None
-    model = load_denoiser(denoiser) if published is None else published.load_denoiser(denoiser)
-    networks = {"denoiser": _fingerprint(model), CONVENTIONS: _conventions(model)}
+    if denoiser is None and published is not None:
+        raise ValueError(mistake("--denoiser", f"given with --preset: {published.weights}", "none"))
+    name = denoiser or PHOTO_DENOISER
+    model = load_denoiser(name) if published is None else published.load_denoiser(name)
+    networks = {"denoiser": fingerprint(model), CONVENTIONS: conventions(model)}
     guide = None
     if classifier is not None:
         guide, networks["classifier"] = _guide(classifier, published, size, model.image_shape[1])
     if published is None:
-        recipe = _method(method or "diffpure", guide, given)
+        unsaid = denoiser is None and method is None and not given and guide is None
+        recipe = photo_method() if unsaid else _method(method or "diffpure", guide, given)
     elif guide is not None and published.recipe.takes is None:
         raise ValueError(mistake("--classifier", f"left out: {preset} is not guided", repr(classifier)))
     else:
@@ -223,13 +207,14 @@ def _purifier(
 def _guide(name: str, published: Preset | None, size: int | None, inner: int) -> tuple[nn.Module, str]:
     """The guiding network for images of side ``inner``, and its fingerprint."""
     from ..classifiers import Resized, load_classifier
+    from ..purify.files import fingerprint
 
     file = published is not None and Path(name).is_file()
     network = published.load_classifier(name) if published is not None and file else load_classifier(name)
     if published is not None:
-        return published.target.guide(network, inner), _fingerprint(network)
+        return published.target.guide(network, inner), fingerprint(network)
     # A classifier of the images that come in sees the diffusion model's resized to its own size.
-    return network if size in (None, inner) else Resized(network, size or inner), _fingerprint(network)
+    return network if size in (None, inner) else Resized(network, size or inner), fingerprint(network)
 
 
 def _method(name: str, guide: nn.Module | None, given: dict[str, Any]) -> Method:
@@ -264,29 +249,3 @@ def _parsed(settings: list[str] | None) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             parsed[name] = text
     return parsed
-
-
-def _environment() -> dict[str, str]:
-    """Versions that results may depend on in their last bits."""
-    import torch
-
-    import fastpure
-
-    return {"fastpure": fastpure.__version__, "torch": torch.__version__}
-
-
-def _conventions(denoiser: Denoiser) -> str:
-    """SHA-256 of what a denoiser is besides its weights; files of the same weights may say different things."""
-    text = json.dumps(denoiser.describe(), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _fingerprint(network: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all weights and buffers."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

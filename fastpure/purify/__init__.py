@@ -5,5 +5,6 @@ from .entry import door, look_through
 from .purifier import Purifier
 from .resized import ResizedPurifier
 from .target import Target
+from .tiled import TiledPurifier
 
-__all__ = ["Defense", "Purifier", "ResizedPurifier", "Target", "door", "look_through"]
+__all__ = ["Defense", "Purifier", "ResizedPurifier", "Target", "TiledPurifier", "door", "look_through"]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -15,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake
-from ..guidance import Guidance
 from ..kernels import Domain, NoiseKeys
 from ..methods import Method
-from ..nets import Denoiser, Weights, runs_in_one_call
+from ..nets import Denoiser
 from ..reverse import (
     Call,
     Execution,
@@ -26,6 +23,7 @@ from ..reverse import (
     GeneratedNoise,
     MemoryPlan,
     NoiseSource,
+    PlacedNoise,
     Process,
     RecordedNoise,
     Seen,
@@ -39,9 +37,8 @@ from ..reverse import (
     watch,
 )
 from ..reverse.step import evaluate
-from ..threads import layer_work
+from .engine import Engine, Source
 from .inputs import check_range, check_seed, current_question, differ, sealed
-from .precision import Precision
 from .precision import precision as precision_named
 
 _FOLLOWING = threading.RLock()
@@ -50,64 +47,8 @@ _FOLLOWING = threading.RLock()
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
-def _nobody() -> None:
-    return None
-
-
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """The caller's networks that a purifier's copies were made from, as long as they live.
-
-    Attributes:
-        network: the denoiser's.
-        weights: of it and of the guidance.
-        made_of: their state when they were copied.
-    """
-
-    network: Callable[[], nn.Module | None] = _nobody
-    weights: Weights = field(default_factory=Weights)
-    made_of: tuple[int, ...] = ()
-
-    @staticmethod
-    def of(denoiser: Denoiser, method: Method) -> _Source:
-        guides = method.guidance.networks() if method.guidance else ()
-        weights = Weights(denoiser.network, *guides)
-        return _Source(weakref.ref(denoiser.network), weights, weights.state())
-
-    def has_changed(self) -> bool:
-        return self.network() is not None and self.weights.state() != self.made_of
-
-
-@dataclass(frozen=True, eq=False)
-class _Engine:
-    """The networks of a purifier in one precision.
-
-    Attributes:
-        work: for one image between two meetings of threads, by which their number is chosen.
-    """
-
-    precision: Precision
-    denoiser: Denoiser
-    guidance: Guidance | None
-    work: float
-
-    @staticmethod
-    @torch.inference_mode(False)
-    def build(denoiser: Denoiser, method: Method, precision: Precision) -> _Engine:
-        guidance = method.guidance.cast(precision.network) if method.guidance else None
-        if method.procedure is not None:
-            method.procedure.check_precision(precision.network)
-        _, height, width = denoiser.image_shape
-        in_one = partial(runs_in_one_call, dtype=precision.network)
-        work = layer_work([denoiser.network], height * width, in_one)
-        if (
-            guidance is not None
-        ):  # many small layers of a guide cost more with two threads than the denoiser gains
-            work = min(work, layer_work(guidance.networks(), height * width) or work)
-        return _Engine(precision, denoiser.cast(precision.network), guidance, work)
-
-    def networks(self) -> tuple[nn.Module, ...]:
-        return (self.denoiser, *(self.guidance.networks() if self.guidance else ()))
+FOR_OTHER_SIZES: dict[str, Callable[..., Purifier]] = {}
+"""Purifiers for pictures of other sizes, which are made of this one; their modules stand below and enter themselves."""
 
 
 class Purifier(nn.Module):
@@ -162,14 +103,14 @@ class Purifier(nn.Module):
         self.memory = MemoryPlan(memory)
         self.backend = check_backend(backend)
         names = {self.precision: None, self.gradient_precision: None}
-        self._engines = {name: _Engine.build(denoiser, method, precision_named(name)) for name in names}
+        self._engines = {name: Engine.build(denoiser, method, precision_named(name)) for name in names}
         if len({engine.precision.state for engine in self._engines.values()}) > 1:
             expected = "'fp64' for both or for neither, because it changes the state's dtype"
             raise ValueError(
                 mistake("gradient_precision", expected, f"{gradient_precision!r} with {precision!r}")
             )
         self._hold_networks()
-        self._source = _Source.of(denoiser, method)
+        self._source = Source.of(denoiser, method)
         self._processes: dict[tuple[str, torch.device], Process] = {}
         self._costs: dict[tuple[object, ...], int] = {}
         self._executor: Executor | None = None
@@ -218,7 +159,7 @@ class Purifier(nn.Module):
         sample_ids: Tensor | list[int] | None = None,
         draw: int | Tensor | None = None,
         *,
-        noise: RecordedNoise | SplitNoise | None = None,
+        noise: RecordedNoise | SplitNoise | PlacedNoise | None = None,
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
         """Purify ``x`` [B, C, H, W] float32 in [0, 1]; returns the same shape and dtype.
@@ -253,7 +194,7 @@ class Purifier(nn.Module):
         sample_ids: Tensor | list[int] | None = None,
         draw: int | Tensor | None = None,
         *,
-        noise: RecordedNoise | SplitNoise | None = None,
+        noise: RecordedNoise | SplitNoise | PlacedNoise | None = None,
         domain: Domain = Domain.DEFENSE,
     ) -> Tensor:
         """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped.
@@ -330,20 +271,26 @@ class Purifier(nn.Module):
                 [denoiser.noise_pred(state, conditioning, k) for k in (networks[0], networks[-1])]
             )
 
+    def tiled(self, height: int, width: int, overlap: int | None = None, batch_size: int = 16) -> Purifier:
+        """The same networks, method and options for pictures of ``height`` by ``width``: see ``TiledPurifier``."""
+        denoiser, *options = self._remade()
+        return FOR_OTHER_SIZES["tiled"](denoiser, self.method, height, width, overlap, batch_size, *options)
+
+    def describe(self) -> dict[str, Any]:
+        """What it is beside its method, networks and options, in values that JSON can hold."""
+        return {"class": type(self).__name__, "image_shape": list(self.image_shape)}
+
     def with_method(self, method: Method) -> Purifier:
         """The same networks, seed and precisions with another method."""
-        names = (self.precision, self.gradient_precision)
+        denoiser, *options = self._remade()
+        return Purifier(denoiser, method, *options)
+
+    def _remade(self) -> tuple[Any, ...]:
+        """What another purifier of the same networks is made of, beside its method: the denoiser and the options."""
         # The wider copy of the weights holds what the narrower one has lost.
-        widest = max(names, key=lambda name: self._engines[name].precision.network.itemsize)
-        return Purifier(
-            self._engines[widest].denoiser,
-            method,
-            self.seed,
-            self.precision,
-            self.memory.choice,
-            self.gradient_precision,
-            self.backend,
-        )
+        widest = max(self._engines.values(), key=lambda engine: engine.precision.network.itemsize)
+        options = (self.seed, self.precision, self.memory.choice, self.gradient_precision, self.backend)
+        return (widest.denoiser, *options)
 
     def train(self, mode: bool = True) -> Purifier:
         """Keep evaluation mode: a purifier has nothing to train, and dropout would change its results."""
@@ -363,28 +310,15 @@ class Purifier(nn.Module):
         x: Tensor,
         sample_ids: Tensor | list[int] | None,
         draw: int | Tensor | None,
-        noise: RecordedNoise | SplitNoise | None,
+        noise: RecordedNoise | SplitNoise | PlacedNoise | None,
         domain: Domain,
     ) -> tuple[Call, Tensor, tuple[Tensor, ...]] | None:
         """Checked arguments as (call, initial state, guidance context); None for an empty batch."""
         self._follow()
         self._check_images(x)
         device = x.device
-        question = current_question()
-        if draw is None and noise is None and question is not None:
-            ids, draw, domain = question.take(self, len(x))
-            sample_ids = ids if sample_ids is None else sample_ids
         # Built before the empty batch leaves, so that a wrong id or draw is an error for it too.
-        keys = NoiseKeys.make(
-            seed=self.seed,
-            sample_ids=range(len(x)) if sample_ids is None else sample_ids,
-            draw=0 if draw is None else draw,
-            domain=domain,
-            device=device,
-        )
-        if len(keys.sample_ids) != len(x):
-            expected = f"one id per image, {len(x)}"
-            raise ValueError(mistake("sample_ids", expected, f"{len(keys.sample_ids)}"))
+        keys = self._keys(x, sample_ids, draw, domain, asked=noise is None)
         if len(x) == 0:
             return None
         recording = torch.is_grad_enabled() and x.requires_grad
@@ -408,6 +342,32 @@ class Purifier(nn.Module):
         )
         return call, state, context
 
+    def _keys(
+        self,
+        x: Tensor,
+        sample_ids: Tensor | list[int] | None,
+        draw: int | Tensor | None,
+        domain: Domain,
+        *,
+        asked: bool,
+    ) -> NoiseKeys:
+        """Which noise images ``x`` get; ``asked``: what is left out, a question that is being asked may say."""
+        question = current_question()
+        if draw is None and asked and question is not None:
+            ids, draw, domain = question.take(self, len(x))
+            sample_ids = ids if sample_ids is None else sample_ids
+        keys = NoiseKeys.make(
+            seed=self.seed,
+            sample_ids=range(len(x)) if sample_ids is None else sample_ids,
+            draw=0 if draw is None else draw,
+            domain=domain,
+            device=x.device,
+        )
+        if len(keys.sample_ids) != len(x):
+            expected = f"one id per image, {len(x)}"
+            raise ValueError(mistake("sample_ids", expected, f"{len(keys.sample_ids)}"))
+        return keys
+
     def _hold_networks(self) -> None:
         networks = [network for engine in self._engines.values() for network in engine.networks()]
         self._networks = nn.ModuleList(networks)
@@ -422,9 +382,9 @@ class Purifier(nn.Module):
             if network is None or not self._source.has_changed():
                 return
             denoiser, device = self.denoiser.around(network), self.device
-            self._source = _Source.of(denoiser, self.method)
+            self._source = Source.of(denoiser, self.method)
             self._engines = {
-                name: _Engine.build(denoiser, self.method, precision_named(name)) for name in self._engines
+                name: Engine.build(denoiser, self.method, precision_named(name)) for name in self._engines
             }
             self._hold_networks()
             self._networks.to(device)
@@ -460,7 +420,7 @@ class Purifier(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # What was computed from these very tensors is computed anew from the copies.
-        return {**self.__dict__, "_processes": {}, "_executor": None, "_source": _Source()}
+        return {**self.__dict__, "_processes": {}, "_executor": None, "_source": Source()}
 
     def _check_images(self, x: Tensor) -> None:
         channels, height, width = self.denoiser.image_shape

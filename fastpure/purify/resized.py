@@ -62,17 +62,8 @@ class ResizedPurifier(Purifier):
 
     def with_method(self, method: Method) -> ResizedPurifier:
         """The same networks, size, seed and precisions with another method."""
-        widest = max(self._engines.values(), key=lambda engine: engine.precision.network.itemsize)
-        return ResizedPurifier(
-            widest.denoiser,
-            method,
-            self.size,
-            self.seed,
-            self.precision,
-            self.memory.choice,
-            self.gradient_precision,
-            self.backend,
-        )
+        denoiser, *options = self._remade()
+        return ResizedPurifier(denoiser, method, self.size, *options)
 
     def extra_repr(self) -> str:
         """Size, method, seed, precision and memory plan, for printing."""

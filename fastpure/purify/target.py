@@ -331,7 +331,7 @@ class Defended(Target):
         purifier = self.module.purifier
         return {
             "kind": "defense",
-            "purifier": {"class": type(purifier).__name__, "image_shape": list(purifier.image_shape)},
+            "purifier": purifier.describe(),
             "method": plain(purifier.method),
             "seed": purifier.seed,
             "precision": purifier.precision,

@@ -9,6 +9,7 @@ from .graphs import GraphLimits, Graphs
 from .loop import Call, reverse, states
 from .memory import MemoryPlan
 from .noise import GeneratedNoise, NoiseSource, RecordedNoise, SplitNoise
+from .placed import PlacedNoise
 from .procedure import Procedure, perform, perform_states
 from .step import EagerExecutor, EagerRows, Execution, Executor, Process, Rows
 from .watching import Seen, watch
@@ -31,6 +32,7 @@ __all__ = [
     "Graphs",
     "MemoryPlan",
     "NoiseSource",
+    "PlacedNoise",
     "Procedure",
     "Process",
     "RecordedNoise",

@@ -12,9 +12,9 @@ from PIL import Image
 
 import fastpure as fp
 from fastpure.classifiers import Resized
-from fastpure.cli.purify_inputs import find_sources
-from fastpure.cli.purify_run import RUN_FILE
 from fastpure.purify import ResizedPurifier
+from fastpure.purify.files.inputs import find_sources
+from fastpure.purify.files.run import RUN_FILE
 from tests.cli.purifying import PIXELS, SHORT, contents, expected, pictures, pixels_of, run
 
 
@@ -79,7 +79,7 @@ def test_arrays_keep_dtype_and_layout(tmp_path: Path, dtype: type, shape: tuple[
 
 def test_colour_arrays_in_both_orders(tmp_path: Path) -> None:
     """Channels are told from the denoiser's shape, also where height, width and channels could be confused."""
-    from fastpure.cli.purify_inputs import ArrayFile
+    from fastpure.purify.files.inputs import ArrayFile
 
     colour = np.random.RandomState(1).randint(0, 256, (2, 3, 4, 4), dtype=np.uint8)
     for name, stored in (("first", colour), ("last", np.ascontiguousarray(colour.transpose(0, 2, 3, 1)))):

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastpure.cli.purify_inputs import find_sources
-from fastpure.cli.purify_run import RUN_FILE, PurifyRun
 from fastpure.errors import RunLocked
+from fastpure.purify.files.inputs import find_sources
+from fastpure.purify.files.run import RUN_FILE, PurifyRun
 from tests.cli.purifying import PIXELS, contents, pictures, run
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpure.cli.purify_inputs import find_sources
-from fastpure.cli.purify_run import RUN_FILE, PurifyRun
 from fastpure.errors import DataError, FastpureError, ResumeError
+from fastpure.purify.files.inputs import find_sources
+from fastpure.purify.files.run import RUN_FILE, PurifyRun
 from tests.cli.purifying import PIXELS, SHORT, contents, expected, pictures, pixels_of, run
 
 
@@ -129,13 +129,14 @@ def test_unusable_inputs_are_named_before_anything_is_written(tmp_path: Path) ->
     (tmp_path / "a.txt").write_text("x")
     assert "neither an image" in refused(tmp_path / "a.txt")
     (source / "1.png").write_bytes(b"damaged")
-    assert "1.png: cannot be decoded" in refused(source)
-    Image.fromarray(PIXELS[0, :4]).save(source / "1.png")
-    assert "1.png: 8x4, but the denoiser's images are 8x8" in refused(source)
+    assert "1.png: cannot be decoded" in refused(source / "1.png")
     Image.new("RGB", (8, 8)).save(source / "1.png")
-    assert "in colour, but the denoiser's images are grey" in refused(source)
+    assert "in colour, but the denoiser's images are grey" in refused(source / "1.png")
     Image.new("LA", (8, 8)).save(source / "1.png")
-    assert "expected 8 bits and no transparency" in refused(source)
+    assert "expected 8 bits and no transparency" in refused(source / "1.png")
+    (source / "1.png").write_bytes(b"damaged")
+    (source / "0.png").write_bytes(b"damaged")
+    assert "none of the 2 inputs can be purified. The first: " in refused(source)
     (source / "1.png").unlink()
     Image.fromarray(PIXELS[0]).save(source / "0.bmp")
     assert "would both become 0.png" in refused(source)

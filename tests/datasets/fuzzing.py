@@ -391,7 +391,7 @@ def _purify(folder: Path) -> Any:
     """What `fastpure purify` does with its inputs before the network, and after it."""
     import numpy as np
 
-    from fastpure.cli.purify_inputs import ArrayFile, find_sources, remarks
+    from fastpure.purify.files.inputs import ArrayFile, find_sources, remarks
 
     sources = find_sources([folder])
     remarks([folder], sources)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpure.cli.purify_inputs import find_sources, remarks
 from fastpure.data import load_dataset, read_image_folder
 from fastpure.data.listing import list_classes, walk
 from fastpure.errors import DataError
+from fastpure.purify.files.inputs import find_sources, remarks
 
 NAMES = [
     "b/2.png",

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastpure.cli.purify_inputs import find_sources
-from fastpure.cli.purify_run import PurifyRun
 from fastpure.data import Dataset, load_dataset
 from fastpure.data.archive import Archive
 from fastpure.data.cifar import safe_loads
 from fastpure.data.numpy_files import Arrays
 from fastpure.errors import DataError
+from fastpure.purify.files.inputs import find_sources
+from fastpure.purify.files.run import PurifyRun
 from tests.cli.purifying import SHORT, expected, run
 
 RANDOM = np.random.RandomState(0)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fastpure.cli.purify_inputs import find_sources
 from fastpure.data import Dataset, load_dataset, read_image_folder, read_jpeg_pack
 from fastpure.data.pictures import (
     FORMATS,
@@ -25,6 +24,7 @@ from fastpure.data.pictures import (
     to_bytes,
 )
 from fastpure.errors import DataError
+from fastpure.purify.files.inputs import find_sources
 
 RANDOM = np.random.RandomState(0)
 COLOUR = RANDOM.randint(0, 256, (4, 6, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ResumeError, mistake
-from ..files import PARTIAL, FileLock, disk, replace_file, replacing
-from .purify_inputs import ImageFile, Source
+from ...errors import DataError, ResumeError, mistake
+from ...files import PARTIAL, FileLock, disk, replace_file, replacing
+from .fitting import APART, fitted
+from .inputs import ImageFile, Source
 
 CONVENTIONS = "conventions"
 """Entry of the networks for what a denoiser is besides its weights: configuration, class label, schedule."""
@@ -46,6 +47,17 @@ class Piece:
 Batch = tuple[Piece, ...]
 
 
+def _batch(places: list[tuple[int, int, int]]) -> Batch:
+    """The pieces of a batch of (source, row, id)."""
+    pieces: dict[int, list[tuple[int, int]]] = {}
+    for source, row, number in places:
+        pieces.setdefault(source, []).append((row, number))
+    return tuple(
+        Piece(source, tuple(row for row, _ in entries), tuple(number for _, number in entries))
+        for source, entries in pieces.items()
+    )
+
+
 @final
 @dataclass(frozen=True)
 class PurifyRun:
@@ -56,6 +68,7 @@ class PurifyRun:
         shape: of the images, (C, H, W).
         draws: how many realisations of the noise; several go into folders draw0, draw1, ...
         ids: "position" among all images, or "names": numbers that the files give.
+        fit: what is done with pictures of another size, one of ``FITS``; None refuses them.
     """
 
     sources: tuple[Source, ...]
@@ -65,43 +78,85 @@ class PurifyRun:
     batch_size: int = 16
     draws: int = 1
     ids: str = "position"
+    fit: str | None = None
+
+    @cached_property
+    def broken(self) -> dict[int, str]:
+        """Sources that cannot be purified, by index, and why. Every image is read once.
+
+        Raises:
+            DataError: none can.
+        """
+        found: dict[int, str] = {}
+        for index, source in enumerate(self.sources):
+            try:
+                for start in range(0, source.count, _CHECKED_AT_ONCE):
+                    self._load(source, range(start, min(start + _CHECKED_AT_ONCE, source.count)))
+            except DataError as error:
+                if len(self.sources) == 1:
+                    raise
+                found[index] = str(error)
+        if len(found) == len(self.sources):
+            raise DataError(f"none of the {len(found)} inputs can be purified. The first: {found[0]}")
+        return found
+
+    @cached_property
+    def apart(self) -> frozenset[int]:
+        """Pictures of another size than the model's, which are purified one by one."""
+        if self.fit not in APART:
+            return frozenset()
+        return frozenset(
+            i
+            for i, source in enumerate(self.sources)
+            if i not in self.broken and isinstance(source, ImageFile) and source.size() != self.shape[1:]
+        )
+
+    def _load(self, source: Source, rows: Sequence[int]) -> Tensor:
+        if self.fit is None or not isinstance(source, ImageFile) or source.size() == self.shape[1:]:
+            return source.load(rows, self.shape)
+        return fitted(source.whole(self.shape[0]), self.fit, self.shape, str(source.path))
 
     @cached_property
     def batches(self) -> tuple[Batch, ...]:
         """All images in order, cut into batches. Raises DataError where ids are not distinct or too large."""
-        places = [(i, row) for i, source in enumerate(self.sources) for row in range(source.count)]
+        # A picture that cannot be read keeps its number, so that the others' noise does not depend on it.
+        counts = [
+            1 if isinstance(source, ImageFile) else 0 if i in self.broken else source.count
+            for i, source in enumerate(self.sources)
+        ]
+        places = [(i, row) for i, count in enumerate(counts) for row in range(count)]
         ids = list(range(len(places)))
         if self.ids == "names":
-            ids = [number for source in self.sources for number in source.named_ids()]
+            ids = [
+                number
+                for i, source in enumerate(self.sources)
+                for number in (source.named_ids() if i not in self.broken else [0] * counts[i])
+            ]
+        usable = [
+            (*place, number) for place, number in zip(places, ids, strict=True) if place[0] not in self.broken
+        ]
+        ids = [number for *_, number in usable]
         if len(set(ids)) != len(ids) or any(not 0 <= number < 2**32 for number in ids):
             raise DataError(
                 "the ids in the inputs are not distinct numbers in [0, 2**32). Use --ids position"
             )
-        batches = []
-        for start in range(0, len(places), self.batch_size):
-            pieces: dict[int, list[tuple[int, int]]] = {}
-            for position in range(start, min(start + self.batch_size, len(places))):
-                source, row = places[position]
-                pieces.setdefault(source, []).append((row, ids[position]))
-            batches.append(
-                tuple(
-                    Piece(source, tuple(row for row, _ in entries), tuple(number for _, number in entries))
-                    for source, entries in pieces.items()
-                )
-            )
-        return tuple(batches)
+        groups: list[list[tuple[int, int, int]]] = [[]]
+        for place in usable:
+            alone = place[0] in self.apart
+            if groups[-1] and (alone or len(groups[-1]) == self.batch_size or groups[-1][0][0] in self.apart):
+                groups.append([])
+            groups[-1].append(place)
+        return tuple(_batch(group) for group in groups if group)
 
     @property
     def total(self) -> int:
         """Results of the whole run: images times draws."""
-        return self.draws * sum(source.count for source in self.sources)
+        usable = (source for i, source in enumerate(self.sources) if i not in self.broken)
+        return self.draws * sum(source.count for source in usable)
 
     def check(self) -> None:
-        """Read every image once, so that an unusable one is found before hours of work, not after."""
-        for source in self.sources:
-            for start in range(0, source.count, _CHECKED_AT_ONCE):
-                source.load(range(start, min(start + _CHECKED_AT_ONCE, source.count)), self.shape)
-        _ = self.batches
+        """Read every image once, so that what is unusable is found before hours of work, not after."""
+        _ = self.broken, self.batches
 
     def target(self, draw: int, source: int) -> Path:
         """Where a source's result goes."""
@@ -145,7 +200,7 @@ class PurifyRun:
             for batch in self.batches:
                 size = sum(len(piece.rows) for piece in batch)
                 if self._missing(draw, batch):
-                    loaded = [self.sources[piece.source].load(piece.rows, self.shape) for piece in batch]
+                    loaded = [self._load(self.sources[piece.source], piece.rows) for piece in batch]
                     ids = [number for piece in batch for number in piece.ids]
                     results = purify(torch.cat(loaded), ids, draw).detach().cpu()
                     self._store(draw, batch, results)
@@ -217,7 +272,7 @@ class PurifyRun:
             target
             for draw in range(self.draws)
             for index in range(len(self.sources))
-            if (target := self.target(draw, index)).exists()
+            if index not in self.broken and (target := self.target(draw, index)).exists()
         ]
         if file.exists() and not force:
             before, now = _read(file), json.loads(json.dumps(self.settings))

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.archive import affordable, open_regular
-from ..data.jpeg_pack import is_jpeg_pack
-from ..data.listing import left_out, walk
-from ..data.numpy_files import Arrays, Choice, images_of
-from ..data.pictures import IMAGE_SUFFIXES, PHOTOGRAPHS, Picture
-from ..errors import DataError, mistake
-from ..files import replacing
+from ...data.archive import affordable, open_regular
+from ...data.jpeg_pack import is_jpeg_pack
+from ...data.listing import left_out, walk
+from ...data.numpy_files import Arrays, Choice, images_of
+from ...data.pictures import IMAGE_SUFFIXES, PHOTOGRAPHS, Picture
+from ...errors import DataError, mistake
+from ...files import replacing
 
 _ARRAY_SUFFIXES = (".npy", ".npz")
 _PER_IMAGE = 512  # bytes that a run keeps for each image, in its batches and their ids
@@ -81,22 +81,41 @@ class ImageFile(Source):
         picture = Picture.open(self.path, PHOTOGRAPHS)
         if (picture.width, picture.height) != (width, height):
             found = f"{picture.width}x{picture.height}"
-            raise DataError(f"{self.path}: {found}, but the denoiser's images are {width}x{height}")
+            remedy = "Use --fit tile, resize or crop"
+            raise DataError(f"{self.path}: {found}, but the denoiser's images are {width}x{height}. {remedy}")
+        return self._pixels(picture, channels)
+
+    def whole(self, channels: int) -> Tensor:
+        """The picture in its own size, float32 ``[1, channels, H, W]`` in [0, 1]."""
+        return self._pixels(Picture.open(self.path, PHOTOGRAPHS), channels)
+
+    def size(self) -> tuple[int, int]:
+        """Height and width, of which the file's header tells."""
+        picture = Picture.open(self.path, PHOTOGRAPHS)
+        return picture.height, picture.width
+
+    def _pixels(self, picture: Picture, channels: int) -> Tensor:
         if channels == 1 and not picture.grey:
             raise DataError(f"{self.path}: in colour, but the denoiser's images are grey")
         pixels = picture.array()
         values = pixels.astype(np.float32) / (255 if pixels.dtype == np.uint8 else 65535)
-        return torch.from_numpy(values).expand(channels, height, width)[None].contiguous()
+        return torch.from_numpy(values).expand(channels, *values.shape[1:])[None].contiguous()
 
     def encode(self, images: Tensor) -> np.ndarray:
         """uint8 ``[1, C, H, W]``."""
         return _bytes(images)
 
     def write(self, target: Path, encoded: np.ndarray) -> None:
-        """A PNG file. It keeps the colour profile, without which a phone's picture would look pale."""
+        """A PNG file, grey where the picture is and the model's images are in colour: their mean.
+
+        It keeps the colour profile, without which a phone's picture would look pale.
+        """
         from PIL import Image
 
-        profile = Picture.open(self.path, PHOTOGRAPHS).profile(grey=encoded.shape[1] == 1)
+        picture = Picture.open(self.path, PHOTOGRAPHS)
+        if picture.grey and encoded.shape[1] == 3:
+            encoded = encoded.mean(1, keepdims=True).round().astype(np.uint8)
+        profile = picture.profile(grey=encoded.shape[1] == 1)
         pixels = encoded[0, 0] if encoded.shape[1] == 1 else encoded[0].transpose(1, 2, 0)
         with replacing(target) as file:
             Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", icc_profile=profile)
