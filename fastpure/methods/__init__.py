@@ -14,6 +14,7 @@ from .base import Factory, Method, Spec, spaced_indices
 from .diffpure import coup, coup_unguided, diffpure, diffpure_ode
 from .guided import agdm, gdmp, langevin
 from .likelihood import likelihood_max
+from .low_rank import lorid
 from .retrained import adbm, addt
 from .samplers import ddim, ddpm, dpm_solver, edm, vp_sde
 from .staged import GRADUAL, SURROGATE, gradual, one_shot
@@ -40,6 +41,7 @@ __all__ = [
     "gradual",
     "langevin",
     "likelihood_max",
+    "lorid",
     "make",
     "one_shot",
     "spaced_indices",
@@ -66,6 +68,7 @@ METHODS: dict[str, Factory[...]] = {
     "langevin": langevin,
     "likelihood_max": likelihood_max,
     "adp": adp,
+    "lorid": lorid,
 }
 """Every method by name."""
 

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any, ParamSpec, Protocol, cast, final
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import mistake, one_of, positive, whole
 from ..guidance import Guidance
@@ -17,6 +17,7 @@ from ..reverse import Procedure
 from ..schedule import StepTable
 from ..schedule.solvers import check_time
 from ..signatures import REQUIRED, arguments, kinds
+from .preparation import Preparation
 
 COARSER = 5
 """A coarser method takes one step for this many of the method's unless told otherwise."""
@@ -86,6 +87,7 @@ class Method:
         note: what to call results, where that matters.
         network: the network it was made with, None if it was made without; not part of its value, as guidance is.
         factory: the function that made it, None for one put together by hand.
+        prepare: what the image goes through before the table sees it, None if nothing.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Method:
     note: str = field(default="", repr=False)
     network: nn.Module | None = field(default=None, repr=False, compare=False)
     factory: Factory[...] | None = field(default=None, repr=False, compare=False)
+    prepare: Preparation | None = field(default=None, repr=False)
 
     @staticmethod
     def of(
@@ -109,6 +112,7 @@ class Method:
         schedule: str = "linear",
         note: str = "",
         resolved: Mapping[str, object] | None = None,
+        prepare: Preparation | None = None,
     ) -> Method:
         """What a function decorated with ``method`` returns: the parts that its arguments make, not yet named.
 
@@ -116,11 +120,18 @@ class Method:
         in place of None.
         """
         settings = tuple((resolved or {}).items())
-        return Method("", settings, table, guidance, clip_output, procedure, schedule, note)
+        return Method("", settings, table, guidance, clip_output, procedure, schedule, note, prepare=prepare)
 
     def table(self) -> StepTable:
         """The step table, one row per step, the diffusion of the input (if any) being row 0."""
         return self.steps
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """The state that the table begins with, for images ``x`` [B, C, H, W] in [-1, 1]; differentiable.
+
+        A guidance that reads the purifier's input reads the image itself, not this.
+        """
+        return x if self.prepare is None else self.prepare(x)
 
     def rebuilt(self, **changes: object) -> Method:
         """The same method with other settings; the rest, its network included, is what it was made with.
@@ -218,6 +229,8 @@ class Method:
         """Raise ValueError if ``denoiser`` has another schedule or image shape than this method needs."""
         if self.guidance is not None:
             self.guidance.check_images(denoiser.image_shape)
+        if self.prepare is not None:
+            self.prepare.check_images(denoiser.image_shape)
         if denoiser.time_input != "sigma" and denoiser.schedule != self.schedule:
             expected = f"trained on the {self.schedule} schedule for {self.name}"
             found = f"one trained on the {denoiser.schedule} schedule"
@@ -303,6 +316,11 @@ def check_setting(argument: str, value: Any, kind: str) -> None:
     elif kind == "str":
         if not isinstance(value, str):
             raise TypeError(mistake(argument, "a name", f"{type(value).__name__} {value!r}"))
+    elif kind == "tuple[int, int, int]":
+        if not isinstance(value, tuple | list) or len(value) != 3:
+            raise ValueError(mistake(argument, "three whole numbers", repr(value)[:200]))
+        for part in value:
+            whole(argument, part, 1, MOST)
     elif kind == "tuple[float, float]":
         if not isinstance(value, tuple | list) or len(value) != 2:
             raise ValueError(mistake(argument, "two numbers (low, high)", repr(value)))

@@ -27,6 +27,7 @@ SMALL = {
     "langevin": lambda: fp.methods.langevin(n_steps=4),
     "likelihood_max": lambda: fp.methods.likelihood_max(n_iter=2, classifier=toy_classifier()),
     "adp": lambda: fp.methods.adp(n_iter=2),
+    "lorid": lambda: fp.methods.lorid(t=0.004, rounds=2, n_steps=2),
 }
 
 

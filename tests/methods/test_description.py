@@ -81,6 +81,10 @@ VARIED = {
         {"noise": 0.3, "n_iter": 3, "rate": 0.06, "probe": 2e-3, "bounds": [1e-4, 0.2], "stop": 2e-3},
         {"level": 0.2, "clip_output": False},
     ],
+    "lorid": [
+        {"t": 0.02, "rounds": 2, "ranks": [1, 3, 5], "variance": "large", "clip_x0": False},
+        {"n_steps": 3, "clip_output": False},
+    ],
 }
 """Settings other than the defaults, every setting once."""
 
