@@ -257,7 +257,8 @@ class Purifier(nn.Module):
         """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped.
 
         The first is the input (as the method prepared it, where it does), the last the purified image before
-        clamping. Differentiable unless the method has a procedure of its own. Arguments and errors as for calling the purifier.
+        clamping. Differentiable unless the method has a procedure of its own. Arguments and errors as for calling
+        the purifier.
         """
         prepared = self._prepare(x, sample_ids, draw, noise, domain)
         if prepared is None:
