@@ -67,7 +67,7 @@ class DiffAttack(GradientAttack):
 def deviation(method: Method, x: Tensor, states: Tensor) -> Tensor:
     """Mean over the reverse steps of alpha |x_t - x'_t|^2 / D, [B]; ``states`` [K + 1, B, C, H, W] in [0, 1] units."""
     rows = method.table().rows
-    image, way = 2.0 * x - 1.0, 2.0 * states - 1.0
+    image, way = method.prepared(2.0 * x - 1.0), 2.0 * states - 1.0
     noise = ((way[1] - rows[0].a * image) / rows[0].d).detach()
     total = x.new_zeros(len(x))
     for k in range(1, len(rows)):

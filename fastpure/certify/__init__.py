@@ -1,19 +1,37 @@
-"""Certified robustness by denoised smoothing."""
+"""Certified robustness by randomised smoothing of denoised images."""
 
-from .oneshot import OneShotClassifier, certified_radius, lower_bound, rate_at
+from .base import COMBINE, DenoisedBase, SmoothedBase
+from .bounds import certified_radius, lower_bound, percentile_ranks, rate_at
+from .densepure import DensePureClassifier
+from .diffsmooth import DiffSmoothClassifier
+from .oneshot import OneShotClassifier
 from .records import Record, read_records
 from .run import CertifyConfig, certify_dataset
 from .smoothing import Certificates, Smoothing
 
 __all__ = [
+    "BASES",
+    "COMBINE",
     "Certificates",
     "CertifyConfig",
+    "DenoisedBase",
+    "DensePureClassifier",
+    "DiffSmoothClassifier",
     "OneShotClassifier",
     "Record",
+    "SmoothedBase",
     "Smoothing",
     "certified_radius",
     "certify_dataset",
     "lower_bound",
+    "percentile_ranks",
     "rate_at",
     "read_records",
 ]
+
+BASES: dict[str, type[DenoisedBase]] = {
+    "oneshot": OneShotClassifier,
+    "densepure": DensePureClassifier,
+    "diffsmooth": DiffSmoothClassifier,
+}
+"""Base classifiers by name."""

@@ -6,15 +6,15 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Generic, TypeVar, final
 
 from ..errors import ResumeError
 from ..files import disk, replace_file
 
-MARK = "# fastpure certify "
+T = TypeVar("T")
 
 
 @final
@@ -46,6 +46,68 @@ class Record:
 
 
 NAMES = [field.name for field in fields(Record)]
+KINDS: list[Any] = [int, int, int, float, float, int, float]
+
+
+def _record(cells: list[str]) -> Record:
+    return Record(*(kind(cell) for kind, cell in zip(KINDS, cells, strict=True)))
+
+
+@final
+@dataclass(frozen=True)
+class RowFile(Generic[T]):
+    """A kind of file: what its first line begins with, its columns, and what a row of text means.
+
+    Attributes:
+        mark: of the first line, which goes on with the configuration as JSON.
+        names: of the columns.
+        row: the cells of a line as a value; raises ValueError for what is none.
+    """
+
+    mark: str
+    names: list[str]
+    row: Callable[[list[str]], T]
+
+    def read(self, path: Path) -> tuple[dict[str, Any], list[T], int]:
+        """Configuration, whole rows, and the length in bytes up to the last whole one.
+
+        Raises:
+            ResumeError: a file of another kind, or damaged.
+        """
+        try:
+            data = path.read_bytes()
+            text = data[: data.rfind(b"\n") + 1].decode("utf-8")
+            first, header, *lines = text.split("\n")
+            if not first.startswith(self.mark) or header.split(",") != self.names:
+                raise ValueError(f"not a file of `{self.mark.strip('# ')}`")
+            config = json.loads(first.removeprefix(self.mark))
+            rows = [self.row(line.split(",")) for line in lines if line]
+        except (OSError, ValueError, TypeError) as error:
+            raise ResumeError(f"{path} cannot be continued: {error}. Choose another --out") from error
+        return config, rows, len(text.encode("utf-8"))
+
+    def open(self, path: Path, config: Mapping[str, Any]) -> list[T]:
+        """The rows of an earlier session with the same configuration; a new file gets its header.
+
+        Raises:
+            ResumeError: the file is something else or belongs to another configuration; it is not touched then.
+        """
+        wanted = json.loads(json.dumps(config))
+        if path.exists():
+            saved, rows, length = self.read(path)
+            changed = [key for key in {**saved, **wanted} if saved.get(key) != wanted.get(key)]
+            if changed:
+                listed = "; ".join(f"{key}: saved {saved.get(key)}, now {wanted.get(key)}" for key in changed)
+                raise ResumeError(f"{path} belongs to another certification; choose another --out. {listed}")
+            with disk(path):
+                os.truncate(path, length)
+            return rows
+        head = self.mark + json.dumps(wanted, sort_keys=True) + "\n" + ",".join(self.names) + "\n"
+        replace_file(path, head.encode())
+        return []
+
+
+RECORDS = RowFile("# fastpure certify ", NAMES, _record)
 
 
 def read_records(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
@@ -54,52 +116,14 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
     Raises:
         ResumeError: not a certification file, or damaged.
     """
-    return _parse(Path(path))[:2]
+    return RECORDS.read(Path(path))[:2]
 
 
-def open_records(path: Path, config: Mapping[str, Any]) -> list[Record]:
-    """The records of an earlier session with the same configuration; a new file gets its header.
-
-    Raises:
-        ResumeError: the file is something else or belongs to another configuration; it is not touched then.
-    """
-    wanted = json.loads(json.dumps(config))
-    if path.exists():
-        saved, records, length = _parse(path)
-        changed = [key for key in {**saved, **wanted} if saved.get(key) != wanted.get(key)]
-        if changed:
-            listed = "; ".join(f"{key}: saved {saved.get(key)}, now {wanted.get(key)}" for key in changed)
-            raise ResumeError(f"{path} belongs to another certification; choose another --out. {listed}")
-        with disk(path):
-            os.truncate(path, length)
-        return records
-    head = MARK + json.dumps(wanted, sort_keys=True) + "\n" + ",".join(NAMES) + "\n"
-    replace_file(path, head.encode())
-    return []
-
-
-def append_record(path: Path, record: Record) -> None:
+def append_row(path: Path, cells: Iterable[object]) -> None:
     """Add one row and see it to disk."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(asdict(record).values())
+    csv.writer(text, lineterminator="\n").writerow(cells)
     with disk(path), path.open("a", encoding="utf-8", newline="") as file:
         file.write(text.getvalue())
         file.flush()
         os.fsync(file.fileno())
-
-
-def _parse(path: Path) -> tuple[dict[str, Any], list[Record], int]:
-    """Configuration, whole records, and the length in bytes up to the last whole one."""
-    try:
-        data = path.read_bytes()
-        text = data[: data.rfind(b"\n") + 1].decode("utf-8")
-        first, header, *lines = text.split("\n")
-        if not first.startswith(MARK) or header.split(",") != NAMES:
-            raise ValueError("not a file of `fastpure certify`")
-        config = json.loads(first.removeprefix(MARK))
-        kinds = [int, int, int, float, float, int, float]
-        rows = [line.split(",") for line in lines if line]
-        records = [Record(*(kind(cell) for kind, cell in zip(kinds, row, strict=True))) for row in rows]
-    except (OSError, ValueError, TypeError) as error:
-        raise ResumeError(f"{path} cannot be continued: {error}. Choose another --out") from error
-    return config, records, len(text.encode("utf-8"))

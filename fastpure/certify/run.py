@@ -12,8 +12,8 @@ import torch
 
 from ..data import Dataset
 from ..errors import positive, whole
-from .oneshot import check_alpha
-from .records import Record, append_record, open_records
+from .bounds import check_alpha
+from .records import RECORDS, Record, append_row
 from .smoothing import Smoothing
 
 
@@ -52,7 +52,7 @@ def certify_dataset(
     Args:
         model: as for `Smoothing`.
         out: CSV file; rows that an earlier call with the same configuration wrote are kept.
-        networks: what names the model, part of what a continued run must match.
+        networks: what names the model's networks, with its settings part of what a continued run must match.
         batch_size: most noisy images in one call; no part of the result.
         report: called with each record, and whether it is new.
 
@@ -60,16 +60,21 @@ def certify_dataset(
         ResumeError: ``out`` holds another certification; it is not touched then.
     """
     path = Path(out)
-    identity: dict[str, Any] = {**asdict(config), "data": dataset.checksum, **(networks or {})}
-    done = {record.sample_id: record for record in open_records(path, identity)}
     smoothing = Smoothing(model.to(device), config.sigma, config.seed, batch_size)
+    identity: dict[str, Any] = {
+        **asdict(config),
+        "data": dataset.checksum,
+        **(networks or {}),
+        **smoothing.model.settings(),
+    }
+    done = {record.sample_id: record for record in RECORDS.open(path, identity)}
     records = []
     for row in range(len(dataset)):
         sample_id = int(dataset.sample_ids[row])
         known = done.get(sample_id)
         record = known if known is not None else _certify(smoothing, dataset, row, config, device)
         if known is None:
-            append_record(path, record)
+            append_row(path, asdict(record).values())
         if report is not None:
             report(record, known is None)
         records.append(record)

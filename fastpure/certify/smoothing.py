@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from ..classifiers import call_frozen, require_eval
 from ..errors import finite, mistake, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
+from ..kernels.keys import WORD_MAX
 from ..purify.purifier import check_range
-from .oneshot import certified_radius, check_alpha, lower_bound
+from .base import as_base
+from .bounds import certified_radius, check_alpha, lower_bound
 
 
 @final
@@ -37,23 +39,23 @@ class Certificates:
 class Smoothing:
     """The classifier that takes the most probable class of ``model`` under Gaussian noise.
 
-    The noise of an image is a pure function of (seed, sample id, draw): the result depends on neither batch size
-    nor order. Draws 0..n0-1 choose the class, draws n0..n0+n-1 estimate its probability.
+    The noise of an image is a pure function of (seed, sample id, draw), that of a model which draws some itself too:
+    the result depends on neither batch size nor order. Draws 0..n0-1 choose the class, draws n0..n0+n-1 estimate its
+    probability.
 
     Args:
-        model: noisy images [B, C, H, W] in [0, 1] units (unclamped) to logits, in evaluation mode; for instance
-            a `OneShotClassifier`.
+        model: a `SmoothedBase`, for instance a `OneShotClassifier`, or any module in evaluation mode from noisy
+            images [B, C, H, W] in [0, 1] units (unclamped) to logits.
         sigma: deviation of the noise in [0, 1] units.
         seed: of the noise.
         batch_size: most noisy images in one call.
     """
 
     def __init__(self, model: nn.Module, sigma: float, seed: int = 0, batch_size: int = 512) -> None:
-        self.model = require_eval(model, "model")
+        self.model = as_base(model)
         self.sigma = positive("sigma", sigma)
-        own = getattr(model, "sigma", None)
-        if isinstance(own, float) and own != self.sigma:
-            raise ValueError(mistake("sigma", f"the model's own noise level, {own}", self.sigma))
+        if self.model.sigma is not None and self.model.sigma != self.sigma:
+            raise ValueError(mistake("sigma", f"the model's own noise level, {self.model.sigma}", self.sigma))
         self.seed = whole("seed", seed, 0, 2**64 - 1)
         self.batch_size = whole("batch_size", batch_size, 1)
 
@@ -78,13 +80,10 @@ class Smoothing:
         whole("n0", n0, 1)
         whole("n", n, 1)
         check_alpha(alpha)
-        if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.dim() != 4:
-            raise TypeError(mistake("x", "a float32 tensor [B, C, H, W]", f"{getattr(x, 'dtype', type(x))}"))
-        if len(x):
-            check_range(x)
-        ids = torch.as_tensor(range(len(x)) if sample_ids is None else sample_ids)
-        if tuple(ids.shape) != (len(x),):
-            raise ValueError(mistake("sample_ids", f"one id per image, {len(x)}", list(ids.shape)))
+        if (n0 + n) * self.model.n_versions > WORD_MAX:
+            most = f"at most {WORD_MAX // self.model.n_versions:,} draws in all, each of which takes "
+            raise ValueError(mistake("n", f"{most}{self.model.n_versions} numbers", f"{n0 + n:,}"))
+        ids = ids_of(x, sample_ids)
         rows = [self._certify(x[i], int(ids[i]), n0, n, alpha) for i in range(len(x))]
         predicted, radius, p_lower, votes = zip(*rows, strict=True) if rows else ((), (), (), ())
         return Certificates(
@@ -98,15 +97,10 @@ class Smoothing:
     def counts(self, image: Tensor, sample_id: int, draws: range) -> Tensor:
         """How often each class wins over ``draws``: int64 [classes], for one image [C, H, W]."""
         total: Tensor | None = None
-        for start in range(draws.start, draws.stop, self.batch_size):
-            draw = torch.arange(start, min(start + self.batch_size, draws.stop))
-            keys = NoiseKeys.make(
-                self.seed, torch.full_like(draw, sample_id), draw, Domain.EVALUATION, image.device
-            )
-            noise = philox_normal(keys, 0, Stream.FORWARD, tuple(image.shape))
-            logits = call_frozen(self.model, image + self.sigma * noise)
-            finite(logits, torch.full_like(draw, sample_id), f"the classifier {type(self.model).__name__}")
-            part = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
+        for noisy, keys in noisy_images(image, sample_id, draws, self.sigma, self.seed, self.batch_size):
+            scores = self.model(noisy, keys)
+            finite(scores, keys.sample_ids, f"the classifier {self.model.label()}")
+            part = torch.bincount(scores.argmax(1), minlength=scores.shape[1]).cpu()
             total = part if total is None else total + part
         if total is None:
             raise ValueError(mistake("draws", "at least one draw", draws))
@@ -120,3 +114,29 @@ class Smoothing:
         p_lower = lower_bound(votes, n, alpha)
         radius = certified_radius(p_lower, self.sigma)
         return (top if radius > 0 else -1), radius, p_lower, votes
+
+
+def ids_of(x: Tensor, sample_ids: Tensor | list[int] | None) -> Tensor:
+    """The names of the images x, float32 [B, C, H, W] in [0, 1]: ``sample_ids``, or 0..B-1; int64 [B].
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+    """
+    if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.dim() != 4:
+        raise TypeError(mistake("x", "a float32 tensor [B, C, H, W]", f"{getattr(x, 'dtype', type(x))}"))
+    if len(x):
+        check_range(x)
+    ids = torch.as_tensor(range(len(x)) if sample_ids is None else sample_ids)
+    if tuple(ids.shape) != (len(x),):
+        raise ValueError(mistake("sample_ids", f"one id per image, {len(x)}", list(ids.shape)))
+    return ids
+
+
+def noisy_images(
+    image: Tensor, sample_id: int, draws: range, sigma: float, seed: int, batch_size: int
+) -> Iterator[tuple[Tensor, NoiseKeys]]:
+    """``image`` [C, H, W] plus ``sigma`` times the noise of each draw, at most ``batch_size`` at a time, with keys."""
+    for start in range(draws.start, draws.stop, batch_size):
+        draw = torch.arange(start, min(start + batch_size, draws.stop))
+        keys = NoiseKeys.make(seed, torch.full_like(draw, sample_id), draw, Domain.EVALUATION, image.device)
+        yield image + sigma * philox_normal(keys, 0, Stream.FORWARD, tuple(image.shape)), keys

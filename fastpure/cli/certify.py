@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,17 @@ def certify(
     data_path: Annotated[Path | None, typer.Option(help="File or folder with the images.")] = None,
     denoiser: Annotated[str, typer.Option(help="Denoiser: a bundled name or a file.")] = "digits",
     classifier: Annotated[str, typer.Option(help="Classifier: a bundled name or a file.")] = "digits",
+    method: Annotated[
+        str,
+        typer.Option(help="What is smoothed: oneshot, densepure (majority of reverse runs) or diffsmooth."),
+    ] = "oneshot",
+    runs: Annotated[int | None, typer.Option(help="densepure: reverse runs per noisy image.")] = None,
+    steps: Annotated[int | None, typer.Option(help="densepure: network calls of a run.")] = None,
+    copies: Annotated[int | None, typer.Option(help="diffsmooth: copies of the denoised image.")] = None,
+    local_sigma: Annotated[float | None, typer.Option(help="diffsmooth: deviation of their noise.")] = None,
+    combine: Annotated[
+        str | None, typer.Option(help="diffsmooth: what is added up: softmax, majority or logits.")
+    ] = None,
     sigma: Annotated[float, typer.Option(help="Deviation of the noise, pixels in [0, 1].")] = 0.25,
     n0: Annotated[int, typer.Option(help="Noise draws that choose the class.")] = 100,
     n: Annotated[int, typer.Option(help="Noise draws that estimate its probability.")] = 100_000,
@@ -31,14 +42,17 @@ def certify(
     batch_size: Annotated[int, typer.Option(help="Most noisy images in one network call.")] = 512,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="CSV file, a row per image. (default: runs/DATA-certify-SIGMA.csv)")
+        Path | None,
+        typer.Option(
+            help="CSV file, a row per image. (default: runs/DATA-certify-SIGMA.csv, with METHOD if not oneshot)"
+        ),
     ] = None,
 ) -> None:
     """Certify test images: no change of an image within its L2 radius can change the smoothed class.
 
-    One denoising step and the classifier see each image under many draws of Gaussian noise; a Clopper-Pearson
-    bound turns the votes into a radius (Cohen et al. 2019, Carlini et al. 2022). Images whose votes do not decide
-    are abstentions and count as wrong. Given again, the same command continues an interrupted run.
+    A denoiser and the classifier see each image under many draws of Gaussian noise; a Clopper-Pearson bound turns
+    the votes into a radius (Cohen et al. 2019, Carlini et al. 2022). Images whose votes do not decide are
+    abstentions and count as wrong. Given again, the same command continues an interrupted run.
 
     Example: fastpure certify --data digits --sigma 0.25 --n 1000
     """
@@ -52,13 +66,19 @@ def certify(
     config = certification.CertifyConfig(sigma, n0, n, alpha, seed)
     dataset = load_dataset(data, "test", path=data_path)
     dataset = dataset.subset(min(images, len(dataset)), data_seed)
+    given = {"runs": runs, "steps": steps, "copies": copies, "local_sigma": local_sigma, "combine": combine}
+    kind, options = _base(method, {name: value for name, value in given.items() if value is not None})
     networks = (load_denoiser(denoiser), load_classifier(classifier))
-    model = certification.OneShotClassifier(*networks, sigma)
+    model = kind(*networks, sigma, **options)
     where = checked_device(device or "cpu")
-    path = out or Path("runs") / f"{data}-certify-{sigma:g}.csv"
+    known = "certify" if method == "oneshot" else f"certify-{method}"
+    path = out or Path("runs") / f"{data}-{known}-{sigma:g}.csv"
+    noisy = len(dataset) * (n0 + n)
     typer.echo(
-        f"{dataset.describe()}\nsigma {sigma:g}, {n0} + {n} draws, alpha {alpha:g}: "
-        f"{len(dataset) * (n0 + n):,} noisy images into {path}; Ctrl-C stops, the same command continues"
+        f"{dataset.describe()}\n{method}, sigma {sigma:g}, {n0} + {n} draws, alpha {alpha:g}: "
+        f"{noisy:,} noisy images ({noisy * model.denoiser_calls:,} through the denoiser, "
+        f"{noisy * model.n_versions:,} through the classifier) into {path}; "
+        "Ctrl-C stops, the same command continues"
     )
     with _Bar(len(dataset)) as bar:
         records = certification.certify_dataset(
@@ -76,6 +96,19 @@ def certify(
         )
     print_table(records, wanted)
     typer.echo(f"wrote {path}")
+
+
+def _base(method: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The base classifier's class and its own options, if they are its own."""
+    from ..certify import BASES
+    from ..errors import mistake, one_of
+
+    kind = BASES[one_of("--method", method, BASES)]
+    for name in options:
+        if name not in kind.options:
+            expected = f"left out: {method} takes {', '.join(kind.options) or 'no settings'}"
+            raise ValueError(mistake("--" + name.replace("_", "-"), expected, options[name]))
+    return kind, options
 
 
 def parse_radii(text: str) -> list[float]:

@@ -121,12 +121,16 @@ def distance_bound(
         constants: for the forms of proposition 2; measured on the way if None.
 
     Raises:
-        TypeError, ValueError: not a purifier, no such images, a method with a procedure of its own, ``constants`` for a
-            method of which the proposition does not speak, or smaller than what was met on the way.
+        TypeError, ValueError: not a purifier, no such images, a method with a procedure of its own or that prepares the
+            image, ``constants`` for a method of which the proposition does not speak, or smaller than what was met on
+            the way.
     """
     check_purifier(purifier)
     check_images(x)
     method = purifier.method
+    if method.prepare is not None:
+        got = f"{method.name}, whose {type(method.prepare).__name__} moves it too"
+        raise ValueError(mistake("method", "one whose table begins with the image itself", got))
     spoken_of = method.name in UNDIFFUSED and method.procedure is None
     if constants is not None and not isinstance(constants, Constants):
         raise TypeError(

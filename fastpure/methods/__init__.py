@@ -15,6 +15,7 @@ from .diffpure import coup, coup_unguided, diffpure, diffpure_ode
 from .flows import consistency, flow, flowpure
 from .guided import agdm, gdmp, langevin
 from .likelihood import likelihood_max
+from .low_rank import lorid
 from .retrained import adbm, addt
 from .samplers import ddim, ddpm, dpm_solver, edm, vp_sde
 from .staged import GRADUAL, SURROGATE, gradual, one_shot
@@ -44,6 +45,7 @@ __all__ = [
     "gradual",
     "langevin",
     "likelihood_max",
+    "lorid",
     "make",
     "one_shot",
     "spaced_indices",
@@ -73,6 +75,7 @@ METHODS: dict[str, Factory[...]] = {
     "flow": flow,
     "flowpure": flowpure,
     "consistency": consistency,
+    "lorid": lorid,
 }
 """Every method by name."""
 

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any, ParamSpec, Protocol, cast, final
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import mistake, one_of, positive, whole
 from ..guidance import Guidance
@@ -17,6 +17,7 @@ from ..reverse import Procedure
 from ..schedule import StepTable
 from ..schedule.solvers import check_time
 from ..signatures import REQUIRED, arguments, kinds
+from .preparation import Preparation
 
 COARSER = 5
 """A coarser method takes one step for this many of the method's unless told otherwise."""
@@ -94,6 +95,7 @@ class Method:
         note: what to call results, where that matters.
         network: the network it was made with, None if it was made without; not part of its value, as guidance is.
         factory: the function that made it, None for one put together by hand.
+        prepare: what the image goes through before the table sees it, None if nothing.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Method:
     note: str = field(default="", repr=False)
     network: nn.Module | None = field(default=None, repr=False, compare=False)
     factory: Factory[...] | None = field(default=None, repr=False, compare=False)
+    prepare: Preparation | None = field(default=None, repr=False)
 
     @staticmethod
     def of(
@@ -117,6 +120,7 @@ class Method:
         schedule: str = "linear",
         note: str = "",
         resolved: Mapping[str, object] | None = None,
+        prepare: Preparation | None = None,
     ) -> Method:
         """What a function decorated with ``method`` returns: the parts that its arguments make, not yet named.
 
@@ -124,11 +128,18 @@ class Method:
         in place of None.
         """
         settings = tuple((resolved or {}).items())
-        return Method("", settings, table, guidance, clip_output, procedure, schedule, note)
+        return Method("", settings, table, guidance, clip_output, procedure, schedule, note, prepare=prepare)
 
     def table(self) -> StepTable:
         """The step table, one row per step, the diffusion of the input (if any) being row 0."""
         return self.steps
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """The state that the table begins with, for images ``x`` [B, C, H, W] in [-1, 1]; differentiable.
+
+        A guidance that reads the purifier's input reads the image itself, not this.
+        """
+        return x if self.prepare is None else self.prepare(x)
 
     def rebuilt(self, **changes: object) -> Method:
         """The same method with other settings; the rest, its network included, is what it was made with.
@@ -226,6 +237,8 @@ class Method:
         """Raise ValueError if ``denoiser`` has another schedule, image shape or answer than this method needs."""
         if self.guidance is not None:
             self.guidance.check_images(denoiser.image_shape)
+        if self.prepare is not None:
+            self.prepare.check_images(denoiser.image_shape)
         if self.procedure is not None:
             self.procedure.check_denoiser(denoiser)
         found = denoiser.schedule if denoiser.prediction != "consistency" else "consistency"
@@ -331,6 +344,11 @@ def check_setting(argument: str, value: Any, kind: str) -> None:
     elif kind == "str":
         if not isinstance(value, str):
             raise TypeError(mistake(argument, "a name", f"{type(value).__name__} {value!r}"))
+    elif kind == "tuple[int, int, int]":
+        if not isinstance(value, tuple | list) or len(value) != 3:
+            raise ValueError(mistake(argument, "three whole numbers", repr(value)[:200]))
+        for part in value:
+            whole(argument, part, 1, MOST)
     elif kind == "tuple[float, float]":
         if not isinstance(value, tuple | list) or len(value) != 2:
             raise ValueError(mistake(argument, "two numbers (low, high)", repr(value)))

@@ -45,6 +45,8 @@ def weights_sha256(module: nn.Module) -> str:
 def plain(value: Any) -> Any:
     """``value`` as JSON types; networks and tables become checksums, dataclasses their fields."""
     if isinstance(value, Method):
+        # Named where there is one: run files are older than preparations.
+        prepared = {} if value.prepare is None else {"prepare": plain(value.prepare)}
         return {
             "name": value.name,
             "settings": {name: plain(setting) for name, setting in value.settings},
@@ -53,6 +55,7 @@ def plain(value: Any) -> Any:
             "procedure": plain(value.procedure),
             "schedule": value.schedule,
             "clip_output": value.clip_output,
+            **prepared,
         }
     if isinstance(value, StepTable):
         return value.digest

@@ -199,8 +199,9 @@ class Purifier(nn.Module):
     ) -> Tensor:
         """Every state on the way, [K + 1, B, C, H, W] in [0, 1] units, unclamped.
 
-        The first is the input, the last the purified image before clamping. Differentiable unless the method has a
-        procedure of its own. Arguments and errors as for calling the purifier.
+        The first is the input (as the method prepared it, where it does), the last the purified image before
+        clamping. Differentiable unless the method has a procedure of its own. Arguments and errors as for calling
+        the purifier.
         """
         prepared = self._prepare(x, sample_ids, draw, noise, domain)
         if prepared is None:
@@ -331,6 +332,7 @@ class Purifier(nn.Module):
         environment = partial(engine.precision.environment, device, engine.work * len(x))
         with environment():
             context = engine.guidance.context(state) if engine.guidance is not None else ()
+            state = self.method.prepared(state)
         call = Call(
             process=self._process(name, device),
             noise=source,

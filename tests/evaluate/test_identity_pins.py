@@ -83,6 +83,7 @@ def defenses() -> dict[str, Callable[[], torch.nn.Module]]:
         "likelihood_max guided": with_(methods.likelihood_max(n_iter=2, classifier=classifier)),
         "adp": with_(methods.adp(n_iter=3, rest="after")),
         "adp before": with_(methods.adp(n_iter=3)),
+        "lorid": with_(methods.lorid(t=0.01, rounds=2, ranks=(1, 4, 4))),
         "flow": with_(
             methods.flow(n_steps=3, solver="heun"), kind={"prediction": "flow", "schedule": "flow"}
         ),

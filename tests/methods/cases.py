@@ -157,6 +157,10 @@ CASES = {
         fp.methods.adp(level=0.2, n_iter=4, stop=ADP["stop"], clip_output=False, rest="after"),
         lambda eps, u, noise: plain.adp(eps, u, noise, 0.25, 0.2, 4, ADP, "after")[0],
     ),
+    "lorid": lambda: (
+        fp.methods.lorid(t=0.004, rounds=2, ranks=(1, 3, 5), clip_output=False),
+        lambda eps, u, noise: plain.lorid(eps, u, noise, 3, 2, (1, 3, 5)),
+    ),
 }
 PROCEDURES = ["addt_vp", "likelihood_max", "likelihood_max_coup", "adp"]
 

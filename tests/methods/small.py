@@ -30,6 +30,7 @@ SMALL = {
     "flow": lambda: fp.methods.flow(n_steps=3, solver="heun"),
     "flowpure": lambda: fp.methods.flowpure(start=0.4, n_steps=3),
     "consistency": lambda: fp.methods.consistency(n_steps=3),
+    "lorid": lambda: fp.methods.lorid(t=0.004, rounds=2, n_steps=2),
 }
 
 

@@ -95,7 +95,13 @@ VARIED = {
     "consistency": [
         {"sigma": 0.8, "n_steps": 3, "sigma_min": 0.01, "rho": 5.0, "clip_x0": False, "clip_output": False}
     ],
+    "lorid": [
+        {"t": 0.02, "rounds": 2, "ranks": [1, 3, 5], "variance": "large", "clip_x0": False},
+        {"n_steps": 3, "clip_output": False},
+    ],
 }
+"""Settings other than the defaults, every setting once."""
+
 FORMER = {
     "gdmp": [{"metric": "ssim", "data_range": 2.0}],
     "agdm": [{"latent": "penultimate"}],
@@ -103,8 +109,6 @@ FORMER = {
     "adp": [{"rest": "after"}],
 }
 """What these methods did before a default changed: it is recorded by leaving the setting out."""
-
-"""Settings other than the defaults, every setting once."""
 
 MADE = [(name, settings) for name, varied in VARIED.items() for settings in varied]
 

@@ -72,6 +72,7 @@ def test_what_a_setting_cannot_be(name):
                 "float": isinstance(value, int | float) and abs(value) <= 1e12,
                 "int": isinstance(value, int),
                 "bool": isinstance(value, bool),
+                "tuple[int, int, int]": value == [1, 2, 3],
                 "str": isinstance(value, str),  # a choice that this variant does not look at
             }
             assert value is None or fine.get(kind.removesuffix(" | None"), False), f"{setting}={value!r:.40}"

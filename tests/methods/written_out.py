@@ -290,6 +290,39 @@ def gradual(eps, u, noise, stages) -> Tensor:
     return (x + 1) / 2
 
 
+def ddpm_mean(eps, x: Tensor, i: int, clip: bool = True) -> Tensor:
+    before = ABAR[i - 1] if i else 1.0
+    x0 = clean(eps, x, ABAR[i], i, clip)
+    return (
+        math.sqrt(before) * BETAS[i] / (1 - ABAR[i]) * x0
+        + math.sqrt(1 - BETAS[i]) * (1 - before) / (1 - ABAR[i]) * x
+    )
+
+
+def posterior(i: int) -> float:
+    return BETAS[i] * (1 - ABAR[i - 1]) / (1 - ABAR[i])
+
+
+def lorid(eps, u, noise, start: int, rounds: int, ranks) -> Tensor:
+    x, draws = torch.stack([tucker(image, ranks) for image in 2 * u - 1]), iter(noise["steps"])
+    for turn in range(rounds):
+        x = diffuse(x, ABAR[start], noise["forward"][turn])
+        for i in range(start, -1, -1):
+            z, mean = next(draws), ddpm_mean(eps, x, i)
+            x = mean + math.sqrt(posterior(i)) * z if i else mean
+    return (x + 1) / 2
+
+
+def tucker(x: Tensor, ranks) -> Tensor:
+    """Onto the leading left singular vectors of each unfolding; torch's own SVD and its derivative."""
+    bases = [
+        torch.linalg.svd(x.movedim(mode, 0).flatten(1), full_matrices=False)[0][:, :rank]
+        for mode, rank in enumerate(ranks)
+    ]
+    core = torch.einsum("chw,ci,hj,wk->ijk", x, *bases)
+    return torch.einsum("ijk,ci,hj,wk->chw", core, *bases)
+
+
 def langevin(eps, u, noise, n: int) -> Tensor:
     x = x_in = 2 * u - 1
     for k in range(n):
