@@ -215,7 +215,8 @@ class Method:
         return self.factory(**kept)
 
     def check_denoiser(self, denoiser: Denoiser) -> None:
-        """Raise ValueError if ``denoiser`` has another schedule or image shape than this method needs."""
+        """Raise ValueError if ``denoiser`` needs classes, or has another schedule or image shape than this method."""
+        denoiser.check_needs_no_class()
         if self.guidance is not None:
             self.guidance.check_images(denoiser.image_shape)
         if denoiser.time_input != "sigma" and denoiser.schedule != self.schedule:

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from ..errors import CompileError, mistake, one_of, whole
 from ..schedule import VP
-from .base import HoistedNetwork, checked_shape, is_hooked, same_layout
+from .base import LARGEST, HoistedNetwork, checked_shape, is_hooked, same_layout
+from .classes import OneClass, checked_classes
 from .constant_weights import ConstantWeights
+from .edm import EDM
 from .narrow import Programs
 from .packed import PackedMap, PackedWeight
-from .registry import ARCHITECTURES, build, config_dict, named_config
+from .registry import ARCHITECTURES, build, classes_of, config_dict, named_config, with_class
 
 MODES = ("default", "max-autotune-no-cudagraphs")
 """Modes of ``torch.compile``; those with CUDA graphs of their own would get in the way of the recorded steps."""
@@ -131,6 +133,8 @@ class Denoiser(nn.Module):
         image_shape: (C, H, W).
         learned_sigma: whether it returns 2 C channels, of which the last C (a variance) are ignored.
         schedule: what its steps and times mean, one of ``SCHEDULES``; without meaning for "sigma" labels.
+        n_classes: 0, or how many classes there are of which every call must name one per image (``classes``).
+        null_class: whether a call may also name none (class -1, or ``classes`` left out): it was trained that way.
         checkpoint: the report on the file it was loaded from (``fastpure.checkpoints.CheckpointReport``), or None.
     """
 
@@ -144,9 +148,12 @@ class Denoiser(nn.Module):
         image_shape: tuple[int, int, int] | None,
         learned_sigma: bool = False,
         schedule: str = "linear",
+        n_classes: int = 0,
+        null_class: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
+        self._set_classes(n_classes, null_class)
         self.prediction = one_of("prediction", prediction, PREDICTIONS)
         self.time_input = one_of("time_input", time_input, TIME_INPUTS)
         self.image_shape = checked_shape(image_shape)
@@ -167,6 +174,8 @@ class Denoiser(nn.Module):
         learned_sigma: bool = False,
         compile: bool = False,
         schedule: str = "linear",
+        n_classes: int = 0,
+        null_class: bool = False,
     ) -> Denoiser:
         """Wrap a network: ``module(x [B, C, H, W], labels [B]) -> [B, C, H, W]``; it is not changed.
 
@@ -175,7 +184,8 @@ class Denoiser(nn.Module):
 
         Labels are 999 t for "continuous" (floating), the step index for "index" (int64), sigma / alpha for
         "sigma" (floating). ``schedule`` "linear" is DDPM's and the VP-SDE's, 1000 steps; "cosine" that of Nichol
-        and Dhariwal, 4000 steps. ``compile`` is short for ``.compiled()``.
+        and Dhariwal, 4000 steps. ``compile`` is short for ``.compiled()``. A network of ``n_classes`` > 0 classes is
+        called ``module(x, labels, classes)``, classes int64 [B]; with ``null_class`` also without them or with -1.
 
         Raises:
             TypeError: ``module`` is not an ``nn.Module``.
@@ -183,7 +193,9 @@ class Denoiser(nn.Module):
         """
         if not isinstance(module, nn.Module):
             raise TypeError(mistake("module", "a torch.nn.Module", type(module).__name__))
-        denoiser = cls(module, prediction, time_input, image_shape, learned_sigma, schedule)
+        denoiser = cls(
+            module, prediction, time_input, image_shape, learned_sigma, schedule, n_classes, null_class
+        )
         return denoiser.compiled() if compile else denoiser
 
     @classmethod
@@ -225,12 +237,45 @@ class Denoiser(nn.Module):
             "schedule": self.schedule,
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
+            **({"n_classes": self.n_classes, "null_class": self.null_class} if self.n_classes else {}),
         }
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """The network's own prediction [B, C, H, W] for x [B, C, H, W] and its own labels [B]; for training."""
+    def forward(self, x: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        """The network's own prediction [B, C, H, W] for x [B, C, H, W] and its own labels [B]; for training.
+
+        ``classes``: int64 [B], for a class-conditional network (``n_classes``) and for no other.
+        """
         self._check_images(x)
-        return self._prediction_of(self._answer(self.network, x, labels), x)
+        told = self._told(classes, len(x))
+        return self._prediction_of(self._answer(self.network, x, labels, *told), x)
+
+    def for_class(self, class_label: int) -> Denoiser:
+        """A frozen copy that is told this one class at every call, and so can purify; weights are shared.
+
+        Raises:
+            ValueError: the denoiser has no classes, or not this one.
+        """
+        if not self.n_classes:
+            raise ValueError(mistake("denoiser", "a class-conditional one", "one without classes"))
+        whole("class_label", class_label, 0, self.n_classes - 1)
+        copy = self.frozen()
+        if isinstance(copy.network, _KNOWN):
+            copy.network.config = with_class(copy.network.config, class_label)
+            if isinstance(copy.network, EDM):
+                copy.network.network.config = copy.network.config.network
+            copy._set_classes(0, False)
+            return copy
+        return copy._around(OneClass(copy.network, class_label), copy._call, classes=False).eval()
+
+    def check_needs_no_class(self, argument: str = "denoiser") -> None:
+        """Raise ValueError if every call must name a class, so that nothing that knows none can use it."""
+        if self.n_classes and not self.null_class:
+            remedy = (
+                f"Fix one class with {argument}.for_class(y) or load_denoiser(..., class_label=y), take an "
+                "unconditional network, or classify with fp.DiffusionClassifier"
+            )
+            found = f"one of {self.n_classes} classes that was never trained without them"
+            raise ValueError(mistake(argument, "one that needs no class here", found, remedy))
 
     def conditioning(
         self, tau: np.ndarray, index: np.ndarray, alpha: np.ndarray, sigma: np.ndarray
@@ -241,6 +286,7 @@ class Denoiser(nn.Module):
             tau: real-valued labels [K]; index: integer labels [K]; alpha, sigma: noise levels [K]. Steps
                 that call no network may hold anything, NaN included.
         """
+        self.check_needs_no_class()
         columns = [np.asarray(column, dtype=np.float64) for column in (tau, index, alpha, sigma)]
         if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
             shapes = ", ".join(str(list(column.shape)) for column in columns)
@@ -281,15 +327,38 @@ class Denoiser(nn.Module):
         output = self._prediction_of(output, x).to(x.dtype)
         return same_layout(self._to_noise(x, output, alpha, sigma), x)
 
-    def clean_image(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def clean_image(self, x: Tensor, sigma: Tensor, classes: Tensor | None = None) -> Tensor:
         """Expected clean image [B, C, H, W] given x = x0 + sigma noise, ``sigma`` [B] > 0: D(x; sigma) of Karras et al.
 
-        A network that is told the time gets that of the VP state with this noise level. Differentiable with
-        respect to x as often as the network is.
+        A network that is told the time gets that of the VP state with this noise level; ``classes`` int64 [B] as for
+        calling. Differentiable with respect to x as often as the network is.
 
         Raises:
             TypeError, ValueError: x has another shape or dtype than the denoiser wants, or that is in training mode.
         """
+        output, level, spread, scaled = self._output_at(x, sigma, classes)
+        if self.prediction == "x0":
+            return output
+        if self.prediction == "v":
+            return level * (level * x) - spread * output
+        return x - scaled * output
+
+    def noise_at(self, x: Tensor, sigma: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Expected noise [B, C, H, W], (x - D(x; sigma)) / sigma without cancellation where the network predicts it.
+
+        Arguments and errors as for ``clean_image``.
+        """
+        output, level, spread, scaled = self._output_at(x, sigma, classes)
+        if self.prediction == "x0":
+            return (x - output) / scaled
+        if self.prediction == "v":
+            return spread * (level * x) + level * output
+        return output
+
+    def _output_at(
+        self, x: Tensor, sigma: Tensor, classes: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The network's prediction for x = x0 + sigma noise, and the VP state's alpha, sigma and their quotient."""
         self._check_evaluates()
         ratio = sigma.double()
         alpha = torch.rsqrt(1.0 + ratio.square())
@@ -297,12 +366,8 @@ class Denoiser(nn.Module):
             values.to(x.dtype).view(-1, 1, 1, 1) for values in (alpha, alpha * ratio, ratio)
         )
         seen = x if self.time_input == "sigma" else level * x
-        output = self(seen if self.dtype is None else seen.to(self.dtype), self._labels_at(ratio)).to(x.dtype)
-        if self.prediction == "x0":
-            return output
-        if self.prediction == "v":
-            return level * (level * x) - spread * output
-        return x - scaled * output
+        seen = seen if self.dtype is None else seen.to(self.dtype)
+        return self(seen, self._labels_at(ratio), classes).to(x.dtype), level, spread, scaled
 
     def cast(self, dtype: torch.dtype) -> Denoiser:
         """A frozen copy in evaluation mode, floating weights and buffers in ``dtype``; this one is unchanged.
@@ -349,10 +414,17 @@ class Denoiser(nn.Module):
         """``network`` with the conventions of this one, compiled if this one is."""
         return self._around(network, copy.deepcopy(self._call))
 
-    def _around(self, network: nn.Module, call: CompiledCall | None) -> Denoiser:
-        """Another network with these conventions."""
+    def _around(self, network: nn.Module, call: CompiledCall | None, *, classes: bool = True) -> Denoiser:
+        """Another network with these conventions, without classes if ``classes`` is False."""
         denoiser = Denoiser(
-            network, self.prediction, self.time_input, self.image_shape, self.learned_sigma, self.schedule
+            network,
+            self.prediction,
+            self.time_input,
+            self.image_shape,
+            self.learned_sigma,
+            self.schedule,
+            self.n_classes if classes else 0,
+            self.null_class and classes,
         )
         denoiser.training, denoiser._call, denoiser.checkpoint = self.training, call, self.checkpoint
         return denoiser
@@ -368,12 +440,28 @@ class Denoiser(nn.Module):
             told = self.network.embedding(conditioning.labels[k : k + 1]) if known is None else known
         return self._answer(function, x, told) if self._call is None else self._call(function, x, told)
 
-    def _answer(self, function: Callable[..., Tensor], x: Tensor, told: Tensor) -> Tensor:
-        """``function(x, told)``; networks other than our own then keep as little for the backward pass as ours."""
+    def _answer(self, function: Callable[..., Tensor], x: Tensor, *told: Tensor) -> Tensor:
+        """``function(x, *told)``; networks other than our own then keep as little for the backward pass as ours."""
         if isinstance(self.network, _KNOWN) or not (torch.is_grad_enabled() and x.requires_grad):
-            return function(x, told)
+            return function(x, *told)
         with ConstantWeights():
-            return function(x, told)
+            return function(x, *told)
+
+    def _set_classes(self, n_classes: int, null_class: bool) -> None:
+        """As given, but as the configuration says for a network of our own."""
+        if isinstance(self.network, _KNOWN):
+            n_classes, null_class = classes_of(self.network.config)
+        self.n_classes = whole("n_classes", n_classes, 0, LARGEST["classes"])
+        self.null_class = one_of("null_class", null_class, (False, True))
+        if self.null_class and not self.n_classes:
+            raise ValueError(mistake("null_class", "False for a network without classes", "True"))
+
+    def _told(self, classes: Tensor | None, batch: int) -> tuple[Tensor, ...]:
+        """``classes`` as the network's last argument, checked; nothing where there are none to tell."""
+        if classes is None:
+            self.check_needs_no_class()
+            return ()
+        return (checked_classes(classes, batch, self.n_classes, self.null_class),)
 
     def _trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self.network.parameters())
