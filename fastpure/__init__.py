@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .nets import Denoiser as Denoiser
     from .presets import PRESETS as presets
     from .purify import Defense as Defense
+    from .purify import DiffusionClassifier as DiffusionClassifier
     from .purify import Purifier as Purifier
     from .reverse import Executor as Executor
     from .reverse import RecordedNoise as RecordedNoise
@@ -42,6 +43,7 @@ __all__ = [
     "AnomalyDetector",
     "Defense",
     "Denoiser",
+    "DiffusionClassifier",
     "Executor",
     "Purifier",
     "RecordedNoise",
@@ -64,6 +66,7 @@ _PLACES = {
     "AnomalyDetector": ("anomaly", "AnomalyDetector"),
     "Defense": ("purify", "Defense"),
     "Denoiser": ("nets", "Denoiser"),
+    "DiffusionClassifier": ("purify", "DiffusionClassifier"),
     "Executor": ("reverse", "Executor"),
     "Purifier": ("purify", "Purifier"),
     "RecordedNoise": ("reverse", "RecordedNoise"),

@@ -1,9 +1,10 @@
 """Purifiers, the defences they are part of, and the door through which these are attacked and judged."""
 
 from .defense import Defense
+from .diffusion_classifier import DiffusionClassifier
 from .entry import door, look_through
 from .purifier import Purifier
 from .resized import ResizedPurifier
 from .target import Target
 
-__all__ = ["Defense", "Purifier", "ResizedPurifier", "Target", "door", "look_through"]
+__all__ = ["Defense", "DiffusionClassifier", "Purifier", "ResizedPurifier", "Target", "door", "look_through"]
