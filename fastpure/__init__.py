@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .presets import PRESETS as presets
     from .purify import Defense as Defense
     from .purify import DiffusionClassifier as DiffusionClassifier
+    from .purify import NoisedDiffusionClassifier as NoisedDiffusionClassifier
     from .purify import Purifier as Purifier
     from .reverse import Executor as Executor
     from .reverse import RecordedNoise as RecordedNoise
@@ -45,6 +46,7 @@ __all__ = [
     "Denoiser",
     "DiffusionClassifier",
     "Executor",
+    "NoisedDiffusionClassifier",
     "Purifier",
     "RecordedNoise",
     "Report",
@@ -68,6 +70,7 @@ _PLACES = {
     "Denoiser": ("nets", "Denoiser"),
     "DiffusionClassifier": ("purify", "DiffusionClassifier"),
     "Executor": ("reverse", "Executor"),
+    "NoisedDiffusionClassifier": ("purify", "NoisedDiffusionClassifier"),
     "Purifier": ("purify", "Purifier"),
     "RecordedNoise": ("reverse", "RecordedNoise"),
     "Report": ("evaluate", "Report"),

@@ -3,8 +3,18 @@
 from .defense import Defense
 from .diffusion_classifier import DiffusionClassifier
 from .entry import door, look_through
+from .noised_classifier import NoisedDiffusionClassifier
 from .purifier import Purifier
 from .resized import ResizedPurifier
 from .target import Target
 
-__all__ = ["Defense", "DiffusionClassifier", "Purifier", "ResizedPurifier", "Target", "door", "look_through"]
+__all__ = [
+    "Defense",
+    "DiffusionClassifier",
+    "NoisedDiffusionClassifier",
+    "Purifier",
+    "ResizedPurifier",
+    "Target",
+    "door",
+    "look_through",
+]
