@@ -109,11 +109,11 @@ def test_what_is_learnt_classifies():
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
     classifier = fp.DiffusionClassifier(trainer.average, 16, (0.1, 5.0))
     with torch.no_grad():
-        right = classifier(images, draw=0).argmax(1) == labels
+        right = classifier(images[:64], draw=0).argmax(1) == labels[:64]
         untrained = fp.DiffusionClassifier(
             fp.Denoiser.from_config(wrapped, init_scale=0.0).eval(), 16, (0.1, 5.0)
         )
-        before = untrained(images, draw=0).argmax(1) == labels
+        before = untrained(images[:64], draw=0).argmax(1) == labels[:64]
     assert right.float().mean() > 0.95
     assert before.float().mean() < 0.8
 
