@@ -97,6 +97,17 @@ def test_an_image_has_the_same_logits_in_any_batch_and_any_chunks():
     assert all(relative_error(other, together) > 1e-3 for other in changed)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 1000])
+def test_no_call_is_larger_than_asked_for_and_none_is_made_twice(batch_size):
+    sizes, x = [], images(3)
+    classifier = fp.DiffusionClassifier(denoiser(), 4, batch_size=batch_size)
+    classifier.denoiser.network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    with torch.no_grad():
+        classifier(x, draw=0)
+    assert max(sizes) <= batch_size
+    assert sum(sizes) == 3 * classifier.network_calls == 3 * 4 * 3
+
+
 def test_plain_calls_count_draws_and_fixed_holds_one():
     classifier, x = fp.DiffusionClassifier(denoiser(), 4), images(2)
     with torch.no_grad():
