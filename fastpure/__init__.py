@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .nets import Denoiser as Denoiser
     from .presets import PRESETS as presets
     from .purify import Defense as Defense
+    from .purify import DiffusionClassifier as DiffusionClassifier
+    from .purify import NoisedDiffusionClassifier as NoisedDiffusionClassifier
     from .purify import Purifier as Purifier
     from .purify.files import purify_files as purify_files
     from .reverse import Executor as Executor
@@ -44,7 +46,9 @@ __all__ = [
     "AnomalyDetector",
     "Defense",
     "Denoiser",
+    "DiffusionClassifier",
     "Executor",
+    "NoisedDiffusionClassifier",
     "Purifier",
     "RecordedNoise",
     "Report",
@@ -68,7 +72,9 @@ _PLACES = {
     "AnomalyDetector": ("anomaly", "AnomalyDetector"),
     "Defense": ("purify", "Defense"),
     "Denoiser": ("nets", "Denoiser"),
+    "DiffusionClassifier": ("purify", "DiffusionClassifier"),
     "Executor": ("reverse", "Executor"),
+    "NoisedDiffusionClassifier": ("purify", "NoisedDiffusionClassifier"),
     "Purifier": ("purify", "Purifier"),
     "RecordedNoise": ("reverse", "RecordedNoise"),
     "Report": ("evaluate", "Report"),

@@ -62,8 +62,8 @@ class AnomalyDetector(nn.Module):
         if not isinstance(denoiser, Denoiser):
             remedy = "Wrap a network with fp.Denoiser.from_module(...)"
             raise TypeError(mistake("denoiser", "a fastpure.Denoiser", type(denoiser).__name__, remedy))
-        if (schedule := getattr(denoiser, "schedule", "linear")) not in ("linear", "flow"):
-            raise ValueError(mistake("denoiser", "one of the linear schedule", f"one of the {schedule} one"))
+        denoiser.check_levels()
+        denoiser.check_needs_no_class()
         if not 0 < t_min <= t_max <= 1:
             raise ValueError(mistake("t_min, t_max", "0 < t_min <= t_max <= 1", (t_min, t_max)))
         self.denoiser = denoiser.frozen()

@@ -52,7 +52,8 @@ def adjoint_logits(target: Target) -> Logits:
         draw, domain = target.realisation(draws, Domain.ATTACK)
         keys = NoiseKeys.make(defense.purifier.seed, ids, draw, domain, x.device)
         purified = (_solve(torchsde, defense, keys, 2.0 * x - 1.0) + 1.0) * 0.5
-        return target.classify(purified.clamp(0.0, 1.0) if method.clip_output else purified, ids)
+        end = purified.clamp(0.0, 1.0) if method.clip_output else purified
+        return target.classify(end, ids, draws, Domain.ATTACK)
 
     return logits
 

@@ -58,7 +58,7 @@ class DiffAttack(GradientAttack):
         def evaluate(x: Tensor, labels: Tensor, ids: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
             states = target.trajectory(x, ids, draws, Domain.ATTACK)
             end = states[-1].clamp(0.0, 1.0) if method.clip_output else states[-1]
-            logits = target.classify(end, ids)
+            logits = target.classify(end, ids, draws, Domain.ATTACK)
             return loss(logits, labels) + self.weight * deviation(method, x, states), logits
 
         return evaluate

@@ -155,7 +155,7 @@ class Hammer:
                 purified = target.purify(x[image], ids[image], draw, Domain.ATTACK)
             point = purified.detach().requires_grad_(True)
             with torch.enable_grad():
-                logits = target.classify(point, ids[image])
+                logits = target.classify(point, ids[image], draw, Domain.ATTACK)
                 values = self.loss(logits, y[image])
             require_gradient(values)
             (gradients[part],) = torch.autograd.grad(values.sum(), point)

@@ -70,23 +70,29 @@ class GradientMode:
     def cost(self, target: Target) -> float:
         """What one gradient of one draw costs, in exact gradients of ``target``: its network passes by theirs.
 
-        A pass backward counts as much as one forward; the classifier's own passes count nothing where something
-        purifies. BPDA makes the passes forward only, the classifier alone makes none.
+        A pass backward counts as much as one forward; a classifier's own passes count nothing where something
+        purifies, unless it has a diffusion model too. BPDA makes the purifier's passes forward only, the classifier
+        alone makes none.
         """
         if not target.purifies:
             return 1.0
+        total, own = target.network_calls, target.classifier_calls
         if self.name == "surrogate":
-            return target.method.coarser(self.steps, self.dt).steps.n_network_calls / target.network_calls
-        return {"bpda": 0.5, "blind": 0.0}.get(self.name, 1.0)
+            return (target.method.coarser(self.steps, self.dt).steps.n_network_calls + own) / total
+        if self.name == "blind":
+            return own / total
+        return 0.5 + 0.5 * own / total if self.name == "bpda" else 1.0
 
     def answer_cost(self, target: Target) -> float:
-        """The same of one answer without gradient: the passes forward, which are all that BPDA makes."""
-        return self.cost(target) * (1.0 if self.name == "bpda" else FORWARD)
+        """The same of one answer without gradient: the passes forward, which are all that BPDA makes in a purifier."""
+        return FORWARD if self.name == "bpda" and target.purifies else self.cost(target) * FORWARD
 
 
 def has_noise(target: Target, gradient: str) -> bool:
     """Whether what the mode differentiates sees noise: the classifier alone does not see the purifier's."""
-    return bool(target.own_noise) if gradient == "blind" else target.is_random
+    if gradient == "blind" and not target.classifier_calls:
+        return bool(target.own_noise)
+    return target.is_random
 
 
 def _exact(mode: GradientMode, target: Target) -> Logits:
@@ -121,13 +127,13 @@ def _bpda(mode: GradientMode, target: Target) -> Logits:
     def logits(x: Tensor, ids: Tensor, draws: Tensor) -> Tensor:
         with torch.no_grad():
             purified = target.purify(x, ids, draws, Domain.ATTACK)
-        return target.classify(StraightThrough.apply(x, purified), ids)
+        return target.classify(StraightThrough.apply(x, purified), ids, draws, Domain.ATTACK)
 
     return logits
 
 
 def _blind(mode: GradientMode, target: Target) -> Logits:
-    return lambda x, ids, draws: target.classify(x, ids)
+    return lambda x, ids, draws: target.classify(x, ids, draws, Domain.ATTACK)
 
 
 def _adjoint(mode: GradientMode, target: Target) -> Logits:

@@ -64,7 +64,10 @@ def itself(target: Target) -> Relative:
 
 
 def _straight(target: Target, t: float, steps: int) -> Relative | None:
-    if not target.purifies or t <= T_EPS or steps > target.network_calls:
+    if not target.purifies or t <= T_EPS:
+        return None
+    own = target.classifier_calls
+    if steps > target.network_calls - own:
         return None
     method: Method = coup_unguided(t, t / steps, clip_output=target.method.clip_output, solver="exponential")
     try:
@@ -72,4 +75,4 @@ def _straight(target: Target, t: float, steps: int) -> Relative | None:
     except ValueError:  # the denoiser was trained on another noise schedule than these steps walk
         return None
     name = f"{steps} step{'s' if steps > 1 else ''} from t = {t:.3g}"
-    return Relative(name, made, steps / target.network_calls)
+    return Relative(name, made, (steps + own) / target.network_calls)

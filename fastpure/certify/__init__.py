@@ -5,6 +5,7 @@ from .bounds import certified_radius, lower_bound, percentile_ranks, rate_at
 from .densepure import DensePureClassifier
 from .diffsmooth import DiffSmoothClassifier
 from .oneshot import OneShotClassifier
+from .posterior import PosteriorCertificates, PosteriorSmoothing
 from .records import Record, read_records
 from .run import CertifyConfig, certify_dataset
 from .smoothing import Certificates, Smoothing
@@ -18,6 +19,8 @@ __all__ = [
     "DensePureClassifier",
     "DiffSmoothClassifier",
     "OneShotClassifier",
+    "PosteriorCertificates",
+    "PosteriorSmoothing",
     "Record",
     "SmoothedBase",
     "Smoothing",

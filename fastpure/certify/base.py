@@ -107,8 +107,8 @@ class DenoisedBase(SmoothedBase):
         super().__init__()
         if not isinstance(denoiser, Denoiser):
             raise TypeError(mistake("denoiser", "a fastpure.Denoiser", type(denoiser).__name__))
-        if (schedule := getattr(denoiser, "schedule", "linear")) not in ("linear", "flow"):
-            raise ValueError(mistake("denoiser", "one of the linear schedule", f"one of the {schedule} one"))
+        denoiser.check_levels()
+        denoiser.check_needs_no_class()
         self.sigma = positive("sigma", sigma)
         self.denoiser = denoiser.frozen()
         self.classifier = require_eval(classifier, "classifier")

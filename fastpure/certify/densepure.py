@@ -40,6 +40,7 @@ class DensePureClassifier(DenoisedBase):
         self, denoiser: Denoiser, classifier: nn.Module, sigma: float, runs: int = 10, steps: int = 5
     ) -> None:
         super().__init__(denoiser, classifier, sigma)
+        denoiser.check_levels(mean=True)  # of which a posterior step is made
         self.n_versions, self.steps = whole("runs", runs, 1), whole("steps", steps, 1, 1000)
         self.denoiser_calls = self.n_versions * self.steps
         self._process: Process | None = None

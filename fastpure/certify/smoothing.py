@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import finite, mistake, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
 from ..kernels.keys import WORD_MAX
-from ..purify.purifier import check_range
+from ..purify.inputs import asking, check_range
 from .base import as_base
 from .bounds import certified_radius, check_alpha, lower_bound
 
@@ -98,7 +98,10 @@ class Smoothing:
         """How often each class wins over ``draws``: int64 [classes], for one image [C, H, W]."""
         total: Tensor | None = None
         for noisy, keys in noisy_images(image, sample_id, draws, self.sigma, self.seed, self.batch_size):
-            scores = self.model(noisy, keys)
+            # What draws noise without being told its keys, a `DiffusionClassifier` for instance, must not see the noise
+            # that the images carry: of another domain.
+            with asking(keys.sample_ids, keys.draws, Domain.DEFENSE):
+                scores = self.model(noisy, keys)
             finite(scores, keys.sample_ids, f"the classifier {self.model.label()}")
             part = torch.bincount(scores.argmax(1), minlength=scores.shape[1]).cpu()
             total = part if total is None else total + part

@@ -21,13 +21,12 @@ from .weights import read_config
 _WHOSE = "EDM"
 _PRECONDITIONERS = {"VPPrecond": "vp", "EDMPrecond": "edm", "vp": "vp", "edm": "edm"}
 #: Arguments of the preconditioners and of both networks.
-_COMMON = names("""precond model_type img_resolution img_channels in_channels out_channels label_dim""")
+_COMMON = names("""precond model_type img_resolution img_channels in_channels out_channels label_dim
+    label_dropout""")
 _OF_VP = {"beta_d": 19.9, "beta_min": 0.1, "M": 1000}
 _OF_EDM = {"sigma_data": 0.5}
 #: The range of the project's own sampler, precision, and what the training alone does.
-_HARMLESS = names(
-    """sigma_min sigma_max epsilon_t use_fp16 augment_dim label_dropout name source class_name"""
-)
+_HARMLESS = names("""sigma_min sigma_max epsilon_t use_fp16 augment_dim name source class_name""")
 #: Defaults of the reference classes.
 _SONG: dict[str, Any] = {
     "model_channels": 128,
@@ -234,6 +233,7 @@ def _song(fields: dict[str, Any]) -> DDPMppConfig:
         fir=fields["resample_filter"] == [1, 3, 3, 1],
         residual_input=fields["encoder_type"] == "residual",
         classes=fields.get("label_dim") or None,
+        null_class=_null_class(fields),
     )
 
 
@@ -250,7 +250,16 @@ def _dhariwal(fields: dict[str, Any]) -> ADMConfig:
         narrow_groups=True,
         dropout=fields["dropout"],
         classes=fields.get("label_dim") or None,
+        null_class=_null_class(fields),
     )
+
+
+def _null_class(fields: dict[str, Any]) -> bool:
+    """Whether the class was left out now and then in training: only then does the network know that question."""
+    share = fields.get("label_dropout") or 0
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise ValueError(mistake("label_dropout", "a share in [0, 1]", repr(share)))
+    return bool(fields.get("label_dim")) and share > 0
 
 
 def _without_constants(

@@ -14,8 +14,8 @@ from torch import nn
 
 from .. import zoo
 from ..errors import CheckpointError, mistake, one_of
-from ..nets import ADMConfig, Denoiser, EDMConfig, build, config_dict
-from ..nets.registry import Config
+from ..nets import Denoiser, build, config_dict
+from ..nets.registry import Config, with_class
 from .diffusers import is_diffusers, plan_diffusers
 from .edm import is_edm, plan_edm
 from .guided_diffusion import is_guided_diffusion, plan_guided_diffusion
@@ -63,8 +63,9 @@ def load_denoiser(
         format: a name of `FORMATS`; None recognises it by what the file holds.
         config: for formats whose files do not describe their network: the original project's configuration,
             as a dict or a JSON file. Not needed for the official CIFAR-10 and ImageNet networks.
-        class_label: which class a class-conditional network is told, 0-based. Without one, guided-diffusion's
-            networks are refused, and EDM's get no class embedding, which is their unconditional mode.
+        class_label: the one class that a class-conditional network is always told, 0-based. None leaves the class to
+            each call: ``denoiser.n_classes`` says how many there are, and what knows no classes, such as
+            `fp.Purifier`, refuses the denoiser unless it was trained without them too (``denoiser.null_class``).
         weights: "ema" (averaged), "raw", or a name in the file, where it holds several sets of weights; None takes
             averaged ones where they are there. ``denoiser.checkpoint.ema`` says which were taken.
 
@@ -118,14 +119,8 @@ def _recognised(source: Source) -> str:
 
 
 def _with_class(config: Config, class_label: int | None) -> Config:
-    """The configuration with the class that the network is told, which must be given if it needs one."""
-    inner = config.network if isinstance(config, EDMConfig) else config
-    label = inner.class_label if class_label is None else class_label
-    if isinstance(config, ADMConfig) and config.classes is not None and label is None:
-        expected = f"the class that this class-conditional network is told, in [0, {config.classes - 1}]"
-        raise ValueError(mistake("class_label", expected, "None"))
-    inner = replace(inner, class_label=label)
-    return replace(config, network=inner) if isinstance(config, EDMConfig) else inner
+    """The configuration with the class that the network is always told, where one is given."""
+    return config if class_label is None else with_class(config, class_label)
 
 
 def _loaded(source: Source, name: str, plan: Plan) -> Denoiser:

@@ -28,6 +28,12 @@ TIMED = ("diffpure", "diffpure_ode", "coup", "coup_unguided", "ddpm", "ddim", "d
 ATTACK_OPTIONS = ("norm", "eps", "n_iter", "eot_iter", "start")
 """Options that are settings of the attack under the same name."""
 
+DIFFUSION = "diffusion:"
+"""How the names of classifiers begin that are a class-conditional diffusion model's."""
+
+DIFFUSION_SETTINGS = ("n_levels", "levels", "weight", "spread", "sigma", "temperature", "batch_size")
+"""Their settings; the seed is that of the defence."""
+
 RUN_FILE = ".sqlite"
 """How the names of run files end; as an attack, their adversarial images."""
 
@@ -50,7 +56,6 @@ def build(wanted: Request) -> Experiment:
     if wanted.preset is not None:
         return _from_preset(wanted)
     from ..checkpoints import load_denoiser
-    from ..classifiers import load_classifier
     from ..data import load_dataset
     from ..purify import Defense, Purifier
 
@@ -58,7 +63,7 @@ def build(wanted: Request) -> Experiment:
     dataset = load_dataset(wanted.data, "test", path=wanted.data_path, key=wanted.key)
     if wanted.n is not None:
         dataset = dataset.subset(wanted.n, wanted.data_seed)
-    classifier = load_classifier(_needed(wanted, "classifier")).to(device)
+    classifier = _classifier(wanted).to(device)
     name = wanted.method or "coup"
     attack, attack_name = _attack(wanted)
     if name == "none":
@@ -70,6 +75,37 @@ def build(wanted: Request) -> Experiment:
     method = make_method(name, classifier, settings)
     purifier = Purifier(denoiser, method, seed=wanted.seed, precision=wanted.precision)
     return Experiment(Defense(purifier, classifier), dataset, attack, f"{dataset.name}-{name}-{attack_name}")
+
+
+def _classifier(wanted: Request) -> nn.Module:
+    """The classifier of a file, or by Bayes' rule with the class-conditional diffusion model in it."""
+    from ..checkpoints import load_denoiser
+    from ..classifiers import load_classifier
+    from ..methods import spec
+    from ..purify import DiffusionClassifier, NoisedDiffusionClassifier
+
+    source, settings = _needed(wanted, "classifier"), dict(wanted.extra["classifier"])
+    if not source.startswith(DIFFUSION):
+        if settings:
+            raise ValueError(
+                f"`--set classifier.{next(iter(settings))}` has no effect: it is for --classifier {DIFFUSION}FILE"
+            )
+        return load_classifier(source)
+    name = wanted.method or "coup"
+    if name != "none" and spec(name).network is not None and spec(name).required:
+        raise ValueError(
+            f"`--method` must be one without a guiding classifier for {DIFFUSION}..., got {name}"
+        )
+    noised = settings.pop("n_noised", None)
+    for key in settings:
+        if key not in DIFFUSION_SETTINGS:
+            named = ", ".join([*DIFFUSION_SETTINGS, "n_noised"])
+            raise ValueError(
+                f"`--set classifier.{key}`: a diffusion classifier has no such setting; it has {named}"
+            )
+    denoiser = load_denoiser(source.removeprefix(DIFFUSION))
+    model = DiffusionClassifier(denoiser, seed=wanted.seed, **settings)
+    return model if noised is None else NoisedDiffusionClassifier(model, noised)
 
 
 def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -203,6 +239,8 @@ def _preset(wanted: Request) -> Preset:
         raise ValueError("`--method` must be left out with --preset, which names its own")
     if wanted.key is not None:
         raise ValueError("`--key` must be left out with --preset, whose data set has one set of images")
+    if wanted.extra["classifier"]:
+        raise ValueError("`--set classifier...` has no effect with --preset, which names its own classifier")
     return preset
 
 

@@ -16,7 +16,7 @@ import typer
 from ..errors import RunInterrupted
 from ..signatures import arguments
 
-KINDS = ("method", "attack", "protocol")
+KINDS = ("method", "attack", "protocol", "classifier")
 
 Data = Annotated[str, typer.Option(help="Data set: digits needs no file, others need --data-path.")]
 DataPath = Annotated[Path | None, typer.Option(help="File or folder with the images.")]
@@ -37,7 +37,9 @@ DenoiserFile = Annotated[
 ClassifierFile = Annotated[
     str | None,
     typer.Option(
-        "--classifier", help="Classifier: a bundled name or a file. (default: the data set's bundled one)"
+        "--classifier",
+        help="Classifier: a bundled name or a file; diffusion:FILE is a class-conditional diffusion model. "
+        "(default: the data set's bundled one)",
     ),
 ]
 Method = Annotated[
@@ -73,7 +75,8 @@ Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Any other setting, as method.NAME=VALUE, attack.NAME=VALUE or protocol.NAME=VALUE; may be repeated. "
+        help="Any other setting, as method.NAME=VALUE, attack.NAME=VALUE, protocol.NAME=VALUE or classifier.NAME=VALUE "
+        "(of a diffusion classifier); may be repeated. "
         "Example: --set attack.gradient=bpda --set method.label=input",
     ),
 ]
@@ -205,9 +208,8 @@ def _assigned(settings: list[str]) -> dict[str, dict[str, Any]]:
         path, equals, value = text.partition("=")
         kind, dot, name = path.strip().partition(".")
         if not equals or not dot or kind not in KINDS or not name:
-            raise ValueError(
-                f"`--set` must be method.NAME=VALUE, attack.NAME=VALUE or protocol.NAME=VALUE, got {text!r}"
-            )
+            kinds = ", ".join(f"{kind}.NAME=VALUE" for kind in KINDS)
+            raise ValueError(f"`--set` must be {kinds}, got {text!r}")
         extra[kind][name.replace("-", "_")] = literal(value.strip())
     return extra
 

@@ -46,6 +46,19 @@ def denoiser(
             "flow: the velocity of the straight path from image to noise."
         ),
     ] = "vp",
+    class_conditional: Annotated[
+        bool,
+        typer.Option(
+            "--class-conditional", help="Tell the network each image's label (for DiffusionClassifier)."
+        ),
+    ] = False,
+    label_dropout: Annotated[
+        float,
+        typer.Option(
+            help="With --class-conditional: the share of images whose label is left out, so that the network can "
+            "purify without classes too."
+        ),
+    ] = 0.0,
     network: given.Network = None,
     accumulate: given.Accumulate = None,
     precision: given.Precision = None,
@@ -68,6 +81,8 @@ def denoiser(
     recipe = DENOISER_RECIPES[one_of("data", data, DENOISER_RECIPES)].with_schedule(schedule, t_max)
     options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
+    loss = replace(recipe.loss, label_dropout=label_dropout)
+    recipe = replace(recipe, loss=loss, class_conditional=class_conditional)
     recipe = replace(recipe, train=train, **given.given(network=network))
     folder = out or Path("runs") / f"{data}-denoiser"
     images = (load_dataset(data, "train", path=data_path), load_dataset(data, "test", path=data_path))

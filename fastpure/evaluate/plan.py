@@ -72,7 +72,10 @@ class _StandIn(Target):
         asked.append(len(x))
         return x
 
-    def _classify(self, purified: Tensor) -> Tensor:
+    def _classify(self, purified: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
+        return self._guess(purified)
+
+    def _guess(self, purified: Tensor) -> Tensor:
         slope = torch.arange(1, self.n_classes + 1, dtype=purified.dtype, device=purified.device)
         certain = 10.0 * (slope == 1).to(purified.dtype)
         return certain + 1e-3 * purified.flatten(1).mean(1, keepdim=True) * slope
@@ -81,7 +84,7 @@ class _StandIn(Target):
         return {"kind": "stand-in"}
 
     def _answer(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
-        return self._classify(self._counted(x))
+        return self._guess(self._counted(x))
 
     def _probed(self, x: Tensor, ids: Tensor) -> Target:
         return self
@@ -231,6 +234,7 @@ def _calibrate(
     short, long = _truncated(target, 1), _truncated(target, PROBE_STEPS)
     n = min(rows, 4)
     total, steps = target.network_calls, long.network_calls
+    between = steps - short.network_calls
     once = _time(long, dataset, n, device, attacked)
     # As many rows as the budget allows: networks are faster per image in larger batches.
     n = max(min(rows, int(n * BUDGET_SECONDS / max(sum(once), 1e-9))), n)
@@ -238,7 +242,7 @@ def _calibrate(
     saved = [_saved(part, dataset, min(n, 4), device) if attacked else 0 for part in (short, long)]
     grown = []
     for a, b in zip((*first, saved[0] * rows), (*last, saved[1] * rows), strict=True):
-        slope = max(b - a, 0.0) / (steps - 1) if steps > 1 else 0.0
+        slope = max(b - a, 0.0) / between if between else 0.0
         grown.append(b + slope * (total - steps))
     memory = int(grown[2])
     if target.budgets_memory:
@@ -279,7 +283,9 @@ def _rows(dataset: Dataset, n: int, device: torch.device) -> tuple[Tensor, Tenso
 
 def _truncated(target: Target, calls: int) -> Target:
     """The same target, stopped after ``calls`` network calls; its result means nothing, its speed does."""
-    if not target.purifies or target.network_calls <= calls or target.method.procedure is not None:
+    if not target.purifies or target.network_calls - target.classifier_calls <= calls:
+        return target
+    if target.method.procedure is not None:
         return target  # only a procedure knows what part of its table makes sense alone
     kept, left = [], calls
     for row in target.method.steps.rows:

@@ -30,6 +30,7 @@ class Stream(IntEnum):
     REVERSE = 1
     GUIDANCE = 2
     ATTACK_START = 3
+    CLASSIFIER = 4
 
 
 class Domain(IntEnum):

@@ -234,7 +234,8 @@ class Method:
         return self.factory(**kept)
 
     def check_denoiser(self, denoiser: Denoiser) -> None:
-        """Raise ValueError if ``denoiser`` has another schedule, image shape or answer than this method needs."""
+        """Raise ValueError if ``denoiser`` has another schedule, image shape or answer than this method, or classes."""
+        denoiser.check_needs_no_class()
         if self.guidance is not None:
             self.guidance.check_images(denoiser.image_shape)
         if self.prepare is not None:

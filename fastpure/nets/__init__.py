@@ -2,9 +2,10 @@
 
 from .adm import ADM, ADMConfig
 from .base import HoistedNetwork, Weights
+from .conditioning import Conditioning
 from .conversion import FLOWS, PREDICTIONS, SCHEDULES, TIME_INPUTS, FlowPath
 from .ddpmpp import CONFIGS, DDPMpp, DDPMppConfig
-from .denoiser import Conditioning, Denoiser
+from .denoiser import Denoiser
 from .edm import EDM, EDMConfig
 from .narrow import runs_in_one_call
 from .registry import ARCHITECTURES, NETWORKS, build, config_dict, named_config

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..errors import mistake, one_of, positive, whole
 from . import fused
 from .adm_blocks import ADMBlock, Down, HeadAttention, Up
-from .base import LARGEST, HoistedNetwork, check_class, check_depth
+from .base import LARGEST, HoistedNetwork, check_depth
+from .classes import check_class, class_vectors
 from .layers import Conv, Dense, Norm, Table, fill_network, sinusoid
 
 RESAMPLINGS = ("block", "conv", "padded_conv", "plain")
@@ -49,8 +50,8 @@ class ADMConfig:
         eps: of every normalisation.
         learned_sigma: twice the channels come out, of which the second half is a variance.
         classes: number of classes of a class-conditional network.
-        class_label: the class it is told; None means no class embedding at all (which EDM's networks were trained
-            with now and then).
+        class_label: the one class it is always told; None: that of each call, or no class embedding at all.
+        null_class: trained with label dropout, so that no class embedding at all is a question it knows.
         dropout: in training only.
     """
 
@@ -72,6 +73,7 @@ class ADMConfig:
     learned_sigma: bool = False
     classes: int | None = None
     class_label: int | None = None
+    null_class: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ class ADMConfig:
         if self.image_size % 2 ** (len(self.widths) - 1):
             halvings = len(self.widths) - 1
             raise ValueError(mistake("image_size", f"divisible by 2^{halvings}", repr(self.image_size)))
-        check_class(self.classes, self.class_label)
+        check_class(self.classes, self.class_label, self.null_class)
         self._check_divisible()
 
     def _check_divisible(self) -> None:
@@ -240,23 +242,17 @@ class ADM(HoistedNetwork):
     def embedding(self, labels: Tensor, classes: Tensor | None = None) -> Tensor:
         """Rows [N, S] for labels [N]: what every block adds to its pixels, side by side (``ADMBlock.rows``).
 
-        ``classes`` int64 [N] are instead of the configuration's class. Computed in float32 at least, returned in
-        the network's dtype.
+        ``classes`` int64 [N] are instead of the configuration's class, -1 being none. Computed in float32 at least,
+        returned in the network's dtype.
         """
         first, second = (cast(Dense, self.time_embed[name]) for name in ("0", "2"))
         own = first.weight.dtype
         wide = torch.promote_types(own, torch.float32)
         h = time_embedding(labels, self.config.model_channels, self.config.sinusoid).to(wide)
         h = second(F.silu(first(h)))
-        if classes is None and self.config.class_label is not None:
-            classes = torch.full((len(labels),), self.config.class_label, device=labels.device)
-        if classes is not None:
-            if self.label_emb is None:
-                raise ValueError(
-                    mistake("classes", "None for a network without classes", list(classes.shape))
-                )
-            h = h + self.label_emb.weight[classes].to(wide)
-        h = F.silu(h)
+        table = None if self.label_emb is None else self.label_emb.weight
+        told = class_vectors(table, classes, self.config.class_label, wide)
+        h = F.silu(h if told is None else h + told)
         return torch.cat([row for block in self._blocks() for row in block.rows(h)], 1).to(own)
 
     def body(self, x: Tensor, embedding: Tensor) -> Tensor:

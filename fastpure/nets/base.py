@@ -25,8 +25,8 @@ class HoistedNetwork(nn.Module, ABC):
         self.watch = Watch()
 
     @abstractmethod
-    def embedding(self, labels: Tensor) -> Tensor:
-        """Embeddings [N, S] of labels [N], in the network's dtype."""
+    def embedding(self, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Embeddings [N, S] of labels [N], in the network's dtype; ``classes`` as for `class_vectors`."""
 
     @abstractmethod
     def body(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -54,16 +54,6 @@ def check_depth(levels: int, n_blocks: int) -> None:
     if levels * n_blocks > _MOST_BLOCKS:
         expected = f"such that all levels have {_MOST_BLOCKS} blocks at most"
         raise ValueError(mistake("n_blocks", expected, f"{n_blocks} in each of {levels}"))
-
-
-def check_class(classes: int | None, class_label: int | None) -> None:
-    """Raise unless the label is one of so many classes, or None."""
-    if classes is not None:
-        whole("classes", classes, 1, LARGEST["classes"])
-    if class_label is not None:
-        if classes is None:
-            raise ValueError(mistake("class_label", "None for a network without classes", class_label))
-        whole("class_label", class_label, 0, classes - 1)
 
 
 def same_layout(output: Tensor, x: Tensor) -> Tensor:

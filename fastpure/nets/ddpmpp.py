@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from ..errors import mistake, one_of, whole
 from . import fused, narrow
-from .base import LARGEST, HoistedNetwork, check_class, check_depth
+from .base import LARGEST, HoistedNetwork, check_depth
+from .classes import check_class, class_vectors
 from .layers import (
     Attention,
     Conv,
@@ -58,6 +59,7 @@ class DDPMppConfig:
         residual_input: feed the image itself to every level, as NCSN++ does.
         classes: as in ``ADMConfig``.
         class_label: as in ``ADMConfig``.
+        null_class: as in ``ADMConfig``.
     """
 
     image_size: int
@@ -74,6 +76,7 @@ class DDPMppConfig:
     residual_input: bool = False
     classes: int | None = None
     class_label: int | None = None
+    null_class: bool = False
 
     def __post_init__(self) -> None:
         for name in ("image_size", "channels", "n_blocks", "embedding_mult"):
@@ -94,7 +97,7 @@ class DDPMppConfig:
             )
         if self.residual_input and not self.fir:
             raise ValueError(mistake("fir", "True where residual_input is", "False"))
-        check_class(self.classes, self.class_label)
+        check_class(self.classes, self.class_label, self.null_class)
         if not 0 <= self.dropout < 1:
             raise ValueError(mistake("dropout", "in [0, 1)", repr(self.dropout)))
         if not self.ch_mult:
@@ -211,17 +214,19 @@ class DDPMpp(HoistedNetwork):
             generator = torch.Generator().manual_seed(seed)
             self.frequencies.copy_(16 * torch.randn(self.frequencies.shape, generator=generator))
 
-    def embedding(self, labels: Tensor) -> Tensor:
+    def embedding(self, labels: Tensor, classes: Tensor | None = None) -> Tensor:
         """Rows [N, S] for labels [N]: what every block adds to its pixels, side by side (``ResBlock.rows``).
 
-        Computed in float32 at least (float64 for a float64 network), returned in the network's dtype.
+        ``classes`` int64 [N] are instead of the configuration's class, -1 being none. Computed in float32 at least
+        (float64 for a float64 network), returned in the network's dtype.
         """
         first, second = (cast(Dense, module) for module in self.all_modules[:2])
         own = first.weight.dtype
         wide = torch.promote_types(own, torch.float32)
         h = self._sinusoid(labels).to(wide)
-        if self.label_emb is not None and self.config.class_label is not None:
-            h = h + self.label_emb.weight[self.config.class_label].to(wide)
+        table = None if self.label_emb is None else self.label_emb.weight
+        told = class_vectors(table, classes, self.config.class_label, wide)
+        h = h if told is None else h + told
         h = F.silu(second(F.silu(first(h))))
         blocks = [module for module in self.all_modules if isinstance(module, ResBlock)]
         return torch.cat([row for block in blocks for row in block.rows(h)], 1).to(own)
@@ -291,9 +296,9 @@ class DDPMpp(HoistedNetwork):
         """Every step with its module and its columns of the rows."""
         return zip(self.steps, list(self.all_modules)[2:], self._columns, strict=True)
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Noise prediction [B, C, H, W] for x [B, C, H, W] and real labels [B]."""
-        return self.body(x, self.embedding(labels))
+    def forward(self, x: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Noise prediction [B, C, H, W] for x [B, C, H, W], real labels [B] and, if given, classes int64 [B]."""
+        return self.body(x, self.embedding(labels, classes))
 
 
 def _build(step: Step, config: DDPMppConfig) -> nn.Module:

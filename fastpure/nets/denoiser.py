@@ -11,9 +11,7 @@ the noise level of an unscaled state ("sigma": the network gets x / alpha and si
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -21,60 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import mistake, whole
-from ..schedule import VP
+from ..errors import mistake, one_of, whole
 from . import conversion
-from .base import HoistedNetwork, checked_shape, is_hooked, same_layout
+from .base import LARGEST, HoistedNetwork, checked_shape, is_hooked, same_layout
+from .classes import OneClass, checked_classes
 from .compiled import CompiledCall
+from .conditioning import Conditioning, labels_at, usable_steps
 from .constant_weights import ConstantWeights
-from .narrow import Programs
-from .packed import PackedMap, PackedWeight
-from .registry import ARCHITECTURES, build, config_dict, named_config
+from .copies import frozen_copy
+from .edm import EDM
+from .registry import ARCHITECTURES, build, classes_of, config_dict, named_config, with_class
 
 _KNOWN = tuple(kind for _, kind in ARCHITECTURES.values())
-
-
-@dataclass(frozen=True, eq=False)
-class Conditioning:
-    """What a denoiser needs to know about the K steps of a table, computed once, independent of the images.
-
-    Attributes:
-        labels: [K] on the network's device; int64 for integer time, otherwise float32, or float64 for a float64
-            network.
-        embeddings: [K, S] for networks that hoist their embedding, else None.
-        alpha: the state at step k is ``alpha[k] x0 + sigma[k] noise``.
-        sigma: see ``alpha``.
-        usable: False for steps that have no label or no noise level, such as forward diffusion.
-    """
-
-    labels: Tensor
-    embeddings: Tensor | None
-    alpha: tuple[float, ...]
-    sigma: tuple[float, ...]
-    usable: tuple[bool, ...]
-
-    def __len__(self) -> int:
-        return len(self.alpha)
-
-    def noise_level(self, k: int) -> tuple[float, float]:
-        """(alpha, sigma) of step ``k``.
-
-        Raises:
-            ValueError: k is not a step of the table, or one at which no network can be called.
-        """
-        whole("k", k, 0, len(self) - 1)
-        if not self.usable[k]:
-            got = f"step {k} with alpha {self.alpha[k]}, sigma {self.sigma[k]}"
-            raise ValueError(mistake("k", "a step with a finite label, alpha > 0 and sigma > 0", got))
-        return self.alpha[k], self.sigma[k]
-
-    def batch_labels(self, k: int, batch: int) -> Tensor:
-        """The label of step ``k`` for every image, [batch]."""
-        return self.labels[k].expand(batch)
-
-    def embedding(self, k: int) -> Tensor | None:
-        """The hoisted embedding of step ``k``, [1, S]."""
-        return None if self.embeddings is None else self.embeddings[k : k + 1]
 
 
 class Denoiser(nn.Module):
@@ -89,6 +45,8 @@ class Denoiser(nn.Module):
             ``noise_and_variance`` looks at.
         schedule: what its steps and times mean, one of ``SCHEDULES``; without meaning for "sigma" labels.
         path: how a flow network counts time, None for another one.
+        n_classes: 0, or how many classes there are of which every call must name one per image (``classes``).
+        null_class: whether a call may also name none (class -1, or ``classes`` left out): it was trained that way.
         checkpoint: the report on the file it was loaded from (``fastpure.checkpoints.CheckpointReport``), or None.
     """
 
@@ -104,9 +62,12 @@ class Denoiser(nn.Module):
         schedule: str = "linear",
         data_at: int | None = None,
         time_scale: float | None = None,
+        n_classes: int = 0,
+        null_class: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
+        self._set_classes(n_classes, null_class)
         self.path = conversion.conventions(prediction, time_input, schedule, data_at, time_scale)
         self.prediction, self.time_input, self.schedule = prediction, time_input, schedule
         self.image_shape = checked_shape(image_shape)
@@ -126,6 +87,8 @@ class Denoiser(nn.Module):
         schedule: str = "linear",
         data_at: int | None = None,
         time_scale: float | None = None,
+        n_classes: int = 0,
+        null_class: bool = False,
     ) -> Denoiser:
         """Wrap a network: ``module(x [B, C, H, W], labels [B]) -> [B, C, H, W]``; it is not changed.
 
@@ -134,7 +97,8 @@ class Denoiser(nn.Module):
 
         Labels are 999 t for "continuous" (floating), the step index for "index" (int64), sigma / alpha for
         "sigma" (floating). ``schedule`` "linear" is DDPM's and the VP-SDE's, 1000 steps; "cosine" that of Nichol
-        and Dhariwal, 4000 steps. ``compile`` is short for ``.compiled()``.
+        and Dhariwal, 4000 steps. ``compile`` is short for ``.compiled()``. A network of ``n_classes`` > 0 classes is
+        called ``module(x, labels, classes)``, classes int64 [B]; with ``null_class`` also without them or with -1.
 
         Prediction "flow" is the velocity dx/dt of a network trained on the straight path from image to noise (schedule
         "flow") or from attacked to clean image ("flowpure"). ``data_at`` is the time of the clean image: 0, the
@@ -148,7 +112,16 @@ class Denoiser(nn.Module):
         if not isinstance(module, nn.Module):
             raise TypeError(mistake("module", "a torch.nn.Module", type(module).__name__))
         denoiser = cls(
-            module, prediction, time_input, image_shape, learned_sigma, schedule, data_at, time_scale
+            module,
+            prediction,
+            time_input,
+            image_shape,
+            learned_sigma,
+            schedule,
+            data_at,
+            time_scale,
+            n_classes,
+            null_class,
         )
         return denoiser.compiled() if compile else denoiser
 
@@ -193,12 +166,57 @@ class Denoiser(nn.Module):
             **self._flow(),
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
+            **({"n_classes": self.n_classes, "null_class": self.null_class} if self.n_classes else {}),
         }
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """The network's own prediction [B, C, H, W] for x [B, C, H, W] and its own labels [B]; for training."""
+    def forward(self, x: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        """The network's own prediction [B, C, H, W] for x [B, C, H, W] and its own labels [B]; for training.
+
+        ``classes``: int64 [B], for a class-conditional network (``n_classes``) and for no other.
+        """
         self._check_images(x)
-        return self._first(self._checked(self._answer(self.network, x, labels), x))
+        told = self._told(classes, len(x))
+        return self._first(self._checked(self._answer(self.network, x, labels, *told), x))
+
+    def for_class(self, class_label: int) -> Denoiser:
+        """A frozen copy that is told this one class at every call, and so can purify; weights are shared.
+
+        Raises:
+            ValueError: the denoiser has no classes, or not this one.
+        """
+        if not self.n_classes:
+            raise ValueError(mistake("denoiser", "a class-conditional one", "one without classes"))
+        whole("class_label", class_label, 0, self.n_classes - 1)
+        copy = self.frozen()
+        if isinstance(copy.network, _KNOWN):
+            copy.network.config = with_class(copy.network.config, class_label)
+            if isinstance(copy.network, EDM):
+                copy.network.network.config = copy.network.config.network
+            copy._set_classes(0, False)
+            return copy
+        return copy._around(OneClass(copy.network, class_label), copy._call, classes=False).eval()
+
+    def check_needs_no_class(self, argument: str = "denoiser") -> None:
+        """Raise ValueError if every call must name a class, so that nothing that knows none can use it."""
+        if self.n_classes and not self.null_class:
+            remedy = (
+                f"Fix one class with {argument}.for_class(y) or load_denoiser(..., class_label=y), take an "
+                "unconditional network, or classify with fp.DiffusionClassifier"
+            )
+            found = f"one of {self.n_classes} classes that was never trained without them"
+            raise ValueError(mistake(argument, "one that needs no class here", found, remedy))
+
+    def check_levels(self, *, mean: bool = False) -> None:
+        """Raise ValueError unless it answers at any noise level, told by the VP-SDE's times or by what the level is.
+
+        With ``mean`` the answer must amount to the mean of the clean images, as for all but consistency functions.
+        """
+        if self.schedule not in ("linear", "flow"):
+            raise ValueError(
+                mistake("denoiser", "one of the linear schedule", f"one of the {self.schedule} one")
+            )
+        if mean and self.prediction == "consistency":
+            raise ValueError(mistake("denoiser", "one that predicts a mean", "a consistency function"))
 
     def conditioning(
         self, tau: np.ndarray, index: np.ndarray, alpha: np.ndarray, sigma: np.ndarray
@@ -209,6 +227,7 @@ class Denoiser(nn.Module):
             tau: real-valued labels [K]; index: integer labels [K]; alpha, sigma: noise levels [K]. Steps
                 that call no network may hold anything, NaN included.
         """
+        self.check_needs_no_class()
         columns = [np.asarray(column, dtype=np.float64) for column in (tau, index, alpha, sigma)]
         if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
             shapes = ", ".join(str(list(column.shape)) for column in columns)
@@ -230,7 +249,7 @@ class Denoiser(nn.Module):
         if isinstance(self.network, HoistedNetwork) and not self._trainable():
             embeddings = self.network.embedding(labels)
         return Conditioning(
-            labels, embeddings, tuple(levels[0]), tuple(levels[1]), _usable_steps(label.tolist(), *levels)
+            labels, embeddings, tuple(levels[0]), tuple(levels[1]), usable_steps(label.tolist(), *levels)
         )
 
     def noise_pred(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:
@@ -300,17 +319,30 @@ class Denoiser(nn.Module):
         """The clean image that ``output`` amounts to; see ``noise_of``."""
         return conversion.clean_of(self.prediction, x, output, alpha, sigma, self.path)
 
-    def clean_image(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def clean_image(self, x: Tensor, sigma: Tensor, classes: Tensor | None = None) -> Tensor:
         """Expected clean image [B, C, H, W] given x = x0 + sigma noise, ``sigma`` [B] > 0: D(x; sigma) of Karras et al.
 
         A network that is told the time gets that of the VP state with this noise level, a flow network that on its
-        path; a consistency function answers with the end of the ODE instead of the mean. Differentiable with
-        respect to x as often as the network is.
+        path; a consistency function answers with the end of the ODE instead of the mean. ``classes`` int64 [B] as for
+        calling. Differentiable with respect to x as often as the network is.
 
         Raises:
             TypeError, ValueError: x has another shape or dtype than the denoiser wants, or that is in training mode or
                 knows no noise levels.
         """
+        return self.clean_of(*self._answer_at(x, sigma, classes))
+
+    def noise_at(self, x: Tensor, sigma: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Expected noise [B, C, H, W], (x - D(x; sigma)) / sigma without cancellation where the network predicts it.
+
+        Arguments and errors as for ``clean_image``.
+        """
+        return self.noise_of(*self._answer_at(x, sigma, classes))
+
+    def _answer_at(
+        self, x: Tensor, sigma: Tensor, classes: Tensor | None
+    ) -> tuple[Tensor, Tensor, float | Tensor, Tensor]:
+        """What ``clean_of`` and ``noise_of`` want for x = x0 + sigma noise: a state, the answer to it, its levels."""
         self._check_evaluates()
         if self.schedule == "flowpure":
             raise ValueError(
@@ -323,10 +355,13 @@ class Denoiser(nn.Module):
         )
         timed = self.path is None and self.time_input != "sigma"
         seen = level * x if timed else self.seen(x, 1.0, scaled)
-        output = self(seen if self.dtype is None else seen.to(self.dtype), self._labels_at(ratio)).to(x.dtype)
+        seen = seen if self.dtype is None else seen.to(self.dtype)
+        output = self(seen, labels_at(ratio, self.time_input, self.path).to(self._label_dtype()), classes).to(
+            x.dtype
+        )
         if self.prediction == "v":
-            return self.clean_of(level * x, output, level, spread)
-        return self.clean_of(x, output, 1.0, scaled)
+            return level * x, output, level, spread
+        return x, output, 1.0, scaled
 
     def cast(self, dtype: torch.dtype) -> Denoiser:
         """A frozen copy in evaluation mode, floating weights and buffers in ``dtype``; this one is unchanged.
@@ -354,27 +389,14 @@ class Denoiser(nn.Module):
         return self._around(self.network, CompiledCall(backend, mode))
 
     def _frozen_copy(self, dtype: torch.dtype | None) -> Denoiser:
-        shared: dict[int, Any] = {}
-        for tensor in (*self.network.parameters(), *self.network.buffers()):
-            own = tensor.clone() if tensor.is_inference() else tensor.detach()
-            own = own.to(dtype) if dtype is not None and own.is_floating_point() else own
-            shared[id(tensor)] = (
-                nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
-            )
-        if dtype in (None, self.dtype):  # the same weights may share their packed forms
-            for module in self.network.modules():
-                for part in vars(module).values():
-                    if isinstance(part, PackedWeight | PackedMap | Programs):
-                        shared[id(part)] = part
-        network = copy.deepcopy(self.network, shared)
-        return self._around(network, copy.deepcopy(self._call)).eval()
+        return self._around(frozen_copy(self.network, dtype), copy.deepcopy(self._call)).eval()
 
     def around(self, network: nn.Module) -> Denoiser:
         """``network`` with the conventions of this one, compiled if this one is."""
         return self._around(network, copy.deepcopy(self._call))
 
-    def _around(self, network: nn.Module, call: CompiledCall | None) -> Denoiser:
-        """Another network with these conventions."""
+    def _around(self, network: nn.Module, call: CompiledCall | None, *, classes: bool = True) -> Denoiser:
+        """Another network with these conventions, without classes if ``classes`` is False."""
         denoiser = Denoiser(
             network,
             self.prediction,
@@ -383,6 +405,8 @@ class Denoiser(nn.Module):
             self.learned_sigma,
             self.schedule,
             **self._flow(),
+            n_classes=self.n_classes if classes else 0,
+            null_class=self.null_class and classes,
         )
         denoiser.training, denoiser._call, denoiser.checkpoint = self.training, call, self.checkpoint
         return denoiser
@@ -403,12 +427,28 @@ class Denoiser(nn.Module):
             told = self.network.embedding(conditioning.labels[k : k + 1]) if known is None else known
         return self._answer(function, x, told) if self._call is None else self._call(function, x, told)
 
-    def _answer(self, function: Callable[..., Tensor], x: Tensor, told: Tensor) -> Tensor:
-        """``function(x, told)``; networks other than our own then keep as little for the backward pass as ours."""
+    def _answer(self, function: Callable[..., Tensor], x: Tensor, *told: Tensor) -> Tensor:
+        """``function(x, *told)``; networks other than our own then keep as little for the backward pass as ours."""
         if isinstance(self.network, _KNOWN) or not (torch.is_grad_enabled() and x.requires_grad):
-            return function(x, told)
+            return function(x, *told)
         with ConstantWeights():
-            return function(x, told)
+            return function(x, *told)
+
+    def _set_classes(self, n_classes: int, null_class: bool) -> None:
+        """As given, but as the configuration says for a network of our own."""
+        if isinstance(self.network, _KNOWN):
+            n_classes, null_class = classes_of(self.network.config)
+        self.n_classes = whole("n_classes", n_classes, 0, LARGEST["classes"])
+        self.null_class = one_of("null_class", null_class, (False, True))
+        if self.null_class and not self.n_classes:
+            raise ValueError(mistake("null_class", "False for a network without classes", "True"))
+
+    def _told(self, classes: Tensor | None, batch: int) -> tuple[Tensor, ...]:
+        """``classes`` as the network's last argument, checked; nothing where there are none to tell."""
+        if classes is None:
+            self.check_needs_no_class()
+            return ()
+        return (checked_classes(classes, batch, self.n_classes, self.null_class),)
 
     def _trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self.network.parameters())
@@ -417,18 +457,6 @@ class Denoiser(nn.Module):
         if self.time_input == "index":
             return torch.int64
         return torch.float64 if self.dtype == torch.float64 else torch.float32
-
-    def _labels_at(self, ratio: Tensor) -> Tensor:
-        """Labels [B] for noise levels sigma / alpha = ``ratio`` [B]."""
-        if self.path is not None:
-            return self.path.label(torch.ones_like(ratio), ratio).to(self._label_dtype())
-        if self.time_input == "sigma":
-            return ratio.to(self._label_dtype())
-        vp = VP()
-        slope, integral = vp.beta_max - vp.beta_min, torch.log1p(ratio.square())
-        t = 2.0 * integral / (vp.beta_min + torch.sqrt(vp.beta_min**2 + 2.0 * slope * integral))
-        label = torch.floor(1000.0 * t + 1e-6) if self.time_input == "index" else 999.0 * t
-        return label.to(self._label_dtype())
 
     def _check_evaluates(self) -> None:
         if self.network.training:
@@ -467,11 +495,3 @@ class Denoiser(nn.Module):
     def _first(self, output: Tensor) -> Tensor:
         """The prediction, without the variance."""
         return output[:, : self.image_shape[0]] if self.learned_sigma else output
-
-
-def _usable_steps(labels: list[float], alpha: list[float], sigma: list[float]) -> tuple[bool, ...]:
-    """Which steps have a finite label and a proper noise level."""
-    return tuple(
-        all(map(math.isfinite, step)) and step[1] > 0 and step[2] > 0
-        for step in zip(labels, alpha, sigma, strict=True)
-    )

@@ -142,13 +142,13 @@ class EDM(HoistedNetwork):
             c_noise = (steps * t - 1).clamp(0, steps - 1) * (1000 / steps)
         return c_in, c_noise, torch.zeros_like(s), torch.ones_like(s)
 
-    def embedding(self, labels: Tensor) -> Tensor:
-        """Embeddings [N, S + 3] of noise levels [N]: F's own, then c_in and the factors of y and F.
+    def embedding(self, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Embeddings [N, S + 3] of noise levels [N] and classes: F's own, then c_in and the factors of y and F.
 
         The factors are too few to save anything by rounding them to half precision, so all are float32 at least.
         """
         c_in, c_noise, of_y, of_f = self.coefficients(labels)
-        own = self.network.embedding(c_noise)
+        own = self.network.embedding(c_noise, classes)
         wide = torch.promote_types(own.dtype, torch.float32)
         return torch.cat([own.to(wide), torch.stack([c_in, of_y, of_f], 1).to(wide)], 1)
 
@@ -159,6 +159,6 @@ class EDM(HoistedNetwork):
         output = output[:, : self.config.channels] * of_f
         return output if self.config.preconditioning in ("vp", "cosine") else output + of_y * x
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """The answer [B, C, H, W] for y [B, C, H, W] and noise levels [B]."""
-        return self.body(x, self.embedding(labels))
+    def forward(self, x: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        """The answer [B, C, H, W] for y [B, C, H, W], noise levels [B] and, if given, classes int64 [B]."""
+        return self.body(x, self.embedding(labels, classes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -31,7 +31,7 @@ NETWORKS: dict[str, tuple[str, Config]] = {
 }
 
 #: Fields that are younger than the first files and runs, with the value that these have: written only where it differs.
-SINCE: dict[str, Any] = {"beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.002}
+SINCE: dict[str, Any] = {"beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.002, "null_class": False}
 
 
 def named_config(name_or_dict: str | dict[str, Any]) -> tuple[str, Config]:
@@ -71,6 +71,21 @@ def config_dict(network: nn.Module) -> dict[str, Any]:
             return _plain(network.config)
     known = " or ".join(kind.__name__ for _, kind in ARCHITECTURES.values())
     raise TypeError(mistake("network", f"a {known}", type(network).__name__))
+
+
+def classes_of(config: Config) -> tuple[int, bool]:
+    """How many classes a network is told one of at each call (0: none, or always one), and if it may go without."""
+    inner = config.network if isinstance(config, EDMConfig) else config
+    if inner.classes is None or inner.class_label is not None:
+        return 0, False
+    return inner.classes, inner.null_class
+
+
+def with_class(config: Any, class_label: int) -> Any:
+    """The configuration of a network that is always told one class."""
+    if isinstance(config, EDMConfig):
+        return replace(config, network=with_class(config.network, class_label))
+    return replace(config, class_label=class_label)
 
 
 def build(architecture: str, config: Config) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import mistake
 from .defense import Defense
-from .purifier import Purifier
+from .inputs import Asked
 from .target import Bare, Defended, Target
 
 
@@ -30,7 +30,7 @@ def look_through(defense: nn.Module | Target) -> Target:
 
 def _unwrapped(module: nn.Module) -> nn.Module:
     """``module`` without wrappers around a purifier that change no number, or itself."""
-    if not any(isinstance(part, Defense | Purifier) for part in module.modules()):
+    if not any(isinstance(part, Asked) for part in module.modules()):
         return module
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return _unwrapped(module.module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import mistake
 from ..kernels import Domain
+from ..methods import Method
+from ..reverse import Execution
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
@@ -71,6 +74,25 @@ def differ(one: Tensor, other: Tensor) -> bool:
     return float((other - one).abs().max()) > AGREEMENT * float(one.abs().max().clamp_min(1e-30))
 
 
+class Asked(nn.Module, ABC):
+    """A module that takes ids and draws from the ``Question`` around it, where it is not told its noise."""
+
+    @property
+    @abstractmethod
+    def network_calls(self) -> int:
+        """Calls of a diffusion model for one image."""
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """How it purifies; none where it does not."""
+        return ()
+
+    @property
+    def execution(self) -> Execution | None:
+        """How purification steps are carried out; None where nothing purifies."""
+        return None
+
+
 CALLS_APART = 1 << 24
 """How far apart the draws of one module's calls within one question lie; no attack or protocol counts that far."""
 
@@ -91,9 +113,9 @@ class Question:
     sample_ids: Tensor
     draws: Tensor
     domain: Domain
-    calls: dict[nn.Module, int] = field(default_factory=dict)
+    calls: dict[Asked, int] = field(default_factory=dict)
 
-    def take(self, module: nn.Module, n_images: int) -> tuple[Tensor, Tensor, Domain]:
+    def take(self, module: Asked, n_images: int) -> tuple[Tensor, Tensor, Domain]:
         """Ids, draws and domain for the next call of ``module``; a second call sees other noise than the first.
 
         Raises:

@@ -38,7 +38,7 @@ from ..reverse import (
 )
 from ..reverse.step import evaluate
 from .engine import Engine, Source
-from .inputs import check_range, check_seed, current_question, differ, sealed
+from .inputs import Asked, check_range, check_seed, current_question, differ, sealed
 from .precision import precision as precision_named
 
 _FOLLOWING = threading.RLock()
@@ -51,7 +51,7 @@ FOR_OTHER_SIZES: dict[str, Callable[..., Purifier]] = {}
 """Purifiers for pictures of other sizes, which are made of this one; their modules stand below and enter themselves."""
 
 
-class Purifier(nn.Module):
+class Purifier(Asked):
     """Purifies images with a diffusion model.
 
     Args:
@@ -122,6 +122,16 @@ class Purifier(nn.Module):
             rows = self.method.procedure is None
             self._executor = executor_for(self.backend, self.device, rows)
         return self._executor
+
+    @property
+    def network_calls(self) -> int:
+        """Calls of the denoiser in one purification."""
+        return self.method.steps.n_network_calls
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The one."""
+        return (self.method,)
 
     @property
     def execution(self) -> Execution:

@@ -24,9 +24,9 @@ from ..methods import Method
 from ..reverse import Execution
 from .defense import Defense
 from .description import describe_module, kept_of, plain, probe_images, weights_sha256
-from .inputs import Held, Question, asking, differ, held_noise, holding
+from .inputs import Asked, Held, Question, asking, differ, held_noise, holding
+from .numbered import Numbered, calls_inside, outermost
 from .precision import PRECISIONS
-from .purifier import Purifier
 
 ASKED = 8
 """How often a module is asked about one image before it counts as deterministic: coin flips inside it may agree."""
@@ -99,6 +99,11 @@ class Target(ABC):
         return 1
 
     @property
+    def classifier_calls(self) -> int:
+        """How many of them the classifier makes after the purification."""
+        return 0
+
+    @property
     def execution(self) -> Execution | None:
         """How purification steps are carried out; None where nothing purifies."""
         return None
@@ -136,11 +141,21 @@ class Target(ABC):
         self.no_purifier("trajectory")
 
     @final
-    def classify(self, purified: Tensor, ids: Tensor) -> Tensor:
-        """Logits [B, classes] of images that have been purified; raises as ``logits`` does, naming ``ids`` [B]."""
-        return self._looked_at(self._classify(purified), ids)
+    def classify(
+        self,
+        purified: Tensor,
+        ids: Tensor,
+        draws: Tensor | None = None,
+        domain: Domain = Domain.EVALUATION,
+    ) -> Tensor:
+        """Logits [B, classes] of images that have been purified; arguments and errors as for ``logits``.
 
-    def _classify(self, purified: Tensor) -> Tensor:
+        ``draws`` and ``domain`` are for classifiers that draw noise; draw 0 if None.
+        """
+        draws = torch.zeros_like(ids) if draws is None else draws
+        return self._looked_at(self._classify(purified, ids, draws, domain), ids)
+
+    def _classify(self, purified: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
         self.no_purifier("classify")
 
     def with_method(self, method: Method) -> Target:
@@ -272,7 +287,12 @@ class Defended(Target):
     @property
     def network_calls(self) -> int:
         """See ``Target.network_calls``."""
-        return self.method.steps.n_network_calls
+        return self.module.network_calls
+
+    @property
+    def classifier_calls(self) -> int:
+        """See ``Target.classifier_calls``."""
+        return calls_inside(self.module.classifier)
 
     @property
     def execution(self) -> Execution:
@@ -318,8 +338,9 @@ class Defended(Target):
         draw, domain = self.realisation(draws, domain)
         return self.module.trajectory(x, ids, draw, domain=domain)
 
-    def _classify(self, purified: Tensor) -> Tensor:
-        return self.module.classify(purified)
+    def _classify(self, purified: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
+        draw, domain = self.realisation(draws, domain)
+        return self.module.classify(purified, ids, draw, domain=domain)
 
     def with_method(self, method: Method) -> Defended:
         """See ``Target.with_method``."""
@@ -337,7 +358,7 @@ class Defended(Target):
             "precision": purifier.precision,
             "gradient_precision": purifier.gradient_precision,
             "denoiser": {**purifier.denoiser.describe(), "sha256": weights_sha256(purifier.denoiser)},
-            "classifier": describe_module(self.module.classifier),
+            "classifier": described_classifier(self.module.classifier),
         }
 
     def realisation(self, draws: Tensor, domain: Domain) -> tuple[int | Tensor, Domain]:
@@ -352,7 +373,7 @@ class Defended(Target):
 
     def _answers(self, x: Tensor, ids: Tensor) -> dict[str, Any]:
         purifier = self.module.purifier
-        found = {"classifier": kept_of(self._looked_at(self.module.classify(x), ids))}
+        found = {"classifier": kept_of(self.classify(x, ids))}
         noise = purifier.answers(x, ids)
         if noise is not None:
             found["denoiser"] = kept_of(noise, purifier.denoiser.dtype or torch.float32)
@@ -366,8 +387,9 @@ class Defended(Target):
 
     def _probed(self, x: Tensor, ids: Tensor) -> Defended:
         # Its parts one by one: a whole purification would cost as much as an attack's step.
-        first = self._looked_at(self.module.classify(x), ids)
-        own = "the classifier" if _differs(first, lambda: self.module.classify(x)) else ""
+        first = self.classify(x, ids)
+        asked = 2 if self.classifier_calls else ASKED
+        own = "the classifier" if _differs(first, lambda: self.classify(x, ids), asked) else ""
         return replace(
             self, n_classes=first.shape[1], own_noise=own or self.module.purifier.own_noise(x, ids)
         )
@@ -385,7 +407,7 @@ class Bare(Target):
         inside: the modules that took their noise from the question when probed, with the number of their calls.
     """
 
-    inside: Mapping[nn.Module, int] = field(default_factory=dict)
+    inside: Mapping[Asked, int] = field(default_factory=dict)
 
     @property
     def numbered(self) -> bool:
@@ -395,7 +417,7 @@ class Bare(Target):
     @property
     def frozen(self) -> bool:
         """See ``Target.frozen``."""
-        held = (isinstance(part, Defense) and part.fixed_draw is not None for part in self.inside)
+        held = (isinstance(part, Numbered) and part.fixed_draw is not None for part in self.inside)
         return held_noise(self.module) is not None or (self.numbered and all(held))
 
     def fixed(self, draw: int = 0, part: str = "all") -> AbstractContextManager[object]:
@@ -405,29 +427,29 @@ class Bare(Target):
         if part == "all":
             return holding(self.module, Held(whole("draw", draw, maximum=2**32 - 1)))
         (one, *more) = self.inside
-        if more or not isinstance(one, Defense):
+        if more or not isinstance(one, Numbered):
             raise ValueError(mistake("part", "'all' for a module around several purifiers", repr(part)))
         return one.fixed(draw, part)
 
     @property
     def network_calls(self) -> int:
         """See ``Target.network_calls``."""
-        calls = (n * _purifier(part).method.steps.n_network_calls for part, n in self.inside.items())
-        return sum(calls) or 1
+        return sum(n * part.network_calls for part, n in self.inside.items()) or 1
 
     @property
     def methods(self) -> tuple[Method, ...]:
         """Of the purifiers that were asked."""
-        return tuple(_purifier(part).method for part in self.inside)
+        return tuple(method for part in self.inside for method in part.methods)
 
     @property
     def execution(self) -> Execution | None:
         """That of the first purifier inside."""
-        return next((_purifier(part).execution for part in self.inside), None)
+        found = (part.execution for part in self.inside)
+        return next((execution for execution in found if execution is not None), None)
 
     def describe(self) -> dict[str, Any]:
         """See ``Target.describe``."""
-        described: dict[str, Any] = {"kind": "module", "classifier": describe_module(self.module)}
+        described: dict[str, Any] = {"kind": "module", "classifier": described_classifier(self.module)}
         inside = [part for part in self.module.modules() if isinstance(part, Defense)]
         if inside:
             described["inside"] = [Defended(part).describe() for part in inside]
@@ -452,7 +474,7 @@ class Bare(Target):
         draws = torch.zeros_like(ids)
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # a module that draws from the global generator must not move it
-            inside = any(isinstance(part, Defense | Purifier) for part in self.module.modules())
+            inside = bool(outermost(self.module))
             first, question = self._ask(x, ids, draws, Domain.EVALUATION, inside)
             first = self._looked_at(first, ids)
             again = lambda: self._ask(x, ids, draws, Domain.EVALUATION, inside)[0]  # noqa: E731
@@ -460,10 +482,11 @@ class Bare(Target):
         return replace(self, n_classes=first.shape[1], own_noise=own, inside=question.calls)
 
 
-def _purifier(part: nn.Module) -> Purifier:
-    found = part.purifier if isinstance(part, Defense) else part
-    assert isinstance(found, Purifier)
-    return found
+def described_classifier(module: nn.Module) -> dict[str, Any]:
+    """``describe_module``; where it draws numbered noise itself, outside of a ``Defense``, also what it costs."""
+    own = [part for part in outermost(module) if not isinstance(part, Defense)]
+    calls = sum(part.network_calls for part in own if not part.methods)
+    return {**describe_module(module), **({"network_calls": calls} if calls else {})}
 
 
 def _differs(first: Tensor, again: Callable[[], Tensor], asked: int = ASKED) -> bool:

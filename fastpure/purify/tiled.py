@@ -155,6 +155,11 @@ class TiledPurifier(Purifier):
         """How many tiles a picture has."""
         return len(self.axes[0].starts) * len(self.axes[1].starts)
 
+    @property
+    def network_calls(self) -> int:
+        """Calls of the denoiser for one picture: each tile is a purification."""
+        return self.n_tiles * super().network_calls
+
     @sealed
     def forward(
         self,

@@ -241,7 +241,8 @@ def _purified(entry: Entry, target: Target, which: str, x: np.ndarray, chosen: l
     images, ids = _asked(entry, target, x, entry.run.positions[chosen].tolist())
     with torch.no_grad(), frozen(target, entry.run.protocol):
         purified = target.purify(images, ids, torch.full_like(ids, FIRST_DRAW), Domain.EVALUATION)
-        guesses = target.classify(purified, ids).argmax(1).cpu().numpy()
+        draws = torch.full_like(ids, FIRST_DRAW)
+        guesses = target.classify(purified, ids, draws).argmax(1).cpu().numpy()
     right = entry.run.correct(which)[chosen]
     tiles = []
     for i, image in enumerate(purified.float().cpu().numpy()):

@@ -132,7 +132,9 @@ def _put_together(
 
 
 @cache
-def queries(attack: str, protocol: Protocol, shape: tuple[int, ...], n_classes: int, purified: bool) -> Any:
+def queries(
+    attack: str, protocol: Protocol, shape: tuple[int, ...], n_classes: int, purified: bool, random: bool
+) -> Any:
     """(gradients, judgements) per image of an attack given as canonical text, if it breaks nothing; None if unknown.
 
     A number of the attack alone: counted against a stand-in that costs nothing, see ``count_queries``.
@@ -149,17 +151,18 @@ def queries(attack: str, protocol: Protocol, shape: tuple[int, ...], n_classes: 
         classes = tuple(str(i) for i in range(n_classes))
         one = torch.zeros(1, dtype=torch.int64)
         data = Dataset(torch.zeros((1, *shape)), one, one.clone(), classes, "stand-in", "none")
-        return count_queries(data, rebuilt, protocol, random=purified, purifies=purified)
+        return count_queries(data, rebuilt, protocol, random=random, purifies=purified)
     except (FastpureError, ValueError, TypeError):
         return None
 
 
 def calls_per_purification(identity: Mapping[str, Any]) -> int | None:
-    """Network calls in one purification, 1 where nothing purifies; None where the method cannot be rebuilt."""
+    """Network calls in one answer, 1 where there is no diffusion model; None where the method cannot be rebuilt."""
+    own = int(identity["defense"]["classifier"].get("network_calls", 0))
     if identity["defense"]["kind"] == "module":
-        return 1
+        return own or 1
     try:
-        return rebuild_method(identity["defense"]["method"], Head().eval()).steps.n_network_calls
+        return own + rebuild_method(identity["defense"]["method"], Head().eval()).steps.n_network_calls
     except CannotRebuild:
         return None
 
@@ -185,7 +188,8 @@ def network_calls(
     channels, height, width = data["image_shape"]
     # How often an attack asks does not depend on the size of the images; how long it takes to find out does.
     shape, n_classes = (channels, min(height, SMALL), min(width, SMALL)), max(len(data["classes"]), 2)
-    found = queries(canonical(identity["attack"]), protocol, shape, n_classes, purified)
+    random = purified or "network_calls" in identity["defense"]["classifier"]
+    found = queries(canonical(identity["attack"]), protocol, shape, n_classes, purified, random)
     return None if found is None else round(per * (judged + images * (2 * found[0] + found[1])))
 
 

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     INNER_NOISE = 5
     START = 6
     END_TIME = 7
+    LABEL_DROPOUT = 8
 
 
 REPEATS = 256

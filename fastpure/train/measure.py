@@ -56,7 +56,8 @@ def score_denoiser(
 
     Args:
         model: ``model(x [B, C, H, W], labels [B]) -> predicted noise``, labels 999 t; or a `Denoiser` of any
-            convention, scored at the noise level of its own schedule that belongs to t.
+            convention, scored at the noise level of its own schedule that belongs to t; told the labels if it has
+            classes.
         draws: noise realisations per image.
     """
     schedule = VP() if schedule is None else schedule
@@ -68,7 +69,9 @@ def score_denoiser(
             for rows in torch.arange(len(dataset)).split(BATCH):
                 keys = NoiseKeys.make(0, dataset.sample_ids[rows], draw, Domain.EVALUATION, device)
                 noise = philox_normal(keys, index, Stream.FORWARD, dataset.image_shape)
-                error, ratio = _denoise(model, dataset.batch(rows).to(device), t, noise, schedule)
+                images = dataset.batch(rows).to(device)
+                told = (dataset.labels[rows].to(device),) if getattr(model, "n_classes", 0) else ()
+                error, ratio = _denoise(model, images, t, noise, schedule, *told)
                 finite(error, dataset.sample_ids[rows].to(device), f"the denoiser {type(model).__name__}")
                 errors.append(error)
                 ratios.append(ratio)
@@ -77,12 +80,12 @@ def score_denoiser(
 
 
 def _denoise(
-    model: nn.Module, images: Tensor, t: float, noise: Tensor, schedule: VP
+    model: nn.Module, images: Tensor, t: float, noise: Tensor, schedule: VP, *told: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Per image: mean squared error of the noise, PSNR of the clean estimate."""
     alpha, sigma, label = _level(model, t, schedule)
     x = alpha * (2 * images - 1) + sigma * noise
-    predicted = model(x, torch.full((len(images),), label, device=x.device))
+    predicted = model(x, torch.full((len(images),), label, device=x.device), *told)
     if isinstance(model, Denoiser):
         predicted = model.noise_of(x, predicted, alpha, sigma)
     clean = ((x - sigma * predicted) / alpha + 1) / 2

@@ -39,10 +39,21 @@ def new_classifier(recipe: ClassifierRecipe, start: nn.Module | None) -> ResNet:
         return ResNet(config)
 
 
-def new_denoiser(recipe: DenoiserRecipe) -> Denoiser:
-    """The recipe's network as the loss wants it: told times, indices, or noise levels (EDM's preconditioning)."""
-    seed = recipe.train.seed
+def new_denoiser(recipe: DenoiserRecipe, n_classes: int = 0) -> Denoiser:
+    """The recipe's network as the loss wants it: told times, indices, or noise levels (EDM's preconditioning).
+
+    A class-conditional one knows ``n_classes`` classes, and what no class means if the loss leaves labels out.
+
+    Raises:
+        ValueError: the loss leaves out labels that the network is not told.
+    """
+    seed, dropout = recipe.train.seed, recipe.loss.label_dropout
     model = Denoiser.from_config(recipe.network, seed=seed, init_scale=0.0)
+    if recipe.class_conditional:
+        told = {**config_dict(model.network), "classes": n_classes, "null_class": dropout > 0}
+        model = Denoiser.from_config(told, seed=seed, init_scale=0.0)
+    elif dropout:
+        raise ValueError(mistake("label_dropout", "0 without class_conditional", dropout))
     if isinstance(recipe.loss, DiscreteDenoiserLoss):
         return Denoiser.from_module(model.network, "eps", "index", model.image_shape)
     if isinstance(recipe.loss, FlowLoss):

@@ -51,11 +51,15 @@ class ClassifierRecipe:
 @final
 @dataclass(frozen=True)
 class DenoiserRecipe:
-    """``network`` is a name that ``Denoiser.from_config`` knows; EDM's loss puts it inside a preconditioning."""
+    """``network`` is a name that ``Denoiser.from_config`` knows; EDM's loss puts it inside a preconditioning.
+
+    With ``class_conditional`` it gets an embedding of the data set's classes and is told each image's.
+    """
 
     network: str
     loss: DenoiserLoss | DiscreteDenoiserLoss | EdmDenoiserLoss | FlowLoss
     train: TrainConfig
+    class_conditional: bool = False
 
     def with_schedule(self, schedule: str, t_max: float | None = None) -> DenoiserRecipe:
         """The same for a schedule: "vp" (continuous), "discrete", "edm" or "flow", up to time ``t_max`` or as before.
@@ -63,14 +67,15 @@ class DenoiserRecipe:
         ``t_max`` is a time of the VP schedule for all of them; the others are trained up to its noise level.
         """
         one_of("schedule", schedule, ("vp", "discrete", "edm", "flow"))
-        t_max, augment = self.loss.t_max if t_max is None else t_max, self.loss.augment
+        t_max = self.loss.t_max if t_max is None else t_max
+        shared: dict[str, Any] = {"augment": self.loss.augment, "label_dropout": self.loss.label_dropout}
         if schedule == "vp":
-            return replace(self, loss=DenoiserLoss(t_max=t_max, augment=augment))
+            return replace(self, loss=DenoiserLoss(t_max=t_max, **shared))
         if schedule == "discrete":
-            return replace(self, loss=DiscreteDenoiserLoss(DiscreteTimes(t_max=t_max), augment))
+            return replace(self, loss=DiscreteDenoiserLoss(DiscreteTimes(t_max=t_max), **shared))
         if schedule == "flow":
-            return replace(self, loss=FlowLoss(flow_times(t_max), augment))
-        return replace(self, loss=EdmDenoiserLoss(edm_levels(t_max, "eps"), augment))
+            return replace(self, loss=FlowLoss(flow_times(t_max), **shared))
+        return replace(self, loss=EdmDenoiserLoss(edm_levels(t_max, "eps"), **shared))
 
 
 @final

@@ -113,7 +113,7 @@ def train_denoiser(
         ValueError: the network does not fit the images.
         ResumeError: ``out`` holds another run; nothing is overwritten.
     """
-    model = new_denoiser(recipe)
+    model = new_denoiser(recipe, len(train.classes))
     check_shape(recipe.network, model.image_shape, train)
     check_conventions("network", model, *conventions(recipe.loss))
     held, times = _held_out(test), _times(recipe.loss.t_max)

@@ -28,6 +28,7 @@ from fastpure.data import Dataset, load_dataset
 from fastpure.errors import NonFiniteError, ResumeError
 from fastpure.kernels import Domain, NoiseKeys, Stream, philox_normal
 from fastpure.schedule import VP
+from tests.reverse.toys import ToyNet
 
 SIGMA = 0.25
 
@@ -88,6 +89,18 @@ def test_one_step_of_densepure_is_one_shot_denoising() -> None:
     for version in many.versions(noisy, _keys(9)):
         torch.testing.assert_close(version, one.clean(noisy), rtol=0, atol=1e-6)
     assert torch.equal(many(noisy), 3 * nn.functional.one_hot(one(noisy).argmax(1), 2).float())
+
+
+def test_a_consistency_function_makes_one_step_and_no_posterior_steps() -> None:
+    network = fp.Denoiser.from_module(ToyNet().eval(), "consistency", "sigma", image_shape=(2, 8, 8))
+    classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(128, 3)).eval()
+    one = OneShotClassifier(network, classifier, 0.25)
+    noisy = torch.rand(2, 2, 8, 8)
+    with torch.no_grad():
+        expected = (network.network(2 * noisy - 1, torch.full((2,), 0.5)) + 1) / 2
+        assert torch.allclose(one.clean(noisy), expected.clamp(0, 1), atol=1e-6)
+    with pytest.raises(ValueError, match="one that predicts a mean, got a consistency function"):
+        DensePureClassifier(network, classifier, 0.25)
 
 
 def test_steps_of_densepure_end_at_the_image_and_begin_at_the_smoothing_noise() -> None:

@@ -109,7 +109,7 @@ def test_cosine_schedule_is_wrapped():
         ({"channel_mult": ""}, "channel_mult is missing"),
         ({"channel_mult": "1,2"}, "of another shape"),
         ({"learn_sigma": False}, r"out\.2\.weight \(expected \[3, 32, 3, 3\], found \[6, 32, 3, 3\]\)"),
-        ({"class_cond": True}, r"class_label"),
+        ({"class_cond": True}, r"label_emb\.weight"),
     ],
 )
 def test_guided_diffusion_configurations(change, message):

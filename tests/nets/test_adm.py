@@ -68,9 +68,10 @@ def test_golden_class_conditional(tmp_path, dtype, suffix, tolerances):
         **torch.load(FOLDER / "adm_cond_tiny.pt", weights_only=True),
     }
     torch.save(both, tmp_path / "cond.pt")
-    with pytest.raises(ValueError, match=r"`class_label` must be the class.*\[0, 9\], got None"):
-        load_denoiser(tmp_path / "cond.pt", config=config("adm_cond_tiny"))
-    network = load_denoiser(tmp_path / "cond.pt", config=config("adm_cond_tiny"), class_label=0).network
+    denoiser = load_denoiser(tmp_path / "cond.pt", config=config("adm_cond_tiny"))
+    told = denoiser.cast(dtype)(io["x"].to(dtype), io["t"], io["y"])
+    assert relative_error(told, io[f"out{suffix}"][:, :3]) < tolerances[0]
+    network = denoiser.network
     assert list(network.state_dict()) == config("adm_cond_tiny")["state_dict_key_order"]
     network = network.to(dtype)
     x, v = (io[name].to(dtype).clone().requires_grad_() for name in "xv")
@@ -82,6 +83,9 @@ def test_golden_class_conditional(tmp_path, dtype, suffix, tolerances):
         one = load_denoiser(tmp_path / "cond.pt", config=config("adm_cond_tiny"), class_label=label)
         alone = one.cast(dtype)(io["x"][i : i + 1].to(dtype), io["t"][i : i + 1])
         assert relative_error(alone, io[f"out{suffix}"][i : i + 1, :3]) < tolerances[0]
+        assert torch.equal(
+            alone, denoiser.for_class(label).cast(dtype)(io["x"][i : i + 1].to(dtype), io["t"][i : i + 1])
+        )
 
 
 @pytest.mark.parametrize(

@@ -161,12 +161,22 @@ def test_song_unet_against_a_plain_one(tmp_path, fields, label):
     denoiser = load_denoiser(tmp_path / "song.pt", config=settings, class_label=label)
     ours = denoiser.network.network
     plain = PlainSong(weights, 8, 2, 1, (4,), ncsnpp=bool(fields.get("resample_filter")), label=label)
+    if fields.get("label_dim") and label is None:
+        _each_image_its_class(ours, weights)
     x, labels, v = normal(2, 3, 8, 8), torch.tensor([0.3, -0.2]).double(), normal(2, 3, 8, 8, seed=1)
     expected = output_and_vjp(plain, x, labels, v)
     for found, theirs in zip(output_and_vjp(ours, x, labels, v), expected, strict=True):
         assert relative_error(found, theirs) < 1e-11
     with plain_autograd():
         assert relative_error(ours(x, labels), expected[0]) < 1e-11
+
+
+def _each_image_its_class(ours, weights):
+    x, labels, classes = normal(3, 3, 8, 8), torch.tensor([0.3, -0.2, 0.1]).double(), torch.tensor([4, 0, -1])
+    found = ours(x, labels, classes)
+    for i, label in enumerate((4, 0, None)):
+        plain = PlainSong(weights, 8, 2, 1, (4,), ncsnpp=False, label=label)
+        assert relative_error(found[i : i + 1], plain(x[i : i + 1], labels[i : i + 1])) < 1e-11
 
 
 @pytest.mark.parametrize(("kind", "padding"), [("up", 1), ("down", 1), ("down", 0)])

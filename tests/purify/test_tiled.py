@@ -134,6 +134,7 @@ def test_it_is_a_purifier_like_any_other():
             return torch.stack([mean, 1 - mean], 1)
 
     defense = fp.Defense(tiled, Mean().eval())
+    assert look_through(defense).network_calls == 4 * METHOD.steps.n_network_calls
     with defense.fixed(part="forward"):
         assert defense(x).shape == (2, 2)
     found = fp.attacks.PGD(eps=0.05, n_iter=2, eot_iter=2)(defense, x, torch.tensor([0, 1]))

@@ -16,6 +16,7 @@ from ...schedule import VP
 from ..batches import Batch, Purpose, StepRandom
 from .addt import sign_step
 from .base import Augment, classification_gradient, weights_digest
+from .denoiser import check_label_dropout, dropout_dict, told_classes
 from .levels import Level, Levels
 
 
@@ -67,11 +68,15 @@ class FlowLoss:
 
     For x0 = 2 image - 1, z ~ N(0, I) and s as `FlowTimes` says: the mean over pixels of
     ``(network((1 - s) x0 + s z, label) - (z - x0))^2``, with the sign turned where the network's clean image is at
-    time 1.
+    time 1. Classes and ``label_dropout`` as in `DenoiserLoss`.
     """
 
     levels: FlowTimes = FlowTimes()
     augment: Augment = Augment()  # noqa: RUF009 (a frozen value)
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_label_dropout(self.label_dropout)
 
     @property
     def t_max(self) -> float:
@@ -83,10 +88,12 @@ class FlowLoss:
         x0 = 2 * self.augment(batch.images, batch.random) - 1
         level = self.levels.draw(batch.random)
         noise = _normal(batch.random, Purpose.NOISE, x0)
-        return self.levels.loss(model(level.noisy(x0, noise), level.labels), x0, noise, level)
+        told = told_classes(model, batch, self.label_dropout)
+        return self.levels.loss(model(level.noisy(x0, noise), level.labels, *told), x0, noise, level)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": "flow", "levels": self.levels.to_dict(), "augment": asdict(self.augment)}
+        values = {"kind": "flow", "levels": self.levels.to_dict(), "augment": asdict(self.augment)}
+        return {**values, **dropout_dict(self.label_dropout)}
 
 
 @final
