@@ -1,22 +1,24 @@
 """Cheaper and calmer relatives of a defence, derived from it: what fools them usually fools the defence.
 
 A purifier's mean gradient hardly depends on how finely its reverse process is solved or on its guidance, but the noise
-of one draw's gradient does: on the bundled digits networks the gradient of one exponential step from the image itself
-has a cosine of 0.87 to 0.97 with the mean over many draws of twelve Euler steps at attacked images (less at the
-originals), costs a twelfth, and has next to no noise, where a draw's own gradient is more noise than signal
-(``python -m bench.attack_efficiency`` measures it).
+of one draw's gradient does. One exponential step from the image itself costs a share of the defence's passes and has
+next to no noise; how well it knows the mean gradient depends on the diffusion time that it starts from, and differs
+between networks, so that the defence is asked which of several knows it best. One exponential step from the diffused
+image has noise, though less than the defence's own, and for defences that diffuse next to no bias
+(``python -m bench.attack_efficiency`` measures both).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..methods import Method, coup_unguided
+from ..methods import Method, coup_unguided, diffpure
 from ..purify import Target
 from ..schedule.solvers import T_EPS
 
-WIDER = 4.0 / 3.0
-"""A relative that begins further out sees the image through a stronger denoiser, and ends in other optima."""
+STARTS = (1.0, 0.5, 4.0 / 3.0)
+"""Where relatives begin, as shares of the time where the defence does. An image that was not diffused has less noise
+than the network expects there; further in it is smoothed less, further out more, which ends in other optima."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +41,26 @@ class Relative:
 def relatives(target: Target) -> tuple[Relative, ...]:
     """Those to search, one step each, which is next to no noise; the target itself where there is none.
 
-    They do not diffuse the image and are not guided, and begin where the defence's reverse process begins or further
-    out (Zhang et al., arXiv 2408.05900, without guidance, solved by ``schedule.exponential_sde``).
+    They do not diffuse the image and are not guided (Zhang et al., arXiv 2408.05900, without guidance, solved by
+    ``schedule.exponential_sde``); see ``STARTS``.
     """
     start = _begin(target)
-    found = (_straight(target, t, 1) for t in dict.fromkeys((start, min(WIDER * start, 1.0))))
+    found = (_straight(target, t, 1) for t in dict.fromkeys(min(share * start, 1.0) for share in STARTS))
     return tuple(one for one in found if one is not None) or (itself(target),)
+
+
+def calmer(target: Target) -> Relative | None:
+    """One step from the diffused image, where the defence diffuses; None where it does not, or no network of its fits.
+
+    Its mean gradient is about the defence's, its noise less, at the cost of a step.
+    """
+    start = _begin(target)
+    if not target.purifies or start <= T_EPS or not target.is_random or target.network_calls < 2:
+        return None
+    if not any(row.forward for row in target.method.steps.rows):
+        return None
+    method = diffpure(start, start, clip_output=target.method.clip_output, solver="exponential")
+    return _made(target, method, f"1 step after diffusion to t = {start:.3g}", 1)
 
 
 def sorter(target: Target) -> Relative:
@@ -66,10 +82,13 @@ def itself(target: Target) -> Relative:
 def _straight(target: Target, t: float, steps: int) -> Relative | None:
     if not target.purifies or t <= T_EPS or steps > target.network_calls:
         return None
-    method: Method = coup_unguided(t, t / steps, clip_output=target.method.clip_output, solver="exponential")
+    method = coup_unguided(t, t / steps, clip_output=target.method.clip_output, solver="exponential")
+    return _made(target, method, f"{steps} step{'s' if steps > 1 else ''} from t = {t:.3g}", steps)
+
+
+def _made(target: Target, method: Method, name: str, steps: int) -> Relative | None:
     try:
         made = target.with_method(method)
     except ValueError:  # the denoiser was trained on another noise schedule than these steps walk
         return None
-    name = f"{steps} step{'s' if steps > 1 else ''} from t = {t:.3g}"
     return Relative(name, made, steps / target.network_calls)
