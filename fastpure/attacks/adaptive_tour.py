@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..purify import Target
+from .adaptive_gains import Gains
 from .adaptive_stages import (
     CHOOSING,
     FEWEST_DRAWS,
@@ -26,11 +27,11 @@ from .base import Problem, Proposal, Tick
 from .budget import Budget
 from .diffhammer import Hammer
 from .diffhammer import cost as hammer_cost
-from .gradient import Average, Logits, Query, attack_logits, mean_logits, objective, query
+from .gradient import Average, Logits, Query, attack_logits, mean_logits
 from .gradient_modes import GradientMode
-from .ledger import FORWARD, Ledger
-from .losses import cross_entropy, margin
-from .relatives import Relative, calmer, itself, relatives, sorter
+from .ledger import FORWARD, Ledger, total
+from .losses import margin
+from .relatives import Relative, calmer, itself, meet, relatives, sorter
 from .targets import others_by_logit
 
 LEAST_ITERATIONS, MOST_ITERATIONS = 10, 30
@@ -60,9 +61,8 @@ there are as many left: less refines little, and more would rather be two."""
 SMALLEST_STAGE = 20.0
 """Gradients per image that are worth keeping for a second stage: images that the first has broken leave theirs."""
 
-MET_FROM, MET_DRAWS, AS_WELL = 30.0, 2, 0.9
-"""Gradients per image from which on it is worth asking the defence, on so many draws, which relatives know its own; and
-the share of the best one's knowledge that makes another as good."""
+MET_FROM, MET_DRAWS = 30.0, 2
+"""Gradients per image from which on it is worth asking the defence, on so many draws, which relatives know its own."""
 
 
 def least(problem: Problem) -> float:
@@ -228,12 +228,10 @@ class Tour:
         cheap = FIRST_LOOK if self.sorter.cost <= FORWARD else FIRST_LOOK // 2
         self.first_look = cheap if self.target.is_random else 1
         self.seen = Looked.none(len(x), x.device)
-        self.measured = torch.ones_like(self.ledger.spent)
+        self.gains = Gains(torch.ones_like(self.ledger.spent), self.look_draws, self.eval_draws)
         self.flat = torch.ones_like(self.problem.y, dtype=torch.bool)
         self.round, self._begins, self._queries = 0, 0, 0
         self.margins: list[Tensor] = []
-        self.gains: list[tuple[float, float]] = []
-        self.kinds: dict[str, float] = {}
         self.notes: list[str] = []
         self._ranked: dict[str, Tensor] = {}
         self._price, self._last_price = 0.0, 0.0
@@ -255,7 +253,7 @@ class Tour:
             self._choose(active, candidates, last)
             last = arm
             # What was played just now is measured at the next look only.
-            if tried and self._saturated():
+            if tried and self.target.is_random and self.gains.saturated:
                 stopped = "another stage would not move the accuracy by more than the verdict's draws leave uncertain"
         losses = (
             torch.stack(self.margins) if self.margins else self.problem.x.new_empty((0, len(self.problem.x)))
@@ -303,42 +301,21 @@ class Tour:
     def _meet(
         self, found: tuple[Relative, ...], calm: Relative | None
     ) -> tuple[list[tuple[Relative, ...]], Relative | None]:
-        """``found`` in groups, who knows the defence's gradient best first; and ``calm``, where it is worth its cost.
-
-        The defence, without guidance, is asked at the images themselves on two draws. What a relative answers is held
-        against both, over all images, so that the noise of single draws averages out. Those that know it about as well
-        as the best are one group; ``calm``, on as many draws as cost one of the defence, must come closer to either
-        draw than they do to each other.
-        """
+        """See `relatives.meet`; as they stand where the budget is small or nothing is random."""
         whole = sum(one.cost for one in found) + MET_DRAWS + (calm is not None)
         if self.per_image < max(MET_FROM, 4.0 * whole) or not self.target.is_random:
             return [(one,) for one in found], calm
-        x, everyone = self.problem.x, torch.arange(len(self.problem.x), device=self.problem.x.device)
-        first, reference = self.draws(), (self._weaker() or [attack_logits(self.target)])[0]
-
-        def directions(logits: Logits, draws: range, cost: float) -> Tensor:
-            problem, goal = self.problem, objective(logits, cross_entropy)
-            answer = query(goal, x, problem.y, problem.ids, draws, self.batch_size)
-            self.ledger.charge(cost * len(draws), everyone)
-            flat = answer.gradient.flatten(1).double()
-            return flat / flat.norm(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
-
-        def near(one: Tensor) -> float:
-            return total((one * sum(own)).sum(1)) / (2.0 * len(x))
-
-        own = [directions(reference, range(first + k, first + k + 1), 1.0) for k in range(MET_DRAWS)]
-        known = [
-            near(directions(attack_logits(one.target), range(first, first + one.draws), one.cost))
-            for one in found
-        ]
-        order = sorted(range(len(found)), key=lambda i: -known[i])
-        if calm is not None:
-            draws = range(first, first + max(1, round(1.0 / calm.cost)))
-            answer = near(directions(attack_logits(calm.target), draws, calm.cost))
-            calm = calm if answer > total((own[0] * own[1]).sum(1)) / len(x) else None
-        best = [i for i in order if known[i] >= AS_WELL * known[order[0]]]
-        groups = [tuple(found[i] for i in best), *((found[i],) for i in order if i not in best)]
-        return groups, calm
+        everyone = torch.arange(len(self.problem.x), device=self.problem.x.device)
+        reference = (self._weaker() or [attack_logits(self.target)])[0]
+        return meet(
+            self.problem,
+            found,
+            calm,
+            reference,
+            (self.draws(), MET_DRAWS),
+            self.batch_size,
+            lambda cost: self.ledger.charge(cost, everyone),
+        )
 
     def _refining(self, calm: Relative | None) -> list[Arm]:
         target = self.target
@@ -385,7 +362,7 @@ class Tour:
                 # The first search is of one goal only: the same arm's turn is not over.
                 arm.times += 1 if self.round else 0
                 if self.round:
-                    self.kinds.setdefault(arm.kind, 0.0)  # until its gain is known, at the next look
+                    self.gains.kinds.setdefault(arm.kind, 0.0)  # until it is known, at the next look
                 self._price = (total(self.ledger.spent) - before) / len(self.problem.x)
                 return arm, candidates
         return None, []
@@ -398,11 +375,12 @@ class Tour:
         # Who has not been measured goes first; the arms stand in the order in which kinds take turns.
         ready = sorted(
             (arm for arm in arms if not arm.reserve),
-            key=lambda arm: (-self.kinds.get(arm.kind, math.inf), arm.times),
+            key=lambda arm: (-self.gains.kinds.get(arm.kind, math.inf), arm.times),
         )
         tried = sorted((arm for arm in arms if arm.reserve and arm.times), key=lambda arm: arm.times)
         waiting = [arm for arm in arms if arm.reserve and not arm.times]
-        return [*waiting, *ready, *tried] if self._saturated() else [*ready, *waiting, *tried]
+        done = self.target.is_random and self.gains.saturated
+        return [*waiting, *ready, *tried] if done else [*ready, *waiting, *tried]
 
     def _choose(self, active: Tensor, candidates: list[Tensor], before: Arm | None) -> None:
         """Keep for each active image what fares worst.
@@ -424,7 +402,9 @@ class Tour:
         wins = torch.ones_like(part.y, dtype=torch.bool)
         if self.round:
             kept = self._look(part, active, self.x[active], draws)
-            self._measure(active, kept.rate, before)
+            counted = before.kind if before is not None and self.round > 1 else None
+            self.gains.measure(active, kept.rate, self.seen.value, counted, self._last_price)
+            self._last_price = self._price
             self.seen = self.seen.put(active, self.seen.at(active) + kept)
             known = self.seen.at(active).value
             wins = seen.value < known
@@ -435,7 +415,7 @@ class Tour:
         where = active[wins]
         self.x[where], self.seen = best[wins], self.seen.put(where, seen.at(wins))
         self.ledger.note(self.seen.at(active).rate, active)
-        wide = torch.full_like(self.measured, torch.nan, dtype=torch.float32)
+        wide = torch.full_like(self.ledger.spent, torch.nan, dtype=torch.float32)
         wide[active] = self.seen.at(active).margin.float()
         self.margins.append(wide)
         self._settle(first + 3 * LOOK)
@@ -463,35 +443,6 @@ class Tour:
         )
         stacked = torch.stack(candidates)
         return [stacked[order[k], image] for k in range(2)]
-
-    def _measure(self, active: Tensor, rate: Tensor, before: Arm | None) -> None:
-        """What the stage before has gained, from draws that had no part in choosing its result."""
-        n, gained = len(self.problem.x), self.measured[active] - rate
-        # Who has been settled since is not looked at again: as often right as its margins say.
-        gone = torch.ones_like(self.problem.y, dtype=torch.bool)
-        gone[active] = False
-        rest = torch.minimum(self.seen.value.clamp_min(0.0), self.measured)
-        lost = total((self.measured - rest)[gone])
-        self.measured[gone] = rest[gone]
-        spread = total(rate * (1.0 - rate)) / max(self.look_draws - 1, 1)
-        gain = (total(gained) + lost) / n
-        if before is not None and self.round > 1:
-            # Neighbouring gains share a measurement, which makes their mean surer than this says.
-            self.gains.append((gain, 2.0 * spread / n**2))
-            self.kinds[before.kind] = gain / max(self._last_price, 1e-9)
-        self.measured[active] = rate
-        self._last_price = self._price
-
-    def _saturated(self) -> bool:
-        """Whether the last two stages gained less, at 95 %, than what the verdict's draws leave uncertain."""
-        if not self.target.is_random or len(self.gains) < 2:
-            return False
-        n, p = len(self.problem.x), self.measured
-        # At least one draw: where all rates are zero or one, the verdict has steps of that.
-        uncertain = max(1.96 * math.sqrt(total(p * (1.0 - p)) / self.eval_draws), 1.0 / self.eval_draws) / n
-        mean = sum(gain for gain, _ in self.gains[-2:]) / 2
-        error = math.sqrt(sum(variance for _, variance in self.gains[-2:])) / 2
-        return mean + 1.645 * error < uncertain
 
     def _look(
         self, part: Problem, active: Tensor, x: Tensor, draws: range, at: Relative | None = None
@@ -546,8 +497,3 @@ class Tour:
         """A new number for each random start."""
         self._begins += 1
         return self._begins - 1
-
-
-def total(values: Tensor) -> float:
-    """Their exact sum, rounded once: nothing that is decided may depend on the order of the images."""
-    return math.fsum(values.tolist())

@@ -10,15 +10,27 @@ image has noise, though less than the defence's own, and for defences that diffu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from ..methods import Method, coup_unguided, diffpure
 from ..purify import Target
 from ..schedule.solvers import T_EPS
+from .base import Problem
+from .gradient import Logits, attack_logits, objective, query
+from .ledger import total
+from .losses import cross_entropy
 
 STARTS = (1.0, 0.5, 4.0 / 3.0)
 """Where relatives begin, as shares of the time where the defence does. An image that was not diffused has less noise
 than the network expects there; further in it is smoothed less, further out more, which ends in other optima."""
+
+
+AS_WELL = 0.9
+"""A relative knows the gradient as well as the best one that comes so near to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,3 +104,55 @@ def _made(target: Target, method: Method, name: str, steps: int) -> Relative | N
     except ValueError:  # the denoiser was trained on another noise schedule than these steps walk
         return None
     return Relative(name, made, steps / target.network_calls)
+
+
+def meet(
+    problem: Problem,
+    found: tuple[Relative, ...],
+    calm: Relative | None,
+    reference: Logits,
+    draws: tuple[int, int],
+    batch_size: int,
+    charge: Callable[[float], None],
+) -> tuple[list[tuple[Relative, ...]], Relative | None]:
+    """``found`` in groups, who knows the defence's gradient best first; and ``calm``, where it is worth its cost.
+
+    The defence is asked at the images themselves, and what a relative answers is held against each of its draws, over
+    all images, so that the noise of single draws averages out. Those that know it about as well as the best are one
+    group; ``calm``, on as many draws as cost one of the defence, must come closer to its draws than they do to each
+    other.
+
+    Args:
+        problem: the images.
+        found: relatives with next to no noise.
+        calm: one with noise, or None.
+        reference: logits of the defence, without guidance where it has some.
+        draws: the number of the first draw, and on how many the defence is asked, at least two.
+        batch_size: most (image, draw) pairs in one network call.
+        charge: told what was asked, in gradients of the defence for each image.
+    """
+    first, n_draws = draws
+
+    def directions(logits: Logits, asked: range, cost: float) -> Tensor:
+        goal = objective(logits, cross_entropy)
+        answer = query(goal, problem.x, problem.y, problem.ids, asked, batch_size)
+        charge(cost * len(asked))
+        flat = answer.gradient.flatten(1).double()
+        return flat / flat.norm(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+
+    def near(one: Tensor, others: list[Tensor]) -> float:
+        return sum(total((one * other).sum(1)) for other in others) / len(others)
+
+    own = [directions(reference, range(first + k, first + k + 1), 1.0) for k in range(n_draws)]
+    known = [
+        near(directions(attack_logits(one.target), range(first, first + one.draws), one.cost), own)
+        for one in found
+    ]
+    order = sorted(range(len(found)), key=lambda i: -known[i])
+    best = [i for i in order if known[i] >= AS_WELL * known[order[0]]]
+    groups = [tuple(found[i] for i in best), *((found[i],) for i in order if i not in best)]
+    if calm is not None:
+        asked = range(first, first + max(1, round(1.0 / calm.cost)))
+        answer = near(directions(attack_logits(calm.target), asked, calm.cost), own)
+        calm = calm if answer > near(own[0], own[1:]) else None
+    return groups, calm
