@@ -15,7 +15,7 @@ import fastpure as fp
 from fastpure.attacks.base import Problem
 from fastpure.attacks.gradient import attack_logits, objective, query
 from fastpure.attacks.losses import cross_entropy
-from fastpure.attacks.relatives import itself, relatives
+from fastpure.attacks.relatives import calmer, itself, relatives
 from fastpure.data import Dataset
 from fastpure.purify import Target, look_through
 
@@ -27,7 +27,7 @@ FAR = 1 << 20
 class Sizes:
     """How much a comparison takes: images, draws of each of the two means, and (image, draw) pairs per call.
 
-    Relatives, which have next to no noise, are asked for an eighth of the draws.
+    Relatives that have next to no noise are asked for an eighth of the draws.
     """
 
     images: int
@@ -87,10 +87,15 @@ def measure(defense: nn.Module, data: Dataset, eps: float, sizes: Sizes) -> list
         exact = {
             where: means(target, problem, at, sizes.draws, sizes.batch_size) for where, at in points.items()
         }
-        for one in (own, *(relative for relative in relatives(target) if relative.target is not target)):
+        calm = calmer(target)
+        others = [relative for relative in relatives(target) if relative.target is not target]
+        for one in (own, *others, *(() if calm is None else (calm,))):
+            draws = sizes.draws if one is calm else few
             row: dict[str, str | float] = {"relative": one.name, "cost": one.cost}
             for where, at in points.items():
-                found = exact[where] if one is own else means(one.target, problem, at, few, sizes.batch_size)
+                found = (
+                    exact[where] if one is own else means(one.target, problem, at, draws, sizes.batch_size)
+                )
                 cosines = cosine(exact[where], found)
                 # Half of its means would be compared with themselves.
                 row[f"cosine{where}"] = 1.0 if one is own else float(cosines.nanmedian())

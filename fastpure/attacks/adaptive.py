@@ -22,10 +22,11 @@ DEFAULT_BUDGET = 400.0
 class Adaptive(NormAttack):
     """An attack on any defence, random or not, purifying or not, with a budget instead of settings.
 
-    It searches cheap relatives of the defence that it derives itself (the denoiser in one step, not guided,
-    of an image that is not diffused), from several starts and towards every class; compares what was found on attack
-    draws of the defence kept for that; and refines the best on the defence with the gradient modes there are: guidance
-    left out, constant, exact. Draws per gradient are doubled where two halves of them disagree and halved where they
+    It derives cheap relatives of the defence (the denoiser in one step, not guided, of an image that is not diffused)
+    and asks the defence which of them know its gradient; searches these from several starts and towards every class;
+    compares what was found on attack draws of the defence kept for that; and refines the best, through one step from
+    the diffused image where that is calmer, and on the defence with the gradient modes there are: guidance left out,
+    constant, exact. Draws per gradient are doubled where two halves of them disagree and halved where they
     agree. Images that are broken on every choosing draw leave their budget to the others. It ends when another stage
     would not move the accuracy by more than the verdict's own draws leave uncertain, when every image is broken, or
     when the budget is spent: ``AttackResult.stopped`` says which.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..purify import Target
+from .adaptive_gains import Gains
 from .adaptive_stages import (
     CHOOSING,
     FEWEST_DRAWS,
@@ -28,9 +29,9 @@ from .diffhammer import Hammer
 from .diffhammer import cost as hammer_cost
 from .gradient import Average, Logits, Query, attack_logits, mean_logits
 from .gradient_modes import GradientMode
-from .ledger import FORWARD, Ledger
+from .ledger import FORWARD, Ledger, total
 from .losses import margin
-from .relatives import Relative, itself, relatives, sorter
+from .relatives import Relative, calmer, itself, meet, relatives, sorter
 from .targets import others_by_logit
 
 LEAST_ITERATIONS, MOST_ITERATIONS = 10, 30
@@ -53,12 +54,15 @@ what was kept, and all of a stage."""
 MOST_CLASSES = 9
 """Classes towards which an image is driven, the most probable first, as in AutoAttack."""
 
-FIRST_SHARE, LATER_SHARE, SMALL_STAGE, LARGE_STAGE = 0.7, 0.3, 64.0, 128.0
+FIRST_SHARE, LATER_SHARE, SMALL_STAGE, LARGE_STAGE = 0.7, 0.3, 40.0, 128.0
 """Of the budget per image that the first stage, and any later one, may take; a later one between so many gradients, if
 there are as many left: less refines little, and more would rather be two."""
 
 SMALLEST_STAGE = 20.0
 """Gradients per image that are worth keeping for a second stage: images that the first has broken leave theirs."""
+
+MET_FROM, MET_DRAWS = 30.0, 2
+"""Gradients per image from which on it is worth asking the defence, on so many draws, which relatives know its own."""
 
 
 def least(problem: Problem) -> float:
@@ -66,6 +70,19 @@ def least(problem: Problem) -> float:
     relative = relatives(problem.target)[0]
     draws = LOOK if problem.target.is_random else 1
     return (LEAST_ITERATIONS + 1) * relative.cost * relative.draws + FORWARD * draws
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a search is after.
+
+    Attributes:
+        relative: what is searched.
+        rank: of the class that images are driven towards, 0 the most probable; None for any class.
+    """
+
+    relative: Relative
+    rank: int | None = None
 
 
 @dataclass(eq=False)
@@ -85,25 +102,30 @@ class Arm(ABC):
 
 @dataclass(eq=False)
 class Search(Arm):
-    """Auto-PGD on a relative: on cross entropy, and towards classes."""
+    """Auto-PGD on relatives of one price: on cross entropy, and towards classes."""
 
     kind: ClassVar[str] = "search"
-    relative: Relative
-    goals: Sequence[int | None] = (None,)
-    """Ranks of the classes, None for any class; those that one play cannot pay are the next one's first."""
+    goals: Sequence[Goal]
+    """What is searched, the most promising first; those that one play cannot pay are the next one's first."""
+    enough: int = 1
+    """Goals that a stage's share of the budget must pay: with fewer it rather waits for a larger one."""
     _next: int = field(default=0, init=False)
 
     def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
         """See `Arm.play`."""
         # The last comparisons are of two candidates with what was kept before, and of the better once more.
-        price = self.relative.cost * self.relative.draws
+        price = self.goals[0].relative.cost * self.goals[0].relative.draws
         kept = allowance - FORWARD * (4 if tour.round else 2) * tour.look_draws
-        kept -= 0.0 if tour.knows(self.relative) else FORWARD * price
+        unknown = {goal.relative.name for goal in self.goals if not tour.knows(goal.relative)}
+        kept -= FORWARD * price * len(unknown)
         extra = FORWARD * tour.sorter.cost * tour.first_look
         first = self._next % len(self.goals)
-        wanted = [*self.goals[first:], *self.goals[:first]]
-        affordable = int(kept / (price * (LEAST_ITERATIONS + 1) + extra) + 1e-9)
-        wanted = wanted[: max(affordable, 0)]
+        # The first search, of one goal, says how well it carries over.
+        wanted = [*self.goals[first:], *self.goals[:first]] if tour.round else list(self.goals[:1])
+        affordable = max(int(kept / (price * (LEAST_ITERATIONS + 1) + extra) + 1e-9), 0)
+        if affordable < min(self.enough, len(wanted)) and allowance < tour.left(active):
+            return []
+        wanted = wanted[:affordable]
         if not wanted:
             single = steps_for(
                 allowance - FORWARD * tour.look_draws - price, price, LEAST_ITERATIONS, MOST_ITERATIONS
@@ -114,41 +136,46 @@ class Search(Arm):
         else:
             n_iter = steps_for(kept / len(wanted) - extra - price, price, LEAST_ITERATIONS, MOST_ITERATIONS)
         self._next += len(wanted)
-        part, asker = tour.problem.part(active), tour.asker(active, self.relative.cost)
-        ranked = None if wanted == [None] else tour.ranked(self.relative, active)
-        logits = attack_logits(self.relative.target)
-        return [
-            search(
-                asker,
-                part,
-                logits,
-                None if k is None or ranked is None else ranked[:, k],
-                tour.ball,
-                n_iter,
-                (tour.draws(), self.relative.draws),
-                (tour.seed, tour.begins()),
-                tour.certain(self.relative),
-            )
-            for k in wanted
-        ]
+        return [self._reached(goal, tour, active, n_iter) for goal in wanted]
+
+    def _reached(self, goal: Goal, tour: Tour, active: Tensor, n_iter: int) -> Tensor:
+        relative = goal.relative
+        return search(
+            tour.asker(active, relative.cost),
+            tour.problem.part(active),
+            attack_logits(relative.target),
+            None if goal.rank is None else tour.ranked(relative, active)[:, goal.rank],
+            tour.ball,
+            n_iter,
+            (tour.draws(), relative.draws),
+            (tour.seed, tour.begins()),
+            tour.certain(relative),
+        )
 
 
 @dataclass(eq=False)
 class Refine(Arm):
-    """Averaged steps from the best point on the defence, differentiated as ``modes`` say one after the other."""
+    """Averaged steps from the best point, differentiated as ``modes`` say one after the other.
+
+    ``cost``: of one draw's gradient, in gradients of the defence.
+    """
 
     modes: Sequence[Logits] = ()
+    cost: float = 1.0
+    _n_draws: Tensor | None = field(default=None, init=False)
 
     def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
         """See `Arm.play`."""
-        allowance -= FORWARD * 3 * tour.look_draws
+        allowance = (allowance - FORWARD * 3 * tour.look_draws) / self.cost
         most = int(allowance / LEAST_REFINING)
         if most < 1 or (most < FEWEST_DRAWS and tour.target.is_random):
             return []
+        if self._n_draws is None:
+            self._n_draws = torch.full_like(tour.problem.y, FIRST_DRAWS if tour.target.is_random else 1)
         # A power of two as the halves are compared; fewer of them rather than a handful of steps.
-        n_draws = tour.n_draws[active].clamp_max(2 ** int(math.log2(most)))
-        found, tour.n_draws[active] = refine(
-            tour.asker(active, 1.0),
+        n_draws = self._n_draws[active].clamp_max(2 ** int(math.log2(most)))
+        found, self._n_draws[active] = refine(
+            tour.asker(active, self.cost),
             tour.problem.part(active),
             self.modes,
             tour.x[active],
@@ -200,14 +227,11 @@ class Tour:
         self.sorter = sorter(self.target)
         cheap = FIRST_LOOK if self.sorter.cost <= FORWARD else FIRST_LOOK // 2
         self.first_look = cheap if self.target.is_random else 1
-        self.n_draws = torch.full_like(self.problem.y, FIRST_DRAWS if self.target.is_random else 1)
         self.seen = Looked.none(len(x), x.device)
-        self.measured = torch.ones_like(self.ledger.spent)
+        self.gains = Gains(torch.ones_like(self.ledger.spent), self.look_draws, self.eval_draws)
         self.flat = torch.ones_like(self.problem.y, dtype=torch.bool)
         self.round, self._begins, self._queries = 0, 0, 0
         self.margins: list[Tensor] = []
-        self.gains: list[tuple[float, float]] = []
-        self.kinds: dict[str, float] = {}
         self.notes: list[str] = []
         self._ranked: dict[str, Tensor] = {}
         self._price, self._last_price = 0.0, 0.0
@@ -229,7 +253,7 @@ class Tour:
             self._choose(active, candidates, last)
             last = arm
             # What was played just now is measured at the next look only.
-            if tried and self._saturated():
+            if tried and self.target.is_random and self.gains.saturated:
                 stopped = "another stage would not move the accuracy by more than the verdict's draws leave uncertain"
         losses = (
             torch.stack(self.margins) if self.margins else self.problem.x.new_empty((0, len(self.problem.x)))
@@ -239,33 +263,67 @@ class Tour:
 
     def arms(self) -> list[Arm]:
         """Every kind of stage, in the order in which they are tried."""
-        found = relatives(self.target)
-        ranks = range(min(MOST_CLASSES, self.problem.n_classes - 1)) if self.problem.n_classes > 2 else ()
-        refining = self._refining()
+        found, ranks = relatives(self.target), self._ranks()
         if found[0].target is self.target and not self.target.is_random:
             # What is broken is broken: one search after the other, each for what the others have left.
-            single: list[Arm] = [Search("search", found[0])]
-            single += [Search(f"search class {k}", found[0], (k,)) for k in ranks]
-            return [*single, *refining]
+            single: list[Arm] = [Search("search", (Goal(found[0]),))]
+            single += [Search(f"search class {k}", (Goal(found[0], k),)) for k in ranks]
+            return [*single, *self._refining(None)]
+        groups, calm = self._meet(found, calmer(self.target))
+        refining = self._refining(calm)
         if not self.target.is_random:  # a purifier whose noise is held: what breaks it once has broken it
-            found = (*found, itself(self.target))
-        searching: list[Arm] = [Search(f"search {one.name}", one, (None, *ranks)) for one in found]
+            groups = [*groups, (itself(self.target),)]
+        searching: list[Arm] = []
+        for group in groups:
+            goals = [Goal(one, rank) for one in group for rank in (None, *ranks)]
+            names = ", ".join(one.name for one in group)
+            searching.append(Search(f"search {names}", goals, 1 + len(ranks)))
         woven: list[Arm] = []
         for i in range(max(len(searching), len(refining))):
             woven += searching[i : i + 1] + refining[i : i + 1]
         return woven
 
-    def _refining(self) -> list[Arm]:
-        target = self.target
-        exact: Logits = attack_logits(target)
-        guided = target.purifies and target.method.guidance is not None
+    def _ranks(self) -> Sequence[int]:
+        return range(min(MOST_CLASSES, self.problem.n_classes - 1)) if self.problem.n_classes > 2 else ()
+
+    def _weaker(self) -> list[Logits]:
+        """The defence without its guidance, and with its guidance constant; nothing where it has none."""
+        if not self.target.purifies or self.target.method.guidance is None:
+            return []
         weaker: list[Logits] = []
-        for name in ("unguided", "detached") if guided else ():
+        for name in ("unguided", "detached"):
             try:
-                weaker.append(GradientMode(name).logits(target))
+                weaker.append(GradientMode(name).logits(self.target))
             except ValueError as error:
                 self.notes.append(f"the gradient mode {name} is left out: {error}")
+        return weaker
+
+    def _meet(
+        self, found: tuple[Relative, ...], calm: Relative | None
+    ) -> tuple[list[tuple[Relative, ...]], Relative | None]:
+        """See `relatives.meet`; as they stand where the budget is small or nothing is random."""
+        whole = sum(one.cost for one in found) + MET_DRAWS + (calm is not None)
+        if self.per_image < max(MET_FROM, 4.0 * whole) or not self.target.is_random:
+            return [(one,) for one in found], calm
+        everyone = torch.arange(len(self.problem.x), device=self.problem.x.device)
+        reference = (self._weaker() or [attack_logits(self.target)])[0]
+        return meet(
+            self.problem,
+            found,
+            calm,
+            reference,
+            (self.draws(), MET_DRAWS),
+            self.batch_size,
+            lambda cost: self.ledger.charge(cost, everyone),
+        )
+
+    def _refining(self, calm: Relative | None) -> list[Arm]:
+        target = self.target
+        exact: Logits = attack_logits(target)
+        weaker = self._weaker()
         found: list[Arm] = []
+        if calm is not None:
+            found.append(Refine(f"refine, {calm.name}", (attack_logits(calm.target),), calm.cost))
         if len(weaker) == 2:
             found.append(Refine("refine, guidance left out, then constant", tuple(weaker)))
         found += [Refine("refine, guidance weaker", (logits,)) for logits in weaker[-1:]]
@@ -294,14 +352,17 @@ class Tour:
             rest = (1.0 - FIRST_SHARE) * self.per_image
             share = self.per_image if rest < SMALLEST_STAGE else FIRST_SHARE * self.per_image
         allowance = min(left, share)
+        if left - allowance < SMALLEST_STAGE:
+            allowance = left
         # What a stage's share does not pay, all that is left may.
         for limit, arm in ((limit, arm) for limit in sorted({allowance, left}) for arm in order):
             before = total(self.ledger.spent)
             candidates = arm.play(self, active, limit)
             if candidates:
-                arm.times += 1
+                # The first search is of one goal only: the same arm's turn is not over.
+                arm.times += 1 if self.round else 0
                 if self.round:
-                    self.kinds.setdefault(arm.kind, 0.0)  # until its gain is known, at the next look
+                    self.gains.kinds.setdefault(arm.kind, 0.0)  # until it is known, at the next look
                 self._price = (total(self.ledger.spent) - before) / len(self.problem.x)
                 return arm, candidates
         return None, []
@@ -314,11 +375,12 @@ class Tour:
         # Who has not been measured goes first; the arms stand in the order in which kinds take turns.
         ready = sorted(
             (arm for arm in arms if not arm.reserve),
-            key=lambda arm: (-self.kinds.get(arm.kind, math.inf), arm.times),
+            key=lambda arm: (-self.gains.kinds.get(arm.kind, math.inf), arm.times),
         )
         tried = sorted((arm for arm in arms if arm.reserve and arm.times), key=lambda arm: arm.times)
         waiting = [arm for arm in arms if arm.reserve and not arm.times]
-        return [*waiting, *ready, *tried] if self._saturated() else [*ready, *waiting, *tried]
+        done = self.target.is_random and self.gains.saturated
+        return [*waiting, *ready, *tried] if done else [*ready, *waiting, *tried]
 
     def _choose(self, active: Tensor, candidates: list[Tensor], before: Arm | None) -> None:
         """Keep for each active image what fares worst.
@@ -340,7 +402,9 @@ class Tour:
         wins = torch.ones_like(part.y, dtype=torch.bool)
         if self.round:
             kept = self._look(part, active, self.x[active], draws)
-            self._measure(active, kept.rate, before)
+            counted = before.kind if before is not None and self.round > 1 else None
+            self.gains.measure(active, kept.rate, self.seen.value, counted, self._last_price)
+            self._last_price = self._price
             self.seen = self.seen.put(active, self.seen.at(active) + kept)
             known = self.seen.at(active).value
             wins = seen.value < known
@@ -351,7 +415,7 @@ class Tour:
         where = active[wins]
         self.x[where], self.seen = best[wins], self.seen.put(where, seen.at(wins))
         self.ledger.note(self.seen.at(active).rate, active)
-        wide = torch.full_like(self.measured, torch.nan, dtype=torch.float32)
+        wide = torch.full_like(self.ledger.spent, torch.nan, dtype=torch.float32)
         wide[active] = self.seen.at(active).margin.float()
         self.margins.append(wide)
         self._settle(first + 3 * LOOK)
@@ -379,35 +443,6 @@ class Tour:
         )
         stacked = torch.stack(candidates)
         return [stacked[order[k], image] for k in range(2)]
-
-    def _measure(self, active: Tensor, rate: Tensor, before: Arm | None) -> None:
-        """What the stage before has gained, from draws that had no part in choosing its result."""
-        n, gained = len(self.problem.x), self.measured[active] - rate
-        # Who has been settled since is not looked at again: as often right as its margins say.
-        gone = torch.ones_like(self.problem.y, dtype=torch.bool)
-        gone[active] = False
-        rest = torch.minimum(self.seen.value.clamp_min(0.0), self.measured)
-        lost = total((self.measured - rest)[gone])
-        self.measured[gone] = rest[gone]
-        spread = total(rate * (1.0 - rate)) / max(self.look_draws - 1, 1)
-        gain = (total(gained) + lost) / n
-        if before is not None and self.round > 1:
-            # Neighbouring gains share a measurement, which makes their mean surer than this says.
-            self.gains.append((gain, 2.0 * spread / n**2))
-            self.kinds[before.kind] = gain / max(self._last_price, 1e-9)
-        self.measured[active] = rate
-        self._last_price = self._price
-
-    def _saturated(self) -> bool:
-        """Whether the last two stages gained less, at 95 %, than what the verdict's draws leave uncertain."""
-        if not self.target.is_random or len(self.gains) < 2:
-            return False
-        n, p = len(self.problem.x), self.measured
-        # At least one draw: where all rates are zero or one, the verdict has steps of that.
-        uncertain = max(1.96 * math.sqrt(total(p * (1.0 - p)) / self.eval_draws), 1.0 / self.eval_draws) / n
-        mean = sum(gain for gain, _ in self.gains[-2:]) / 2
-        error = math.sqrt(sum(variance for _, variance in self.gains[-2:])) / 2
-        return mean + 1.645 * error < uncertain
 
     def _look(
         self, part: Problem, active: Tensor, x: Tensor, draws: range, at: Relative | None = None
@@ -462,8 +497,3 @@ class Tour:
         """A new number for each random start."""
         self._begins += 1
         return self._begins - 1
-
-
-def total(values: Tensor) -> float:
-    """Their exact sum, rounded once: nothing that is decided may depend on the order of the images."""
-    return math.fsum(values.tolist())

@@ -6,6 +6,7 @@ gradient its share of the network passes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -75,3 +76,8 @@ class Ledger:
         correct = torch.stack(self._correct) if self._correct else empty
         spent_at = torch.stack(self._spent_at) if self._spent_at else empty
         return replace(proposal, correct=correct, spent_at=spent_at, spent=self.spent)
+
+
+def total(values: Tensor) -> float:
+    """Their exact sum, rounded once: nothing that is decided may depend on the order of the images."""
+    return math.fsum(values.tolist())

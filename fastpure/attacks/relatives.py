@@ -1,22 +1,36 @@
 """Cheaper and calmer relatives of a defence, derived from it: what fools them usually fools the defence.
 
 A purifier's mean gradient hardly depends on how finely its reverse process is solved or on its guidance, but the noise
-of one draw's gradient does: on the bundled digits networks the gradient of one exponential step from the image itself
-has a cosine of 0.87 to 0.97 with the mean over many draws of twelve Euler steps at attacked images (less at the
-originals), costs a twelfth, and has next to no noise, where a draw's own gradient is more noise than signal
-(``python -m bench.attack_efficiency`` measures it).
+of one draw's gradient does. One exponential step from the image itself costs a share of the defence's passes and has
+next to no noise; how well it knows the mean gradient depends on the diffusion time that it starts from, and differs
+between networks, so that the defence is asked which of several knows it best. One exponential step from the diffused
+image has noise, though less than the defence's own, and for defences that diffuse next to no bias
+(``python -m bench.attack_efficiency`` measures both).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..methods import Method, coup_unguided
+import torch
+from torch import Tensor
+
+from ..methods import Method, coup_unguided, diffpure
 from ..purify import Target
 from ..schedule.solvers import T_EPS
+from .base import Problem
+from .gradient import Logits, attack_logits, objective, query
+from .ledger import total
+from .losses import cross_entropy
 
-WIDER = 4.0 / 3.0
-"""A relative that begins further out sees the image through a stronger denoiser, and ends in other optima."""
+STARTS = (1.0, 0.5, 4.0 / 3.0)
+"""Where relatives begin, as shares of the time where the defence does. An image that was not diffused has less noise
+than the network expects there; further in it is smoothed less, further out more, which ends in other optima."""
+
+
+AS_WELL = 0.9
+"""A relative knows the gradient as well as the best one that comes so near to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +53,28 @@ class Relative:
 def relatives(target: Target) -> tuple[Relative, ...]:
     """Those to search, one step each, which is next to no noise; the target itself where there is none.
 
-    They do not diffuse the image and are not guided, and begin where the defence's reverse process begins or further
-    out (Zhang et al., arXiv 2408.05900, without guidance, solved by ``schedule.exponential_sde``).
+    They do not diffuse the image and are not guided (Zhang et al., arXiv 2408.05900, without guidance, solved by
+    ``schedule.exponential_sde``); see ``STARTS``.
     """
     start = _begin(target)
-    found = (_straight(target, t, 1) for t in dict.fromkeys((start, min(WIDER * start, 1.0))))
+    found = (_straight(target, t, 1) for t in dict.fromkeys(min(share * start, 1.0) for share in STARTS))
     return tuple(one for one in found if one is not None) or (itself(target),)
+
+
+def calmer(target: Target) -> Relative | None:
+    """One step from the diffused image, where the defence diffuses; None where it does not, or no network of its fits.
+
+    Its mean gradient is about the defence's, its noise less, at the cost of a step.
+    """
+    start = _begin(target)
+    if not target.purifies or start <= T_EPS or not target.is_random:
+        return None
+    if target.method.steps.n_network_calls < 2:
+        return None
+    if not any(row.forward for row in target.method.steps.rows):
+        return None
+    method = diffpure(start, start, clip_output=target.method.clip_output, solver="exponential")
+    return _made(target, method, f"1 step after diffusion to t = {start:.3g}")
 
 
 def sorter(target: Target) -> Relative:
@@ -64,15 +94,67 @@ def itself(target: Target) -> Relative:
 
 
 def _straight(target: Target, t: float, steps: int) -> Relative | None:
-    if not target.purifies or t <= T_EPS:
+    if not target.purifies or t <= T_EPS or steps > target.method.steps.n_network_calls:
         return None
-    own = target.classifier_calls
-    if steps > target.network_calls - own:
-        return None
-    method: Method = coup_unguided(t, t / steps, clip_output=target.method.clip_output, solver="exponential")
+    method = coup_unguided(t, t / steps, clip_output=target.method.clip_output, solver="exponential")
+    return _made(target, method, f"{steps} step{'s' if steps > 1 else ''} from t = {t:.3g}")
+
+
+def _made(target: Target, method: Method, name: str) -> Relative | None:
     try:
         made = target.with_method(method)
     except ValueError:  # the denoiser was trained on another noise schedule than these steps walk
         return None
-    name = f"{steps} step{'s' if steps > 1 else ''} from t = {t:.3g}"
-    return Relative(name, made, (steps + own) / target.network_calls)
+    return Relative(name, made, made.network_calls / target.network_calls)
+
+
+def meet(
+    problem: Problem,
+    found: tuple[Relative, ...],
+    calm: Relative | None,
+    reference: Logits,
+    draws: tuple[int, int],
+    batch_size: int,
+    charge: Callable[[float], None],
+) -> tuple[list[tuple[Relative, ...]], Relative | None]:
+    """``found`` in groups, who knows the defence's gradient best first; and ``calm``, where it is worth its cost.
+
+    The defence is asked at the images themselves, and what a relative answers is held against each of its draws, over
+    all images, so that the noise of single draws averages out. Those that know it about as well as the best are one
+    group; ``calm``, on as many draws as cost one of the defence, must come closer to its draws than they do to each
+    other.
+
+    Args:
+        problem: the images.
+        found: relatives with next to no noise.
+        calm: one with noise, or None.
+        reference: logits of the defence, without guidance where it has some.
+        draws: the number of the first draw, and on how many the defence is asked, at least two.
+        batch_size: most (image, draw) pairs in one network call.
+        charge: told what was asked, in gradients of the defence for each image.
+    """
+    first, n_draws = draws
+
+    def directions(logits: Logits, asked: range, cost: float) -> Tensor:
+        goal = objective(logits, cross_entropy)
+        answer = query(goal, problem.x, problem.y, problem.ids, asked, batch_size)
+        charge(cost * len(asked))
+        flat = answer.gradient.flatten(1).double()
+        return flat / flat.norm(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+
+    def near(one: Tensor, others: list[Tensor]) -> float:
+        return sum(total((one * other).sum(1)) for other in others) / len(others)
+
+    own = [directions(reference, range(first + k, first + k + 1), 1.0) for k in range(n_draws)]
+    known = [
+        near(directions(attack_logits(one.target), range(first, first + one.draws), one.cost), own)
+        for one in found
+    ]
+    order = sorted(range(len(found)), key=lambda i: -known[i])
+    best = [i for i in order if known[i] >= AS_WELL * known[order[0]]]
+    groups = [tuple(found[i] for i in best), *((found[i],) for i in order if i not in best)]
+    if calm is not None:
+        asked = range(first, first + max(1, round(1.0 / calm.cost)))
+        answer = near(directions(attack_logits(calm.target), asked, calm.cost), own)
+        calm = calm if answer > near(own[0], own[1:]) else None
+    return groups, calm
