@@ -1,8 +1,10 @@
 """Gradients that steer the reverse process, each with its exact second-order term."""
 
 from .auxiliary import AuxiliaryLatent
-from .base import GRADS, VJP, Guidance, GuidanceStep, Objective
+from .base import GRADS, VJP, Guidance, GuidanceStep, Objective, Opening
+from .clean import CleanDistance
 from .confidence import ClassifierConfidence
+from .prediction import CleanPull, Correction, JointVJP, PredictionGuidance
 from .similarity import Attraction, SquaredError, StructuralSimilarity
 
 GUIDANCE = {
@@ -11,6 +13,7 @@ GUIDANCE = {
     "ssim": StructuralSimilarity,
     "auxiliary": AuxiliaryLatent,
     "attraction": Attraction,
+    "clean_distance": CleanDistance,
 }
 """Every guidance by name."""
 
@@ -21,9 +24,15 @@ __all__ = [
     "Attraction",
     "AuxiliaryLatent",
     "ClassifierConfidence",
+    "CleanDistance",
+    "CleanPull",
+    "Correction",
     "Guidance",
     "GuidanceStep",
+    "JointVJP",
     "Objective",
+    "Opening",
+    "PredictionGuidance",
     "SquaredError",
     "StructuralSimilarity",
 ]

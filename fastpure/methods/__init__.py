@@ -14,6 +14,7 @@ from .base import Factory, Method, Spec, spaced_indices
 from .diffpure import coup, coup_unguided, diffpure, diffpure_ode
 from .guided import agdm, gdmp, langevin
 from .likelihood import likelihood_max
+from .predicted import dps, mimic
 from .retrained import adbm, addt
 from .samplers import ddim, ddpm, dpm_solver, edm, vp_sde
 from .staged import GRADUAL, SURROGATE, gradual, one_shot
@@ -35,12 +36,14 @@ __all__ = [
     "diffpure",
     "diffpure_ode",
     "dpm_solver",
+    "dps",
     "edm",
     "gdmp",
     "gradual",
     "langevin",
     "likelihood_max",
     "make",
+    "mimic",
     "one_shot",
     "spaced_indices",
     "spec",
@@ -66,6 +69,8 @@ METHODS: dict[str, Factory[...]] = {
     "langevin": langevin,
     "likelihood_max": likelihood_max,
     "adp": adp,
+    "mimic": mimic,
+    "dps": dps,
 }
 """Every method by name."""
 

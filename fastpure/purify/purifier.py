@@ -31,6 +31,7 @@ from ..reverse import (
     SplitNoise,
     check_backend,
     executor_for,
+    opening,
     perform,
     perform_states,
     reverse,
@@ -368,10 +369,13 @@ class Purifier(nn.Module):
         state = x.to(engine.precision.state) * 2.0 - 1.0
         source: NoiseSource = GeneratedNoise(keys) if noise is None else noise.bind(self.method.steps, state)
         environment = partial(engine.precision.environment, device, engine.work * len(x))
-        with environment():
-            context = engine.guidance.context(state) if engine.guidance is not None else ()
+        process = self._process(name, device)
+        context: tuple[Tensor, ...] = ()
+        if engine.guidance is not None:
+            with environment():
+                context = engine.guidance.read(state, opening(process, source, environment, state))
         call = Call(
-            process=self._process(name, device),
+            process=process,
             noise=source,
             sample_ids=keys.sample_ids,
             plan=self.memory,

@@ -9,6 +9,7 @@ from .graphs import GraphLimits, Graphs
 from .loop import Call, reverse, states
 from .memory import MemoryPlan
 from .noise import GeneratedNoise, NoiseSource, RecordedNoise, SplitNoise
+from .opening import opening
 from .procedure import Procedure, perform, perform_states
 from .step import EagerExecutor, EagerRows, Execution, Executor, Process, Rows
 
@@ -37,6 +38,7 @@ __all__ = [
     "SplitNoise",
     "check_backend",
     "executor_for",
+    "opening",
     "perform",
     "perform_states",
     "planned",

@@ -12,12 +12,13 @@ from fastpure.guidance import (
     Attraction,
     AuxiliaryLatent,
     ClassifierConfidence,
+    CleanDistance,
     GuidanceStep,
     SquaredError,
     StructuralSimilarity,
 )
 from tests.methods.cases import auxiliary
-from tests.reverse.toys import SHAPE, toy_classifier
+from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
 
 CASES = {
     "confidence": lambda: ClassifierConfidence(toy_classifier()),
@@ -27,6 +28,7 @@ CASES = {
     "auxiliary": lambda: AuxiliaryLatent(auxiliary(), eta=2.0),
     "auxiliary_noised": lambda: AuxiliaryLatent(auxiliary(), eta=2.0, features="noised"),
     "attraction": lambda: Attraction(variance=0.1),
+    "clean_distance": lambda: CleanDistance("l2", pooled=4),
 }
 
 
@@ -35,7 +37,11 @@ def draw(seed):
     return 0.5 * torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64)
 
 
-STEP = GuidanceStep(3, 0.9, 0.4, lambda: draw(9))
+def noise_pred(x):
+    return toy_denoiser().network(x, x.new_full((len(x),), 30.0))
+
+
+STEP = GuidanceStep(3, 0.9, 0.4, lambda: draw(9), noise_pred)
 
 
 def test_every_guidance_is_tried_here():

@@ -27,6 +27,8 @@ SMALL = {
     "langevin": lambda: fp.methods.langevin(n_steps=4),
     "likelihood_max": lambda: fp.methods.likelihood_max(n_iter=2, classifier=toy_classifier()),
     "adp": lambda: fp.methods.adp(n_iter=2),
+    "mimic": lambda: fp.methods.mimic(n_steps=4, guidance_grad="smoothed"),
+    "dps": lambda: fp.methods.dps(n_steps=4),
 }
 
 

@@ -81,6 +81,14 @@ VARIED = {
         {"noise": 0.3, "n_iter": 3, "rate": 0.06, "probe": 2e-3, "bounds": [1e-4, 0.2], "stop": 2e-3},
         {"level": 0.2, "clip_output": False},
     ],
+    "mimic": [
+        {"n_steps": 50, "scale": 2000.0, "window": [10, 80], "pooled": 2, "reduction": "sum", "eta": 0.5},
+        {"clip_x0": False, "width": 0.2, "guidance_grad": "smoothed", "clip_output": False},
+    ],
+    "dps": [
+        {"t": 0.2, "n_steps": 5, "scale": 0.5, "norm": "squared", "eta": 0.0, "clip_x0": True},
+        {"guidance_grad": "no_guide_path", "clip_output": False},
+    ],
 }
 """Settings other than the defaults, every setting once."""
 

@@ -1,0 +1,31 @@
+"""Recorded steps whose guidance reads the denoiser's answer, or is all there is: the bits of launched ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastpure as fp
+from fastpure.reverse.graphs import FIRST_APART, FIRST_KEEPING
+from tests.reverse.capturing import both, families, images, pair, same
+
+METHODS = {
+    "dps": lambda: fp.methods.dps(n_steps=3, scale=0.3),
+    "dps_detached": lambda: fp.methods.dps(n_steps=3, scale=0.3, guidance_grad="detached"),
+    "mimic": lambda: fp.methods.mimic(n_steps=4, scale=3.0, guidance_grad="smoothed"),
+}
+
+
+@pytest.mark.parametrize("memory", ["recompute", "store"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_bits(device, name, memory):
+    graphed, eager = pair(METHODS[name](), device, memory=memory)
+    for turn in range(FIRST_APART + FIRST_KEEPING):
+        x, choice = images(3, device, turn), {"sample_ids": [turn, 40, 9], "draw": turn}
+        if turn % 2:
+            assert torch.equal(graphed(x, **choice), eager(x, **choice))
+        assert same(both(graphed, x, **choice), both(eager, x, **choice))
+    assert graphed.execution.backend == "graph"
+    (family,) = families(graphed)
+    assert len(family.forwards) > 0
+    assert len(family.vjps if memory == "recompute" else family.slots) > 0
