@@ -4,6 +4,7 @@ from .auxiliary import AuxiliaryLatent
 from .base import GRADS, VJP, Guidance, GuidanceStep, Objective, Opening
 from .clean import CleanDistance
 from .confidence import ClassifierConfidence
+from .frequency import FrequencyCorrection
 from .prediction import CleanPull, Correction, JointVJP, PredictionGuidance
 from .similarity import Attraction, SquaredError, StructuralSimilarity
 
@@ -14,6 +15,7 @@ GUIDANCE = {
     "auxiliary": AuxiliaryLatent,
     "attraction": Attraction,
     "clean_distance": CleanDistance,
+    "frequency": FrequencyCorrection,
 }
 """Every guidance by name."""
 
@@ -27,6 +29,7 @@ __all__ = [
     "CleanDistance",
     "CleanPull",
     "Correction",
+    "FrequencyCorrection",
     "Guidance",
     "GuidanceStep",
     "JointVJP",

@@ -14,7 +14,7 @@ from .base import Factory, Method, Spec, spaced_indices
 from .diffpure import coup, coup_unguided, diffpure, diffpure_ode
 from .guided import agdm, gdmp, langevin
 from .likelihood import likelihood_max
-from .predicted import dps, mimic
+from .predicted import dps, freqpure, mimic
 from .retrained import adbm, addt
 from .samplers import ddim, ddpm, dpm_solver, edm, vp_sde
 from .staged import GRADUAL, SURROGATE, gradual, one_shot
@@ -38,6 +38,7 @@ __all__ = [
     "dpm_solver",
     "dps",
     "edm",
+    "freqpure",
     "gdmp",
     "gradual",
     "langevin",
@@ -71,6 +72,7 @@ METHODS: dict[str, Factory[...]] = {
     "adp": adp,
     "mimic": mimic,
     "dps": dps,
+    "freqpure": freqpure,
 }
 """Every method by name."""
 

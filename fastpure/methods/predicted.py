@@ -1,14 +1,15 @@
-"""Guided by the predicted clean image: MimicDiffusion, and samplers of the kind of DPS and DiffAP.
+"""Steered by the predicted clean image: MimicDiffusion, samplers of the kind of DPS and DiffAP, FreqPure.
 
-The guidance is differentiated through the denoiser, once to purify and twice to attack.
+The first two differentiate the denoiser, once to purify and twice to attack; FreqPure only looks at its answer.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from ..errors import mistake, one_of, whole
-from ..guidance import CleanDistance
+from ..guidance import CleanDistance, FrequencyCorrection
 from ..guidance.clean import NORMS
 from ..schedule import DiscreteVP, Row, StepTable, forward_diffusion, strided
 from .base import Method, discrete_index, method, number, spaced_indices
@@ -87,3 +88,45 @@ def dps(
     guidance = CleanDistance(one_of("norm", norm, NORMS), grad=guidance_grad)
     note = "DPS-type: weights and steps are this library's"
     return Method.of(table, guidance, clip_output, note=note, resolved={"n_steps": len(indices)})
+
+
+@method(steps="n_steps")
+def freqpure(
+    t: float = 0.1,
+    n_steps: int | None = None,
+    amplitude_radius: float = 3.0,
+    phase_radius: float = 2.0,
+    delta: float = 0.2,
+    guide_t: float | None = None,
+    noise: str = "predicted",
+    eta: float = 1.0,
+    clip_x0: bool = False,
+    guidance_grad: str = "exact",
+    clip_output: bool = True,
+) -> Method:
+    """FreqPure (ICML 2025): diffuse and come back, low frequencies of each predicted image tied to the input's.
+
+    Per channel of the predicted image's Fourier transform: within ``amplitude_radius`` of the zero frequency the
+    amplitude becomes that of a guide, within ``phase_radius`` the phase is held within ``delta`` radians of the
+    guide's. The guide is one denoised draw of the input at time ``guide_t`` (None: ``t``), with noise of its own. A
+    step goes on with the corrected image and with the ``noise`` "predicted" (what the denoiser said) or "implied" (what
+    the corrected image leaves of the state); ``eta`` 1 is DDPM, 0 DDIM.
+
+    In the released code the phases are copied before they are clipped, so the clip does nothing; here it clips. The
+    gradient goes through every correction and through the guide, which is the attacked image's; ``guidance_grad``
+    "no_guide_path" leaves out the guide, "detached" the derivative of the corrections too. Ours, for want of a source:
+    steps, radii, ``delta``, ``guide_t`` and "predicted".
+    """
+    start, schedule = discrete_index(t), DiscreteVP()
+    indices = spaced_indices(start, n_steps if n_steps is not None else start + 1, "trailing")
+    implied = one_of("noise", noise, ("predicted", "implied")) == "implied"
+    table = strided(indices, eta, clip_x0).corrected(implied)
+    guide = t if guide_t is None else guide_t
+    power = schedule.alpha_bar(discrete_index(guide))
+    guidance = FrequencyCorrection(
+        math.sqrt((1.0 - power) / power), amplitude_radius, phase_radius, delta, clip_x0, guidance_grad
+    )
+    table = forward_diffusion(schedule.alpha_bar(start)) + table
+    return Method.of(
+        table, guidance, clip_output, resolved={"n_steps": len(indices), "guide_t": float(guide)}
+    )

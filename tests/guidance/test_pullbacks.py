@@ -13,7 +13,9 @@ from fastpure.guidance import (
     AuxiliaryLatent,
     ClassifierConfidence,
     CleanDistance,
+    FrequencyCorrection,
     GuidanceStep,
+    Opening,
     SquaredError,
     StructuralSimilarity,
 )
@@ -28,6 +30,8 @@ CASES = {
     "auxiliary": lambda: AuxiliaryLatent(auxiliary(), eta=2.0),
     "auxiliary_noised": lambda: AuxiliaryLatent(auxiliary(), eta=2.0, features="noised"),
     "attraction": lambda: Attraction(variance=0.1),
+    "frequency": lambda: FrequencyCorrection(0.4),
+    "frequency_clipped": lambda: FrequencyCorrection(0.4, 1.5, 4.0, 0.3, clip_x0=True),
     "clean_distance": lambda: CleanDistance("l2", pooled=4),
 }
 
@@ -41,18 +45,21 @@ def noise_pred(x):
     return toy_denoiser().network(x, x.new_full((len(x),), 30.0))
 
 
+OPENING = Opening(lambda x, ratio: x - ratio * noise_pred(x), lambda: draw(8))
 STEP = GuidanceStep(3, 0.9, 0.4, lambda: draw(9), noise_pred)
 
 
 def test_every_guidance_is_tried_here():
-    assert set(GUIDANCE) <= {name.removesuffix("_clean").removesuffix("_noised") for name in CASES}
+    assert set(GUIDANCE) <= {
+        name.removesuffix("_clean").removesuffix("_noised").removesuffix("_clipped") for name in CASES
+    }
     assert {type(make()) for make in CASES.values()} == set(GUIDANCE.values())
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_pullback_is_the_transpose_of_the_derivative(name):
     guidance, x, x0, v = CASES[name](), draw(0), draw(1), draw(2)
-    context = guidance.context(x0)
+    context = guidance.read(x0, OPENING)
     g, pull = guidance.linearize(x, context, STEP)
     assert torch.allclose(g, guidance.gradient(x, context, STEP), atol=1e-14)
     v_x, v_context = pull(v)
@@ -78,7 +85,7 @@ def test_pullback_is_the_transpose_of_the_derivative(name):
 @pytest.mark.parametrize("name", [name for name in CASES if name != "confidence"])
 def test_what_an_attacker_leaves_out(name):
     guidance, x, x0, v = CASES[name](), draw(0), draw(1), draw(2)
-    context = guidance.context(x0)
+    context = guidance.read(x0, OPENING)
     exact = guidance.linearize(x, context, STEP)[1](v)
     partial = replace(guidance, grad="no_guide_path").linearize(x, context, STEP)[1](v)
     assert torch.allclose(partial[0], exact[0], atol=1e-14)

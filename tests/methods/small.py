@@ -28,6 +28,7 @@ SMALL = {
     "likelihood_max": lambda: fp.methods.likelihood_max(n_iter=2, classifier=toy_classifier()),
     "adp": lambda: fp.methods.adp(n_iter=2),
     "mimic": lambda: fp.methods.mimic(n_steps=4, guidance_grad="smoothed"),
+    "freqpure": lambda: fp.methods.freqpure(n_steps=4),
     "dps": lambda: fp.methods.dps(n_steps=4),
 }
 

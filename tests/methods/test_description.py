@@ -85,6 +85,10 @@ VARIED = {
         {"n_steps": 50, "scale": 2000.0, "window": [10, 80], "pooled": 2, "reduction": "sum", "eta": 0.5},
         {"clip_x0": False, "width": 0.2, "guidance_grad": "smoothed", "clip_output": False},
     ],
+    "freqpure": [
+        {"t": 0.2, "n_steps": 5, "amplitude_radius": 2.0, "phase_radius": 3.0, "delta": 0.3, "guide_t": 0.1},
+        {"noise": "implied", "eta": 0.0, "clip_x0": True, "guidance_grad": "detached", "clip_output": False},
+    ],
     "dps": [
         {"t": 0.2, "n_steps": 5, "scale": 0.5, "norm": "squared", "eta": 0.0, "clip_x0": True},
         {"guidance_grad": "no_guide_path", "clip_output": False},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,4 +49,42 @@ def mimic(eps, u, noise, indices, inside, scale: float, width: float) -> Tensor:
             (g,) = torch.autograd.grad(x0, x, w, create_graph=True)
             moved = moved - scale * math.sqrt(ABAR[i]) * g
         x = moved
+    return (x + 1) / 2
+
+
+def frequencies_tied(image: Tensor, guide: Tensor, amplitude: float, phase: float, delta: float) -> Tensor:
+    """Coefficient by coefficient on the whole shifted plane, with angles."""
+    found, wanted = (torch.fft.fftshift(torch.fft.fft2(x), (2, 3)) for x in (image, guide))
+    size, turn, other = found.abs(), found.angle(), wanted.angle()
+    height, width = image.shape[2:]
+    rows, columns = np.meshgrid(np.arange(height) - height // 2, np.arange(width) - width // 2, indexing="ij")
+    radius = torch.tensor(np.hypot(rows, columns))
+    size = torch.where(radius <= amplitude, wanted.abs(), size)
+    gap = torch.remainder(turn - other + math.pi, 2 * math.pi) - math.pi
+    turn = torch.where(radius <= phase, other + gap.clamp(-delta, delta), turn)
+    return torch.fft.ifft2(torch.fft.ifftshift(torch.polar(size, turn), (2, 3))).real
+
+
+def freqpure(
+    eps, u, noise, indices, radii, delta: float, eta: float, implied: bool, detach: str = ""
+) -> Tensor:
+    x_in = 2 * u - 1
+    x = diffuse(x_in, ABAR[indices[0]], noise["forward"])
+    # The network is asked at the continuous time that has this noise level, as it is for other methods' draws.
+    ratio = math.sqrt(1 / ABAR[indices[0]] - 1)
+    t = (math.sqrt(0.01 + 39.8 * math.log1p(ratio**2)) - 0.1) / 19.9
+    alpha = 1 / math.sqrt(1 + ratio**2)
+    noised = x_in + ratio * noise["guidance"][0]
+    guide = noised - ratio * eps(alpha * noised, 999 * t)
+    guide = guide.detach() if detach else guide
+    for k, i in enumerate(indices):
+        now, after = ABAR[i], ABAR[indices[k + 1]] if k + 1 < len(indices) else 1.0
+        e = eps(x, i)
+        x0 = (x - math.sqrt(1 - now) * e) / math.sqrt(now)
+        tied = frequencies_tied(x0, guide, *radii, delta)
+        tied = x0 + (tied - x0).detach() if detach == "detached" else tied
+        e = (x - math.sqrt(now) * tied) / math.sqrt(1 - now) if implied else e
+        spread = eta * math.sqrt((1 - after) / (1 - now)) * math.sqrt(1 - now / after)
+        x = math.sqrt(after) * tied + math.sqrt(max(1 - after - spread**2, 0.0)) * e
+        x = x + spread * noise["steps"][k]
     return (x + 1) / 2

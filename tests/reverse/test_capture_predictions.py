@@ -13,6 +13,7 @@ METHODS = {
     "dps": lambda: fp.methods.dps(n_steps=3, scale=0.3),
     "dps_detached": lambda: fp.methods.dps(n_steps=3, scale=0.3, guidance_grad="detached"),
     "mimic": lambda: fp.methods.mimic(n_steps=4, scale=3.0, guidance_grad="smoothed"),
+    "freqpure": lambda: fp.methods.freqpure(n_steps=3),
 }
 
 
