@@ -4,7 +4,9 @@ from .auxiliary import AuxiliaryLatent
 from .base import GRADS, VJP, Guidance, GuidanceStep, Objective, Opening
 from .clean import CleanDistance
 from .confidence import ClassifierConfidence
+from .energy import EnergyDescent
 from .frequency import FrequencyCorrection
+from .masked import Heterogeneous
 from .prediction import CleanPull, Correction, JointVJP, PredictionGuidance
 from .similarity import Attraction, SquaredError, StructuralSimilarity
 
@@ -16,6 +18,8 @@ GUIDANCE = {
     "attraction": Attraction,
     "clean_distance": CleanDistance,
     "frequency": FrequencyCorrection,
+    "energy": EnergyDescent,
+    "heterogeneous": Heterogeneous,
 }
 """Every guidance by name."""
 
@@ -29,9 +33,11 @@ __all__ = [
     "CleanDistance",
     "CleanPull",
     "Correction",
+    "EnergyDescent",
     "FrequencyCorrection",
     "Guidance",
     "GuidanceStep",
+    "Heterogeneous",
     "JointVJP",
     "Objective",
     "Opening",

@@ -12,7 +12,9 @@ from ..errors import one_of
 from .adaptive import adp
 from .base import Factory, Method, Spec, spaced_indices
 from .diffpure import coup, coup_unguided, diffpure, diffpure_ode
+from .energy import ebm_langevin
 from .guided import agdm, gdmp, langevin
+from .heterogeneous import heterogeneous
 from .likelihood import likelihood_max
 from .predicted import dps, freqpure, mimic
 from .retrained import adbm, addt
@@ -37,10 +39,12 @@ __all__ = [
     "diffpure_ode",
     "dpm_solver",
     "dps",
+    "ebm_langevin",
     "edm",
     "freqpure",
     "gdmp",
     "gradual",
+    "heterogeneous",
     "langevin",
     "likelihood_max",
     "make",
@@ -73,6 +77,8 @@ METHODS: dict[str, Factory[...]] = {
     "mimic": mimic,
     "dps": dps,
     "freqpure": freqpure,
+    "ebm_langevin": ebm_langevin,
+    "heterogeneous": heterogeneous,
 }
 """Every method by name."""
 

@@ -122,7 +122,7 @@ def freqpure(
     implied = one_of("noise", noise, ("predicted", "implied")) == "implied"
     table = strided(indices, eta, clip_x0).corrected(implied)
     guide = t if guide_t is None else guide_t
-    power = schedule.alpha_bar(discrete_index(guide))
+    power = schedule.alpha_bar(discrete_index(guide, argument="t" if guide_t is None else "guide_t"))
     guidance = FrequencyCorrection(
         math.sqrt((1.0 - power) / power), amplitude_radius, phase_radius, delta, clip_x0, guidance_grad
     )

@@ -5,6 +5,7 @@ from .base import HoistedNetwork, Weights
 from .ddpmpp import CONFIGS, DDPMpp, DDPMppConfig
 from .denoiser import PREDICTIONS, TIME_INPUTS, Conditioning, Denoiser
 from .edm import EDM, EDMConfig
+from .energy import EnergyConfig, EnergyNet
 from .narrow import runs_in_one_call
 from .registry import ARCHITECTURES, NETWORKS, build, config_dict, named_config
 
@@ -22,6 +23,8 @@ __all__ = [
     "DDPMppConfig",
     "Denoiser",
     "EDMConfig",
+    "EnergyConfig",
+    "EnergyNet",
     "HoistedNetwork",
     "Weights",
     "build",

@@ -274,7 +274,7 @@ class Purifier(nn.Module):
         Asked twice, in the last step that calls a network; arguments as for calling the purifier.
         """
         prepared = self._prepare(x, sample_ids, 0, None, Domain.EVALUATION)
-        networks = [k for k, row in enumerate(self.method.steps.rows) if row.calls_network]
+        networks = [k for k, row in enumerate(self.method.steps.rows) if row.calls_something]
         if prepared is None or not networks:
             return ""
         call, state, context = prepared

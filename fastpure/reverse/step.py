@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, ClassVar, final
 
 import torch
@@ -98,6 +98,12 @@ class Process:
         steps = torch.arange(len(table), device=device)
         weights = Weights(denoiser, *(guidance.networks() if guidance else ()))
         return Process(denoiser, conditioning, table, matrix, steps, guidance, weights, weights.state())
+
+    @cached_property
+    def narrow(self) -> bool:
+        """Whether a network computes in float16, whose range cotangents must be brought into."""
+        first = (next(network.parameters(), None) for network in self.networks())
+        return any(weight is not None and weight.dtype == torch.float16 for weight in first)
 
     def networks(self) -> tuple[nn.Module, ...]:
         """The denoiser and the guidance's networks."""
@@ -191,7 +197,7 @@ def linearize(process: Process, k: int, x: Tensor, context: Context, noise: Nois
     Raises:
         ValueError: the denoiser's output is cut off from its input (``detach`` or ``no_grad`` inside).
     """
-    steers, half = _steering(process, k), process.denoiser.dtype == torch.float16
+    steers, half = _steering(process, k), process.narrow
     if isinstance(steers, PredictionGuidance):
         step = guidance_step(process, k, x, noise)
         noise_pred, guidance, joint = steers.linearize_both(x, context, step)

@@ -15,25 +15,38 @@ from .losses import (
     DiscreteTimes,
     EdmDenoiserLoss,
     EdmLevels,
+    EnergyLoss,
+    EnergyWithChains,
     Loss,
     TradesLoss,
 )
-from .measure import ClassifierScore, DenoiserScore, score_classifier, score_denoiser, score_loss
+from .measure import (
+    ClassifierScore,
+    DenoiserScore,
+    EnergyScore,
+    score_classifier,
+    score_denoiser,
+    score_energy,
+    score_loss,
+)
 from .recipes import (
     CLASSIFIER_RECIPES,
     DENOISER_RECIPES,
+    ENERGY_RECIPES,
     FINE_TUNE_RECIPES,
     TRADES_RECIPES,
     ClassifierRecipe,
     DenoiserRecipe,
+    EnergyRecipe,
     FineTuneRecipe,
 )
-from .runs import Outcome, fine_tune, train_classifier, train_denoiser
+from .runs import Outcome, fine_tune, train_classifier, train_denoiser, train_energy
 from .trainer import Group, Trainer
 
 __all__ = [
     "CLASSIFIER_RECIPES",
     "DENOISER_RECIPES",
+    "ENERGY_RECIPES",
     "FINE_TUNE_RECIPES",
     "TRADES_RECIPES",
     "AdbmLoss",
@@ -52,6 +65,10 @@ __all__ = [
     "DiscreteTimes",
     "EdmDenoiserLoss",
     "EdmLevels",
+    "EnergyLoss",
+    "EnergyRecipe",
+    "EnergyScore",
+    "EnergyWithChains",
     "FineTuneRecipe",
     "Fit",
     "Group",
@@ -65,7 +82,9 @@ __all__ = [
     "fit",
     "score_classifier",
     "score_denoiser",
+    "score_energy",
     "score_loss",
     "train_classifier",
     "train_denoiser",
+    "train_energy",
 ]

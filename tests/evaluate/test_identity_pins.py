@@ -66,6 +66,11 @@ def defenses() -> dict[str, Callable[[], torch.nn.Module]]:
         "likelihood_max": with_(methods.likelihood_max(n_iter=2)),
         "likelihood_max guided": with_(methods.likelihood_max(n_iter=2, classifier=classifier)),
         "adp": with_(methods.adp(n_iter=3)),
+        "mimic": with_(methods.mimic(n_steps=4)),
+        "dps": with_(methods.dps(n_steps=4)),
+        "freqpure": with_(methods.freqpure(n_steps=4)),
+        "ebm_langevin": with_(methods.ebm_langevin(fp.load_energy("digits"), n_steps=4)),
+        "heterogeneous": with_(methods.heterogeneous(classifier, n_steps=4)),
         "module": lambda: classifier,
     }
     return made

@@ -13,13 +13,16 @@ from fastpure.guidance import (
     AuxiliaryLatent,
     ClassifierConfidence,
     CleanDistance,
+    EnergyDescent,
     FrequencyCorrection,
     GuidanceStep,
+    Heterogeneous,
     Opening,
     SquaredError,
     StructuralSimilarity,
 )
 from tests.methods.cases import auxiliary
+from tests.methods.small import toy_energy
 from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
 
 CASES = {
@@ -30,6 +33,8 @@ CASES = {
     "auxiliary": lambda: AuxiliaryLatent(auxiliary(), eta=2.0),
     "auxiliary_noised": lambda: AuxiliaryLatent(auxiliary(), eta=2.0, features="noised"),
     "attraction": lambda: Attraction(variance=0.1),
+    "energy": lambda: EnergyDescent(toy_energy()),
+    "heterogeneous": lambda: Heterogeneous(toy_classifier(), "conv", mask="soft"),
     "frequency": lambda: FrequencyCorrection(0.4),
     "frequency_clipped": lambda: FrequencyCorrection(0.4, 1.5, 4.0, 0.3, clip_x0=True),
     "clean_distance": lambda: CleanDistance("l2", pooled=4),
@@ -82,7 +87,7 @@ def test_pullback_is_the_transpose_of_the_derivative(name):
         assert slope(ahead, behind) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "confidence"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("confidence", "energy")])
 def test_what_an_attacker_leaves_out(name):
     guidance, x, x0, v = CASES[name](), draw(0), draw(1), draw(2)
     context = guidance.read(x0, OPENING)
@@ -95,7 +100,7 @@ def test_what_an_attacker_leaves_out(name):
     assert all(part is None for part in v_context)
 
 
-@pytest.mark.parametrize("name", ["confidence", "auxiliary"])
+@pytest.mark.parametrize("name", ["confidence", "auxiliary", "energy"])
 def test_cast_leaves_the_original_alone(name):
     guidance = CASES[name]()
     assert guidance.cast(torch.float64) is guidance

@@ -15,10 +15,10 @@ from fastpure.methods import METHODS, Method, Spec, make, spec
 from fastpure.methods.base import method
 from fastpure.schedule import forward_diffusion, reverse_sde
 from tests.methods.cases import auxiliary
-from tests.methods.small import SMALL
+from tests.methods.small import SMALL, toy_energy
 from tests.reverse.toys import toy_classifier
 
-CLASSIFIER, AUXILIARY = toy_classifier(), auxiliary()
+CLASSIFIER, AUXILIARY, ENERGY = toy_classifier(), auxiliary(), toy_energy()
 
 VARIED = {
     "diffpure": [{"t": 0.2, "dt": 0.05, "clip_output": True, "solver": "exponential"}],
@@ -85,6 +85,14 @@ VARIED = {
         {"n_steps": 50, "scale": 2000.0, "window": [10, 80], "pooled": 2, "reduction": "sum", "eta": 0.5},
         {"clip_x0": False, "width": 0.2, "guidance_grad": "smoothed", "clip_output": False},
     ],
+    "ebm_langevin": [
+        {"n_steps": 20, "tau": 0.05, "guidance_grad": "detached", "clip_output": True},
+    ],
+    "heterogeneous": [
+        {"t": 0.3, "t_rest": 0.2, "n_steps": 6, "repeats": 3, "blocks": "conv", "threshold": 0.4},
+        {"mask": "soft", "sharpness": 9.0, "eta": 0.5, "clip_x0": False},
+        {"guidance_grad": "mask_constant", "clip_output": False},
+    ],
     "freqpure": [
         {"t": 0.2, "n_steps": 5, "amplitude_radius": 2.0, "phase_radius": 3.0, "delta": 0.3, "guide_t": 0.1},
         {"noise": "implied", "eta": 0.0, "clip_x0": True, "guidance_grad": "detached", "clip_output": False},
@@ -101,7 +109,12 @@ MADE = [(name, settings) for name, varied in VARIED.items() for settings in vari
 
 def network_of(name: str) -> dict[str, nn.Module]:
     """The network a method cannot do without, by the name of its argument."""
-    return {"coup": {"classifier": CLASSIFIER}, "agdm": {"auxiliary": AUXILIARY}}.get(name, {})
+    return {
+        "coup": {"classifier": CLASSIFIER},
+        "agdm": {"auxiliary": AUXILIARY},
+        "ebm_langevin": {"energy": ENERGY},
+        "heterogeneous": {"classifier": CLASSIFIER},
+    }.get(name, {})
 
 
 def made(name: str, settings: dict) -> Method:
@@ -148,7 +161,7 @@ def test_a_spec_is_the_signature(name):
     assert takes.steps is None or takes.steps in settings
     typed = {key for key, p in found.parameters.items() if "nn.Module" in p.annotation}
     assert typed == ({takes.network} if takes.network else set())
-    assert takes.required == (name in ("coup", "agdm"))
+    assert takes.required == (name in ("coup", "agdm", "ebm_langevin", "heterogeneous"))
     assert make(name, **dict(takes.settings), **network_of(name)) == made(name, {})
 
 

@@ -88,3 +88,41 @@ def freqpure(
         x = math.sqrt(after) * tied + math.sqrt(max(1 - after - spread**2, 0.0)) * e
         x = x + spread * noise["steps"][k]
     return (x + 1) / 2
+
+
+def attention(network, names, u: Tensor, threshold: float, sharpness: float | None) -> Tensor:
+    """The largest mask over layers of a plain ``Sequential``, walked by hand."""
+    masks, x = [], u
+    for name, layer in network.named_children():
+        x = layer(x)
+        if name not in names:
+            continue
+        heat = (x * x).sum(1, keepdim=True)
+        heat = torch.stack([(h - h.min()) / (h.max() - h.min()) for h in heat])
+        heat = F.interpolate(heat, u.shape[2:], mode="bilinear")
+        gap = heat - threshold
+        masks.append((gap >= 0).to(u.dtype) if sharpness is None else torch.sigmoid(sharpness * gap))
+    return torch.stack(masks).max(0).values
+
+
+def heterogeneous(eps, kept, u, noise, indices, rest: int, repeats: int, detach: str = "") -> Tensor:
+    x_in = 2 * u - 1
+    x = diffuse(x_in, ABAR[indices[0]], noise["forward"])
+    if detach in ("mask_constant", "no_guide_path", "detached"):
+        kept = kept.detach()
+    x_in = x_in.detach() if detach == "no_guide_path" else x_in
+    k = 0
+    for i, j in zip(indices, [*indices[1:], -1], strict=True):
+        turns = repeats if j >= rest else 1
+        for turn in range(turns):
+            x = eta_step(eps, x, ABAR[i], ABAR[j] if j >= 0 else 1.0, i, 0.0, True, None)
+            k += 1
+            if j >= rest:
+                mixed = kept * x + (1 - kept) * diffuse(x_in, ABAR[j], noise["guidance"][k])
+                x = x + (mixed - x).detach() if detach == "detached" else mixed
+                k += 1
+            if turn + 1 < turns:
+                share = ABAR[i] / ABAR[j]
+                x = math.sqrt(share) * x + math.sqrt(1 - share) * noise["steps"][k]
+                k += 1
+    return (x + 1) / 2
