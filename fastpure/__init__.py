@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from . import methods as methods
     from .anomaly import AnomalyDetector as AnomalyDetector
     from .checkpoints import load_denoiser as load_denoiser
+    from .checkpoints import load_energy as load_energy
     from .classifiers import load_classifier as load_classifier
     from .evaluate import Report as Report
     from .evaluate import Run as Run
@@ -60,6 +61,7 @@ __all__ = [
     "evaluate",
     "load_classifier",
     "load_denoiser",
+    "load_energy",
     "merge",
     "methods",
     "plan",
@@ -85,6 +87,7 @@ _PLACES = {
     "evaluate": ("evaluate", "evaluate"),
     "load_classifier": ("classifiers", "load_classifier"),
     "load_denoiser": ("checkpoints", "load_denoiser"),
+    "load_energy": ("checkpoints", "load_energy"),
     "merge": ("evaluate", "merge"),
     "plan": ("evaluate", "plan"),
     "presets": ("presets", "PRESETS"),

@@ -1,7 +1,15 @@
-"""Reading and writing denoisers."""
+"""Reading and writing denoisers and energies."""
 
+from .energy import load_energy, save_energy
 from .loading import FORMATS, load_denoiser
 from .native import save_denoiser
 from .report import CheckpointReport
 
-__all__ = ["FORMATS", "CheckpointReport", "load_denoiser", "save_denoiser"]
+__all__ = [
+    "FORMATS",
+    "CheckpointReport",
+    "load_denoiser",
+    "load_energy",
+    "save_denoiser",
+    "save_energy",
+]

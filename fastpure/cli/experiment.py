@@ -136,14 +136,21 @@ def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | N
 
 
 def make_method(name: str, classifier: nn.Module, settings: dict[str, Any]) -> Any:
-    """The method; a network it cannot do without is the defended classifier, or one loaded from a file that was set."""
+    """The method; a network it cannot do without is the defended classifier, or one loaded from a file that was set.
+
+    An energy is always set: the classifier is none.
+    """
+    from ..checkpoints import load_energy
     from ..classifiers import load_classifier
     from ..methods import make, spec
 
     takes = spec(name)
     if takes.network is not None and takes.network in settings:
         device = next((p.device for p in classifier.parameters()), None)
-        settings = {**settings, takes.network: load_classifier(settings[takes.network]).to(device)}
+        load = load_energy if takes.network == "energy" else load_classifier
+        settings = {**settings, takes.network: load(settings[takes.network]).to(device)}
+    elif takes.network == "energy":
+        raise ValueError(f"`--set method.energy=FILE` must be given (bundled: digits): {name} descends it")
     elif takes.network is not None and takes.required:
         settings = {**settings, takes.network: classifier}
     return make(name, **settings)

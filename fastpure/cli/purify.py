@@ -190,7 +190,7 @@ def _purifier(
     networks = {"denoiser": fingerprint(model), CONVENTIONS: conventions(model)}
     guide = None
     if classifier is not None:
-        guide, networks["classifier"] = _guide(classifier, published, size, model.image_shape[1])
+        guide, networks["classifier"] = _guide(classifier, published, size, model.image_shape[1], method)
     if published is None:
         unsaid = denoiser is None and method is None and not given and guide is None
         recipe = photo_method() if unsaid else _method(method or "diffpure", guide, given)
@@ -204,11 +204,19 @@ def _purifier(
     return ResizedPurifier(model, recipe, size, **options).to(device), networks
 
 
-def _guide(name: str, published: Preset | None, size: int | None, inner: int) -> tuple[nn.Module, str]:
-    """The guiding network for images of side ``inner``, and its fingerprint."""
+def _guide(
+    name: str, published: Preset | None, size: int | None, inner: int, method: str | None
+) -> tuple[nn.Module, str]:
+    """The guiding network for images of side ``inner``, and its fingerprint; an energy where the method takes one."""
+    from ..checkpoints import load_energy
     from ..classifiers import Resized, load_classifier
+    from ..methods import METHODS
     from ..purify.files import fingerprint
 
+    takes = published.recipe.takes if published is not None else None
+    if takes == "energy" or (method in METHODS and METHODS[method].spec.network == "energy"):
+        energy = load_energy(name)
+        return energy, fingerprint(energy)
     file = published is not None and Path(name).is_file()
     network = published.load_classifier(name) if published is not None and file else load_classifier(name)
     if published is not None:

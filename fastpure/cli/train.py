@@ -1,4 +1,4 @@
-"""`fastpure train`: denoisers and classifiers, from nothing to a safetensors file."""
+"""`fastpure train`: denoisers, classifiers and energies, from nothing to a safetensors file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import train_options as given
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Train a denoiser or a classifier, or fine-tune a denoiser against attacks. "
+    help="Train a denoiser, a classifier or an energy, or fine-tune a denoiser against attacks. "
     "Interrupt with Ctrl-C at any time: the same command continues.",
 )
 app.command("addt")(train_robust.addt)
@@ -132,6 +132,55 @@ def classifier(
     where = given.checked_device(device)
     given.announce(recipe.network, images[0].describe(), train.steps, folder)
     outcome = train_classifier(
+        recipe, *images, folder, device=where, save_every=save_every, tensorboard=tensorboard
+    )
+    given.report(outcome, train.steps, folder)
+
+
+@app.command()
+def energy(
+    data: given.Data = "digits",
+    out: given.Out = None,
+    data_path: given.DataPath = None,
+    steps: given.Steps = None,
+    batch_size: given.BatchSize = None,
+    lr: given.Rate = None,
+    seed: given.Seed = None,
+    ema: given.Ema = None,
+    tau: Annotated[
+        float | None, typer.Option(help="Size of a Langevin step's noise, in [-1, 1] units.")
+    ] = None,
+    n_iter: Annotated[
+        int | None, typer.Option(help="Langevin steps of every chain between two optimiser steps.")
+    ] = None,
+    network: given.Network = None,
+    accumulate: given.Accumulate = None,
+    clip: given.Clip = None,
+    device: given.Device = None,
+    save_every: given.SaveEvery = 500,
+    tensorboard: given.TensorBoard = False,
+) -> None:
+    """Train an energy for purification by Langevin dynamics (maximum likelihood by persistent chains).
+
+    Writes OUT/energy.safetensors (fp16), which fastpure.load_energy reads, OUT/metrics.csv (the loss curve) and
+    OUT/result.json. Given again, the same command continues an interrupted run, its chains included.
+
+    Example: fastpure train energy --data digits --out runs/digits-energy
+    """
+    from ..data import load_dataset
+    from ..errors import one_of
+    from ..train import ENERGY_RECIPES, train_energy
+
+    recipe = ENERGY_RECIPES[one_of("data", data, ENERGY_RECIPES)]
+    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
+    train = given.configured(recipe.train, clip, accumulate=accumulate, **options)
+    loss = replace(recipe.loss, **given.given(tau=tau, n_iter=n_iter))
+    recipe = replace(recipe, loss=loss, train=train, **given.given(network=network))
+    folder = out or Path("runs") / f"{data}-energy"
+    images = (load_dataset(data, "train", path=data_path), load_dataset(data, "test", path=data_path))
+    where = given.checked_device(device)
+    given.announce(recipe.network, images[0].describe(), train.steps, folder)
+    outcome = train_energy(
         recipe, *images, folder, device=where, save_every=save_every, tensorboard=tensorboard
     )
     given.report(outcome, train.steps, folder)

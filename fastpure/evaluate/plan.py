@@ -288,10 +288,10 @@ def _truncated(target: Target, calls: int) -> Target:
     if target.method.procedure is not None:
         return target  # only a procedure knows what part of its table makes sense alone
     kept, left = [], calls
-    for row in target.method.steps.rows:
-        if row.calls_network and left == 0:
+    for row, counted in zip(target.method.steps.rows, target.method.steps.counted, strict=True):
+        if counted and left == 0:
             break
-        left -= row.calls_network
+        left -= counted
         kept.append(row)
     return target.with_method(replace(target.method, steps=StepTable(tuple(kept))))
 

@@ -10,8 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import mistake
+
 VJP = Callable[[Tensor], tuple["Tensor | None", tuple["Tensor | None", ...]]]
 """A vector-Jacobian product: the cotangents of x and of every context tensor for one of g; None stands for zero."""
+
+
+def _no_denoiser(x: Tensor) -> Tensor:
+    raise ValueError(mistake("step", "one that offers the denoiser (`noise_pred`)", "one without"))
 
 
 @dataclass(frozen=True)
@@ -23,11 +29,29 @@ class GuidanceStep:
         alpha, sigma: the state is ``alpha * x0 + sigma * noise``.
         noise: gives standard normal noise in the shape of the state from the stream reserved for guidance; the
             same call gives the same noise again.
+        noise_pred: the denoiser at this step: predicted noise for a state [B, C, H, W], differentiable as often as
+            its network is. Only a ``PredictionGuidance`` may ask it, and asks once.
     """
 
     k: int
     alpha: float
     sigma: float
+    noise: Callable[[], Tensor]
+    noise_pred: Callable[[Tensor], Tensor] = _no_denoiser
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a guidance may use while it reads the purifier's input, before the first step.
+
+    Attributes:
+        clean_image: what the denoiser takes the clean image to be, given ``x0 + ratio * noise`` [B, C, H, W] and the
+            ratio; differentiable once.
+        noise: standard normal noise in the shape of the input, the guidance's of the first step that is no diffusion
+            of the input: a guidance that uses it here has none left for that step.
+    """
+
+    clean_image: Callable[[Tensor, float], Tensor]
     noise: Callable[[], Tensor]
 
 
@@ -48,6 +72,10 @@ class Guidance(ABC):
     @abstractmethod
     def context(self, x0: Tensor) -> tuple[Tensor, ...]:
         """Tensors read from the purifier's input ``x0`` [B, C, H, W]; computed once, differentiably where floating."""
+
+    def read(self, x0: Tensor, opening: Opening) -> tuple[Tensor, ...]:
+        """What ``context`` is; one that needs the denoiser or noise to read the input says so here instead."""
+        return self.context(x0)
 
     @abstractmethod
     def gradient(self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep) -> Tensor:
@@ -75,6 +103,16 @@ class Guidance(ABC):
     def n_classes(self, image_shape: tuple[int, int, int]) -> int | None:
         """How many classes the guidance tells apart, where that must agree with the defended classifier."""
         return None
+
+
+def range_scale(v: Tensor) -> Tensor:
+    """Power of two per sample [B, 1, ...] that brings the largest entry of ``v`` to about 1.
+
+    A VJP is linear, so scaling its argument and its result is exact; float16 holds nothing below 6e-8, and
+    the gradients of a confident classifier are smaller than that.
+    """
+    largest = v.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.exp2(-torch.floor(torch.log2(largest))).view(-1, *(1,) * (v.dim() - 1))
 
 
 GRADS = ("exact", "no_guide_path", "detached")

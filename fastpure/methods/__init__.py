@@ -12,10 +12,13 @@ from ..errors import one_of
 from .adaptive import adp
 from .base import Factory, Method, Spec, spaced_indices
 from .diffpure import coup, coup_unguided, diffpure, diffpure_ode
+from .energy import ebm_langevin
 from .flows import consistency, flow, flowpure
 from .guided import agdm, gdmp, langevin
+from .heterogeneous import heterogeneous
 from .likelihood import likelihood_max
 from .low_rank import lorid
+from .predicted import dps, freqpure, mimic
 from .retrained import adbm, addt
 from .samplers import ddim, ddpm, dpm_solver, edm, vp_sde
 from .staged import GRADUAL, SURROGATE, gradual, one_shot
@@ -38,15 +41,20 @@ __all__ = [
     "diffpure",
     "diffpure_ode",
     "dpm_solver",
+    "dps",
+    "ebm_langevin",
     "edm",
     "flow",
     "flowpure",
+    "freqpure",
     "gdmp",
     "gradual",
+    "heterogeneous",
     "langevin",
     "likelihood_max",
     "lorid",
     "make",
+    "mimic",
     "one_shot",
     "spaced_indices",
     "spec",
@@ -76,6 +84,11 @@ METHODS: dict[str, Factory[...]] = {
     "flowpure": flowpure,
     "consistency": consistency,
     "lorid": lorid,
+    "mimic": mimic,
+    "dps": dps,
+    "freqpure": freqpure,
+    "ebm_langevin": ebm_langevin,
+    "heterogeneous": heterogeneous,
 }
 """Every method by name."""
 

@@ -369,11 +369,11 @@ def _finite(argument: str, value: Any) -> None:
         raise ValueError(mistake(argument, f"a finite number of at most {LARGEST:g}", shown))
 
 
-def discrete_index(t: float, n: int = 1000) -> int:
+def discrete_index(t: float, n: int = 1000, argument: str = "t") -> int:
     """Zero-based index of the step that ends at time ``t``: 99 for t = 0.1 of 1000 steps."""
-    steps = int(np.floor(check_time(t) * n + 1e-6))
+    steps = int(np.floor(check_time(t, argument) * n + 1e-6))
     if steps < 1:
-        raise ValueError(mistake("t", f"at least one of {n} discrete steps, {1 / n}", t))
+        raise ValueError(mistake(argument, f"at least one of {n} discrete steps, {1 / n}", t))
     return steps - 1
 
 

@@ -7,6 +7,7 @@ from .conversion import FLOWS, PREDICTIONS, SCHEDULES, TIME_INPUTS, FlowPath
 from .ddpmpp import CONFIGS, DDPMpp, DDPMppConfig
 from .denoiser import Denoiser
 from .edm import EDM, EDMConfig
+from .energy import EnergyConfig, EnergyNet
 from .narrow import runs_in_one_call
 from .registry import ARCHITECTURES, NETWORKS, build, config_dict, named_config
 
@@ -26,6 +27,8 @@ __all__ = [
     "DDPMppConfig",
     "Denoiser",
     "EDMConfig",
+    "EnergyConfig",
+    "EnergyNet",
     "FlowPath",
     "HoistedNetwork",
     "Weights",

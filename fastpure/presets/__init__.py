@@ -1,6 +1,6 @@
 """Published configurations as data: ``fastpure.presets["coup-cifar10-linf"]``. Printing one shows all of it."""
 
-from . import coup, diffpure, guided, retrained
+from . import coup, diffpure, guided, newer, retrained
 from .parts import (
     TAGS,
     AttackSpec,
@@ -13,7 +13,7 @@ from .parts import (
 )
 from .preset import Preset, Presets, UnknownPreset
 
-PRESETS = Presets((*coup.PRESETS, *diffpure.PRESETS, *guided.PRESETS, *retrained.PRESETS))
+PRESETS = Presets((*coup.PRESETS, *diffpure.PRESETS, *guided.PRESETS, *retrained.PRESETS, *newer.PRESETS))
 """Every preset by name."""
 
 __all__ = [

@@ -30,6 +30,7 @@ from ..reverse import (
     SplitNoise,
     check_backend,
     executor_for,
+    opening,
     perform,
     perform_states,
     reverse,
@@ -252,7 +253,7 @@ class Purifier(Asked):
         Asked twice, in the last step that calls a network; arguments as for calling the purifier.
         """
         prepared = self._prepare(x, sample_ids, 0, None, Domain.EVALUATION)
-        networks = [k for k, row in enumerate(self.method.steps.rows) if row.calls_network]
+        networks = [k for k, row in enumerate(self.method.steps.rows) if row.calls_something]
         if prepared is None or not networks:
             return ""
         call, state, context = prepared
@@ -340,11 +341,14 @@ class Purifier(Asked):
         state = x.to(engine.precision.state) * 2.0 - 1.0
         source: NoiseSource = GeneratedNoise(keys) if noise is None else noise.bind(self.method.steps, state)
         environment = partial(engine.precision.environment, device, engine.work * len(x))
+        process = self._process(name, device)
+        context: tuple[Tensor, ...] = ()
         with environment():
-            context = engine.guidance.context(state) if engine.guidance is not None else ()
+            if engine.guidance is not None:
+                context = engine.guidance.read(state, opening(process, source, environment, state))
             state = self.method.prepared(state)
         call = Call(
-            process=self._process(name, device),
+            process=process,
             noise=source,
             sample_ids=keys.sample_ids,
             plan=self.memory,

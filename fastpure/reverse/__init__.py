@@ -9,6 +9,7 @@ from .graphs import GraphLimits, Graphs
 from .loop import Call, reverse, states
 from .memory import MemoryPlan
 from .noise import GeneratedNoise, NoiseSource, RecordedNoise, SplitNoise
+from .opening import opening
 from .placed import PlacedNoise
 from .procedure import Procedure, perform, perform_states
 from .step import EagerExecutor, EagerRows, Execution, Executor, Process, Rows
@@ -41,6 +42,7 @@ __all__ = [
     "SplitNoise",
     "check_backend",
     "executor_for",
+    "opening",
     "perform",
     "perform_states",
     "planned",

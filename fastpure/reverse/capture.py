@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..guidance import VJP, Guidance, GuidanceStep
+from ..guidance import VJP, Guidance, GuidanceStep, PredictionGuidance
 from ..kernels import NoiseKeys
 from .noise import GeneratedNoise, NoiseSource
 from .recorder import Recorder, Work
@@ -51,13 +51,14 @@ def kind_of(process: Process, k: int, noise: NoiseSource) -> RowKind | None:
     """The kind of row ``k``; None for one that is not worth recording or draws on recorded noise."""
     rows, keys = process.table.rows, noise.row(k)
     row = rows[k]
-    if not row.calls_network or not isinstance(keys, NoiseKeys):
+    if not row.calls_something or not isinstance(keys, NoiseKeys):
         return None
     reads = row.p != 0.0 or row.s != 0.0
     after = rows[k + 1] if k + 1 < len(rows) else None
     # Of the register it writes a row has a cotangent only where the next one reads it.
     handed_on = row.writes_register and after is not None and (after.p != 0.0 or after.s != 0.0)
-    shape = (row.calls_guidance, row.d != 0.0, row.forward, row.clip, reads, row.writes_register, handed_on)
+    asked = (row.calls_network, row.calls_guidance)
+    shape = (*asked, row.d != 0.0, row.forward, row.clip, reads, row.writes_register, handed_on)
     numbers: tuple[float, ...] = ()
     denoiser, guidance = process.denoiser, process.guidance
     if denoiser.prediction != "eps" or denoiser.time_input == "sigma":
@@ -215,7 +216,8 @@ class Family:
         if embeddings is not None:
             embeddings = embeddings.index_select(0, self.step).expand(n, -1)
         guidance = process.guidance
-        if guidance is not None:
+        # One that reads the prediction has nothing to do beside the denoiser.
+        if guidance is not None and not isinstance(guidance, PredictionGuidance):
             guidance = _OnSecondStream(guidance, self.recorder, self.recorder.fork())
         here = replace(
             process,
@@ -249,7 +251,7 @@ class Family:
     def _on_two_streams(self, tape: Tape) -> Tape:
         """The same tape with the guidance's VJP on a second stream beside the denoiser's."""
         noise_pred_vjp, guidance_vjp, recorder = tape.noise_pred_vjp, tape.guidance_vjp, self.recorder
-        if guidance_vjp is None:
+        if guidance_vjp is None or noise_pred_vjp is None:
             return tape
         marks: list[object] = []
 

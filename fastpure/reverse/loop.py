@@ -130,7 +130,7 @@ def record(call: Call, x: Tensor, context: Context) -> Trajectory:
 
 
 def _rows_to_keep(call: Call, x: Tensor, context: Context) -> frozenset[int]:
-    rows, cost = [k for k, row in enumerate(call.process.table.rows) if row.calls_network], 0
+    rows, cost = [k for k, row in enumerate(call.process.table.rows) if row.calls_something], 0
     if call.plan.measures and rows:
         key = (tuple(x.shape), x.dtype, x.device, call.process.denoiser.dtype)
         if key not in call.costs:

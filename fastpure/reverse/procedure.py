@@ -15,12 +15,21 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, named
-from ..guidance import GuidanceStep
+from ..guidance.base import range_scale
 from ..nets import Denoiser
 from .loop import Call
 from .memory import count_saved_bytes
 from .noise import NoiseSource
-from .step import Context, Process, check_cotangent, culprit, differentiable_once, range_scale, wants_gradient
+from .step import (
+    Context,
+    Process,
+    check_cotangent,
+    culprit,
+    differentiable_once,
+    guidance_step,
+    per_sample,
+    wants_gradient,
+)
 
 State = tuple[Tensor, ...]
 
@@ -132,8 +141,8 @@ class _Perform(torch.autograd.Function):
         )
         with call.environment():
             parts = [
-                None if part is None else part / _like(scale, part)
-                for part in torch.autograd.grad(end, wanted, v * _like(scale, v), allow_unused=True)
+                None if part is None else part / per_sample(scale, part)
+                for part in torch.autograd.grad(end, wanted, v * per_sample(scale, v), allow_unused=True)
             ]
         if parts[0] is not None and not bool(torch.isfinite(parts[0]).all()):
             check_cotangent(v, call.sample_ids)
@@ -141,10 +150,6 @@ class _Perform(torch.autograd.Function):
             samples = named(call.sample_ids, bad)
             raise NonFiniteError(f"the gradient of the purification is NaN or Inf for {samples}")
         return (None, None, *(parts.pop(0) if leaf.requires_grad else None for leaf in leaves))
-
-
-def _like(per_sample: Tensor, tensor: Tensor) -> Tensor:
-    return per_sample.view(-1, *(1,) * (tensor.dim() - 1))
 
 
 def _recorded(call: Call, procedure: Procedure, tensors: Context) -> tuple[Context, Tensor]:
@@ -226,8 +231,7 @@ class _Recomputed(torch.autograd.Function):
 def steered(process: Process, k: int, x: Tensor, context: Context, noise: NoiseSource) -> Tensor:
     """The guidance's gradient at ``x``, differentiable as the guidance itself says (see ``Guidance``)."""
     assert process.guidance is not None
-    row = process.table.rows[k]
-    step = GuidanceStep(k, row.alpha, row.sigma, lambda: noise.guidance(k, x))
+    step = guidance_step(process, k, x, noise)
     if wants_gradient(x, *context):
         return _Steered.apply(process.guidance, step, x, *context)
     return process.guidance.gradient(x, context, step)
@@ -235,7 +239,7 @@ def steered(process: Process, k: int, x: Tensor, context: Context, noise: NoiseS
 
 class _Steered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, guidance: Any, step: GuidanceStep, x: Tensor, *context: Tensor) -> Tensor:
+    def forward(ctx: Any, guidance: Any, step: Any, x: Tensor, *context: Tensor) -> Tensor:
         ctx.save_for_backward(x, *context)
         g, ctx.vjp = guidance.linearize(x, context, step)
         return g

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import wraps
+from dataclasses import dataclass, replace
+from functools import cached_property, wraps
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import finite, mistake
-from ..guidance import VJP, Guidance, GuidanceStep
+from ..guidance import VJP, Guidance, GuidanceStep, JointVJP, PredictionGuidance
+from ..guidance.base import range_scale
 from ..kernels import NoiseKeys, Stream, affine_row, affine_row_vjp
 from ..nets import Conditioning, Denoiser, Weights
 from ..schedule import StepTable
@@ -28,15 +29,16 @@ def culprit(process: Process, k: int, x: Tensor, context: Context, noise: NoiseS
     row, guidance = process.table.rows[k], process.guidance
     remedy = "though its input was finite; check its weights, or use a wider precision"
     with torch.no_grad():
-        if row.sigma > 0 and not bool(
+        if row.calls_network and not bool(
             torch.isfinite(process.denoiser.noise_pred(x, process.conditioning, k)).all()
         ):
             return f"the denoiser {type(process.denoiser.network).__name__} answered it, {remedy}"
         if guidance is not None:
-            step = GuidanceStep(k, row.alpha, row.sigma, lambda: noise.guidance(k, x))
-            if not bool(torch.isfinite(guidance.gradient(x, context, step)).all()):
+            answer = guidance.gradient(x, context, guidance_step(process, k, x, noise))
+            if not bool(torch.isfinite(answer).all()):
                 networks = ", ".join(type(network).__name__ for network in guidance.networks())
-                return f"the guidance {type(guidance).__name__} ({networks}) answered it, {remedy}"
+                named = f"{type(guidance).__name__} ({networks})" if networks else type(guidance).__name__
+                return f"the guidance {named} answered it, {remedy}"
     return "the input and all answers of the networks were finite, so the step itself overflowed"
 
 
@@ -97,6 +99,12 @@ class Process:
         weights = Weights(denoiser, *(guidance.networks() if guidance else ()))
         return Process(denoiser, conditioning, table, matrix, steps, guidance, weights, weights.state())
 
+    @cached_property
+    def narrow(self) -> bool:
+        """Whether a network computes in float16, whose range cotangents must be brought into."""
+        first = (next(network.parameters(), None) for network in self.networks())
+        return any(weight is not None and weight.dtype == torch.float16 for weight in first)
+
     def networks(self) -> tuple[nn.Module, ...]:
         """The denoiser and the guidance's networks."""
         return (self.denoiser, *(self.guidance.networks() if self.guidance else ()))
@@ -116,12 +124,16 @@ class Process:
 
 @dataclass(frozen=True)
 class Tape:
-    """Outputs of the networks at one state, each with its VJP; a VJP may be called once."""
+    """Outputs of the networks at one state, each with its VJP; a VJP may be called once.
 
-    noise_pred: Tensor
-    noise_pred_vjp: Callable[[Tensor], Tensor]
+    Where the guidance reads the predicted noise there is one VJP of both, ``joint_vjp``, and neither of the others.
+    """
+
+    noise_pred: Tensor | None
+    noise_pred_vjp: Callable[[Tensor], Tensor] | None
     guidance: Tensor | None
     guidance_vjp: VJP | None
+    joint_vjp: JointVJP | None = None
 
 
 def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -168,12 +180,14 @@ def evaluate(
     process: Process, k: int, x: Tensor, context: Context, noise: NoiseSource
 ) -> tuple[Tensor | None, Tensor | None]:
     """Predicted noise and guidance gradient at row ``k``, without gradient; None where the row ignores them."""
-    row = process.table.rows[k]
+    row, steers = process.table.rows[k], _steering(process, k)
     noise_pred = guidance = None
+    if isinstance(steers, PredictionGuidance):
+        return steers.evaluate(x, context, guidance_step(process, k, x, noise))
     if row.calls_network:
         noise_pred = process.denoiser.noise_pred(x, process.conditioning, k)
-    if row.calls_guidance and process.guidance is not None:
-        guidance = process.guidance.gradient(x, context, _guidance_step(process, k, x, noise))
+    if steers is not None:
+        guidance = steers.gradient(x, context, guidance_step(process, k, x, noise))
     return noise_pred, guidance
 
 
@@ -183,6 +197,27 @@ def linearize(process: Process, k: int, x: Tensor, context: Context, noise: Nois
     Raises:
         ValueError: the denoiser's output is cut off from its input (``detach`` or ``no_grad`` inside).
     """
+    steers, half = _steering(process, k), process.narrow
+    if isinstance(steers, PredictionGuidance):
+        step = guidance_step(process, k, x, noise)
+        noise_pred, guidance, joint = steers.linearize_both(x, context, step)
+        return Tape(noise_pred, None, guidance, None, _both_in_range(joint) if half else joint)
+    tape = Tape(None, None, None, None)
+    if process.table.rows[k].calls_network:
+        noise_pred, pull = _denoised(process, k, x, half)
+        tape = replace(tape, noise_pred=noise_pred, noise_pred_vjp=pull)
+    if steers is not None:
+        guidance, vjp = steers.linearize(x, context, guidance_step(process, k, x, noise))
+        tape = replace(tape, guidance=guidance, guidance_vjp=_in_range(vjp) if half else vjp)
+    return tape
+
+
+def _steering(process: Process, k: int) -> Guidance | None:
+    """The guidance where row ``k`` asks it."""
+    return process.guidance if process.table.rows[k].calls_guidance else None
+
+
+def _denoised(process: Process, k: int, x: Tensor, half: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     leaf = x.detach().requires_grad_(True)
     with torch.enable_grad():
         noise_pred = process.denoiser.noise_pred(leaf, process.conditioning, k)
@@ -192,28 +227,11 @@ def linearize(process: Process, k: int, x: Tensor, context: Context, noise: Nois
             "Remove `detach` or `no_grad` from its forward, or call the purifier under torch.no_grad()"
         )
 
-    half = process.denoiser.dtype == torch.float16
-
-    def noise_pred_vjp(v: Tensor) -> Tensor:
+    def vjp(v: Tensor) -> Tensor:
         scale = range_scale(v) if half else 1.0
         return torch.autograd.grad(noise_pred, leaf, v * scale)[0] / scale
 
-    guidance, guidance_vjp = None, None
-    if process.table.rows[k].calls_guidance and process.guidance is not None:
-        step = _guidance_step(process, k, x, noise)
-        guidance, guidance_vjp = process.guidance.linearize(x, context, step)
-        guidance_vjp = _in_range(guidance_vjp) if half else guidance_vjp
-    return Tape(noise_pred.detach(), noise_pred_vjp, guidance, guidance_vjp)
-
-
-def range_scale(v: Tensor) -> Tensor:
-    """Power of two per sample [B, 1, ...] that brings the largest entry of ``v`` to about 1.
-
-    A VJP is linear, so scaling its argument and its result is exact; float16 holds nothing below 6e-8, and
-    the gradients of a confident classifier are smaller than that.
-    """
-    largest = v.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.exp2(-torch.floor(torch.log2(largest))).view(-1, *(1,) * (v.dim() - 1))
+    return noise_pred.detach(), vjp
 
 
 def _in_range(vjp: VJP) -> VJP:
@@ -226,9 +244,32 @@ def _in_range(vjp: VJP) -> VJP:
     return scaled
 
 
-def _guidance_step(process: Process, k: int, x: Tensor, noise: NoiseSource) -> GuidanceStep:
+def _both_in_range(vjp: JointVJP) -> JointVJP:
+    def scaled(v: Tensor, v_guidance: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        scale = range_scale(torch.maximum(v.abs(), v_guidance.abs()))
+        through_state, through_context = vjp(v * scale, v_guidance * scale)
+        return through_state / scale, tuple(
+            None if part is None else part / per_sample(scale, part) for part in through_context
+        )
+
+    return scaled
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """One number per sample, shaped to multiply ``like`` [B, ...]."""
+    return values.reshape(-1, *(1,) * (like.dim() - 1))
+
+
+def guidance_step(process: Process, k: int, x: Tensor, noise: NoiseSource) -> GuidanceStep:
+    """What the guidance is told at row ``k`` of a state like ``x``."""
     row = process.table.rows[k]
-    return GuidanceStep(k, row.alpha, row.sigma, lambda: noise.guidance(k, x))
+    return GuidanceStep(
+        k,
+        row.alpha,
+        row.sigma,
+        lambda: noise.guidance(k, x),
+        lambda state: process.denoiser.noise_pred(state, process.conditioning, k),
+    )
 
 
 def advance(
@@ -273,7 +314,10 @@ def row_vjp(
         want_register=row.p != 0.0 or row.s != 0.0,
     )
     v_context: tuple[Tensor | None, ...] = ()
-    if tape is not None and row.calls_network:
+    if tape is not None and tape.joint_vjp is not None and v_guidance is not None:
+        through, v_context = tape.joint_vjp(v_pred, v_guidance)
+        return v_x + through, v_context, v_register
+    if tape is not None and tape.noise_pred_vjp is not None and row.calls_network:
         v_x = v_x + tape.noise_pred_vjp(v_pred)
     if tape is not None and tape.guidance_vjp is not None and v_guidance is not None:
         through_state, v_context = tape.guidance_vjp(v_guidance)
@@ -332,7 +376,7 @@ class EagerRows(Rows):
     def vjp(self, k: int, x: Tensor, tape: Any, v: Tensor, w: Tensor | None) -> Cotangents:
         """See ``Rows.vjp``."""
         known = tape if isinstance(tape, Tape) else None
-        if known is None and self.process.table.rows[k].calls_network:
+        if known is None and self.process.table.rows[k].calls_something:
             known = linearize(self.process, k, x, self.context, self.noise)
         return row_vjp(self.process, k, x, known, v, w)
 

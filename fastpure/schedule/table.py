@@ -75,6 +75,11 @@ class Row:
         return self.c != 0.0 or self.u != 0.0
 
     @property
+    def calls_something(self) -> bool:
+        """Whether an answer enters the step, the denoiser's or the guidance's."""
+        return self.calls_network or self.calls_guidance
+
+    @property
     def writes_register(self) -> bool:
         """Whether the step leaves something in the register."""
         return any(value != 0.0 for value in (self.q, self.r, self.u, self.s))
@@ -142,8 +147,14 @@ class StepTable:
 
     @property
     def n_network_calls(self) -> int:
-        """How many times the denoiser runs in one purification."""
-        return sum(row.calls_network for row in self.rows)
+        """How many times the denoiser runs in one purification; the guidance, where no row calls a denoiser."""
+        return sum(self.counted)
+
+    @property
+    def counted(self) -> tuple[bool, ...]:
+        """Which rows are network calls: those that call the denoiser, or the guidance where none does."""
+        denoised = tuple(row.calls_network for row in self.rows)
+        return denoised if any(denoised) else tuple(row.calls_guidance for row in self.rows)
 
     @property
     def n_forward_rows(self) -> int:
@@ -170,6 +181,22 @@ class StepTable:
         """The same sampler with ``coefficients[k]`` times the guidance gradient added at row k."""
         rows = zip(self.rows, coefficients, strict=True)
         return StepTable(tuple(replace(row, c=float(c)) for row, c in rows))
+
+    def corrected(self, implied: bool = False) -> StepTable:
+        """The same sampler with the guidance added to the predicted clean image wherever a row uses that.
+
+        A row is A x0hat + B e + ..., x0hat = (x - sigma e) / alpha: c = A, and e stays what the denoiser answered.
+        ``implied``: e is that of the new image too, (x - alpha x0hat) / sigma; c = -(alpha / sigma) b.
+        """
+        rows = []
+        for row in self.rows:
+            if not row.calls_network:
+                rows.append(row)
+                continue
+            implied_c, implied_u = (-row.alpha / row.sigma * value for value in (row.b, row.r))
+            c, u = (implied_c, implied_u) if implied else (row.alpha * row.a, row.alpha * row.q)
+            rows.append(replace(row, c=c, u=u))
+        return StepTable(tuple(rows))
 
     def weakened(self, share: float) -> StepTable:
         """The same sampler with its guidance gradient times ``share``."""

@@ -15,30 +15,43 @@ from .losses import (
     DiscreteTimes,
     EdmDenoiserLoss,
     EdmLevels,
+    EnergyLoss,
+    EnergyWithChains,
     FlowLoss,
     FlowPureLoss,
     FlowTimes,
     Loss,
     TradesLoss,
 )
-from .measure import ClassifierScore, DenoiserScore, score_classifier, score_denoiser, score_loss
+from .measure import (
+    ClassifierScore,
+    DenoiserScore,
+    EnergyScore,
+    score_classifier,
+    score_denoiser,
+    score_energy,
+    score_loss,
+)
 from .recipes import (
     CLASSIFIER_RECIPES,
     DENOISER_RECIPES,
+    ENERGY_RECIPES,
     FINE_TUNE_RECIPES,
     FLOWPURE_RECIPES,
     TRADES_RECIPES,
     ClassifierRecipe,
     DenoiserRecipe,
+    EnergyRecipe,
     FineTuneRecipe,
     FlowPureRecipe,
 )
-from .runs import Outcome, fine_tune, train_classifier, train_denoiser, train_flowpure
+from .runs import Outcome, fine_tune, train_classifier, train_denoiser, train_energy, train_flowpure
 from .trainer import Group, Trainer
 
 __all__ = [
     "CLASSIFIER_RECIPES",
     "DENOISER_RECIPES",
+    "ENERGY_RECIPES",
     "FINE_TUNE_RECIPES",
     "FLOWPURE_RECIPES",
     "TRADES_RECIPES",
@@ -58,6 +71,10 @@ __all__ = [
     "DiscreteTimes",
     "EdmDenoiserLoss",
     "EdmLevels",
+    "EnergyLoss",
+    "EnergyRecipe",
+    "EnergyScore",
+    "EnergyWithChains",
     "FineTuneRecipe",
     "Fit",
     "FlowLoss",
@@ -75,8 +92,10 @@ __all__ = [
     "fit",
     "score_classifier",
     "score_denoiser",
+    "score_energy",
     "score_loss",
     "train_classifier",
     "train_denoiser",
+    "train_energy",
     "train_flowpure",
 ]

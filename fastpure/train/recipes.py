@@ -11,6 +11,7 @@ from torch import nn
 from ..classifiers import CONFIGS as CLASSIFIER_CONFIGS
 from ..errors import one_of
 from ..nets import Denoiser
+from ..nets.energy import CONFIGS as ENERGY_CONFIGS
 from ..schedule import VP
 from .config import TrainConfig
 from .losses import (
@@ -25,6 +26,7 @@ from .losses import (
     DiscreteTimes,
     EdmDenoiserLoss,
     EdmLevels,
+    EnergyLoss,
     FlowLoss,
     FlowPureLoss,
     FlowTimes,
@@ -76,6 +78,20 @@ class DenoiserRecipe:
         if schedule == "flow":
             return replace(self, loss=FlowLoss(flow_times(t_max), **shared))
         return replace(self, loss=EdmDenoiserLoss(edm_levels(t_max, "eps"), **shared))
+
+
+@final
+@dataclass(frozen=True)
+class EnergyRecipe:
+    """``network`` is a key of `fastpure.nets.energy.CONFIGS`; ``n_chains`` Markov chains, a power of two."""
+
+    network: str
+    loss: EnergyLoss
+    train: TrainConfig
+    n_chains: int = 2048
+
+    def __post_init__(self) -> None:
+        one_of("network", self.network, ENERGY_CONFIGS)
 
 
 @final
@@ -186,6 +202,16 @@ DENOISER_RECIPES: dict[str, DenoiserRecipe] = {
         network="ddpmpp-cifar10-small",
         loss=DenoiserLoss(t_max=0.3, augment=Augment(flip=True)),
         train=TrainConfig(steps=4000, batch_size=64, lr=1e-3, warmup=200, ema=0.999, precision="bf16"),
+    ),
+}
+
+ENERGY_RECIPES: dict[str, EnergyRecipe] = {
+    "digits": EnergyRecipe(
+        network="energy-digits",
+        loss=EnergyLoss(
+            n_iter=5, tau=0.08, restart=0.1, restart_noise=0.4, smooth=0.25, decay=1e-4, score=20.0
+        ),
+        train=TrainConfig(steps=4000, batch_size=64, lr=2e-3, warmup=50, ema=0.995),
     ),
 }
 

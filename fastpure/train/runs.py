@@ -13,17 +13,26 @@ import torch
 from torch import nn
 
 from ..attacks import PGD
-from ..checkpoints import save_denoiser
+from ..checkpoints import save_denoiser, save_energy
 from ..classifiers import CONFIGS as CLASSIFIER_CONFIGS
 from ..classifiers import ResNet, require_eval, save_classifier
 from ..data import Dataset
 from ..errors import mistake
 from ..files import replace_file
-from ..nets import Denoiser, config_dict
+from ..nets import Denoiser, EnergyNet, config_dict
+from ..nets.energy import CONFIGS as ENERGY_CONFIGS
 from .config import TrainConfig
 from .loop import Fit, fit
-from .losses import Loss, TradesLoss, weights_digest
-from .measure import DenoiserScore, FlowScore, Nothing, score_classifier, score_denoiser, score_loss
+from .losses import EnergyWithChains, Loss, TradesLoss, weights_digest
+from .measure import (
+    DenoiserScore,
+    FlowScore,
+    Nothing,
+    score_classifier,
+    score_denoiser,
+    score_energy,
+    score_loss,
+)
 from .networks import (
     check_classes,
     check_conventions,
@@ -33,11 +42,12 @@ from .networks import (
     new_classifier,
     new_denoiser,
 )
-from .recipes import ClassifierRecipe, DenoiserRecipe, FineTuneRecipe, FlowPureRecipe
+from .recipes import ClassifierRecipe, DenoiserRecipe, EnergyRecipe, FineTuneRecipe, FlowPureRecipe
 from .trainer import Group
 
 CLASSIFIER_FILE = "classifier.safetensors"
 DENOISER_FILE = "denoiser.safetensors"
+ENERGY_FILE = "energy.safetensors"
 # Held-out images that are denoised or attacked: enough for 0.05 dB, cheap enough for large networks.
 SCORED_IMAGES = 512
 SCORED_TIMES = (0.05, 0.1, 0.15, 0.2)
@@ -132,6 +142,55 @@ def train_denoiser(
         return Outcome(done, None, ())
     metadata = notes(recipe.train, train, {"t_max": str(recipe.loss.t_max)})
     return _export_denoiser(done, out, held, times, metadata)
+
+
+def train_energy(
+    recipe: EnergyRecipe, train: Dataset, test: Dataset, out: str | Path, **session: Any
+) -> Outcome:
+    """Train an energy by persistent chains, export ``energy.safetensors`` and compare energies on ``test``.
+
+    Args:
+        session: as for `train_classifier`, but one process only: every process would have chains of its own.
+
+    Raises:
+        ValueError: the network does not fit the images, the chains not the batch, or several processes.
+        ResumeError: ``out`` holds another run; nothing is overwritten.
+    """
+    if (size := Group.current().size) > 1:
+        raise ValueError(mistake("accelerate launch", "one process for an energy", f"{size}"))
+    config = ENERGY_CONFIGS[recipe.network]
+    check_shape(recipe.network, config.image_shape, train)
+    network = EnergyNet(config).initialise(recipe.train.seed)
+    noise = recipe.loss.smooth or 0.25
+    done = _run(
+        EnergyWithChains(network, recipe.n_chains, recipe.train.seed),
+        recipe.loss,
+        train,
+        recipe.train,
+        out=out,
+        network={"name": recipe.network, **config.to_dict(), "n_chains": recipe.n_chains},
+        held_out=lambda model: score_energy(model, test, noise).noise_mse,
+        products=(ENERGY_FILE, RESULT_FILE),
+        **session,
+    )
+    if not (done.finished and done.main):
+        return Outcome(done, None, ())
+    trained = cast("EnergyWithChains", done.model)
+    score = score_energy(trained.network, test, noise)
+    table = (
+        f"error of the noise that the gradient predicts: {score.noise_mse:.4f} at deviation {score.noise:g} "
+        f"({score.images} held-out images)",
+        f"noised images lie {score.higher:.2f} higher",
+    )
+    metadata = notes(recipe.train, train, {"loss": json.dumps(recipe.loss.to_dict())})
+    return export(
+        done,
+        out,
+        ENERGY_FILE,
+        lambda path: save_energy(trained.network, path, notes=metadata, dtype=torch.float16),
+        score,
+        table,
+    )
 
 
 def fine_tune(

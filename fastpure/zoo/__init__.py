@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import one_of
 
-__all__ = ["CLASSIFIERS", "DENOISERS", "weights_path"]
+__all__ = ["CLASSIFIERS", "DENOISERS", "ENERGIES", "weights_path"]
 
 DENOISERS: dict[str, str] = {
     "digits": "digits_denoiser.safetensors",
@@ -22,11 +22,14 @@ CLASSIFIERS: dict[str, str] = {
     "cifar10-small": "cifar10_classifier.safetensors",
     "cifar10-aux": "cifar10_aux_classifier.safetensors",
 }
-_KINDS = {"denoiser": DENOISERS, "classifier": CLASSIFIERS}
+ENERGIES: dict[str, str] = {
+    "digits": "digits_energy.safetensors",
+}
+_KINDS = {"denoiser": DENOISERS, "classifier": CLASSIFIERS, "energy": ENERGIES}
 
 
 def weights_path(kind: str, name: str) -> Path:
-    """File of the bundled ``kind`` (``"denoiser"`` or ``"classifier"``) called ``name``.
+    """File of the bundled ``kind`` (``"denoiser"``, ``"classifier"`` or ``"energy"``) called ``name``.
 
     Raises:
         ValueError: nothing of that kind or name is bundled; the message lists what is.

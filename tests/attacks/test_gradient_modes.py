@@ -269,7 +269,9 @@ def test_half_the_guidance_is_half_its_coefficients(name):
     assert half.guidance is full.guidance is method.guidance
     assert none.guidance is None
     assert not any(row.calls_guidance for row in none.steps.rows)
-    assert none.steps.n_network_calls == method.steps.n_network_calls
+    # An energy is all that is called there: nothing is left of it.
+    left = any(row.calls_network for row in method.steps.rows)
+    assert none.steps.n_network_calls == (method.steps.n_network_calls if left else 0)
     assert none.clip_output == method.clip_output
     with pytest.raises(ValueError, match="made by hand"):
         half.rebuilt()

@@ -93,6 +93,11 @@ def defenses() -> dict[str, Callable[[], torch.nn.Module]]:
         "consistency": with_(
             methods.consistency(n_steps=2), kind={"prediction": "consistency", "time_input": "sigma"}
         ),
+        "mimic": with_(methods.mimic(n_steps=4)),
+        "dps": with_(methods.dps(n_steps=4)),
+        "freqpure": with_(methods.freqpure(n_steps=4)),
+        "ebm_langevin": with_(methods.ebm_langevin(fp.load_energy("digits"), n_steps=4)),
+        "heterogeneous": with_(methods.heterogeneous(classifier, n_steps=4)),
         "module": lambda: classifier,
     }
     return made

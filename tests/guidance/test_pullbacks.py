@@ -12,12 +12,18 @@ from fastpure.guidance import (
     Attraction,
     AuxiliaryLatent,
     ClassifierConfidence,
+    CleanDistance,
+    EnergyDescent,
+    FrequencyCorrection,
     GuidanceStep,
+    Heterogeneous,
+    Opening,
     SquaredError,
     StructuralSimilarity,
 )
 from tests.methods.cases import auxiliary
-from tests.reverse.toys import SHAPE, toy_classifier
+from tests.methods.small import toy_energy
+from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
 
 CASES = {
     "confidence": lambda: ClassifierConfidence(toy_classifier()),
@@ -32,6 +38,11 @@ CASES = {
     ),
     "auxiliary_kl": lambda: AuxiliaryLatent(auxiliary(), eta=2.0, latent="logits", distance="kl"),
     "attraction": lambda: Attraction(variance=0.1),
+    "energy": lambda: EnergyDescent(toy_energy()),
+    "heterogeneous": lambda: Heterogeneous(toy_classifier(), "conv", mask="soft"),
+    "frequency": lambda: FrequencyCorrection(0.4),
+    "frequency_clipped": lambda: FrequencyCorrection(0.4, 1.5, 4.0, 0.3, clip_x0=True),
+    "clean_distance": lambda: CleanDistance("l2", pooled=4),
 }
 
 
@@ -40,7 +51,12 @@ def draw(seed):
     return 0.5 * torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64)
 
 
-STEP = GuidanceStep(3, 0.9, 0.4, lambda: draw(9))
+def noise_pred(x):
+    return toy_denoiser().network(x, x.new_full((len(x),), 30.0))
+
+
+OPENING = Opening(lambda x, ratio: x - ratio * noise_pred(x), lambda: draw(8))
+STEP = GuidanceStep(3, 0.9, 0.4, lambda: draw(9), noise_pred)
 
 
 def test_every_guidance_is_tried_here():
@@ -51,7 +67,7 @@ def test_every_guidance_is_tried_here():
 @pytest.mark.parametrize("name", CASES)
 def test_pullback_is_the_transpose_of_the_derivative(name):
     guidance, x, x0, v = CASES[name](), draw(0), draw(1), draw(2)
-    context = guidance.context(x0)
+    context = guidance.read(x0, OPENING)
     g, pull = guidance.linearize(x, context, STEP)
     assert torch.allclose(g, guidance.gradient(x, context, STEP), atol=1e-14)
     v_x, v_context = pull(v)
@@ -74,10 +90,10 @@ def test_pullback_is_the_transpose_of_the_derivative(name):
         assert slope(ahead, behind) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "confidence"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("confidence", "energy")])
 def test_what_an_attacker_leaves_out(name):
     guidance, x, x0, v = CASES[name](), draw(0), draw(1), draw(2)
-    context = guidance.context(x0)
+    context = guidance.read(x0, OPENING)
     exact = guidance.linearize(x, context, STEP)[1](v)
     partial = replace(guidance, grad="no_guide_path").linearize(x, context, STEP)[1](v)
     assert torch.allclose(partial[0], exact[0], atol=1e-14)
@@ -102,7 +118,7 @@ def test_the_auxiliary_s_logits_are_class_and_latent_at_once(distance):
     assert torch.allclose(found, expected, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", ["confidence", "auxiliary"])
+@pytest.mark.parametrize("name", ["confidence", "auxiliary", "energy"])
 def test_cast_leaves_the_original_alone(name):
     guidance = CASES[name]()
     assert guidance.cast(torch.float64) is guidance

@@ -5,8 +5,18 @@ from __future__ import annotations
 import torch
 
 import fastpure as fp
+from fastpure.nets import EnergyConfig, EnergyNet
 from tests.methods.cases import auxiliary
 from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
+
+
+def toy_energy(dtype=torch.float64):
+    """Steep enough for its curvature to matter over a few steps."""
+    network = EnergyNet(EnergyConfig(SHAPE, (5, 6))).initialise(3).to(dtype).eval()
+    with torch.no_grad():
+        network.last.weight.mul_(30)
+    return network
+
 
 SMALL = {
     "diffpure": lambda: fp.methods.diffpure(t=0.1, dt=0.02),
@@ -31,6 +41,11 @@ SMALL = {
     "flowpure": lambda: fp.methods.flowpure(start=0.4, n_steps=3),
     "consistency": lambda: fp.methods.consistency(n_steps=3),
     "lorid": lambda: fp.methods.lorid(t=0.004, rounds=2, n_steps=2),
+    "mimic": lambda: fp.methods.mimic(n_steps=4, guidance_grad="smoothed"),
+    "ebm_langevin": lambda: fp.methods.ebm_langevin(toy_energy(), n_steps=3, tau=0.2),
+    "heterogeneous": lambda: fp.methods.heterogeneous(toy_classifier(), n_steps=4, blocks="conv"),
+    "freqpure": lambda: fp.methods.freqpure(n_steps=4),
+    "dps": lambda: fp.methods.dps(n_steps=4),
 }
 
 

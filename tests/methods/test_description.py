@@ -17,10 +17,10 @@ from fastpure.methods.base import method
 from fastpure.purify.description import plain
 from fastpure.schedule import forward_diffusion, reverse_sde
 from tests.methods.cases import auxiliary
-from tests.methods.small import SMALL
+from tests.methods.small import SMALL, toy_energy
 from tests.reverse.toys import toy_classifier
 
-CLASSIFIER, AUXILIARY = toy_classifier(), auxiliary()
+CLASSIFIER, AUXILIARY, ENERGY = toy_classifier(), auxiliary(), toy_energy()
 
 VARIED = {
     "diffpure": [{"t": 0.2, "dt": 0.05, "clip_output": True, "solver": "exponential"}],
@@ -99,6 +99,26 @@ VARIED = {
         {"t": 0.02, "rounds": 2, "ranks": [1, 3, 5], "variance": "large", "clip_x0": False},
         {"n_steps": 3, "clip_output": False},
     ],
+    "mimic": [
+        {"n_steps": 50, "scale": 2000.0, "window": [10, 80], "pooled": 2, "reduction": "sum", "eta": 0.5},
+        {"clip_x0": False, "width": 0.2, "guidance_grad": "smoothed", "clip_output": False},
+    ],
+    "ebm_langevin": [
+        {"n_steps": 20, "tau": 0.05, "guidance_grad": "detached", "clip_output": True},
+    ],
+    "heterogeneous": [
+        {"t": 0.3, "t_rest": 0.2, "n_steps": 6, "repeats": 3, "blocks": "conv", "threshold": 0.4},
+        {"mask": "soft", "sharpness": 9.0, "eta": 0.5, "clip_x0": False},
+        {"guidance_grad": "mask_constant", "clip_output": False},
+    ],
+    "freqpure": [
+        {"t": 0.2, "n_steps": 5, "amplitude_radius": 2.0, "phase_radius": 3.0, "delta": 0.3, "guide_t": 0.1},
+        {"noise": "implied", "eta": 0.0, "clip_x0": True, "guidance_grad": "detached", "clip_output": False},
+    ],
+    "dps": [
+        {"t": 0.2, "n_steps": 5, "scale": 0.5, "norm": "squared", "eta": 0.0, "clip_x0": True},
+        {"guidance_grad": "no_guide_path", "clip_output": False},
+    ],
 }
 """Settings other than the defaults, every setting once."""
 
@@ -115,7 +135,12 @@ MADE = [(name, settings) for name, varied in VARIED.items() for settings in vari
 
 def network_of(name: str) -> dict[str, nn.Module]:
     """The network a method cannot do without, by the name of its argument."""
-    return {"coup": {"classifier": CLASSIFIER}, "agdm": {"auxiliary": AUXILIARY}}.get(name, {})
+    return {
+        "coup": {"classifier": CLASSIFIER},
+        "agdm": {"auxiliary": AUXILIARY},
+        "ebm_langevin": {"energy": ENERGY},
+        "heterogeneous": {"classifier": CLASSIFIER},
+    }.get(name, {})
 
 
 def made(name: str, settings: dict) -> Method:
@@ -186,7 +211,7 @@ def test_a_spec_is_the_signature(name):
     assert takes.steps is None or takes.steps in settings
     typed = {key for key, p in found.parameters.items() if "nn.Module" in p.annotation}
     assert typed == ({takes.network} if takes.network else set())
-    assert takes.required == (name in ("coup", "agdm"))
+    assert takes.required == (name in ("coup", "agdm", "ebm_langevin", "heterogeneous"))
     assert make(name, **dict(takes.settings), **network_of(name)) == made(name, {})
 
 

@@ -8,8 +8,8 @@ import pytest
 
 import fastpure as fp
 from fastpure.data import load_dataset
-from fastpure.train import score_classifier, score_denoiser
-from fastpure.zoo import CLASSIFIERS, DENOISERS, weights_path
+from fastpure.train import score_classifier, score_denoiser, score_energy
+from fastpure.zoo import CLASSIFIERS, DENOISERS, ENERGIES, weights_path
 
 MEGABYTE = 2**20
 PACK = Path(__file__).parent.parent / "data" / "cifar10_64.npz"
@@ -41,7 +41,7 @@ def test_classifiers(name):
 
 def test_no_file_is_forgotten():
     """Whatever lies in the folder has a name under which it loads."""
-    known = {*DENOISERS.values(), *CLASSIFIERS.values()}
+    known = {*DENOISERS.values(), *CLASSIFIERS.values(), *ENERGIES.values()}
     assert {path.name for path in README.parent.glob("*.safetensors")} == known
 
 
@@ -70,3 +70,31 @@ def test_purification_takes_a_simple_attack_away(images):
     purifier = fp.Purifier(fp.load_denoiser("cifar10-small"), method, seed=0)
     right = classifier(purifier(result.x_adv, sample_ids=some.sample_ids)).argmax(1) == some.labels
     assert right.float().mean() > 0.35
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+def test_energies(name):
+    path, energy = weights_path("energy", name), fp.load_energy(name)
+    assert path.stat().st_size <= 30 * 1000
+    assert path.name in README.read_text()
+    assert not energy.training
+    assert not any(weight.requires_grad for weight in energy.parameters())
+
+
+def test_the_digits_energy_purifies():
+    """Images that fool the bare classifier; of all 500 the README's counts, with room for these being 60 of them."""
+    classifier, data = fp.load_classifier("digits"), load_dataset("digits", "test").subset(60, data_seed=0)
+    attack = fp.attacks.PGD(norm="Linf", eps=0.2, n_iter=10, eot_iter=1, eval_draws=1)
+    result = attack(classifier, data.images, data.labels, sample_ids=data.sample_ids)
+    assert result.robust_accuracy.estimate < 0.1
+    method = fp.methods.ebm_langevin(fp.load_energy("digits"), n_steps=60, tau=0.08, clip_output=True)
+    purifier = fp.Purifier(fp.load_denoiser("digits"), method, seed=0)
+    for images, low in ((data.images, 0.65), (result.x_adv, 0.35)):
+        purified = purifier(images, sample_ids=data.sample_ids)
+        assert (classifier(purified).argmax(1) == data.labels).float().mean() > low
+
+
+def test_the_digits_energy_predicts_noise():
+    score = score_energy(fp.load_energy("digits"), load_dataset("digits", "test"), 0.25)
+    assert score.noise_mse < 0.5
+    assert score.higher > 0

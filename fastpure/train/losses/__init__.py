@@ -8,6 +8,7 @@ from .addt import AddtLinfLoss, AddtLoss, mix, rbgm
 from .base import Augment, Loss, evaluation_mode, frozen_weights, weights_digest
 from .classifier import ClassifierLoss, TradesLoss
 from .denoiser import DenoiserLoss, DiscreteDenoiserLoss, EdmDenoiserLoss
+from .energy import EnergyLoss, EnergyWithChains
 from .flow import FlowLoss, FlowPureLoss, FlowTimes
 from .levels import ContinuousTimes, DiscreteTimes, EdmLevels, Level, Levels, diffuse
 
@@ -24,6 +25,8 @@ __all__ = [
     "DiscreteTimes",
     "EdmDenoiserLoss",
     "EdmLevels",
+    "EnergyLoss",
+    "EnergyWithChains",
     "FlowLoss",
     "FlowPureLoss",
     "FlowTimes",
