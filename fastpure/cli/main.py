@@ -11,7 +11,21 @@ import typer
 
 from ..errors import FastpureError
 from ..openmp import choose_policy
-from . import attack, bench, certify, convert, demo, doctor, evaluate, purify, report, runs, sweep, train
+from . import (
+    attack,
+    bench,
+    certify,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    purify,
+    report,
+    reproduce,
+    runs,
+    sweep,
+    train,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +46,7 @@ app.command("compare")(runs.compare)
 app.command("merge")(runs.merge)
 app.command("purify")(purify.purify)
 app.command("report")(report.report)
+app.command("reproduce")(reproduce.reproduce)
 app.add_typer(train.app, name="train")
 
 
