@@ -53,7 +53,7 @@ def job_calls(job: Job, setting: Setting, images: int) -> int:
     judged = 2 * draws + (row.protocol.transfer_draws if row.protocol.noise == "known" and purifies else 0)
     gradients, judgements = 0.0, 0.0
     if row.source is None:
-        gradients, judgements = _queries(setting.attack(job.attack), row.protocol, purifies)
+        gradients, judgements = _queries(setting.attack(job.attack, row.defence), row.protocol, purifies)
     return round(images * setting.steps(row.defence) * (2 * gradients + judgements + judged))
 
 

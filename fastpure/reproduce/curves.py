@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -76,13 +76,13 @@ class Bars(Drawing):
             axis.plot((low, high), (place, place), color=colours["ink"], linewidth=1.4)
             number = next((n.robust for n in row.published if n.robust is not None), None)
             if number is not None:
-                label = None if axis.get_legend_handles_labels()[1] else "the paper's number, in its setting"
+                label = None if axis.get_legend_handles_labels()[1] else "published, in its own setting"
                 axis.plot(number, place, "D", color=colours["s1"], markersize=6, label=label, zorder=3)
         names = [f"{row.defence.label}\n{job.called(made.setting.small)}" for row, (job, _) in shown]
         axis.set_yticks(range(len(shown)), names, fontsize=8)
         axis.invert_yaxis()
         axis.set_xlim(0, 100)
-        axis.set_xlabel(f"robust accuracy, % (95 % Wilson intervals){made.suffix}", fontsize=8)
+        axis.set_xlabel(f"robust accuracy, % with 95 % Wilson intervals{made.suffix}", fontsize=8)
         axis.set_title(made.experiment.title, fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[1]:
@@ -138,7 +138,9 @@ class ConfidenceAlong(Drawing):
             return {}
         series = []
         for style, (defence, confidence) in enumerate(walks.items()):
-            table = made.setting.defence(defence).purifier.method.table()  # type: ignore[union-attr]
+            target = made.target(defence)
+            assert target is not None
+            table = target.method.table()
             times = (*(row.t for row in table.rows), 0.0)
             for which, wanted in (("true class", labels), ("attack's class", classes)):
                 along = confidence[:, broken].gather(
@@ -189,5 +191,6 @@ def quiet_states(target: Target, x: Tensor, ids: Tensor) -> Tensor:
         forward=x.new_zeros((ahead, *x.shape)) if ahead else None,
         steps=x.new_zeros((len(rows) - ahead, *x.shape)),
     )
-    states: Tensor = target.module.purifier.trajectory(x, ids, 0, noise=noise)  # type: ignore[union-attr,operator]
+    defense: Any = target.module
+    states: Tensor = defense.purifier.trajectory(x, ids, 0, noise=noise)
     return states

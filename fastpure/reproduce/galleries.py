@@ -25,10 +25,10 @@ from .parts import Drawing
 from .parts import Row as Line
 
 KINDS = {
-    "rescued": "the first method errs, the last does not",
-    "lost": "the first method is right, the last errs",
-    "both right": "the first and the last method are right",
-    "both err": "the first and the last method err",
+    "rescued": "{first} errs, {last} does not",
+    "lost": "{first} is right, {last} errs",
+    "both right": "{first} and {last} are right",
+    "both err": "{first} and {last} err",
 }
 """What can have happened to an image; a method counts as right if at least half of its draws are."""
 
@@ -59,10 +59,13 @@ class SideBySide(Drawing):
         first, last = shown[0][1], shown[-1][1]
         kinds = [_kind(a, b) for a, b in zip(_right(first), _right(last), strict=True)]
         counts = {kind: kinds.count(kind) for kind in KINDS}
-        names = f"{shown[0][0].defence.label} and {shown[-1][0].defence.label}"
+        names = {"first": shown[0][0].defence.label, "last": shown[-1][0].defence.label}
         told = ", ".join(f"{kind} {count}" for kind, count in counts.items())
-        made.note(f"{self.name}: of {len(kinds)} attacked images, {told} ({names}, majority of the draws).")
-        known = {kind: KINDS[kind] for kind in self.only}
+        pair = " and ".join(names.values())
+        made.note(
+            f"{self.name}: of {len(kinds)} attacked images, {told} ({pair}, at least half of the draws)."
+        )
+        known = {kind: KINDS[kind].format(**names) for kind in self.only}
         picked = choose(kinds, self.most, known)
         if not picked:
             made.note(f"{self.name}: nothing to draw, there is no image that is {' or '.join(self.only)}")

@@ -165,13 +165,17 @@ class Assault:
         """Its label in that size."""
         return self.small_label if small and self.small_label else self.label
 
+    def settings(self, small: bool) -> Settings:
+        """Its settings in that size."""
+        return tuple({**dict(self.full), **(dict(self.small) if small else {})}.items())
+
     def build(self, small: bool, **changes: Any) -> Attack:
         """The attack.
 
         Raises:
             ValueError: this fastpure has no such setting, or a value is out of range.
         """
-        settings = {**dict(self.full), **(dict(self.small) if small else {}), **changes}
+        settings = {**dict(self.settings(small)), **changes}
         kinds: dict[str, Any] = {**ATTACKS, **CONTROLS}
         try:
             made: Attack = kinds[self.name](**settings)

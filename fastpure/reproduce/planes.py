@@ -291,7 +291,7 @@ class Landscape(Drawing):
             ):
                 loss, right = found[f"{kind}_loss"], found[f"{kind}_right"]
                 row.append(Panel(f"class {truth}, {said}", axis, loss, right, {}, marks))
-        title = f"{made.experiment.title}{made.suffix}"
+        title = f"Loss around the originals{made.suffix}"
         labels = ("along the attack over draws", "across")
         return {f"{self.name}.png": panels(rows, title, labels, "cross-entropy", None)}
 

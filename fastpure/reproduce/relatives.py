@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..evaluate import protocol
 from ..presets import MethodSpec, Published
@@ -101,7 +102,7 @@ def _known(variant: str, label: str) -> tuple[Assault, protocol.Protocol]:
     published = spec_of("addt-cifar10-linf", "published", "dw-pgd")
     settings = (*published.settings, ("variant", variant))
     # What stays random is averaged over one draw in the released code, and over some here on digits.
-    few = {} if variant == "xi,z" else {"eot_iter": 4}
+    few: dict[str, Any] = {} if variant == "xi,z" else {"eot_iter": 4}
     attack = Assault(
         label, "dw-pgd", settings, small(n_iter=15, step_size=None, **few), f"{label}, 15 iterations"
     )
@@ -181,7 +182,7 @@ ADBM_MAIN = Experiment(
     (Bars("adbm-main-bars"),),
     images=DataSpec("cifar10", 512, 42, note="published: a shuffled loader with seed 42, another choice"),
     notes=(
-        f"The paper's own tables are {MISSING} here; the numbers are MAE-Pure's, whose columns were told apart by their order.",
+        f"The paper's own tables are {MISSING} here; the numbers are MAE-Pure's, told apart by their order.",
         "On digits L2 is 1.0, and the classifier is the one trained with TRADES.",
     ),
 )

@@ -12,6 +12,8 @@ from typing import Any, final
 
 from ..errors import ResumeError, mistake
 from ..evaluate import Plan, Run, evaluate, plan
+from ..evaluate.protocol import fresh
+from ..evaluate.work import enter
 from ..files import replace_file
 from ..report import Options, report
 from ..report.data import Entry, open_entries
@@ -57,8 +59,11 @@ def reproduce(
     folder = Path(out)
     jobs = runnable(experiment, setting)
     dataset = setting.dataset(experiment) if jobs else None
-    for job in jobs:  # a network that is not one must not be found out about hours later
-        setting.defence(job.row.defence)
+    for defence in dict.fromkeys(job.row.defence for job in jobs):
+        assert dataset is not None
+        enter(
+            setting.defence(defence), dataset, fresh()
+        )  # what does not fit is found out now and not hours later
     claim(folder, experiment, setting)
     clock = _Clock({job: job_calls(job, setting, len(dataset) if dataset else 0) for job in jobs})
     for number, job in enumerate(jobs, 1):
@@ -161,7 +166,7 @@ class _Clock:
 
 def _attack(job: Job, setting: Setting, folder: Path) -> Any:
     if job.row.source is None:
-        return setting.attack(job.attack)
+        return setting.attack(job.attack, job.row.defence)
     with Run.open(folder / RUNS / Job(job.row.source).file(setting.small)) as found:
         return found.as_attack()
 
@@ -246,7 +251,7 @@ def cost(experiment: Experiment, setting: Setting, *, batch_size: int = 64) -> C
     hours, speed = 0.0, 0.0
     for job in jobs:
         assert dataset is not None
-        attack = setting.attack(job.attack) if job.row.source is None else None
+        attack = setting.attack(job.attack, job.row.defence) if job.row.source is None else None
         one = plan(setting.defence(job.row.defence), dataset, attack, job.row.protocol, batch_size=batch_size)
         calls, own = one.network_calls, one.hours
         if job.row.source is not None:  # judged twice, like any other row

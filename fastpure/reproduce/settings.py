@@ -98,9 +98,11 @@ class Setting(ABC):
         made: nn.Module = self._loaded[defence]
         return made
 
-    def attack(self, assault: Assault) -> Attack:
-        """The attack in this size."""
-        changes = {} if self.rows is None else {"batch_size": self.rows}
+    def attack(self, assault: Assault, defence: Defence) -> Attack:
+        """The attack in this size; where nothing purifies there is one gradient only, whatever it says."""
+        changes: dict[str, Any] = {} if self.rows is None else {"batch_size": self.rows}
+        if defence.bare and "gradient" in dict(assault.settings(self.small)):
+            changes["gradient"] = "exact"
         return assault.build(self.small, **changes)
 
     def images(self, experiment: Experiment) -> int | None:
@@ -117,8 +119,8 @@ class Setting(ABC):
         if defence.bare:
             return classifier
         guide = classifier if defence.guide is None else self.network(defence.guide)
-        options = {"seed": self.seed, "precision": self.precision}
-        purifier = Purifier(self.network(defence.denoiser), self.recipe(defence).build(guide), **options)
+        method = self.recipe(defence).build(guide)
+        purifier = Purifier(self.network(defence.denoiser), method, seed=self.seed, precision=self.precision)
         return Defense(purifier, classifier)
 
 

@@ -40,9 +40,13 @@ def small(norm: str = "Linf", **settings: Any) -> tuple[tuple[str, Any], ...]:
     return tuple({"norm": norm, "eps": EPS if norm == "Linf" else EPS_L2, **settings}.items())
 
 
-def autoattack(preset: str, norm: str) -> tuple[Assault, Assault]:
-    """The two versions of AutoAttack of which papers report the smaller; small: their APGD members, exact gradients."""
-    members = {"gradient": "exact", "n_iter": 12}
+def autoattack(preset: str, norm: str, gradient: str = "exact") -> tuple[Assault, Assault]:
+    """The two versions of AutoAttack of which papers report the smaller; small: their APGD members.
+
+    ``gradient``: of the small ones, for which torchsde is not needed.
+    """
+    members = {"gradient": gradient, "n_iter": 12}
+    how = "" if gradient == "exact" else f", {gradient}"
     rand = spec_of(preset, "published", "autoattack", version="rand")
     standard = spec_of(preset, "published", "autoattack", version="standard")
     return (
@@ -50,13 +54,13 @@ def autoattack(preset: str, norm: str) -> tuple[Assault, Assault]:
             "AutoAttack rand",
             rand,
             small(norm, **members, eot_iter=4),
-            "AutoAttack rand, 12 iterations, EOT 4",
+            f"AutoAttack rand, 12 iterations, EOT 4{how}",
         ),
         Assault.of(
             "AutoAttack standard",
             standard,
             small(norm, **members, version="custom", attacks=("apgd-ce", "apgd-t"), n_target_classes=2),
-            "APGD-CE and APGD-T, 12 iterations, without EOT",
+            f"APGD-CE and APGD-T, 12 iterations, without EOT{how}",
         ),
     )
 

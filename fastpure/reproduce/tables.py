@@ -1,4 +1,4 @@
-"""The table of an experiment as Markdown and JSON, with the paper's numbers beside ours."""
+"""The table of an experiment as Markdown and JSON, with the published numbers beside ours."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ HEAD = (
     "images",
     "clean %",
     "robust %",
-    "paper: clean %",
-    "paper: robust %",
+    "published: clean %",
+    "published: robust %",
 )
 
 
@@ -139,7 +139,7 @@ def _interval(value: Interval | None) -> str:
 
 def _legend(made: Made) -> str:
     rows, setting = made.experiment.rows, made.setting
-    said = "Ours with 95 % Wilson intervals over images; the paper's numbers as printed there."
+    said = "Ours with 95 % Wilson intervals over images; published numbers as printed there, each in its own setting."
     if any(len(row.runs) > 1 for row in rows):
         said += " Of several attacks the one that leaves least counts."
     used = {number.tag for row in rows for number in row.published}

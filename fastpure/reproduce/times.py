@@ -96,7 +96,7 @@ class Times(Drawing):
         lines = [
             f"Seconds per image, {self.batch} at a time on {made.setting.device}. Ours: {made.setting.label}.",
             "",
-            f"| method | {' | '.join(headings)} | to the first row | paper: s |",
+            f"| method | {' | '.join(headings)} | to the first row | published: s |",
             "|" + "---|" * (len(headings) + 3),
         ]
         first = next(iter(rows.values()))

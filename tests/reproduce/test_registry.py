@@ -41,8 +41,8 @@ def test_every_part_of_both_sizes_can_be_made(one):
     full, small = Full(), Small()
     for job in one.jobs:
         for setting in (full, small):
-            attack = setting.attack(job.attack)
-            assert attack.name if hasattr(attack, "name") else attack
+            attack = setting.attack(job.attack, job.row.defence)
+            assert not job.row.defence.bare or getattr(attack, "gradient", None) in ("exact", None)
         assert re.fullmatch(r"[\w.-]+\.sqlite", job.file(True))
     assert (
         len({job.file(True) for job in one.jobs})

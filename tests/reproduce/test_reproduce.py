@@ -14,6 +14,7 @@ from PIL import Image
 
 from fastpure.errors import DataError, ResumeError
 from fastpure.evaluate import Run
+from fastpure.presets import DataSpec
 from fastpure.reproduce import MISSING, SMALL, Full, Small, cost, reproduce
 from fastpure.reproduce.curves import Bars, ConfidenceAlong, Sweep
 from fastpure.reproduce.galleries import SideBySide
@@ -24,7 +25,7 @@ from fastpure.reproduce.planes import Landscape, Paths, Plane
 from fastpure.reproduce.relatives import DW_ALL, DW_ALL_RULE
 from fastpure.reproduce.times import Times
 
-from .tiny import GUIDED, NUMBER, PGD, PLAIN, RULE, UNGUIDED, experiment, rows
+from .tiny import GUIDED, PGD, PLAIN, RULE, UNGUIDED, experiment, rows
 
 
 def make(one, folder, **options):
@@ -220,47 +221,34 @@ def test_networks_that_are_not_given_or_do_not_fit(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def cifar(folder):
-    """Two random images in the official binary format, five batches of training images left out."""
-    generator = np.random.default_rng(0)
-    rows_ = np.concatenate(
-        [np.array([[0], [1]], np.uint8), generator.integers(0, 256, (2, 3072), np.uint8)], 1
-    )
-    (folder / "cifar-10-batches-bin").mkdir()
-    (folder / "cifar-10-batches-bin" / "test_batch.bin").write_bytes(rows_.tobytes())
-    return folder
-
-
 def test_rows_without_networks_are_left_out_and_shapes_are_checked(tmp_path):
-    images = replace(experiment().images, n=2, choice="first")
-    wide = replace(PLAIN, label="wide", classifier="wide")
-    one = replace(
-        experiment(rows=(Row(replace(PLAIN, bare=True), (PGD,), RULE), Row(wide, (PGD,), RULE, (NUMBER,)))),
-        images=images,
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "two.npz", x=pixels, y=np.array([0, 9]))
+    quick = replace(PGD, full=(("norm", "Linf"), ("eps", 8 / 255), ("n_iter", 1), ("eot_iter", 1)))
+    lines = (
+        Row(replace(PLAIN, label="bare", bare=True), (quick,), RULE),
+        Row(replace(PLAIN, classifier="wide"), (quick,), RULE),
     )
-    data = cifar(tmp_path)
-    quick = {**dict(PGD.full), "n_iter": 1, "eot_iter": 1}
-    one = replace(
-        one, rows=tuple(replace(row, attacks=(replace(PGD, full=tuple(quick.items())),)) for row in one.rows)
-    )
-    setting = Full(files={"classifier": "cifar10-small"}, data_path=data)
-    try:
-        setting.dataset(one)
-    except DataError:
-        pytest.skip("this reader wants whole test sets")
-    reproduce(one, setting, tmp_path / "out", progress=False)
+    one = replace(experiment(Bars("bars"), rows=lines), images=DataSpec("arrays", None))
+    given = {"classifier": "cifar10-small"}
+    reproduce(one, Full(files=given, data_path=tmp_path / "two.npz"), tmp_path / "out", progress=False)
     text = (tmp_path / "out" / "table.md").read_text()
     assert "not run: needs --denoiser FILE, --network wide=FILE" in text
     assert "digits" not in text
-    with pytest.raises(ValueError, match="must be of images"):
-        reproduce(
-            one,
-            Full(
-                files={"classifier": "cifar10-small", "denoiser": "digits", "wide": "digits"}, data_path=data
-            ),
-            tmp_path / "y",
-            progress=False,
-        )
+    assert "the paper's setting, as far as it is known" in text
+    more = {**given, "denoiser": "cifar10-small", "wide": "cifar10-small"}
+    few = replace(
+        one, rows=(lines[0], replace(lines[1], defence=replace(lines[1].defence, recipe=PLAIN.small)))
+    )
+    reproduce(few, Full(files=more, data_path=tmp_path / "two.npz"), tmp_path / "out", progress=False)
+    assert "not run" not in (tmp_path / "out" / "table.md").read_text(), "what was missing came later"
+    other = Full(files={**more, "classifier": "cifar10-aux"}, data_path=tmp_path / "two.npz")
+    with pytest.raises(ResumeError, match="classifier"):
+        reproduce(few, other, tmp_path / "out", progress=False)
+    wrong = Full(files={**more, "denoiser": "digits"}, data_path=tmp_path / "two.npz")
+    with pytest.raises(ValueError, match=r"must be of images \(1, 8, 8\)"):
+        reproduce(few, wrong, tmp_path / "y", progress=False)
+    assert not (tmp_path / "y").exists(), "found out before anything was run"
 
 
 def test_kept_arrays_come_back_and_a_damaged_file_is_computed_again(tmp_path):
