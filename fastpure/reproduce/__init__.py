@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from . import coup, relatives
 from .count import full_calls
-from .parts import MISSING, ROLES, SMALL, Assault, Defence, Drawing, Experiment, Role, Row
+from .experiment import Drawing, Experiment
+from .parts import MISSING, ROLES, SMALL, Assault, Defence, Images, Role, Row
 from .run import Cost, cost, reproduce
 from .settings import Full, Setting, Small
 
@@ -26,6 +27,7 @@ __all__ = [
     "Drawing",
     "Experiment",
     "Full",
+    "Images",
     "Role",
     "Row",
     "Setting",

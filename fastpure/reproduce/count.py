@@ -11,7 +11,8 @@ from ..data import Dataset
 from ..evaluate import Protocol
 from ..evaluate.plan import count_queries
 from ..evaluate.work import judged_by
-from .parts import Experiment, Job
+from .experiment import Experiment
+from .parts import Job
 from .settings import Full, Setting
 
 CLASSES, SIDE = 10, 8
@@ -64,7 +65,7 @@ def drawing_calls(experiment: Experiment, setting: Setting, images: int) -> int:
 
 def calls(experiment: Experiment, setting: Setting) -> int:
     """Network calls of the whole experiment, at most."""
-    images = setting.images(experiment) or TEST_SET
+    images = setting.count(experiment.images) or TEST_SET
     runs = sum(job_calls(job, setting, images) for job in experiment.jobs)
     return runs + drawing_calls(experiment, setting, images)
 

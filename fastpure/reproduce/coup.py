@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from ..presets import MethodSpec, Published
 from .curves import Bars, ConfidenceAlong, Sweep
+from .experiment import Experiment
 from .galleries import SideBySide
 from .gaussians import Flips
-from .parts import MISSING, Assault, Defence, Experiment, Row, quoted
+from .parts import MISSING, Assault, Defence, Images, Row, quoted
 from .planes import Paths
 from .shared import (
     APGD,
@@ -71,7 +72,7 @@ def _main_table(
             AMOUNTS,
             f"Rows of other kinds of defence (adversarial training) are {MISSING} here.",
         ),
-        small_images=16,
+        images=Images(small=16),
     )
 
 
@@ -192,7 +193,7 @@ FIGURE1 = Experiment(
     "COUP Figure 1: where purification leads an attacked image, with and without guidance",
     (FOUND_UNGUIDED,),
     (Paths("coup-figure1-paths", FOUND_UNGUIDED, (COUP,)),),
-    small_images=16,
+    images=Images(small=16),
     notes=("The paper's figure is a sketch; this is the same question asked of real networks and images.",),
 )
 FIGURE2A = Experiment(
@@ -201,7 +202,7 @@ FIGURE2A = Experiment(
     "COUP Figure 2a: confidence along the steps, for the true and the attack's class",
     (FOUND_UNGUIDED, FOUND_UNGUIDED.moved(COUP)),
     (ConfidenceAlong("coup-figure2a-confidence", FOUND_UNGUIDED, (COUP,)),),
-    small_images=48,
+    images=Images(small=48),
     notes=(
         "The attack is found without guidance; the curves are without noise.",
         UNKNOWN.format(what="figure"),
@@ -223,7 +224,7 @@ FIGURE2B = Experiment(
         for defence in (DIFFPURE, UNGUIDED, COUP)
     ),
     (Bars("coup-figure2b-bars"),),
-    small_images=20,
+    images=Images(small=20),
     notes=(
         "On digits the bundled classifier and the one trained with TRADES stand for the two.",
         UNKNOWN.format(what="figure"),
@@ -252,7 +253,7 @@ FIGURE4A = Experiment(
         for t, small_t in zip(SWEPT_T, SMALL_T, strict=True)
     ),
     (Sweep("coup-figure4a-accuracy", "t"),),
-    small_images=20,
+    images=Images(small=20),
     notes=(
         "The paper says: clean accuracy falls, robust accuracy rises and falls. Its values and its grid are "
         f"{MISSING}.",
@@ -264,7 +265,7 @@ FIGURE4B = Experiment(
     "COUP Figure 4b: clean and robust accuracy against the guidance scale lambda",
     tuple(Row(COUP.changed(f"COUP, scale {scale:g}", scale=scale), (APGD,), FRESH) for scale in SWEPT_SCALE),
     (Sweep("coup-figure4b-accuracy", "scale"),),
-    small_images=20,
+    images=Images(small=20),
     notes=(f"The paper's best scale is 1; its values and its grid are {MISSING}.",),
 )
 
@@ -281,7 +282,7 @@ FIGURE5 = Experiment(
             most=6,
         ),
     ),
-    small_images=24,
+    images=Images(small=24),
     notes=("The attack is found on DiffPure: what the paper attacked here is not recoverable.",),
 )
 FIGURE6 = Experiment(
@@ -294,7 +295,7 @@ FIGURE6 = Experiment(
             "coup-figure6-images", (FOUND_UNGUIDED, FOUND_UNGUIDED.moved(COUP)), ("rescued", "lost"), most=8
         ),
     ),
-    small_images=64,
+    images=Images(small=64),
     notes=("The attack is found without guidance, which favours guidance: nobody attacked it.",),
 )
 
@@ -342,7 +343,7 @@ E1 = Experiment(
         Row(COUP, (PEPPER,), FRESH, (Published("salt and pepper", None, 93.00, "COUP E.1", "P"),)),
     ),
     (Bars("coup-e1-bars"),),
-    small_images=200,
+    images=Images(small=200),
     notes=("The paper's share of pixels and its 500 images are not recoverable; 5 % of 512 images here.",),
 )
 

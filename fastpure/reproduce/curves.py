@@ -19,8 +19,9 @@ from ..report.standalone import palette, standalone
 from ..report.svg import Series
 from ..report.sweeps import sweeps
 from ..reverse import RecordedNoise
+from .experiment import Drawing
 from .made import Made, asked, told
-from .parts import Defence, Drawing, Row
+from .parts import Defence, Row
 from .settings import Setting
 from .tables import chosen
 
@@ -61,7 +62,7 @@ class Bars(Drawing):
 
     def draw(self, made: Made) -> Mapping[str, bytes]:
         """See `Drawing.draw`."""
-        rows = [(row, chosen(row, made.entries)) for row in made.experiment.rows]
+        rows = [(row, chosen(row, made.entries)) for row in made.rows]
         shown = [(row, pair) for row, pair in rows if pair is not None]
         if not shown:
             made.note(f"{self.name}: nothing to draw, no row was run")
@@ -83,7 +84,7 @@ class Bars(Drawing):
         axis.invert_yaxis()
         axis.set_xlim(0, 100)
         axis.set_xlabel(f"robust accuracy, % with 95 % Wilson intervals{made.suffix}", fontsize=8)
-        axis.set_title(made.experiment.title, fontsize=10, loc="left")
+        axis.set_title(made.title, fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[1]:
             figure.legend(fontsize=8, frameon=False, loc="outside lower right")

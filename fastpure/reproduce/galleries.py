@@ -20,8 +20,8 @@ from ..report.pictures import (
     purified_row,
 )
 from ..report.sheet import sheet
+from .experiment import Drawing
 from .made import Made
-from .parts import Drawing
 from .parts import Row as Line
 
 KINDS = {
@@ -71,7 +71,7 @@ class SideBySide(Drawing):
             made.note(f"{self.name}: nothing to draw, there is no image that is {' or '.join(self.only)}")
             return {}
         gallery = Gallery(
-            replace(first, name=f"{made.experiment.title}{made.suffix}"),
+            replace(first, name=f"{made.title}{made.suffix}"),
             _columns(first, picked, kinds),
             self._rows(made, shown, picked),
             (),

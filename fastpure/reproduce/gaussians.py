@@ -23,8 +23,8 @@ from ..purify import Purifier
 from ..report.chart import Chart
 from ..report.standalone import standalone
 from ..report.svg import Series
+from .experiment import Drawing
 from .made import Made
-from .parts import Drawing
 
 MEAN, STD, START = 0.5, 0.1, 0.12
 CLASSIFIERS = 32

@@ -20,7 +20,7 @@ from ..files import replacing
 from ..kernels import Domain
 from ..purify import Target, look_through
 from ..report.data import Entry
-from .parts import Defence, Experiment, Job, Row
+from .parts import Defence, Images, Job, Row
 from .settings import Setting
 
 PIECES = "pieces"
@@ -65,14 +65,17 @@ class Made:
     """What there is when an experiment is drawn.
 
     Attributes:
-        experiment, setting: which, and in which size.
+        title, rows, images: of the experiment.
+        setting: its size.
         entries: finished runs.
         kept: what drawings have computed.
         say: for progress.
         notes: sentences that drawings want told beside them.
     """
 
-    experiment: Experiment
+    title: str
+    rows: tuple[Row, ...]
+    images: Images
     setting: Setting
     entries: Mapping[Job, Entry]
     kept: Kept

@@ -1,24 +1,18 @@
-"""What an entry of `EXPERIMENTS` is made of: defences, attacks, rows and drawings, all of them plain values.
+"""What tables are made of: networks by their role, defences, attacks, rows; all of them plain values.
 
 Every defence and attack stands here twice: as the paper has it, and small, for the bundled networks of digits.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from ..attacks import ATTACKS, Attack
 from ..errors import mistake, one_of
 from ..evaluate import CONTROLS, Protocol, protocol
 from ..presets import PRESETS, AttackSpec, DataSpec, MethodSpec, Published
 from ..presets.parts import CIFAR10_512, Settings
-
-if TYPE_CHECKING:
-    from .made import Made
-    from .settings import Setting
 
 SMALL = "bundled digits networks, not the paper's setting"
 """What is said wherever a small number is shown."""
@@ -243,71 +237,17 @@ class Job:
         )
 
 
-class Drawing(ABC):
-    """A figure, or a table of something else than accuracy. Final subclasses are frozen dataclasses."""
-
-    name: str
-    """Of its files, without the ending; letters, digits and hyphens."""
-
-    @abstractmethod
-    def draw(self, made: Made) -> Mapping[str, bytes]:
-        """Names and contents of its files; none, with a note, where there is nothing to show.
-
-        What costs more than a second is kept in ``made.kept``, so that a killed command need not do it again.
-        """
-
-    def calls(self, setting: Setting, images: int) -> int:
-        """Network calls, at most; 0 for a drawing of what the runs hold."""
-        return 0
-
-    @property
-    def defences(self) -> tuple[Defence, ...]:
-        """Defences it asks, beside those of the rows."""
-        return ()
-
-
 @final
 @dataclass(frozen=True)
-class Experiment:
-    """A table or figure of a paper.
+class Images:
+    """Which images an experiment takes: the paper's, and how many digits in a small run."""
 
-    Attributes:
-        name: as in ``fastpure reproduce NAME``.
-        paper: authors, year, where.
-        title: which table or figure, and what it shows.
-        rows: of its table.
-        drawings: its figures.
-        images: the paper's.
-        small_images: how many digits a small run takes.
-        notes: what else a reader must know.
-    """
+    full: DataSpec = CIFAR10_512
+    small: int = 24
 
-    name: str
-    paper: str
-    title: str
-    rows: tuple[Row, ...]
-    drawings: tuple[Drawing, ...] = ()
-    images: DataSpec = CIFAR10_512
-    small_images: int = 24
-    notes: tuple[str, ...] = ()
 
-    @property
-    def jobs(self) -> tuple[Job, ...]:
-        """Every run, those whose images others need first."""
-        found = [job for row in self.rows for job in row.runs]
-        return tuple(sorted(found, key=lambda job: job.row.source is not None))
-
-    @property
-    def defences(self) -> tuple[Defence, ...]:
-        """All of them, each once."""
-        drawn = [defence for drawing in self.drawings for defence in drawing.defences]
-        return tuple(dict.fromkeys([*(row.defence for row in self.rows), *drawn]))
-
-    @property
-    def roles(self) -> dict[str, str]:
-        """The networks it needs: role -> the published network."""
-        named = [role for defence in self.defences for role in defence.roles]
-        return {role: ROLES[role].what for role in ROLES if role in named}
+COUPS = Images()
+"""COUP's and DiffPure's images, in the usual small size."""
 
 
 def quoted(preset: str, start: str) -> Published:

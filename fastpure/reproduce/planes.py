@@ -16,8 +16,9 @@ from ..purify import Target
 from ..report.data import Entry
 from ..report.plotting import png, pyplot
 from .curves import quiet_states
+from .experiment import Drawing
 from .made import Made, asked, fresh_draws, told
-from .parts import Defence, Drawing, Row
+from .parts import Defence, Row
 from .settings import Setting
 
 ROWS = 256

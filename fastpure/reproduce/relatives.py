@@ -9,7 +9,8 @@ from ..evaluate import protocol
 from ..presets import MethodSpec, Published
 from ..presets.parts import DataSpec
 from .curves import Bars
-from .parts import MISSING, Assault, Defence, Experiment, Row, quoted
+from .experiment import Experiment
+from .parts import MISSING, Assault, Defence, Images, Row, quoted
 from .planes import Landscape
 from .shared import DIFFPURE, FRESH, LEGACY, STEPS, T, autoattack, exact_pgd, small, spec_of
 
@@ -48,7 +49,7 @@ AGDM_MAIN = Experiment(
         Row(AGDM_L2, (L2_EXACT,), FRESH, (quoted("agdm-cifar10-l2", "PGD+EOT"),)),
     ),
     (Bars("agdm-main-bars"),),
-    small_images=16,
+    images=Images(small=16),
     notes=(
         "No code was published and this is one reading of the method: results are to be called AGDM-style. The paper's "
         f"own tables are {MISSING} here; its numbers are quoted from others, who do not state the iterations.",
@@ -93,7 +94,7 @@ ADDT_MAIN = Experiment(
         Row(ADDT_VP, (ADDT_PGD,), FRESH, (quoted("addt-vpsde-cifar10-linf", "PGD-200 EOT-20"),)),
     ),
     (Bars("addt-main-bars"),),
-    images=FIRST_1024,
+    images=Images(FIRST_1024),
     notes=(ADDT_NOTE,),
 )
 
@@ -126,7 +127,7 @@ ADDT_DW = Experiment(
         Row(ADDT_VP, (DW_ALL,), DW_ALL_RULE),
     ),
     (Bars("addt-dw-box-bars"),),
-    images=FIRST_1024,
+    images=Images(FIRST_1024),
     notes=(ADDT_NOTE, "The released code averages one draw of what stays random; ten decide here."),
 )
 ADDT_LOSS = Experiment(
@@ -135,8 +136,7 @@ ADDT_LOSS = Experiment(
     "ADDT, loss landscapes: the plane of an attack over draws and one that knows the noise",
     (STOCHASTIC, KNOWN),
     (Landscape("addt-landscape-loss", STOCHASTIC, KNOWN),),
-    images=FIRST_1024,
-    small_images=16,
+    images=Images(FIRST_1024, 16),
     notes=(
         "The white line is where half of the draws are right. Coordinates count in lengths of the first attack.",
     ),
@@ -180,7 +180,9 @@ ADBM_MAIN = Experiment(
         Row(ADBM_L2, (ADBM_PGD_L2,), FRESH, (quoted("adbm-cifar10-l2", "PGD-200 EOT-20"),)),
     ),
     (Bars("adbm-main-bars"),),
-    images=DataSpec("cifar10", 512, 42, note="published: a shuffled loader with seed 42, another choice"),
+    images=Images(
+        DataSpec("cifar10", 512, 42, note="published: a shuffled loader with seed 42, another choice")
+    ),
     notes=(
         f"The paper's own tables are {MISSING} here; the numbers are MAE-Pure's, told apart by their order.",
         "On digits L2 is 1.0, and the classifier is the one trained with TRADES.",

@@ -18,8 +18,9 @@ from ..files import replace_file
 from ..report import Options, report
 from ..report.data import Entry, open_entries
 from .count import drawing_calls, job_calls
+from .experiment import Experiment
 from .made import PIECES, Kept, Made
-from .parts import Experiment, Job
+from .parts import Job
 from .settings import Setting, option
 from .tables import as_json, markdown, missing_words
 
@@ -58,7 +59,7 @@ def reproduce(
     """
     folder = Path(out)
     jobs = runnable(experiment, setting)
-    dataset = setting.dataset(experiment) if jobs else None
+    dataset = setting.dataset(experiment.images) if jobs else None
     for defence in dict.fromkeys(job.row.defence for job in jobs):
         assert dataset is not None
         enter(
@@ -177,7 +178,15 @@ def _write(
     files = [folder / RUNS / job.file(setting.small) for job in jobs]
     entries = open_entries(files, stack) if files else []
     kept = Kept(folder / PIECES)
-    made = Made(experiment, setting, dict(zip(jobs, entries, strict=True)), kept, say)
+    made = Made(
+        experiment.title,
+        experiment.rows,
+        experiment.images,
+        setting,
+        dict(zip(jobs, entries, strict=True)),
+        kept,
+        say,
+    )
     written, contents = [], {}
     for drawing in experiment.drawings:
         say(f"drawing {drawing.name}")
@@ -185,20 +194,20 @@ def _write(
             written.append(replace_file(folder / name, content))
             contents[name] = content
     if entries:
-        written.append(_page(made, entries, folder, say))
+        written.append(_page(experiment, made, entries, folder, say))
         contents[PAGE] = b""
-    written.append(replace_file(folder / TABLE, markdown(made, contents).encode()))
-    written.append(replace_file(folder / VALUES, as_json(made).encode()))
+    written.append(replace_file(folder / TABLE, markdown(experiment, made, contents).encode()))
+    written.append(replace_file(folder / VALUES, as_json(experiment, made).encode()))
     return written
 
 
-def _page(made: Made, entries: list[Entry], folder: Path, say: Say) -> Path:
-    defences = [d for d in made.experiment.defences if not made.setting.missing(d)]
+def _page(experiment: Experiment, made: Made, entries: list[Entry], folder: Path, say: Say) -> Path:
+    defences = [d for d in experiment.defences if not made.setting.missing(d)]
     report(
         [entry.run for entry in entries],
         folder / PAGE,
         defense=[made.setting.defence(defence) for defence in defences],
-        options=Options(f"{made.experiment.title}{made.suffix}"),
+        options=Options(f"{experiment.title}{made.suffix}"),
         force=True,
         say=say,
     )
@@ -246,7 +255,7 @@ def cost(experiment: Experiment, setting: Setting, *, batch_size: int = 64) -> C
     Images found by another run's attack cost their judging only. Errors as for `reproduce`.
     """
     jobs = runnable(experiment, setting)
-    dataset = setting.dataset(experiment) if jobs or experiment.defences else None
+    dataset = setting.dataset(experiment.images) if jobs or experiment.defences else None
     plans: list[tuple[str, Plan | None, int]] = []
     hours, speed = 0.0, 0.0
     for job in jobs:

@@ -19,7 +19,7 @@ from ..errors import DataError, mistake, one_of, whole
 from ..presets import PRESETS, MethodSpec
 from ..purify import Defense, Purifier
 from ..zoo import CLASSIFIERS, DENOISERS
-from .parts import ROLES, SMALL, Assault, Defence, Experiment
+from .parts import ROLES, SMALL, Assault, Defence, Images
 
 OPTIONS = {"denoiser": "--denoiser ", "classifier": "--classifier "}
 
@@ -63,7 +63,7 @@ class Setting(ABC):
         return SMALL if self.small else "the paper's setting, as far as it is known"
 
     @abstractmethod
-    def dataset(self, experiment: Experiment) -> Dataset:
+    def dataset(self, images: Images) -> Dataset:
         """The images of an experiment."""
 
     @abstractmethod
@@ -105,9 +105,9 @@ class Setting(ABC):
             changes["gradient"] = "exact"
         return assault.build(self.small, **changes)
 
-    def images(self, experiment: Experiment) -> int | None:
+    def count(self, images: Images) -> int | None:
         """How many images are evaluated; None for all there are."""
-        own = experiment.small_images if self.small else experiment.images.n
+        own = images.small if self.small else images.full.n
         return own if self.n is None else self.n
 
     def steps(self, defence: Defence) -> int:
@@ -134,9 +134,9 @@ class Small(Setting):
         """True."""
         return True
 
-    def dataset(self, experiment: Experiment) -> Dataset:
+    def dataset(self, images: Images) -> Dataset:
         """Test images of the digits, chosen as in the literature."""
-        return load_dataset("digits", "test").subset(self.images(experiment) or 500, 0)
+        return load_dataset("digits", "test").subset(self.count(images) or images.small, 0)
 
     def missing(self, defence: Defence) -> tuple[str, ...]:
         """None: all are bundled."""
@@ -182,19 +182,19 @@ class Full(Setting):
         """False."""
         return False
 
-    def dataset(self, experiment: Experiment) -> Dataset:
+    def dataset(self, images: Images) -> Dataset:
         """The paper's images, or the first ``n`` of them.
 
         Raises:
             ValueError, DataError: no ``data_path``, or what is there is not the data set.
         """
         if self.data_path is None:
-            raise ValueError(f"`--data-path` must be given: {experiment.images} (or try --small)")
+            raise ValueError(f"`--data-path` must be given: {images.full} (or try --small)")
         if not Path(self.data_path).exists():
-            raise DataError(f"{self.data_path}: no such file or folder; it should hold {experiment.images}")
-        key = (experiment.images, self.data_path)
+            raise DataError(f"{self.data_path}: no such file or folder; it should hold {images.full}")
+        key = (images.full, self.data_path)
         if key not in self._loaded:
-            self._loaded[key] = experiment.images.load(self.data_path)
+            self._loaded[key] = images.full.load(self.data_path)
         dataset: Dataset = self._loaded[key]
         return dataset if self.n is None else dataset.select(range(min(self.n, len(dataset))))
 

@@ -12,8 +12,9 @@ from ..intervals import Interval
 from ..presets import TAGS, Published
 from ..report.data import Entry
 from .count import FULL_CALLS
+from .experiment import Experiment
 from .made import Made
-from .parts import MISSING, Experiment, Job, Row
+from .parts import MISSING, Job, Row
 from .settings import Setting, option
 
 HEAD = (
@@ -40,13 +41,13 @@ def _robust(report: Report) -> float:
     return report.robust.estimate if report.robust is not None else math.inf
 
 
-def markdown(made: Made, files: Mapping[str, bytes]) -> str:
+def markdown(experiment: Experiment, made: Made, files: Mapping[str, bytes]) -> str:
     """The page of an experiment: title, table, figures and notes.
 
     Args:
         files: the experiment's other files, name -> content; pictures are shown, texts are told, others linked.
     """
-    experiment, setting = made.experiment, made.setting
+    setting = made.setting
     lines = [f"# {experiment.title}", "", f"{experiment.paper}. Ours: {setting.label}."]
     if experiment.rows:
         lines += ["", *_table(made)]
@@ -61,20 +62,20 @@ def markdown(made: Made, files: Mapping[str, bytes]) -> str:
             else f"[all runs, with comparisons and checks]({name})"
         )
         lines += ["", told] if (told := shown.get(ending, link)) else []
-    lines += [f"\n- {note}" if i == 0 else f"- {note}" for i, note in enumerate(_notes(made))]
+    lines += [f"\n- {note}" if i == 0 else f"- {note}" for i, note in enumerate(_notes(experiment, made))]
     return "\n".join(lines) + "\n"
 
 
-def as_json(made: Made) -> str:
+def as_json(experiment: Experiment, made: Made) -> str:
     """The same as values."""
-    experiment, setting = made.experiment, made.setting
+    setting = made.setting
     value = {
         "experiment": experiment.name,
         "title": experiment.title,
         "paper": experiment.paper,
         "setting": {"label": setting.label, **setting.describe()},
         "rows": [_values(row, made) for row in experiment.rows],
-        "notes": list(_notes(made)),
+        "notes": list(_notes(experiment, made)),
     }
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
@@ -93,7 +94,7 @@ def _table(made: Made) -> Iterator[str]:
     head = [f"{name}{own}" if name in ("clean %", "robust %") else name for name in HEAD]
     yield f"| {' | '.join((*head, 'warnings'))} |"
     yield "|" + "---|" * (len(HEAD) + 1)
-    for row in made.experiment.rows:
+    for row in made.rows:
         first, *others = row.published or (None,)
         yield f"| {' | '.join((*_ours(row, made), *_paper(first), _warnings(row, made)))} |"
         for other in others:
@@ -138,7 +139,7 @@ def _interval(value: Interval | None) -> str:
 
 
 def _legend(made: Made) -> str:
-    rows, setting = made.experiment.rows, made.setting
+    rows, setting = made.rows, made.setting
     said = "Ours with 95 % Wilson intervals over images; published numbers as printed there, each in its own setting."
     if any(len(row.runs) > 1 for row in rows):
         said += " Of several attacks the one that leaves least counts."
@@ -148,8 +149,8 @@ def _legend(made: Made) -> str:
     return f"{said} {setting.label[0].upper()}{setting.label[1:]}." if setting.small else said
 
 
-def _notes(made: Made) -> Iterator[str]:
-    yield from made.experiment.notes
+def _notes(experiment: Experiment, made: Made) -> Iterator[str]:
+    yield from experiment.notes
     yield from made.notes
 
 
@@ -200,5 +201,12 @@ def listing(experiments: Mapping[str, Experiment]) -> Iterator[str]:
     width = max(map(len, experiments))
     for name, one in experiments.items():
         roles = ", ".join(one.roles) or "no network"
-        cost = f"{FULL_CALLS[name]:.1e} network calls" if FULL_CALLS[name] else "no network call"
+        cost = f"{_count(FULL_CALLS[name])} network calls" if FULL_CALLS[name] else "no network call"
         yield f"{name:<{width}}  {one.title}; {one.paper.split(',')[0]}; needs {roles}; {cost}"
+
+
+def _count(calls: int) -> str:
+    for size, word in ((1e9, "billion"), (1e6, "million")):
+        if calls >= size:
+            return f"{calls / size:.3g} {word}"
+    return f"{calls:,}"

@@ -14,8 +14,9 @@ import torch
 from ..data import Dataset
 from ..kernels import Domain
 from ..purify import Target
+from .experiment import Drawing
 from .made import Made, told
-from .parts import MISSING, Defence, Drawing
+from .parts import MISSING, Defence
 from .settings import Setting
 
 TURNS = 3
@@ -52,7 +53,7 @@ class Times(Drawing):
         if any(made.setting.missing(defence) for defence in self.defences):
             made.note(f"{self.name}: not measured, its networks were not given")
             return {}
-        dataset = made.setting.dataset(made.experiment)
+        dataset = made.setting.dataset(made.images)
         rows: dict[str, list[float]] = {label: [] for label, _, _ in self.seconds}
         for heading, column in self.columns:
             for (label, _, _), defence in zip(self.seconds, column, strict=True):

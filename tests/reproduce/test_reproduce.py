@@ -15,7 +15,7 @@ from PIL import Image
 from fastpure.errors import DataError, ResumeError
 from fastpure.evaluate import Run
 from fastpure.presets import DataSpec
-from fastpure.reproduce import MISSING, SMALL, Full, Small, cost, reproduce
+from fastpure.reproduce import MISSING, SMALL, Full, Images, Small, cost, reproduce
 from fastpure.reproduce.curves import Bars, ConfidenceAlong, Sweep
 from fastpure.reproduce.galleries import SideBySide
 from fastpure.reproduce.gaussians import Flips
@@ -66,7 +66,7 @@ def test_a_table_has_the_papers_numbers_beside_ours(tmp_path):
 
 def test_killed_anywhere_the_same_call_ends_with_the_same_content(tmp_path):
     one = experiment(
-        Flips("flips", scales=(0.0, 2.0), noises=(0.0,), points=64),
+        Flips("flips", scales=(2.0,), noises=(0.0,), points=64),
         Paths("paths", rows()[0], (GUIDED,), most=1, places=5),
     )
     make(one, tmp_path / "whole")
@@ -176,6 +176,13 @@ def test_times_and_closed_forms_need_no_runs(tmp_path):
     assert content(tmp_path) == again, "what was measured is kept"
 
 
+def test_what_needs_no_network_needs_no_file(tmp_path):
+    one = experiment(Flips("flips", scales=(0.0,), noises=(0.0,), points=64), rows=())
+    reproduce(one, Full(), tmp_path, progress=False)
+    ElementTree.fromstring((tmp_path / "flips.svg").read_text())
+    assert "digits" not in (tmp_path / "table.md").read_text()
+
+
 def test_what_it_costs(tmp_path):
     one = experiment(Landscape("loss", *rows(), most=1, places=3, draws=2))
     found = cost(one, Small())
@@ -229,7 +236,7 @@ def test_rows_without_networks_are_left_out_and_shapes_are_checked(tmp_path):
         Row(replace(PLAIN, label="bare", bare=True), (quick,), RULE),
         Row(replace(PLAIN, classifier="wide"), (quick,), RULE),
     )
-    one = replace(experiment(Bars("bars"), rows=lines), images=DataSpec("arrays", None))
+    one = replace(experiment(Bars("bars"), rows=lines), images=Images(DataSpec("arrays", None)))
     given = {"classifier": "cifar10-small"}
     reproduce(one, Full(files=given, data_path=tmp_path / "two.npz"), tmp_path / "out", progress=False)
     text = (tmp_path / "out" / "table.md").read_text()

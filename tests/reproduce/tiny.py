@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastpure.presets import MethodSpec, Published
-from fastpure.reproduce.parts import Assault, Defence, Experiment, Row
+from fastpure.reproduce.experiment import Experiment
+from fastpure.reproduce.parts import Assault, Defence, Images, Row
 from fastpure.reproduce.shared import COUP, DIFFPURE, FRESH
 
 STEPS = (("t", 0.1), ("dt", 0.05), ("solver", "exponential"))
@@ -31,4 +32,4 @@ def rows() -> tuple[Row, ...]:
 def experiment(*drawings, rows=None, images: int = 4) -> Experiment:
     """One of these rows and drawings."""
     given = globals()["rows"]() if rows is None else rows
-    return Experiment("tiny", "A paper, 2024", "A title", given, drawings, small_images=images)
+    return Experiment("tiny", "A paper, 2024", "A title", given, drawings, Images(small=images))
