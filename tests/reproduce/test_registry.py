@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from fastpure.attacks import ATTACKS
+from fastpure.attacks import ATTACKS, AutoAttack
 from fastpure.evaluate import CONTROLS
 from fastpure.presets import PRESETS
+from fastpure.purify.entry import look_through
 from fastpure.reproduce import EXPERIMENTS, MISSING, ROLES, Full, Small, full_calls
 from fastpure.reproduce.count import FULL_CALLS, calls
 from fastpure.reproduce.parts import Assault, Row, quoted
@@ -66,6 +67,23 @@ def test_small_defences_are_what_they_are_called():
         for defence in one.defences:
             made = small.defence(defence)
             assert defence.bare == (not hasattr(made, "purifier"))
+
+
+@pytest.mark.parametrize("one", EVERY, ids=ids)
+def test_the_papers_gradients_exist_for_the_papers_methods(one):
+    """Not the paper's networks, but its methods and attacks: what does not fit would be found out after hours."""
+    setting = Full(files={name: role.bundled for name, role in ROLES.items()})
+    for job in one.jobs:
+        target = look_through(setting.defence(job.row.defence))
+        attack = setting.attack(job.attack, job.row.defence)
+        members = attack.members(10) if isinstance(attack, AutoAttack) else [attack]
+        for member in members:
+            if hasattr(member, "mode"):
+                member.mode().logits(target)
+        part = job.row.protocol.part
+        if target.purifies and job.row.protocol.noise == "known":
+            with target.fixed(0, part):
+                pass
 
 
 def test_roles_name_networks_that_exist():
