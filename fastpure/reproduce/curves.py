@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -83,8 +84,9 @@ class Bars(Drawing):
         axis.set_yticks(range(len(shown)), names, fontsize=8)
         axis.invert_yaxis()
         axis.set_xlim(0, 100)
-        axis.set_xlabel(f"robust accuracy, % with 95 % Wilson intervals{made.suffix}", fontsize=8)
-        axis.set_title(made.title, fontsize=10, loc="left")
+        said = f"\n{made.setting.label}" if made.setting.small else ""
+        axis.set_xlabel(f"robust accuracy, % with 95 % Wilson intervals{said}", fontsize=8)
+        figure.suptitle(textwrap.fill(made.title, 88), fontsize=10, x=0.01, ha="left")
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[1]:
             figure.legend(fontsize=8, frameon=False, loc="outside lower right")
