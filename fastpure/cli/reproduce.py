@@ -95,7 +95,9 @@ def _run(experiment: Any, setting: Any, folder: Path, batch_size: int, progress:
         if progress:
             typer.echo(text, err=True)
 
-    say(f"{experiment.title}, into {folder}; {setting.label}. Ctrl-C stops, the same command continues")
+    say(
+        f"{experiment.title}, into {folder}; {experiment.label(setting)}. Ctrl-C stops, the same command continues"
+    )
     with o.interruptible():
         written = run(experiment, setting, folder, batch_size=batch_size, progress=progress, say=say)
     table = folder / "table.md"

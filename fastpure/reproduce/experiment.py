@@ -58,6 +58,14 @@ class Experiment:
     images: Images = COUPS
     notes: tuple[str, ...] = ()
 
+    def label(self, setting: Setting) -> str:
+        """What its numbers are numbers of."""
+        return (
+            setting.label
+            if self.defences
+            else "closed form, no network and no images: the same in both sizes"
+        )
+
     @property
     def jobs(self) -> tuple[Job, ...]:
         """Every run, those whose images others need first."""

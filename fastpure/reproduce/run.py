@@ -61,17 +61,16 @@ def reproduce(
     jobs = runnable(experiment, setting)
     dataset = setting.dataset(experiment.images) if jobs else None
     for defence in dict.fromkeys(job.row.defence for job in jobs):
+        # What does not fit is found out now and not hours later.
         assert dataset is not None
-        enter(
-            setting.defence(defence), dataset, fresh()
-        )  # what does not fit is found out now and not hours later
+        enter(setting.defence(defence), dataset, fresh())
     claim(folder, experiment, setting)
-    clock = _Clock({job: job_calls(job, setting, len(dataset) if dataset else 0) for job in jobs})
+    images = len(dataset) if dataset is not None else 0
+    paths = {job: folder / RUNS / job.file(setting.small) for job in jobs}
+    clock = _Clock({job: job_calls(job, setting, images) for job in jobs if not _finished(paths[job])})
     for number, job in enumerate(jobs, 1):
-        path = folder / RUNS / job.file(setting.small)
-        say(
-            f"run {number} of {len(jobs)}: {job.row.defence.label}, {job.called(setting.small)}{clock.left()}"
-        )
+        what = f"{job.row.defence.label}, {job.called(setting.small)}"
+        say(f"run {number} of {len(jobs)}: {what}{clock.left()}")
         attack = _attack(job, setting, folder)
         assert dataset is not None
         evaluate(
@@ -79,7 +78,7 @@ def reproduce(
             dataset,
             attack,
             job.row.protocol,
-            path,
+            paths[job],
             batch_size=batch_size,
             progress=progress,
         )
@@ -155,14 +154,21 @@ class _Clock:
 
     def done(self, job: Job) -> None:
         """``job`` has ended."""
-        self._done += self._left.pop(job)
+        self._done += self._left.pop(job, 0)
 
     def left(self) -> str:
         """In words, "" before anything was measured."""
-        if not self._done:
+        if not self._done or not self._left:
             return ""
         seconds = int((time.monotonic() - self._begun) / self._done * sum(self._left.values()))
         return f"; about {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left for all runs"
+
+
+def _finished(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with Run.open(path, verify=False) as run:
+        return run.complete
 
 
 def _attack(job: Job, setting: Setting, folder: Path) -> Any:
@@ -276,7 +282,7 @@ def cost(experiment: Experiment, setting: Setting, *, batch_size: int = 64) -> C
         one = plan(setting.defence(given[0]), dataset, batch_size=batch_size)
         speed = one.seconds_judgement / max(one.calls, 1)
     hours += drawn * speed / 3600
-    return Cost(experiment.name, setting.label, tuple(plans), drawn, hours, setting.device)
+    return Cost(experiment.name, experiment.label(setting), tuple(plans), drawn, hours, setting.device)
 
 
 def _hours(hours: float) -> str:

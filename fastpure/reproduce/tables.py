@@ -48,7 +48,7 @@ def markdown(experiment: Experiment, made: Made, files: Mapping[str, bytes]) -> 
         files: the experiment's other files, name -> content; pictures are shown, texts are told, others linked.
     """
     setting = made.setting
-    lines = [f"# {experiment.title}", "", f"{experiment.paper}. Ours: {setting.label}."]
+    lines = [f"# {experiment.title}", "", f"{experiment.paper}. Ours: {experiment.label(setting)}."]
     if experiment.rows:
         lines += ["", *_table(made)]
         lines += ["", _legend(made)]
@@ -73,7 +73,7 @@ def as_json(experiment: Experiment, made: Made) -> str:
         "experiment": experiment.name,
         "title": experiment.title,
         "paper": experiment.paper,
-        "setting": {"label": setting.label, **setting.describe()},
+        "setting": {"label": experiment.label(setting), **setting.describe()},
         "rows": [_values(row, made) for row in experiment.rows],
         "notes": list(_notes(experiment, made)),
     }

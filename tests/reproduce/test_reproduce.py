@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -85,6 +86,16 @@ def test_killed_anywhere_the_same_call_ends_with_the_same_content(tmp_path):
         assert not (tmp_path / "part" / "table.md").exists()
     make(one, tmp_path / "part")
     assert content(tmp_path / "part") == content(tmp_path / "whole")
+
+
+def test_the_time_left_is_told_and_finished_runs_count_for_nothing(tmp_path):
+    said: list[str] = []
+    make(experiment(), tmp_path, say=said.append)
+    runs = [text for text in said if text.startswith("run ")]
+    assert re.search(r"run 2 of 2: COUP, PGD-2; about \d+:\d\d:\d\d left for all runs", runs[1])
+    said.clear()
+    make(experiment(), tmp_path, say=said.append)
+    assert not any("left for all runs" in text for text in said)
 
 
 def test_of_two_attacks_the_one_that_leaves_less_counts(tmp_path):
@@ -180,7 +191,9 @@ def test_what_needs_no_network_needs_no_file(tmp_path):
     one = experiment(Flips("flips", scales=(0.0,), noises=(0.0,), points=64), rows=())
     reproduce(one, Full(), tmp_path, progress=False)
     ElementTree.fromstring((tmp_path / "flips.svg").read_text())
-    assert "digits" not in (tmp_path / "table.md").read_text()
+    assert "closed form, no network" in (tmp_path / "table.md").read_text()
+    make(one, tmp_path / "small")
+    assert "digits" not in (tmp_path / "small" / "table.md").read_text()
 
 
 def test_what_it_costs(tmp_path):
