@@ -220,13 +220,13 @@ FIGURE2B = Experiment(
     "COUP Figure 2b: APGD-CE, Linf 8/255, two classifiers, with and without guidance",
     tuple(
         Row(_with(defence, role, name), (APGD,), FRESH)
-        for role, name in (("classifier", "WRN-28-10"), ("wide", "WRN-70-16"))
+        for role, name in (("classifier", "first classifier"), ("wide", "second classifier"))
         for defence in (DIFFPURE, UNGUIDED, COUP)
     ),
     (Bars("coup-figure2b-bars"),),
     images=Images(small=20),
     notes=(
-        "On digits the bundled classifier and the one trained with TRADES stand for the two.",
+        "The classifiers are WRN-28-10 and WRN-70-16; on digits the bundled one and the one trained with TRADES.",
         UNKNOWN.format(what="figure"),
     ),
 )
