@@ -194,7 +194,7 @@ FIGURE1 = Experiment(
     (FOUND_UNGUIDED,),
     (Paths("coup-figure1-paths", FOUND_UNGUIDED, (COUP,)),),
     images=Images(small=16),
-    notes=("The paper's figure is a sketch; this is the same question asked of real networks and images.",),
+    notes=("The paper's drawing was not available; this is its question, asked of networks and images.",),
 )
 FIGURE2A = Experiment(
     "coup-figure2a",
@@ -237,8 +237,8 @@ FIGURE3B = Experiment(
     (),
     (Flips("coup-figure3b-flips"),),
     notes=(
-        "Two Gaussians with exact scores, as in the paper's proposition 1; its constants are not recoverable: 0.1 for "
-        "the width, means at -0.5 and 0.5 and the scales are ours.",
+        "The paper's proposition 1 on two Gaussians with exact scores. Its own constants are not recoverable: width 0.1, "
+        "means -0.5 and 0.5, the noises and the scales are ours.",
     ),
 )
 

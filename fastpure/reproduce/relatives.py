@@ -108,7 +108,7 @@ ADDT_MAIN = Experiment(
 def _known(variant: str, label: str) -> tuple[Assault, protocol.Protocol]:
     published = spec_of("addt-cifar10-linf", "published", "dw-pgd")
     settings = (*published.settings, ("variant", variant))
-    # What stays random is averaged over one draw in the released code, and over some here on digits.
+    # The released code takes one draw of what stays random; here it is averaged over the attack's own ten, or four.
     few: dict[str, Any] = {} if variant == "xi,z" else {"eot_iter": 4}
     attack = Assault(
         label, "dw-pgd", settings, small(n_iter=15, step_size=None, **few), f"{label}, 15 iterations"
@@ -134,7 +134,10 @@ ADDT_DW = Experiment(
     ),
     (Bars("addt-dw-box-bars"),),
     images=Images(FIRST_1024),
-    notes=(ADDT_NOTE, "The released code averages one draw of what stays random; ten decide here."),
+    notes=(
+        ADDT_NOTE,
+        "The released code takes one draw of what stays random; here several are averaged and ten decide.",
+    ),
 )
 ADDT_LOSS = Experiment(
     "addt-landscape",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from fastpure.attacks import ATTACKS, AutoAttack
 from fastpure.evaluate import CONTROLS
 from fastpure.presets import PRESETS
 from fastpure.purify.entry import look_through
-from fastpure.reproduce import EXPERIMENTS, MISSING, ROLES, Full, Small, full_calls
+from fastpure.reproduce import EXPERIMENTS, MISSING, ROLES, SMALL, Full, Small, full_calls
 from fastpure.reproduce.count import FULL_CALLS, calls
 from fastpure.reproduce.parts import Assault, Row, quoted
 from fastpure.zoo import CLASSIFIERS, DENOISERS
@@ -134,6 +135,19 @@ def test_attacks_are_attacks():
     with pytest.raises(ValueError, match="`attacks`"):
         Row(EVERY[0].rows[0].defence, ())
     assert set(PRESETS)
+
+
+def test_the_page_shows_every_entry_and_small_pictures():
+    page = Path(__file__).parents[2] / "docs" / "papers.md"
+    text = page.read_text(encoding="utf-8")
+    for name, one in EXPERIMENTS.items():
+        assert f"fastpure reproduce {name} --small" in text
+        assert one.title in text
+    assert text.count(SMALL) >= len(EXPERIMENTS) - 1, "a closed form is no setting"
+    pictures = re.findall(r"\]\((papers/[^)]+)\)", text)
+    assert len(pictures) >= len(EXPERIMENTS) - 1
+    for picture in pictures:
+        assert (page.parent / picture).stat().st_size < 150_000
 
 
 @pytest.mark.parametrize(
