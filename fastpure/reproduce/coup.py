@@ -237,8 +237,8 @@ FIGURE3B = Experiment(
     (),
     (Flips("coup-figure3b-flips"),),
     notes=(
-        "The paper's proposition 1 on two Gaussians with exact scores. Its own constants are not recoverable: width 0.1, "
-        "means -0.5 and 0.5, the noises and the scales are ours.",
+        "The paper's proposition 1 on two Gaussians with exact scores. Its own constants are not recoverable: width "
+        "0.1, means -0.5 and 0.5, the noises and the scales are ours.",
     ),
 )
 
