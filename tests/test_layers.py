@@ -43,6 +43,7 @@ LAYERS = [
     {"report"},
     {"train"},
     {"baselines"},
+    {"reproduce"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

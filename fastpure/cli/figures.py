@@ -1,4 +1,4 @@
-"""Pictures the commands write. Matplotlib's non-interactive back end; nothing is shown on a screen."""
+"""Pictures the commands write."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import finite
 from ..files import replacing
+from ..report.plotting import pyplot
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -19,21 +20,12 @@ N_SHOWN = 8
 LONG_NAME = 6  # characters that fit above an image at the usual size
 
 
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
 def demo(path: Path, data: Dataset, defenses: dict[str, nn.Module], attacked: dict[str, Tensor]) -> None:
     """Images clean, adversarial, perturbation, purified; and the classifier's confidence along the way.
 
     Shown are images that fool the bare classifier, purified by guided COUP. Written atomically to ``path``.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure = plt.figure(figsize=(11.5, 5.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.45, 1))
     _grid(left, data, defenses, attacked["no defence"])

@@ -22,6 +22,7 @@ from . import (
     evaluate,
     purify,
     report,
+    reproduce,
     runs,
     sweep,
     train,
@@ -47,6 +48,7 @@ app.command("compare")(runs.compare)
 app.command("merge")(runs.merge)
 app.command("purify")(purify.purify)
 app.command("report")(report.report)
+app.command("reproduce")(reproduce.reproduce)
 app.add_typer(train.app, name="train")
 
 

@@ -21,7 +21,7 @@ class Chart:
     Attributes:
         name: short and of letters, digits and hyphens where possible; names the chart's file.
         caption: what the lines are, whole sentences.
-        entries: the runs shown.
+        entries: the runs shown; none where nothing was evaluated.
         percent, backwards, marks, logarithmic: as for `line_chart`.
         warnings: what speaks against the numbers, see `warned`.
     """
@@ -49,6 +49,8 @@ class Chart:
     def conditions(self) -> str:
         """What the runs share of defence and attack, their images and protocols; sentences for who has no page."""
         shown = self.entries
+        if not shown:
+            return self.warnings
         said = [
             _shared("Defence", [(entry.defense_text, entry.defense_settings) for entry in shown]),
             _shared("Attack", [(entry.attack_text, entry.attack_settings) for entry in shown]),

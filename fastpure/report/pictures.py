@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -73,13 +73,17 @@ class Column:
 @final
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Pictures of one run; ``rows`` are (name, explanation, tiles). ``note`` says why nothing could be purified."""
+    """Pictures of one run; ``rows`` are (name, explanation, tiles). ``note`` says why nothing could be purified.
+
+    ``meanings`` explains the kinds of its columns.
+    """
 
     entry: Entry
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, str, tuple[Tile, ...]], ...]
     flips: tuple[tuple[str, tuple[float, ...]], ...]
     note: str
+    meanings: Mapping[str, str] = field(default_factory=lambda: KINDS)
 
     @property
     def remark(self) -> str:
@@ -93,7 +97,7 @@ class Gallery:
     def kinds(self) -> dict[str, str]:
         """The kinds of images that occur, explained."""
         own = {column.kind for column in self.columns}
-        return {kind: meaning for kind, meaning in KINDS.items() if kind in own}
+        return {kind: meaning for kind, meaning in self.meanings.items() if kind in own}
 
 
 def gallery(entry: Entry, target: Target | None, n_images: int, note: str = "") -> Gallery:
@@ -119,11 +123,11 @@ def gallery(entry: Entry, target: Target | None, n_images: int, note: str = "") 
     for which in _inputs(entry):
         x = entry.run.images(which, positions)
         opinion = None if bare is None else bare[which][chosen]
-        rows.append(_given(entry, which, x, chosen, opinion))
+        rows.append(given_row(entry, which, x, chosen, opinion))
         if target is not None and target.purifies and which == entry.judged:
-            rows.append(_purified(entry, target, which, x, chosen))
+            rows.append(purified_row(entry, target, which, x, chosen))
     if entry.attacked:
-        rows.insert(1, _noise(entry, positions))
+        rows.insert(1, noise_row(entry, positions))
     return Gallery(entry, columns, tuple(rows), () if bare is None else flips(entry, bare), note)
 
 
@@ -161,15 +165,15 @@ def what_happened(entry: Entry, bare: dict[str, np.ndarray] | None) -> list[str]
     return [name if ok else "wrong" for ok, name in zip(clean, after, strict=True)]
 
 
-def choose(kinds: Sequence[str], n: int) -> list[int]:
-    """Indices of ``n`` images: one of each kind in turn, in order of position within a kind."""
-    waiting = {kind: [i for i, own in enumerate(kinds) if own == kind] for kind in KINDS}
+def choose(kinds: Sequence[str], n: int, known: Mapping[str, str] = KINDS) -> list[int]:
+    """Indices of ``n`` images: one of each ``known`` kind in turn, in order of position within a kind."""
+    waiting = {kind: [i for i, own in enumerate(kinds) if own == kind] for kind in known}
     taken: list[int] = []
     while len(taken) < n and any(waiting.values()):
         for queue in waiting.values():
             if queue and len(taken) < n:
                 taken.append(queue.pop(0))
-    order = list(KINDS)
+    order = list(known)
     return sorted(taken, key=lambda i: (order.index(kinds[i]), i))
 
 
@@ -219,7 +223,8 @@ def _asked(entry: Entry, target: Target, x: np.ndarray, positions: Sequence[int]
 Row = tuple[str, str, tuple[Tile, ...]]
 
 
-def _given(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: np.ndarray | None) -> Row:
+def given_row(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: np.ndarray | None) -> Row:
+    """Images [m, C, H, W] of a run as they came, its indices ``chosen``; ``bare``: the classifier's own answers [m]."""
     right = entry.run.correct(which)[chosen]
     tiles = []
     for i in range(len(x)):
@@ -237,7 +242,8 @@ def _given(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: np.
     return noun(entry, which), said, tuple(tiles)
 
 
-def _purified(entry: Entry, target: Target, which: str, x: np.ndarray, chosen: list[int]) -> Row:
+def purified_row(entry: Entry, target: Target, which: str, x: np.ndarray, chosen: list[int]) -> Row:
+    """The same, purified by the run's defence on its first evaluation draw."""
     images, ids = _asked(entry, target, x, entry.run.positions[chosen].tolist())
     with torch.no_grad(), frozen(target, entry.run.protocol):
         purified = target.purify(images, ids, torch.full_like(ids, FIRST_DRAW), Domain.EVALUATION)
@@ -254,7 +260,8 @@ def _purified(entry: Entry, target: Target, which: str, x: np.ndarray, chosen: l
     return f"{noun(entry, which)}, purified", said, tuple(tiles)
 
 
-def _noise(entry: Entry, positions: list[int]) -> Row:
+def noise_row(entry: Entry, positions: list[int]) -> Row:
+    """What the attack added to the images at these positions, magnified."""
     noise = entry.run.images("adversarial", positions).astype(np.float64) - entry.run.images(
         "clean", positions
     )

@@ -1,0 +1,85 @@
+"""`Experiment`: a table or figure of a paper as a value; `Drawing`: the base of what is drawn of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from .made import Made
+from .parts import COUPS, ROLES, Defence, Images, Job, Row
+from .settings import Setting
+
+
+class Drawing(ABC):
+    """A figure, or a table of something else than accuracy. Final subclasses are frozen dataclasses."""
+
+    name: str
+    """Of its files, without the ending; letters, digits and hyphens."""
+
+    @abstractmethod
+    def draw(self, made: Made) -> Mapping[str, bytes]:
+        """Names and contents of its files; none, with a note, where there is nothing to show.
+
+        What costs more than a second is kept in ``made.kept``, so that a killed command need not do it again.
+        """
+
+    def calls(self, setting: Setting, images: int) -> int:
+        """Network calls, at most; 0 for a drawing of what the runs hold."""
+        return 0
+
+    @property
+    def defences(self) -> tuple[Defence, ...]:
+        """Defences it asks, beside those of the rows."""
+        return ()
+
+
+@final
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure of a paper.
+
+    Attributes:
+        name: as in ``fastpure reproduce NAME``.
+        paper: authors, year, where.
+        title: which table or figure, and what it shows.
+        rows: of its table.
+        drawings: its figures.
+        images: which it takes.
+        notes: what else a reader must know.
+    """
+
+    name: str
+    paper: str
+    title: str
+    rows: tuple[Row, ...]
+    drawings: tuple[Drawing, ...] = ()
+    images: Images = COUPS
+    notes: tuple[str, ...] = ()
+
+    def label(self, setting: Setting) -> str:
+        """What its numbers are numbers of."""
+        return (
+            setting.label
+            if self.defences
+            else "closed form, no network and no images: the same in both sizes"
+        )
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """Every run, those whose images others need first."""
+        found = [job for row in self.rows for job in row.runs]
+        return tuple(sorted(found, key=lambda job: job.row.source is not None))
+
+    @property
+    def defences(self) -> tuple[Defence, ...]:
+        """All of them, each once."""
+        drawn = [defence for drawing in self.drawings for defence in drawing.defences]
+        return tuple(dict.fromkeys([*(row.defence for row in self.rows), *drawn]))
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The networks it needs: role -> the published network."""
+        named = [role for defence in self.defences for role in defence.roles]
+        return {role: ROLES[role].what for role in ROLES if role in named}
