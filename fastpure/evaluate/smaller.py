@@ -78,10 +78,8 @@ def smaller_of(runs: Sequence[Run]) -> SmallerOf:
             raise ValueError(mistake("runs", "of one budget", "; ".join(other)))
     values = [run.values("adversarial") for run in runs]
     n, sums = len(values[0]), [float(value.sum()) for value in values]
-    together = [wilson(right, n, 1 - (1 - CONFIDENCE) / len(runs)) for right in sums]
     accuracies = tuple(wilson(right, n, CONFIDENCE) for right in sums)
-    taken = int(np.argmin(sums))
-    low, high = min(one.low for one in together), min(one.high for one in together)
+    taken, robust = smallest(sums, n)
     clean = runs[taken].values("clean")
     return SmallerOf(
         attacks=tuple(_called(run.identity["attack"]) for run in runs),
@@ -89,8 +87,16 @@ def smaller_of(runs: Sequence[Run]) -> SmallerOf:
         clean=wilson(float(clean.sum()), n, CONFIDENCE),
         accuracies=accuracies,
         taken=taken,
-        robust=Interval(accuracies[taken].estimate, low, high, n, CONFIDENCE),
+        robust=robust,
     )
+
+
+def smallest(right: Sequence[float], n: int) -> tuple[int, Interval]:
+    """Which of several numbers of right answers among ``n`` is the smallest, and its share: see `SmallerOf.robust`."""
+    together = [wilson(one, n, 1 - (1 - CONFIDENCE) / len(right)) for one in right]
+    taken = int(np.argmin(right))
+    low, high = min(one.low for one in together), min(one.high for one in together)
+    return taken, Interval(wilson(right[taken], n, CONFIDENCE).estimate, low, high, n, CONFIDENCE)
 
 
 def versions_of(runs: Sequence[Run]) -> list[tuple[int, ...]]:

@@ -114,7 +114,11 @@ GDMP = Defence(
     classifier="origin",
 )
 ADP = Defence(
-    "ADP", "adp-cifar10-linf", MethodSpec("adp", (("n_iter", 5),)), denoiser="adp", classifier="origin"
+    "ADP",
+    "adp-cifar10-linf",
+    MethodSpec("adp", (("n_iter", 5), ("rest", "after"))),
+    denoiser="adp",
+    classifier="origin",
 )
 
 TABLE3 = Experiment(

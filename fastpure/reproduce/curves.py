@@ -24,7 +24,7 @@ from .experiment import Drawing
 from .made import Made, asked, told
 from .parts import Defence, Row
 from .settings import Setting
-from .tables import chosen
+from .tables import chosen, robust_of
 
 
 def labelled(chart: Chart, made: Made, caption: str = "") -> bytes:
@@ -70,8 +70,8 @@ class Bars(Drawing):
             return {}
         plt, colours = pyplot(), palette()
         figure, axis = plt.subplots(figsize=(7.2, 1.3 + 0.42 * len(shown)), layout="constrained")
-        for place, (row, (_, entry)) in enumerate(shown):
-            robust = entry.summary.robust
+        for place, (row, _) in enumerate(shown):
+            robust = robust_of(row, made.entries)
             assert robust is not None
             low, high, middle = 100 * robust.low, 100 * robust.high, 100 * robust.estimate
             axis.barh(place, middle, height=0.55, color=colours["s0"], alpha=0.75)

@@ -6,6 +6,7 @@ import html
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from fastpure.errors import DataError, ResumeError
 from fastpure.evaluate import Run
+from fastpure.intervals import wilson
 from fastpure.presets import DataSpec
 from fastpure.reproduce import MISSING, SMALL, Full, Images, Small, cost, reproduce
 from fastpure.reproduce.curves import Bars, ConfidenceAlong, Sweep
@@ -24,6 +26,7 @@ from fastpure.reproduce.made import Kept
 from fastpure.reproduce.parts import Row
 from fastpure.reproduce.planes import Landscape, Paths, Plane
 from fastpure.reproduce.relatives import DW_ALL, DW_ALL_RULE
+from fastpure.reproduce.tables import robust_of
 from fastpure.reproduce.times import Times
 
 from .tiny import GUIDED, PGD, PLAIN, RULE, UNGUIDED, experiment, rows
@@ -122,6 +125,23 @@ def test_curves_and_confidences(tmp_path):
         assert "not the paper" in text
     assert "true class" in text
     assert len(list((tmp_path / "pieces").iterdir())) == 2
+
+
+def test_the_lower_of_two_attacks_has_an_interval_that_holds_for_both():
+    """As `evaluate.smaller_of` tells it: Bonferroni's intervals, from the lowest lower to the lowest upper bound."""
+    row = replace(rows()[0], attacks=(PGD, replace(PGD, label="PGD-100")))
+    first, second = row.runs
+
+    def entry(right: int) -> SimpleNamespace:
+        return SimpleNamespace(summary=SimpleNamespace(robust=wilson(right, 16, 0.95)))
+
+    assert robust_of(row, {first: entry(9)}) is None, "not before all are there"
+    found = robust_of(row, {first: entry(9), second: entry(8)})
+    assert found.estimate == 0.5
+    assert found.low == wilson(8, 16, 0.975).low < wilson(8, 16, 0.95).low
+    assert found.high == wilson(8, 16, 0.975).high
+    single = rows()[0]
+    assert robust_of(single, {single.runs[0]: entry(9)}) == wilson(9, 16, 0.95)
 
 
 def test_pictures_of_several_methods(tmp_path):
