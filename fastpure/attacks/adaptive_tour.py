@@ -230,7 +230,7 @@ class Tour:
         self.seen = Looked.none(len(x), x.device)
         self.gains = Gains(torch.ones_like(self.ledger.spent), self.look_draws, self.eval_draws)
         self.flat = torch.ones_like(self.problem.y, dtype=torch.bool)
-        self.round, self._begins, self._queries = 0, 0, 0
+        self.calm, self.round, self._begins, self._queries = False, 0, 0, 0
         self.margins: list[Tensor] = []
         self.notes: list[str] = []
         self._ranked: dict[str, Tensor] = {}
@@ -270,7 +270,7 @@ class Tour:
             single += [Search(f"search class {k}", (Goal(found[0], k),)) for k in ranks]
             return [*single, *self._refining(None)]
         groups, calm = self._meet(found, calmer(self.target))
-        refining = self._refining(calm)
+        self.calm, refining = calm is not None, self._refining(calm)
         if not self.target.is_random:  # a purifier whose noise is held: what breaks it once has broken it
             groups = [*groups, (itself(self.target),)]
         searching: list[Arm] = []
@@ -359,8 +359,8 @@ class Tour:
             before = total(self.ledger.spent)
             candidates = arm.play(self, active, limit)
             if candidates:
-                # The first search is of one goal only: the same arm's turn is not over.
-                arm.times += 1 if self.round else 0
+                # The first search is of one goal only: unless something calmer waits, the same arm goes on.
+                arm.times += 1 if self.round or self.calm else 0
                 if self.round:
                     self.gains.kinds.setdefault(arm.kind, 0.0)  # until it is known, at the next look
                 self._price = (total(self.ledger.spent) - before) / len(self.problem.x)
