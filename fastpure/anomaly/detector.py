@@ -162,11 +162,8 @@ class AnomalyDetector(nn.Module):
     def noisy_error_map(self, noisy: Tensor) -> Tensor:
         """Smoothed multi-scale squared error of the one-step estimate from noisy images, [B, 1, H, W]."""
         ratio = 2 * self._sigma()
-        t, index = time_of(ratio)
         alpha = noisy.new_full((len(noisy),), (1 + ratio * ratio) ** -0.5, dtype=torch.float64)
-        label: dict[str, float] = {"index": index, "sigma": ratio, "continuous": 999 * t}
-        kind = torch.int64 if self.denoiser.time_input == "index" else torch.float32
-        labels = torch.full((len(noisy),), label[self.denoiser.time_input], dtype=kind, device=noisy.device)
+        labels = self.denoiser.labels(torch.full_like(alpha, ratio))
         image = 2 * noisy - 1
         state = alpha.to(noisy.dtype).view(-1, 1, 1, 1) * image
         ids = torch.arange(len(noisy), device=noisy.device)
@@ -206,6 +203,7 @@ class AnomalyDetector(nn.Module):
         ids = self._ids(x, sample_ids)
         identity = {
             "detector": weights_sha256(self),
+            "denoiser": self.denoiser.describe(),
             "scales": list(self.scales),
             "window": self.window,
             "images": plain(x)["sha256"],

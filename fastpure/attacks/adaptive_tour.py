@@ -37,15 +37,15 @@ from .targets import others_by_logit
 LEAST_ITERATIONS, MOST_ITERATIONS = 10, 30
 """Steps of one search."""
 
-LEAST_REFINING = 8
-"""Fewest steps of a refinement, at the draws it begins with."""
-
-FIRST_DRAWS = 8
-"""Draws per gradient of the first refinement."""
+LEAST_REFINING, FIRST_DRAWS = 8, 8
+"""Fewest steps of a refinement, at the draws it begins with; draws per gradient of the first one."""
 
 SETTLED, SETTLED_ON = 2.0, 24
 """An image is settled that is wrong on all of so many draws, with a mean margin of this many standard deviations. Of
 those that were wrong on eight, one draw in twenty is right."""
+
+STAGE_DRAWS = 1 << 14
+"""Draws of one stage's gradients at most: the next stage's begin behind them."""
 
 FIRST_LOOK, LOOK, STRIDE = 6, 8, 48
 """Choosing draws on which many candidates are sorted (half as many where they are dear), on which the best two meet
@@ -166,7 +166,7 @@ class Refine(Arm):
 
     def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
         """See `Arm.play`."""
-        allowance = (allowance - FORWARD * 3 * tour.look_draws) / self.cost
+        allowance = min((allowance - FORWARD * 3 * tour.look_draws) / self.cost, float(STAGE_DRAWS))
         most = int(allowance / LEAST_REFINING)
         if most < 1 or (most < FEWEST_DRAWS and tour.target.is_random):
             return []
@@ -302,8 +302,8 @@ class Tour:
         self, found: tuple[Relative, ...], calm: Relative | None
     ) -> tuple[list[tuple[Relative, ...]], Relative | None]:
         """See `relatives.meet`; as they stand where the budget is small or nothing is random."""
-        whole = sum(one.cost for one in found) + MET_DRAWS + (calm is not None)
-        if self.per_image < max(MET_FROM, 4.0 * whole) or not self.target.is_random:
+        choice = len(found) > 1 or calm is not None
+        if self.per_image < MET_FROM or not (choice and self.target.is_random):
             return [(one,) for one in found], calm
         everyone = torch.arange(len(self.problem.x), device=self.problem.x.device)
         reference = (self._weaker() or [attack_logits(self.target)])[0]
@@ -491,7 +491,7 @@ class Tour:
     def draws(self) -> int:
         """The number of the first draw of a stage's gradients, which no other stage has."""
         self._queries += 1
-        return (self._queries - 1) << 14
+        return (self._queries - 1) * STAGE_DRAWS
 
     def begins(self) -> int:
         """A new number for each random start."""

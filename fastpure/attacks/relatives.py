@@ -151,10 +151,13 @@ def meet(
         for one in found
     ]
     order = sorted(range(len(found)), key=lambda i: -known[i])
-    best = [i for i in order if known[i] >= AS_WELL * known[order[0]]]
+    # Where even the best one is against the defence it is alone.
+    best = [i for i in order if i == order[0] or known[i] >= AS_WELL * known[order[0]] > 0]
     groups = [tuple(found[i] for i in best), *((found[i],) for i in order if i not in best)]
     if calm is not None:
-        asked = range(first, first + max(1, round(1.0 / calm.cost)))
+        # Other draws than the defence's own: with theirs it would begin at the very same diffused images.
+        begin = first + n_draws
+        asked = range(begin, begin + max(1, round(1.0 / calm.cost)))
         answer = near(directions(attack_logits(calm.target), asked, calm.cost), own)
         calm = calm if answer > near(own[0], own[1:]) else None
     return groups, calm

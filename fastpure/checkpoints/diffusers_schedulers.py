@@ -62,10 +62,18 @@ _CHAIN = Fields(
         "rescale_betas_zero_snr": (False,),
         "timestep_type": ("discrete",),
         "use_flow_sigmas": (False, None),
+        "variance_type": (
+            "fixed_small",
+            "fixed_small_log",
+            "fixed_large",
+            "fixed_large_log",
+            "learned_range",
+            None,
+        ),
     },
     harmless=names(
         """_diffusers_version clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value
-        steps_offset thresholding timestep_spacing variance_type set_alpha_to_one skip_prk_steps
+        steps_offset thresholding timestep_spacing set_alpha_to_one skip_prk_steps
         algorithm_type solver_order solver_type lower_order_final euler_at_final use_karras_sigmas
         use_exponential_sigmas use_beta_sigmas use_lu_lambdas final_sigmas_type lambda_min_clipped
         predict_x0 disable_corrector solver_p interpolation_type sigma_min sigma_max noise_sampler_seed
@@ -78,8 +86,10 @@ _CHAIN = Fields(
         "rescale_betas_zero_snr": False,
         "timestep_type": "discrete",
         "use_flow_sigmas": False,
+        "variance_type": "fixed_small",
     },
     reasons={
+        "variance_type": "only a learned range is read from a network's further channels",
         "_class_name": "EDM and VE schedulers belong to networks that are told something else",
         "rescale_betas_zero_snr": "its last steps hold no image at all",
     },

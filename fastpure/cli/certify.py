@@ -88,6 +88,7 @@ def certify(
             path,
             networks={
                 "denoiser": weights_digest(networks[0].network),
+                **_conventions(networks[0]),
                 "classifier": weights_digest(networks[1]),
             },
             batch_size=batch_size,
@@ -96,6 +97,13 @@ def certify(
         )
     print_table(records, wanted)
     typer.echo(f"wrote {path}")
+
+
+def _conventions(denoiser: Any) -> dict[str, Any]:
+    """What a denoiser is beside its weights, where that is not what every older file's was."""
+    told = denoiser.describe()
+    usual = {"prediction": "eps", "schedule": "linear", "time_input": "continuous"}
+    return {} if all(told[name] == value for name, value in usual.items()) else {"conventions": told}
 
 
 def _base(method: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -18,8 +18,9 @@ class FrequencyCorrection(Correction):
 
     Per channel, by the discrete Fourier transform with the zero frequency in the middle: at distances up to
     ``amplitude_radius`` from it the amplitude is the guide's, up to ``phase_radius`` the phase is held within ``delta``
-    radians of the guide's, the shorter way round. The guide is one denoised draw of the purifier's input, at noise
-    ``ratio`` (sigma / alpha).
+    radians of the guide's, the shorter way round. Where a coefficient is real, as the mean of the image is, and differs
+    in sign from the guide's, the turn by ``delta`` leaves its real part only: cos(delta) of the amplitude. The guide is
+    one denoised draw of the purifier's input, at noise ``ratio`` (sigma / alpha).
     """
 
     ratio: float

@@ -356,12 +356,14 @@ class Denoiser(nn.Module):
         timed = self.path is None and self.time_input != "sigma"
         seen = level * x if timed else self.seen(x, 1.0, scaled)
         seen = seen if self.dtype is None else seen.to(self.dtype)
-        output = self(seen, labels_at(ratio, self.time_input, self.path).to(self._label_dtype()), classes).to(
-            x.dtype
-        )
+        output = self(seen, self.labels(ratio), classes).to(x.dtype)
         if self.prediction == "v":
             return level * x, output, level, spread
         return x, output, 1.0, scaled
+
+    def labels(self, ratio: Tensor) -> Tensor:
+        """What the network is told at noise levels sigma / alpha = ``ratio`` float64 [B], in its own convention."""
+        return labels_at(ratio, self.time_input, self.path).to(self._label_dtype())
 
     def cast(self, dtype: torch.dtype) -> Denoiser:
         """A frozen copy in evaluation mode, floating weights and buffers in ``dtype``; this one is unchanged.

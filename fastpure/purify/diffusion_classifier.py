@@ -19,6 +19,7 @@ from ..errors import mistake, one_of, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal, philox_uniform
 from ..kernels.keys import STEP_MAX
 from ..nets import Denoiser
+from ..schedule import VP
 from .inputs import check_range, check_seed, sealed
 from .numbered import Numbered, as_pairs
 
@@ -97,10 +98,20 @@ class DiffusionClassifier(Numbered):
         self.weight = one_of("weight", weight, WEIGHTS)
         self.spread = one_of("spread", spread, SPREADS)
         self.sigma = None if sigma is None else positive("sigma", sigma)
+        self._check_levels(denoiser)
         self.temperature = positive("temperature", temperature)
         self.seed = check_seed(seed)
         self.batch_size = whole("batch_size", batch_size, 1)
         self.denoiser = denoiser.frozen()
+
+    def _check_levels(self, denoiser: Denoiser) -> None:
+        """Raise ValueError where a level lies beyond the end of the schedule that the network is told times of."""
+        if denoiser.time_input == "sigma" or denoiser.path is not None:
+            return
+        most, carried = VP().sigma(1.0) / VP().alpha(1.0), 0.0 if self.sigma is None else 2.0 * self.sigma
+        if math.hypot(self.high, carried) > most:
+            expected = f"at most {most:.4g} with the noise on the image, where the network's schedule ends"
+            raise ValueError(mistake("levels", expected, (self.low, self.high)))
 
     @property
     def n_classes(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import mistake, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
+from ..kernels.keys import STEP_MAX
 from .diffusion_classifier import DiffusionClassifier
 from .inputs import check_range, sealed
 from .numbered import Numbered, as_pairs
@@ -89,7 +90,8 @@ class NoisedDiffusionClassifier(Numbered):
     def log_posteriors(self, x: Tensor, ids: Tensor, draws: Tensor, domain: Domain) -> Tensor:
         """Log-probabilities [N, classes] for the one noise of each (id, draw), int64 [N]; x [N, C, H, W] in [0, 1]."""
         keys = NoiseKeys.make(self.model.seed, ids, draws, domain, x.device)
-        noise = philox_normal(keys, 0, Stream.FORWARD, tuple(x.shape[1:]), dtype=x.dtype)
+        # A step that the model's levels never reach, in a stream that no purifier has.
+        noise = philox_normal(keys, STEP_MAX, Stream.CLASSIFIER, tuple(x.shape[1:]), dtype=x.dtype)
         return self.model(x + self.sigma * noise, ids, draws, domain=domain).log_softmax(1)
 
     def extra_repr(self) -> str:

@@ -207,6 +207,14 @@ class TiledPurifier(Purifier):
         """See ``Purifier.describe``; with the overlap, on which the pictures depend."""
         return {**super().describe(), "overlap": self.overlap}
 
+    def tiled(
+        self, height: int, width: int, overlap: int | None = None, batch_size: int = 16
+    ) -> TiledPurifier:
+        """See ``Purifier.tiled``; with this one's overlap if None."""
+        denoiser, *options = self._remade()
+        kept = self.overlap if overlap is None else overlap
+        return TiledPurifier(denoiser, self.method, height, width, kept, batch_size, *options)
+
     def with_method(self, method: Method) -> TiledPurifier:
         """The same networks, sizes, seed and precisions with another method."""
         denoiser, *options = self._remade()
@@ -238,7 +246,9 @@ class TiledPurifier(Purifier):
             remedy = "Leave it out, or record the noise of tiles and call a Purifier with them"
             raise ValueError(mistake("noise", "None or SplitNoise for tiles", type(noise).__name__, remedy))
         made = [
-            purify(tiles, noise=where) if len(x) else purify(tiles)
+            purify(tiles, keys.sample_ids[where.picture.to(x.device)], noise=where)
+            if len(x)
+            else purify(tiles)
             for tiles, where in self._batches(x, ahead, along)
         ]
         tiles = torch.cat(made)

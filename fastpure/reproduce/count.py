@@ -39,7 +39,7 @@ FULL_CALLS: dict[str, int] = {
     "coup-e1": 2_049_024,
     "agdm-main": 2_845_127_680,
     "addt-main": 216_760_320,
-    "addt-dw-box": 234_029_056,
+    "addt-dw-box": 228_651_008,
     "addt-landscape": 48_637_000,
     "adbm-main": 862_310_400,
 }

@@ -129,6 +129,8 @@ def _known(variant: str, label: str) -> tuple[Assault, protocol.Protocol]:
 DW_ALL, DW_ALL_RULE = _known("xi,z", "DW-box, all noise known")
 DW_XI, DW_XI_RULE = _known("xi", "DW-box, diffusion known")
 DW_Z, DW_Z_RULE = _known("z", "DW-box, reverse noise known")
+# Without the corrector, as the released code is run there.
+ADDT_VP_ALONE = replace(ADDT_VP, label="ADDT, VP-SDE, predictor alone", preset="addt-vpsde-dw-cifar10-linf")
 STOCHASTIC, KNOWN = Row(DIFFPURE_ORIGIN, (ADDT_PGD,), FRESH), Row(DIFFPURE_ORIGIN, (DW_ALL,), DW_ALL_RULE)
 ADDT_DW = Experiment(
     "addt-dw-box",
@@ -140,7 +142,7 @@ ADDT_DW = Experiment(
         Row(DIFFPURE_ORIGIN, (DW_Z,), DW_Z_RULE),
         KNOWN,
         Row(ADDT_VP, (ADDT_PGD,), FRESH, (quoted("addt-vpsde-cifar10-linf", "PGD-200 EOT-20"),)),
-        Row(ADDT_VP, (DW_ALL,), DW_ALL_RULE),
+        Row(ADDT_VP_ALONE, (DW_ALL,), DW_ALL_RULE),
     ),
     (Bars("addt-dw-box-bars"),),
     images=Images(FIRST_1024),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -186,7 +187,7 @@ class Full(Setting):
         """The paper's images, or the first ``n`` of them.
 
         Raises:
-            ValueError, DataError: no ``data_path``, or what is there is not the data set.
+            ValueError, DataError: no ``data_path``, what is there is not the data set, or ``n`` is more than there are.
         """
         if self.data_path is None:
             raise ValueError(f"`--data-path` must be given: {images.full} (or try --small)")
@@ -196,7 +197,9 @@ class Full(Setting):
         if key not in self._loaded:
             self._loaded[key] = images.full.load(self.data_path)
         dataset: Dataset = self._loaded[key]
-        return dataset if self.n is None else dataset.select(range(min(self.n, len(dataset))))
+        if self.n is None:
+            return dataset
+        return dataset.select(range(whole("n", self.n, 1, len(dataset))))
 
     def missing(self, defence: Defence) -> tuple[str, ...]:
         """See `Setting.missing`."""
@@ -204,7 +207,7 @@ class Full(Setting):
 
     def describe(self) -> dict[str, Any]:
         """See `Setting.describe`."""
-        names = {role: Path(file).name for role, file in sorted(self.files.items())}
+        names = {role: _named(file) for role, file in sorted(self.files.items())}
         own = {"small": False, "n": self.n, "precision": self.precision, "seed": self.seed}
         return {**own, "files": names, "data": None if self.data_path is None else Path(self.data_path).name}
 
@@ -220,6 +223,18 @@ class Full(Setting):
             return load_classifier(file)
         preset = PRESETS[wanted.preset]
         return preset.load_denoiser(file) if wanted.kind == "denoiser" else preset.load_classifier(file)
+
+
+def _named(file: str) -> str:
+    """A network's file by name and content, so that another of the same name is another; else its name."""
+    path = Path(file)
+    if not path.is_file():
+        return path.name
+    digest = hashlib.sha256()
+    with path.open("rb") as opened:
+        for block in iter(lambda: opened.read(1 << 20), b""):
+            digest.update(block)
+    return f"{path.name} {digest.hexdigest()[:16]}"
 
 
 @final

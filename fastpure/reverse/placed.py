@@ -96,7 +96,7 @@ def _overlap(block: int, part: int, size: int) -> tuple[slice, slice]:
 
 
 def mixed(seed: int, sample_id: int) -> int:
-    """A 64-bit seed of a seed and a sample id, by SplitMix64's finaliser (Steele et al. 2014): none is any other's."""
+    """A 64-bit seed of a seed and a sample id (SplitMix64, Steele et al. 2014): for one seed, another for every id."""
     value = (seed % (SEED_MAX + 1) + 0x9E3779B97F4A7C15 * (sample_id + 1)) & SEED_MAX
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         value = ((value ^ (value >> shift)) * factor) & SEED_MAX

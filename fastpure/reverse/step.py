@@ -238,7 +238,7 @@ def _in_range(vjp: VJP) -> VJP:
     def scaled(v: Tensor) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
         scale = range_scale(v)
         through_state, through_context = vjp(v * scale)
-        unscaled = tuple(None if part is None else part / scale for part in through_context)
+        unscaled = tuple(None if part is None else part / per_sample(scale, part) for part in through_context)
         return None if through_state is None else through_state / scale, unscaled
 
     return scaled

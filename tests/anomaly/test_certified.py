@@ -183,6 +183,25 @@ def test_a_denoiser_that_knows_the_image_leaves_the_noise_in_every_convention(
     torch.testing.assert_close(found, (0.2 * noise) ** 2, rtol=1e-3, atol=1e-5)
 
 
+def test_a_flow_network_is_told_its_own_time() -> None:
+    told: list[Tensor] = []
+
+    class Told(torch.nn.Module):
+        def forward(self, seen: Tensor, labels: Tensor) -> Tensor:
+            told.append(labels)
+            return 0.0 * seen
+
+    denoiser = fp.Denoiser.from_module(Told().eval(), "flow", image_shape=(1, 8, 8), schedule="flow")
+    detector = fp.AnomalyDetector(denoiser)
+    detector.sigma = 0.25
+    detector.noisy_error_map(_digits(2))
+    assert denoiser.path is not None
+    # x0 + 0.5 n, divided by 1.5, lies a third of the way to the noise.
+    torch.testing.assert_close(
+        told[0].double(), torch.full((2,), 1000.0 / 3.0, dtype=torch.float64), rtol=1e-6, atol=0
+    )
+
+
 def test_what_a_detector_certifies_survives_changes_of_the_image() -> None:
     """Along the score's own gradient, which is where a bound that does not hold would be crossed first."""
     detector = fp.AnomalyDetector(fp.load_denoiser("digits")).fit(_digits(20), draws=1, sigma=0.1)

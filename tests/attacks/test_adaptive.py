@@ -16,7 +16,8 @@ from fastpure.attacks.adaptive_stages import FEWEST_DRAWS, MOST_DRAWS, _adapted
 from fastpure.attacks.adaptive_tour import least
 from fastpure.attacks.apgd import random_point
 from fastpure.attacks.base import Problem
-from fastpure.attacks.relatives import relatives
+from fastpure.attacks.gradient import attack_logits
+from fastpure.attacks.relatives import Relative, meet, relatives
 from fastpure.data import load_dataset
 from fastpure.methods import Method
 from fastpure.purify import look_through
@@ -385,3 +386,41 @@ def test_seeds_share_no_starts(monkeypatch):
         Adaptive(eps=0.01, budget=150, seed=seed)(Pixels(), x, y)
     assert len(starts) >= 6
     assert len({tuple(start.flatten().tolist()) for start in starts}) == len(starts)
+
+
+class Linear:
+    """A target whose logits are linear, plus noise of the draw; its cross entropy pulls along ``weights``."""
+
+    def __init__(self, weights, noise=0.0):
+        self.weights, self.noise, self.asked = weights, noise, []
+
+    def logits(self, x, ids, draws, domain):
+        self.asked += draws.tolist()
+        shifts = torch.stack(
+            [torch.randn(4, generator=torch.Generator().manual_seed(d)) for d in draws.tolist()]
+        )
+        return x.flatten(1) @ self.weights.T + self.noise * (x.flatten(1) * shifts).sum(1, keepdim=True) * (
+            torch.tensor([1.0, -1.0])
+        )
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_relatives_are_met_even_where_all_are_against_the_defence(sign):
+    x, y, ids = torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64), torch.arange(3)
+    weights = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]])
+    near, far = weights * sign, torch.tensor([[4.0, -3.0, 2.0, -1.0], [0.0, 0.0, 0.0, 0.0]]) * sign
+    found = tuple(
+        Relative(name, Linear(w), 0.1) for name, w in (("far", far), ("near", near), ("near too", near))
+    )
+    charged = []
+    own, calm = Linear(weights, 3.0), Relative("calm", Linear(weights), 0.5)
+    groups, calmer = meet(
+        Problem(own, x, y, ids), found, calm, attack_logits(own), (100, 2), 8, charged.append
+    )
+    names = [[one.name for one in group] for group in groups]
+    assert sorted(name for group in names for name in group) == ["far", "near", "near too"]
+    assert names[0] == (["near", "near too"] if sign > 0 else ["far"])
+    assert sum(charged) == pytest.approx(2 * 1.0 + 3 * 0.1 + 2 * 0.5)
+    # What is calmer must not be compared under the noise that the defence was asked under.
+    assert not set(calm.target.asked) & set(own.asked)
+    assert calmer is calm

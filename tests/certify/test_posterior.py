@@ -12,6 +12,7 @@ import fastpure as fp
 from fastpure.certify import PosteriorSmoothing, Smoothing
 from fastpure.certify.posterior import bernstein, posterior_radius
 from fastpure.kernels import Domain, NoiseKeys, Stream, philox_normal
+from fastpure.kernels.keys import STEP_MAX
 from fastpure.purify import door
 from tests.golden import relative_error
 from tests.purify.gaussians import Gaussians, denoiser, images
@@ -58,7 +59,8 @@ def test_average_of_posteriors_by_hand():
         for j in range(3):
             draw = 21 + j
             keys = NoiseKeys.make(3, ids, draw, Domain.ATTACK)
-            noise = philox_normal(keys, 0, Stream.FORWARD, x.shape[1:], dtype=x.dtype)
+            # Not the noise that diffuses the image of a purifier before it, which has these keys at step 0.
+            noise = philox_normal(keys, STEP_MAX, Stream.CLASSIFIER, x.shape[1:], dtype=x.dtype)
             mean += one.model(x + SIGMA * noise, ids, draw, domain=Domain.ATTACK).softmax(1) / 3
     assert relative_error(found.exp(), mean) < 1e-12
     leaf = x.clone().requires_grad_(True)

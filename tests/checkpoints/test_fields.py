@@ -217,6 +217,7 @@ def pipeline(tmp_path, **changes):
         ({"trained_betas": [0.1, 0.2]}, "trained_betas must be None"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr must be False, found True .*no image"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas must be False"),
+        ({"variance_type": "learned"}, "variance_type must be 'fixed_small' or .*learned range"),
         ({"shift": 3.0}, "unknown fields shift"),
         ({"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}, "with squaredcos_cap_v2"),
     ],

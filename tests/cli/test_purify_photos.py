@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import fastpure as fp
-from fastpure.errors import DataError
+from fastpure.errors import DataError, ResumeError
 from fastpure.purify.files.sheet import contact_sheet
 from tests.cli.purifying import SHORT, contents, run
 
@@ -170,3 +170,25 @@ def test_a_sheet_of_too_many_says_so(tmp_path):
     )
     text = (tmp_path / "s.svg").read_text()
     assert text.count("<image") == 120
+
+
+def test_a_sheet_overwrites_neither_inputs_nor_results(tmp_path):
+    source, out = photos(tmp_path / "in"), tmp_path / "out"
+    before = contents(source)
+    for sheet in (source / "exact.png", source / "sheet.png", out / "exact.png"):
+        with pytest.raises(ValueError, match=r"`sheet` must be a file that is neither an input"):
+            fp.purify_files(source, out, small(), sheet=sheet, progress=False)
+    np.save(tmp_path / "x.npy", np.zeros((2, 8, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"`sheet` must be left out where no input is a picture"):
+        fp.purify_files(tmp_path / "x.npy", out, small(), sheet=tmp_path / "sheet.png", progress=False)
+    assert contents(source) == before
+    assert not out.exists()
+
+
+def test_other_tiles_are_another_run(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.fromarray(RANDOM.randint(0, 256, (20, 20), dtype=np.uint8)).save(source / "a.png")
+    fp.purify_files(source, tmp_path / "out", small().tiled(20, 20, overlap=2), progress=False)
+    with pytest.raises(ResumeError, match="purifier"):
+        fp.purify_files(source, tmp_path / "out", small().tiled(20, 20, overlap=3), progress=False)

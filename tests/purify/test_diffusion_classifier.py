@@ -309,6 +309,10 @@ def test_evaluate_plan_and_resume(tmp_path):
         (lambda: fp.DiffusionClassifier(denoiser(), levels=(2.0, 1.0)), "low < high"),
         (lambda: fp.DiffusionClassifier(denoiser(), levels=1.0), "two noise levels"),
         (lambda: fp.DiffusionClassifier(denoiser(), 0), "`n_levels`"),
+        (
+            lambda: fp.DiffusionClassifier(conditional("eps", "index"), levels=(1.0, 1e5)),
+            "the network's schedule ends",
+        ),
         (lambda: fp.DiffusionClassifier(denoiser(), weight="vdm"), "`weight`"),
         (lambda: fp.DiffusionClassifier(denoiser(), sigma=0.0), "`sigma`"),
         (lambda: fp.DiffusionClassifier(denoiser())(images(1).float()), "float64"),

@@ -187,3 +187,21 @@ def test_both_ways_to_choose_tf32_agree_inside_whatever_was_chosen_before(precis
         assert inside == ["high" if wanted else "highest", wanted, wanted, word, word]
         for one, other in zip(before, after, strict=True):
             assert one in (other, "mixed")
+
+
+def test_float16_keeps_the_images_of_a_batch_apart_where_the_guidance_reads_features(models):
+    """The cotangent of what AGDM reads from the input is [B, F], and each image has a power of two of its own."""
+    denoiser, classifier = models
+    data = load_dataset("digits", "test").subset(4, data_seed=0)
+    method = fp.methods.agdm(classifier, t=0.01, clip_output=False)
+    weights = torch.tensor([1e-3, 1.0, 30.0, 1.0])
+
+    def pulled(precision, rows):
+        purifier = fp.Purifier(denoiser, method, precision=precision)
+        leaf = data.images[rows].clone().requires_grad_(True)
+        out = purifier(leaf, data.sample_ids[rows]).square().flatten(1).sum(1)
+        return torch.autograd.grad((out * weights[rows]).sum(), leaf)[0]
+
+    exact, half = pulled("fp32", slice(None)), pulled("fp16", slice(None))
+    error = (half - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    assert error.max() < 1e-2, error

@@ -178,3 +178,19 @@ def test_wrong_input():
         base.tiled(20, 20)(torch.rand(1, 1, 20, 20), noise=RecordedNoise())
     with pytest.raises(ValueError, match="one id per image"):
         base.tiled(20, 20)(torch.rand(1, 1, 20, 20), [1, 2])
+
+
+def test_errors_name_the_picture_and_not_the_tile():
+    class Broken(nn.Module):
+        def forward(self, x, labels):
+            return torch.where(torch.arange(len(x)).view(-1, 1, 1, 1) == len(x) - 1, torch.nan, 0.0 * x)
+
+    broken = fp.Purifier(fp.Denoiser.from_module(Broken().eval(), image_shape=(1, 8, 8)), METHOD)
+    with pytest.raises(fp.errors.NonFiniteError, match="4711"):
+        broken.tiled(8, 16)(torch.rand(1, 1, 8, 16), [4711])
+
+
+def test_tiles_of_tiles_keep_the_overlap():
+    tiled = purifier().tiled(20, 20, overlap=3)
+    assert tiled.tiled(30, 30).overlap == 3
+    assert tiled.tiled(30, 30, overlap=1).overlap == 1

@@ -19,6 +19,7 @@ from ...methods import diffpure
 from ...nets import Denoiser
 from ...version import __version__
 from ..purifier import Purifier
+from ..tiled import TiledPurifier
 from .fitting import APART, FITS, Fitting
 from .inputs import ImageFile, find_sources
 from .run import CONVENTIONS, PurifyRun
@@ -161,8 +162,6 @@ def prepare(
     one_of(spelt("ids"), ids, ("position", "names"))
     whole(spelt("draws"), draws, 1, 2**20)
     whole(spelt("batch_size"), batch_size, 1)
-    if sheet is not None and sheet.suffix.lower() not in SHEETS:
-        raise ValueError(mistake(spelt("sheet"), f"a file name that ends in {', '.join(SHEETS)}", str(sheet)))
     for path in inputs:
         # Results inside an input folder would be inputs of the same command given again.
         if path.is_dir() and path.resolve() in (out.resolve(), *out.resolve().parents):
@@ -183,6 +182,8 @@ def prepare(
         "precision": purifier.precision,
         "device": purifier.device.type,
     }
+    if isinstance(purifier, TiledPurifier):  # what the others are, the settings above say
+        settings["purifier"] = purifier.describe()
     run = PurifyRun(sources, out, settings, shape, batch_size, draws, ids, fit)
     run.check()
     usable = [(i, source) for i, source in enumerate(sources) if i not in run.broken]
@@ -194,7 +195,24 @@ def prepare(
     ]
     if fitted:  # where nothing is fitted, folders of earlier versions continue
         settings["fit"] = fit
+    if sheet is not None:
+        _check_sheet(sheet, run, inputs, spelt("sheet"))
     return run
+
+
+def _check_sheet(sheet: Path, run: PurifyRun, inputs: Sequence[Path], name: str) -> None:
+    """Raise ValueError unless ``sheet`` can be drawn, and overwrites neither an input nor a result."""
+    if sheet.suffix.lower() not in SHEETS:
+        raise ValueError(mistake(name, f"a file name that ends in {', '.join(SHEETS)}", str(sheet)))
+    usable = [source for i, source in enumerate(run.sources) if i not in run.broken]
+    if not any(isinstance(source, ImageFile) for source in usable):
+        raise ValueError(mistake(name, "left out where no input is a picture", str(sheet)))
+    place = sheet.resolve()
+    results = {run.target(draw, i).resolve() for draw in range(run.draws) for i in range(len(run.sources))}
+    taken = {path.resolve() for path in inputs} | {source.path.resolve() for source in run.sources} | results
+    inside = [path for path in inputs if path.is_dir() and path.resolve() in place.parents]
+    if place in taken or inside:
+        raise ValueError(mistake(name, "a file that is neither an input, in one, nor a result", str(sheet)))
 
 
 def carry_out(
@@ -215,8 +233,6 @@ def carry_out(
     written = tuple(run.target(draw, i) for draw in range(run.draws) for i, _ in usable)
     if sheet is not None:
         pictures = [(i, source) for i, source in usable if isinstance(source, ImageFile)]
-        if not pictures:
-            raise ValueError(mistake("sheet", "left out where no input is a picture", str(sheet)))
         contact_sheet([(source.path.name, source.path, run.target(0, i)) for i, source in pictures], sheet)
     refused = tuple((run.sources[i].path, reason) for i, reason in run.broken.items())
     return Purified(run.out, written, new, refused, sheet)
