@@ -26,6 +26,9 @@ DW = {"n_iter": 20, "eot_iter": 1}
 ADAPTIVE, ADAPTIVE_L2 = "Adaptive Linf", "Adaptive L2"
 EXACT = "PGD-10, EOT 2"
 CORRUPTED = "salt and pepper"
+STANDARD = "AutoAttack standard Linf"
+TRAINED = "adversarially trained"
+"""A classifier that withstands something by itself, with no purifier."""
 
 ATTACKS: dict[str, Callable[[], Attack | None]] = {
     ADAPTIVE: lambda: fp.attacks.Adaptive(norm="Linf", eps=EPS, budget=BUDGET),
@@ -33,6 +36,7 @@ ATTACKS: dict[str, Callable[[], Attack | None]] = {
     "PGD Linf": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, **PGD),
     "PGD Linf, detached": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, gradient="detached", **PGD),
     "DW-box Linf": lambda: fp.attacks.DWPGD(norm="Linf", eps=EPS, **DW),
+    STANDARD: lambda: fp.attacks.AutoAttack(version="standard", norm="Linf", eps=EPS),
     CORRUPTED: lambda: fp.controls.SaltAndPepper(),
     **{
         f"PGD-{n_iter}, EOT {eot_iter}{', ' + gradient if gradient != 'exact' else ''}": (
@@ -73,6 +77,7 @@ def coup_name(scale: float) -> str:
 
 DEFENCES: dict[str, Callable[[], nn.Module]] = {
     "none": classifier,
+    TRAINED: lambda: fp.load_classifier("cifar10-aux"),
     "DiffPure": diffpure,
     "COUP unguided": lambda: defended(fp.methods.coup_unguided(T, DT, solver=SOLVER)),
     **{coup_name(scale): lambda s=scale: coup(s) for scale in SCALES},

@@ -40,9 +40,11 @@ from .cifar10_defences import (
     PGD,
     PRECISION,
     SCALES,
+    STANDARD,
     STEPS,
     SWEEP_IMAGES,
     TIMES,
+    TRAINED,
     T,
     coup_name,
 )
@@ -82,7 +84,8 @@ def _moved(row: Row, targets: Iterable[str]) -> Iterator[Row]:
 
 
 ROWS = (
-    *(_row(name, ADAPTIVE) for name in ("none", *PURIFYING)),
+    *(_row(name, ADAPTIVE) for name in ("none", *PURIFYING, TRAINED)),
+    _row(TRAINED, STANDARD),
     *_moved(_row("DiffPure", ADAPTIVE), PURIFYING),
     *(_row(coup_name(BEST), attack) for attack in ("PGD Linf", "PGD Linf, detached")),
     *(_row(name, "PGD Linf") for name in ("DiffPure", coup_name(1.0))),
@@ -169,8 +172,9 @@ Written by `python -m bench.robustness_cifar10 --data-path PATH`: the bundled sm
 Linf 8/255, L2 {EPS_L2}. Adaptive: a budget of {BUDGET:g} gradients per image and nothing else. For comparison, PGD with
 {PGD["n_iter"]} iterations and {PGD["eot_iter"]} draws per gradient, with the exact gradient and with guidance taken for
 constant ("detached"); the images that Adaptive found on DiffPure; random salt and pepper; and DW-box, {DW["n_iter"]}
-iterations on one known draw, also judged on fresh ones. Accuracy is the mean over {FRESH.draws} fresh draws if not said
-otherwise, with 95 % Wilson intervals over images.
+iterations on one known draw, also judged on fresh ones. "{TRAINED}": a classifier trained with TRADES, without
+a purifier, where AutoAttack standard, as published, says what is true. Accuracy is the mean over {FRESH.draws} fresh
+draws if not said otherwise, with 95 % Wilson intervals over images.
 
 Gradients per image: of the defence, as the attack counted them; a forward pass is a half, a cheaper gradient its share
 of the network passes. Network calls: images through the network, a gradient counts twice; at most, where the attack
