@@ -5,7 +5,8 @@ of one draw's gradient does. One exponential step from the image itself costs a 
 next to no noise; how well it knows the mean gradient depends on the diffusion time that it starts from, and differs
 between networks, so that the defence is asked which of several knows it best. One exponential step from the diffused
 image has noise, though less than the defence's own, and for defences that diffuse next to no bias
-(``python -m bench.attack_efficiency`` measures both).
+(``python -m bench.attack_efficiency`` measures both); where small networks make straight steps know little, it helps
+against defences that do not diffuse as well.
 """
 
 from __future__ import annotations
@@ -62,16 +63,15 @@ def relatives(target: Target) -> tuple[Relative, ...]:
 
 
 def calmer(target: Target) -> Relative | None:
-    """One step from the diffused image, where the defence diffuses; None where it does not, or no network of its fits.
+    """One step from the diffused image; None where nothing is random, one step is no fewer, or no network of its fits.
 
-    Its mean gradient is about the defence's, its noise less, at the cost of a step.
+    Where the defence diffuses, its mean gradient is about the defence's, its noise less, at the cost of a step. Where
+    it does not, a diffused image still is what the network knows best: `meet` asks whether that helps.
     """
     start = _begin(target)
     if not target.purifies or start <= T_EPS or not target.is_random:
         return None
     if target.method.steps.n_network_calls < 2:
-        return None
-    if not any(row.forward for row in target.method.steps.rows):
         return None
     method = diffpure(start, start, clip_output=target.method.clip_output, solver="exponential")
     return _made(target, method, f"1 step after diffusion to t = {start:.3g}")
@@ -122,7 +122,7 @@ def meet(
     The defence is asked at the images themselves, and what a relative answers is held against each of its draws, over
     all images, so that the noise of single draws averages out. Those that know it about as well as the best are one
     group; ``calm``, on as many draws as cost one of the defence, must come closer to its draws than they do to each
-    other.
+    other, or than everybody in ``found``.
 
     Args:
         problem: the images.
@@ -159,5 +159,5 @@ def meet(
         begin = first + n_draws
         asked = range(begin, begin + max(1, round(1.0 / calm.cost)))
         answer = near(directions(attack_logits(calm.target), asked, calm.cost), own)
-        calm = calm if answer > near(own[0], own[1:]) else None
+        calm = calm if answer > min(near(own[0], own[1:]), max(known)) else None
     return groups, calm

@@ -17,7 +17,7 @@ from fastpure.attacks.adaptive_tour import least
 from fastpure.attacks.apgd import random_point
 from fastpure.attacks.base import Problem
 from fastpure.attacks.gradient import attack_logits
-from fastpure.attacks.relatives import Relative, meet, relatives
+from fastpure.attacks.relatives import Relative, calmer, meet, relatives
 from fastpure.data import load_dataset
 from fastpure.methods import Method
 from fastpure.purify import look_through
@@ -414,13 +414,49 @@ def test_relatives_are_met_even_where_all_are_against_the_defence(sign):
     )
     charged = []
     own, calm = Linear(weights, 3.0), Relative("calm", Linear(weights), 0.5)
-    groups, calmer = meet(
-        Problem(own, x, y, ids), found, calm, attack_logits(own), (100, 2), 8, charged.append
-    )
+    groups, kept = meet(Problem(own, x, y, ids), found, calm, attack_logits(own), (100, 2), 8, charged.append)
     names = [[one.name for one in group] for group in groups]
     assert sorted(name for group in names for name in group) == ["far", "near", "near too"]
     assert names[0] == (["near", "near too"] if sign > 0 else ["far"])
     assert sum(charged) == pytest.approx(2 * 1.0 + 3 * 0.1 + 2 * 0.5)
     # What is calmer must not be compared under the noise that the defence was asked under.
     assert not set(calm.target.asked) & set(own.asked)
-    assert calmer is calm
+    assert kept is calm
+
+
+def met(noise, known, calm, calm_noise):
+    """Whether ``calm`` is kept: weights of the one relative and of the calm one, which has noise of its own."""
+    x, y, ids = torch.rand(64, 1, 2, 2), torch.zeros(64, dtype=torch.int64), torch.arange(64)
+    own = Linear(torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]), noise)
+    wide = [torch.tensor([w, [0.0] * 4]) for w in (known, calm)]
+    found, candidate = (
+        Relative("one", Linear(wide[0]), 0.1),
+        Relative("calm", Linear(wide[1], calm_noise), 0.25),
+    )
+    problem = Problem(own, x, y, ids)
+    return (
+        meet(problem, (found,), candidate, attack_logits(own), (0, 2), 64, lambda cost: None)[1] is not None
+    )
+
+
+SAME, OTHER, FAR = [1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0], [4.0, -3.0, 2.0, -1.0]
+
+
+def test_what_is_calmer_is_kept_where_it_knows_more_than_draws_of_the_defence_or_than_all_others():
+    assert met(3.0, SAME, SAME, 0.5)  # calmer than the defence, though the other one is calmer still
+    assert met(
+        0.0, FAR, SAME, 0.5
+    )  # not calmer than a defence without noise, but the other one knows nothing
+    assert not met(0.0, SAME, SAME, 0.5)
+    assert not met(0.5, OTHER, FAR, 0.0)
+
+
+def test_the_calmer_relative_is_offered_against_defences_that_do_not_diffuse():
+    for method in (fp.methods.diffpure(0.1, 0.02), fp.methods.coup_unguided(0.1, 0.02)):
+        defense, x = mixture_defense(Pixels(), method), images(2)
+        found = calmer(problem(defense, x, Pixels()(x).argmax(1)).target)
+        assert found is not None
+        assert found.cost == pytest.approx(0.2)
+        assert any(row.forward for row in found.target.method.steps.rows)
+    single = mixture_defense(Pixels(), fp.methods.coup_unguided(0.1, 0.1))
+    assert calmer(problem(single, x, Pixels()(x).argmax(1)).target) is None

@@ -184,7 +184,8 @@ def test_files_come_back(tmp_path):
     path = save_energy(network, tmp_path / "energy.safetensors", notes={"why": "test"})
     again = load_energy(path)
     kept, loaded = network.state_dict(), again.state_dict()
-    assert kept.keys() == loaded.keys() and all(torch.equal(kept[name], loaded[name]) for name in kept)
+    assert kept.keys() == loaded.keys()
+    assert all(torch.equal(kept[name], loaded[name]) for name in kept)
     # With a gradient to come, another convolution may be chosen, which rounds otherwise.
     x = torch.randn(3, *SHAPE)
     with torch.no_grad():
