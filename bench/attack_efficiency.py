@@ -2,6 +2,7 @@
 
     python -m bench.attack_efficiency --only digits          an estimated two hours of one core; continues
     python -m bench.attack_efficiency --only cifar10 --data-path cifar-10-python.tar.gz    three times as long
+    (with --runs holding a link "digits" to the runs of bench.robustness_digits, what both need is run once)
     python -m bench.attack_efficiency --table-only           only write attack_efficiency.md and the pictures
 
 Start the command several times to use several cores (OMP_NUM_THREADS=1): each takes points that no other is busy with.
@@ -146,7 +147,7 @@ DIGITS = Bench(
         "Adaptive": [(budget,) for budget in ADAPTIVE],
         "APGD-CE": [(40, 8), (10, 8)],
         "PGD": [(20, 4), (20, 1)],
-        "DiffHammer": [(20, 10), (5, 10)],
+        "DiffHammer": [(10, 10), (5, 10)],
         "AutoAttack rand": [(25, 8)],
         "pyautoattack rand": [(25, 8)],
     },

@@ -21,7 +21,6 @@ TIMES = (0.05, 0.15, 0.2)
 
 BUDGET = 64.0
 PGD = {"n_iter": 20, "eot_iter": 2}
-DW = {"n_iter": 20, "eot_iter": 1}
 
 ADAPTIVE, ADAPTIVE_L2 = "Adaptive Linf", "Adaptive L2"
 EXACT = "PGD-10, EOT 2"
@@ -35,7 +34,6 @@ ATTACKS: dict[str, Callable[[], Attack | None]] = {
     ADAPTIVE_L2: lambda: fp.attacks.Adaptive(norm="L2", eps=EPS_L2, budget=BUDGET),
     "PGD Linf": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, **PGD),
     "PGD Linf, detached": lambda: fp.attacks.PGD(norm="Linf", eps=EPS, gradient="detached", **PGD),
-    "DW-box Linf": lambda: fp.attacks.DWPGD(norm="Linf", eps=EPS, **DW),
     STANDARD: lambda: fp.attacks.AutoAttack(version="standard", norm="Linf", eps=EPS),
     CORRUPTED: lambda: fp.controls.SaltAndPepper(),
     **{
