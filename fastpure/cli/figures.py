@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import finite
 from ..files import replacing
-from ..report.plotting import pyplot
+from ..report.plotting import perturbation, pyplot
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -42,16 +43,11 @@ def _grid(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tens
     x, y, ids = data.images[:N_SHOWN], data.labels[:N_SHOWN], data.sample_ids[:N_SHOWN]
     x_adv = x_adv[:N_SHOWN]
     purified = coup.purifier(x_adv, ids)
-    gain = 0.5 / max(float((x_adv - x).abs().max()), 1e-9)
-    in_colour = data.image_shape[0] == 3
+    noise, said = perturbation((x_adv - x).numpy())
     rows = [
         ("clean", x, coup.classifier(x)),
         ("adversarial", x_adv, coup.classifier(x_adv)),
-        (
-            f"perturbation\n{gain:.0f} times,\n0 is grey" if in_colour else "perturbation",
-            (x_adv - x) * gain + 0.5,
-            None,
-        ),
+        (f"perturbation\n{textwrap.fill(said, 16)}", torch.from_numpy(noise), None),
         ("purified\n(COUP)", purified, coup.classifier(purified)),
     ]
     size = 9 if max(map(len, data.classes)) <= LONG_NAME else 8
@@ -60,7 +56,7 @@ def _grid(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tens
     for axis_row, (name, images, logits) in zip(axes, rows, strict=True):
         axis_row[0].set_ylabel(name, fontsize=9)
         for i, axis in enumerate(axis_row):
-            _show(axis, images[i].clamp(0, 1), signed=logits is None)
+            _show(axis, images[i].clamp(0, 1))
             axis.set(xticks=[], yticks=[])
             if logits is not None:
                 guess = int(finite(logits, ids, "the classifier")[i].argmax())
@@ -68,15 +64,12 @@ def _grid(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tens
                 axis.set_title(data.classes[guess], fontsize=size, color=colour, pad=2)
 
 
-def _show(axis: Any, image: Tensor, signed: bool) -> None:
-    """Draw ``image`` [C, H, W] in [0, 1], in colour if it has three channels, else its first one.
-
-    ``signed`` images have zero at 0.5, for which there is one grey level, so that the sign can be seen.
-    """
+def _show(axis: Any, image: Tensor) -> None:
+    """Draw ``image`` [C, H, W] in [0, 1], in colour if it has three channels, else its first one."""
     if len(image) == 3:
         axis.imshow(image.permute(1, 2, 0).numpy())
     else:
-        axis.imshow(image[0].numpy(), cmap="RdBu_r" if signed else "gray", vmin=0, vmax=1)
+        axis.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
 
 
 def _confidence(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tensor) -> None:

@@ -72,9 +72,9 @@ def smaller_of(runs: Sequence[Run]) -> SmallerOf:
         ValueError: no runs, or other ones.
     """
     check_alike(runs)
-    first = _budget(runs[0])
+    first = budget_of(runs[0])
     for run in runs[1:]:
-        if other := differences(first, _budget(run)):
+        if other := differences(first, budget_of(run)):
             raise ValueError(mistake("runs", "of one budget", "; ".join(other)))
     values = [run.values("adversarial") for run in runs]
     n, sums = len(values[0]), [float(value.sum()) for value in values]
@@ -118,7 +118,8 @@ def versions_of(runs: Sequence[Run]) -> list[tuple[int, ...]]:
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
-def _budget(run: Run) -> dict[str, Any]:
+def budget_of(run: Run) -> dict[str, Any]:
+    """The settings of a run's attack that say which images it may return."""
     settings = run.identity["attack"]["settings"]
     return {name: settings[name] for name in BUDGET if name in settings}
 

@@ -19,11 +19,15 @@ from ..errors import mistake
 from ..evaluate import Comparison, Finding, Report, Run, SmallerOf, compare_runs, smaller_of, versions_of
 from ..evaluate.identity import canonical
 from ..evaluate.shards import describe
+from ..evaluate.smaller import budget_of
 from ..evaluate.weakness import across, gradient_mode, seeks
 from .rebuild import calls_per_purification, network_calls
 
 LEADING = ("t", "dt", "n_steps", "scale")
 """Settings of methods that are told first."""
+
+ASCENDED = {"APGDCE": "ce", "APGDDLR": "dlr", "APGDT": "dlr-targeted", "Adaptive": "margin"}
+"""Attack -> the loss it tells of, where that is no setting: the same loss of several attacks is one quantity."""
 
 LEVEL = 0.05
 """Below this adjusted p-value a difference is marked."""
@@ -100,6 +104,14 @@ class Entry:
         """Network calls in one gradient, forward and backward; None where the method cannot be rebuilt."""
         calls = calls_per_purification(self.identity)
         return None if calls is None else 2 * calls
+
+    @property
+    def loss(self) -> str:
+        """What the attack's loss is, a key of `LOSSES` where it is known; the attack's own name where it is not."""
+        name, settings = str(self.identity["attack"]["name"]), self.identity["attack"]["settings"]
+        own = settings.get("loss")
+        kind = own if isinstance(own, str) else ASCENDED.get(name, name)
+        return f"{kind}-targeted" if settings.get("targeted") is not None else kind
 
     @property
     def agreement(self) -> float | None:
@@ -232,12 +244,13 @@ class Matrix:
         attacks = {canonical(entry.identity["attack"]) for entry in self.entries}
         return self.which == "adversarial" and len(attacks) > 1
 
-    def pair(self, row: str, column: str) -> Pair | None:
-        """The comparison of these two, either way round; None on the diagonal."""
-        for pair in self.pairs:
-            if {pair.first, pair.second} == {row, column}:
-                return pair
-        return None
+    @property
+    def rows(self) -> tuple[tuple[Entry, tuple[Pair, ...]], ...]:
+        """Every entry but the first, with its pairs with those before it: each pair once, ``second`` is the row's."""
+        return tuple(
+            (entry, tuple(pair for pair in self.pairs if pair.second == entry.key))
+            for entry in self.entries[1:]
+        )
 
 
 def matrices(entries: Sequence[Entry]) -> tuple[list[Matrix], list[str]]:
@@ -294,6 +307,40 @@ def smallest(entries: Sequence[Entry]) -> list[tuple[tuple[Entry, ...], SmallerO
     """Runs that together are one published AutoAttack number, and the smaller accuracy of them."""
     groups = [tuple(entries[number] for number in group) for group in versions_of([e.run for e in entries])]
     return [(group, smaller_of([entry.run for entry in group])) for group in groups]
+
+
+@final
+@dataclass(frozen=True)
+class Headline:
+    """The lowest robust accuracy that was found for a defence, over ``entries``: every finished attack on it.
+
+    They share images, protocol and budget; ``told`` says which of them it was, and in what interval the number is.
+    """
+
+    entries: tuple[Entry, ...]
+    told: SmallerOf
+
+    @property
+    def taken(self) -> Entry:
+        """The run that found least."""
+        return self.entries[self.told.taken]
+
+    @property
+    def ball(self) -> str:
+        """ "Linf 8/255"; "" where the attack has no such budget."""
+        budget = budget_of(self.taken.run)
+        words = (value_text(name, budget[name]) for name in ("norm", "eps", "bound") if name in budget)
+        return " ".join(words)
+
+
+def headlines(entries: Sequence[Entry]) -> list[Headline]:
+    """One per defence, images, protocol and budget, in the order in which they come; unfinished runs do not count."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.run.complete and entry.attacked and not entry.corrupted:
+            parts = (entry.identity["data"]["checksum"], entry.run.protocol.hash, budget_of(entry.run))
+            groups.setdefault(canonical([_defense_key(entry), *parts]), []).append(entry)
+    return [Headline(tuple(group), smaller_of([e.run for e in group])) for group in groups.values()]
 
 
 def _pairs(members: Sequence[Entry], which: str) -> tuple[Pair, ...]:

@@ -12,20 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..intervals import wilson
+from ..evaluate.identity import canonical
+from ..intervals import Interval, wilson
 from ..purify import Target
-from .chart import Chart, cut, listed, warned
+from .charts import N_STYLES, Chart, Series, cut, listed, warned
 from .data import Entry
 from .pictures import states_of
-from .svg import Series
-from .sweeps import Sweep
+from .sweeps import Curve, Sweep
 
 LOSSES = {
-    "ce": "mean loss, nats (cross-entropy)",
-    "margin": "mean loss (margin of the logits)",
-    "dlr": "mean loss (ratio of differences of logits)",
+    "ce": ("cross-entropy", "mean loss, nats"),
+    "margin": ("margin of the logits", "mean loss"),
+    "dlr": ("difference-of-logits ratio", "mean loss"),
+    "dlr-targeted": ("difference-of-logits ratio to a target", "mean loss"),
 }
-"""Loss of an attack -> what its axis is called; others are called mean loss."""
+"""Loss of an attack -> what it is called and what stands at its axis; others have the attack's name."""
 
 WALKS = {
     "top": ("Confidence in the most probable class", "confidence-most-probable-class"),
@@ -34,6 +35,9 @@ WALKS = {
 }
 """What is followed along the reverse process -> its title and the name of its chart."""
 
+
+GREY = 6
+"""Colour of clean accuracy where it is that of several curves."""
 
 MOST_INTERVALS = 4
 """Lines along the reverse process that have an interval at every state: those of more could not be told apart."""
@@ -58,26 +62,17 @@ class Walk:
 
 
 def sweep_chart(sweep: Sweep) -> Chart:
-    """Clean and robust accuracy against a setting, with Wilson intervals over images."""
+    """Clean and robust accuracy against a setting, with Wilson intervals over images; a clean curve per defence."""
     series = []
     corrupted = all(entry.corrupted for curve in sweep.curves for _, entry in curve.points if entry.attacked)
     name = "corrupted" if corrupted else "robust"
     attacked = any(entry.attacked for curve in sweep.curves for _, entry in curve.points)
     for style, curve in enumerate(sweep.curves):
-        for which in (name, "clean"):
-            points = [
-                (x, entry.summary.clean if which == "clean" else entry.summary.robust)
-                for x, entry in curve.points
-            ]
-            known = [(x, interval) for x, interval in points if interval is not None]
-            if known:
-                label = f"{which}, {curve.label}" if curve.label else which
-                x = tuple(x for x, _ in known)
-                y, low, high = (
-                    tuple(getattr(interval, part) for _, interval in known)
-                    for part in ("estimate", "low", "high")
-                )
-                series.append(Series(label, x, y, low, high, style, which == "clean" and attacked))
+        points = [(x, entry.summary.robust) for x, entry in curve.points]
+        series += _accuracies(f"{name}, {curve.label}" if curve.label else name, points, style, False)
+    for label, style, originals in _clean_curves(sweep.curves):
+        points = [(x, entry.summary.clean) for x, entry in originals]
+        series += _accuracies(f"clean, {label}" if label else "clean", points, style, attacked)
     shown = {int(entry.key): entry for curve in sweep.curves for _, entry in curve.points}
     runs = tuple(shown[number] for number in sorted(shown))
     return Chart(
@@ -90,13 +85,57 @@ def sweep_chart(sweep: Sweep) -> Chart:
         y_label="accuracy, %",
         percent=True,
         warnings=warned(runs),
+        counts=sweep.counts,
     )
 
 
-def trace_charts(entries: Sequence[Entry]) -> list[Chart]:
-    """The attack's loss at its iterates, a chart per kind of loss: a curve still rising was cut off too early.
+def _accuracies(
+    label: str, points: Sequence[tuple[float, Interval | None]], style: int, hollow: bool
+) -> list[Series]:
+    """A line through those that are known; none where none is."""
+    known = [(x, interval) for x, interval in points if interval is not None]
+    if not known:
+        return []
+    y, low, high = (
+        tuple(getattr(interval, part) for _, interval in known) for part in ("estimate", "low", "high")
+    )
+    return [Series(label, tuple(x for x, _ in known), y, low, high, style, hollow)]
 
-    Beside it the accuracy on the attack's own draws against its cost, where it was recorded.
+
+def _clean_curves(curves: Sequence[Curve]) -> list[tuple[str, int, list[tuple[float, Entry]]]]:
+    """(label, style, points) of clean accuracy: curves of the same defences on the same images have one together.
+
+    Under several attacks clean accuracy is the same number; its line then has a colour of its own.
+    """
+    groups: dict[str, list[Curve]] = {}
+    for curve in curves:
+        asked = [
+            (x, canonical([e.identity["defense"], e.identity["data"]["checksum"], e.run.protocol.hash]))
+            for x, e in curve.points
+        ]
+        alone = {told for _, told in asked}  # one where an attack's setting is swept: x does not matter then
+        groups.setdefault(canonical(sorted(alone) if len(alone) == 1 else asked), []).append(curve)
+    texts = [group[0].points[0][1].defense_text for group in groups.values()]
+    found, merged = [], 0
+    for group, text in zip(groups.values(), texts, strict=True):
+        first = group[0].points[0][1]
+        points = {x: entry for curve in reversed(group) for x, entry in curve.points}
+        if len(group) == 1:
+            label, style = group[0].label, list(curves).index(group[0])
+        else:
+            settings = first.defense_settings if texts.count(text) > 1 else ""
+            label = ", ".join(filter(None, (text, settings))) if len(groups) > 1 else ""
+            style = GREY + N_STYLES * merged
+            merged += 1
+        found.append((label, style, sorted(points.items(), key=lambda item: item[0])))
+    return found
+
+
+def trace_charts(entries: Sequence[Entry]) -> list[Chart]:
+    """The attacks' losses at their iterates, a chart per loss: a curve still rising was cut off too early.
+
+    The same loss of several attacks is drawn in one chart, and all of them have the same axis of iterations. What
+    attacks with different losses have in common is drawn beside it: the accuracy on their own draws.
     """
     groups: dict[str, list[tuple[Entry, np.ndarray]]] = {}
     for entry in entries:
@@ -104,36 +143,36 @@ def trace_charts(entries: Sequence[Entry]) -> list[Chart]:
             continue
         traces = entry.run.traces().astype(np.float64)
         if traces.shape[1] >= 2 and np.isfinite(traces).any():
-            settings = entry.identity["attack"]["settings"]
-            kind = (
-                settings["loss"]
-                if isinstance(settings.get("loss"), str)
-                else entry.identity["attack"]["name"]
-            )
-            groups.setdefault(str(kind), []).append((entry, traces))
+            groups.setdefault(entry.loss, []).append((entry, traces))
     charts = []
+    longest = max((traces.shape[1] for members in groups.values() for _, traces in members), default=2)
     for kind, members in groups.items():
         series = []
         for entry, traces in members:
             mean = _finite_mean(traces)
             x = tuple(float(i) for i in range(1, len(mean) + 1))
             series.append(Series(entry.name, x, tuple(mean), style=int(entry.key) - 1, key=entry.key))
+        other = " Other losses are other quantities, on the same axis of iterations." if len(groups) > 1 else ""
         chart = Chart(
             f"attack-loss-{kind}",
-            f"Loss of the attack ({kind})",
-            "Mean over images as the attack saw it. A loss that still rises at the end was cut off too early.",
+            f"Loss of the attack: {LOSSES.get(kind, (kind,))[0]}",
+            "Mean over images as the attack saw it. A loss that still rises at the end was cut off too early."
+            f"{other}",
             tuple(entry for entry, _ in members),
             tuple(series),
             x_label="iteration",
-            y_label=LOSSES.get(kind, "mean loss"),
-            marks=max(len(one.x) for one in series) <= 12,
+            y_label=LOSSES.get(kind, (kind, "mean loss"))[1],
+            marks=longest <= 12,
             warnings=warned([entry for entry, _ in members]),
+            counts=True,
+            x_range=(1.0, float(longest)),
         )
-        charts += [chart, *_course_chart(kind, [entry for entry, _ in members])]
-    return charts
+        charts.append(chart)
+    shown = [entry for members in groups.values() for entry, _ in members]
+    return [*_course_chart(sorted(shown, key=lambda entry: int(entry.key))), *charts]
 
 
-def _course_chart(kind: str, entries: Sequence[Entry]) -> list[Chart]:
+def _course_chart(entries: Sequence[Entry]) -> list[Chart]:
     """Accuracy on the attacks' own draws against the gradients spent; none where no run has both."""
     series, shown, parts = [], [], []
     for entry in entries:
@@ -166,16 +205,17 @@ def _course_chart(kind: str, entries: Sequence[Entry]) -> list[Chart]:
     )
     return [
         Chart(
-            f"attack-accuracy-{kind}",
-            f"Accuracy the attack saw ({kind})",
+            "attack-accuracy",
+            "Accuracy the attack saw",
             f"{caption}{cut(series)}",
             tuple(shown),
             tuple(series),
             x_label="gradients spent per image (a forward pass is a half)",
-            y_label="accuracy on the attack's draws, %",
+            y_label="accuracy on its draws, %",
             percent=True,
             marks=max(len(one.x) for one in series) <= 12,
             warnings=warned(shown),
+            counts=True,
         )
     ]
 

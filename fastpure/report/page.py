@@ -19,10 +19,12 @@ from ..evaluate.identity import canonical
 from ..files import Unfinished, unfinished
 from ..purify import Target
 from ..version import __version__
-from . import svg, tables
-from .data import LEVEL, Entry, doubts, matrices, open_entries, smallest
+from . import tables
+from .charts import svg
+from .data import LEVEL, Entry, doubts, headlines, matrices, open_entries, smallest
 from .figures import Walk, sweep_chart, trace_charts, walk, walk_charts, walk_names
-from .pictures import KINDS, Gallery, gallery
+from .pictures import KINDS, RULE, Gallery, gallery
+from .plotting import SAME
 from .quality import Quality, quality
 from .quality import notes as lacking
 from .rebuild import CannotRebuild, find_defense
@@ -66,6 +68,7 @@ def report(
     out: str | Path | None = None,
     *,
     figures: str | Path | None = None,
+    formats: Sequence[str] = ("svg",),
     defense: nn.Module | Sequence[nn.Module] = (),
     networks: tuple[Any, nn.Module] | None = None,
     options: Options | None = None,
@@ -82,6 +85,7 @@ def report(
         runs: run files or open runs; their order is that of the page.
         out: where to write, atomically.
         figures: folder for the page's charts and galleries as pictures of their own, see `write_figures`.
+        formats: of these charts, among "svg", "png" and "pdf"; galleries are PNG, and PDF where that is among them.
         defense: the defence or defences of the runs, for purified images and confidences. One whose settings and
             weights are not those of a run is not used for it.
         networks: (denoiser, classifier) to rebuild defences from; where neither this nor ``defense`` fits, the
@@ -98,6 +102,7 @@ def report(
         FileExistsError: ``out`` or a picture exists and ``force`` is not given; nothing is written then.
         NotADirectoryError: a file is where a folder should be; nothing is written then.
     """
+    check_formats(formats)
     options, say, wrote = options or Options(), say or (lambda text: None), wrote or (lambda path: None)
     given = (defense,) if isinstance(defense, nn.Module) else tuple(defense)
     folder = None if figures is None else Path(figures)
@@ -114,11 +119,11 @@ def report(
                 refuse_existing([folder / name for name in names], force, batch)
 
         say("reading and verifying runs")
-        values = collect(open_entries(runs, stack), options, given, networks, say, check)
+        values = collect(open_entries(runs, stack), options, given, networks, say, check, formats)
         html = render(values)
         if folder is not None and batch is not None:
             charts = [*values["sweeps"], *values["traces"], *values["walks"]]
-            for path in write_pictures(folder, values["files"], charts, values["galleries"], batch):
+            for path in write_pictures(folder, values["files"], charts, values["galleries"], batch, formats):
                 wrote(path)
         if out is not None and batch is not None:
             wrote(batch.write(out, html.encode()))
@@ -129,6 +134,7 @@ def write_figures(
     runs: Sequence[Run | str | Path],
     folder: str | Path,
     *,
+    formats: Sequence[str] = ("svg",),
     defense: nn.Module | Sequence[nn.Module] = (),
     networks: tuple[Any, nn.Module] | None = None,
     options: Options | None = None,
@@ -137,7 +143,8 @@ def write_figures(
 ) -> list[Path]:
     """Write every chart and gallery of the page of these runs as a picture of its own; returns their paths.
 
-    Charts are SVG with title, legend and caption inside, galleries PNG; on white, for a README, a paper or slides.
+    Charts have title, legend and caption inside and are SVG for a README, PDF for a paper or PNG for slides, as
+    ``formats`` says; galleries are PNG, and PDF where that is among them; all on white.
     Names say what is shown, `accuracy-against-t.svg` or `images-diffpure-pgd.png` after the name of a run file, and
     are the same whenever the same is shown. Each file is written whole or not at all.
 
@@ -154,6 +161,7 @@ def write_figures(
     report(
         runs,
         figures=folder,
+        formats=formats,
         defense=defense,
         networks=networks,
         options=options,
@@ -171,6 +179,7 @@ def collect(
     networks: tuple[Any, nn.Module] | None = None,
     say: Say = lambda text: None,
     check: Callable[[Sequence[str]], None] = lambda names: None,
+    formats: Sequence[str] = ("svg",),
 ) -> dict[str, Any]:
     """All values the template names, and "files", the names of files for the pictures.
 
@@ -184,7 +193,7 @@ def collect(
     traces = trace_charts(entries)
     walked = [e for e in shown if options.traced and e.key in defenses and defenses[e.key].purifies]
     names = [chart.name for chart in (*charts, *traces)]
-    files = file_names(names + walk_names(walked[:MOST_WALKS]), shown if options.images else [])
+    files = file_names(names + walk_names(walked[:MOST_WALKS]), shown if options.images else [], formats)
     check(files)
     if walked[MOST_WALKS:]:
         say(f"confidence is drawn for the first {MOST_WALKS} of {len(walked)} runs")
@@ -211,6 +220,7 @@ def collect(
         "entries": entries,
         "warnings": [(entry, entry.summary.warnings) for entry in entries if entry.summary.warnings],
         "doubts": doubts(entries),
+        "headlines": headlines(entries),
         "matrices": found,
         "left_out": left_out,
         "smallest": smallest(entries),
@@ -226,6 +236,7 @@ def collect(
         "not_rebuilt": notes,
         "protocols": _protocols(entries),
         "kinds": KINDS,
+        "rule": RULE,
         "level": LEVEL,
     }
 
@@ -242,14 +253,21 @@ def render(values: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = Markup
     environment.globals.update(
-        bar=lambda interval, style: Markup(svg.interval_bar(interval, style)),
+        svg=lambda chart: Markup(svg(chart)),
         tables=tables,
         style=Markup(Path(__file__).with_name(STYLE).read_text()),
         version=__version__,
     )
     return environment.get_template(TEMPLATE).render(values) + "\n"
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise ValueError unless these are one or more formats of pictures, each once."""
+    given = [formats] if isinstance(formats, str) else list(formats)
+    if isinstance(formats, str) or not given or len(set(given)) < len(given) or set(given) - set(SAME):
+        known = f"one or more of {', '.join(SAME)}, each once"
+        raise ValueError(mistake("formats", known, ", ".join(map(str, given)) or "none"))
 
 
 def refuse_existing(paths: Sequence[Path], force: bool, batch: Unfinished | None = None) -> None:

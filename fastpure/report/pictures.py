@@ -1,7 +1,8 @@
 """What a run's images look like: originals, adversarial images, noise, and what the purification makes of them.
 
 Pictures of purified images and the bare classifier's opinion need the defence itself. Where it is not there, its
-recorded decisions are shown and the page says what is missing.
+recorded decisions are shown and the page says what is missing. One rule says what counts as right, see `majority`: for
+the headings above images and for the verdicts below them.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, final
+from dataclasses import dataclass, field, replace
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..diagnostics.quality import image_quality
 from ..evaluate.protocol import FIRST_DRAW
 from ..evaluate.work import frozen
 from ..kernels import Domain
 from ..purify import Target
 from .data import Entry
+from .plotting import perturbation
 
 ROWS = 64
 """Images per network call."""
@@ -35,18 +38,25 @@ KINDS = {
     "right": "right on the original",
     "wrong": "wrong on the original",
 }
-"""What can have happened to an image; the defence counts as right if at least half of its draws are."""
+"""What can have happened to an image; which answer counts as right says `majority`."""
+
+TIE = -1
+"""In place of a class where two are equally frequent."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """One picture [C, H, W] in [0, 1], the class it was given, and whether that is right; None where none was."""
+    """One picture [C, H, W] in [0, 1], the class it was given, and whether that is right; None where none was.
+
+    ``quality`` says in numbers how far a purified picture is from the original.
+    """
 
     image: np.ndarray
     alt: str
     verdict: str = ""
     right: bool | None = None
+    quality: str = ""
 
     @property
     def source(self) -> str:
@@ -94,10 +104,46 @@ class Gallery:
         return "" if self.entry.purified else "Nothing purifies in this run: there is no purified image."
 
     @property
+    def rule(self) -> str:
+        """How marks are to be read, sentences."""
+        drawn = any(" · " in tile.verdict for _, _, row in self.rows for tile in row)
+        return " ".join(filter(None, ("✓ right, ✗ wrong.", RULE if drawn else "", self.measures)))
+
+    @property
+    def measures(self) -> str:
+        """What the numbers below purified pictures are, a sentence; "" where there are none."""
+        measured = [tile.quality.count(" · ") for _, _, row in self.rows for tile in row if tile.quality]
+        names = ("PSNR in dB", "SSIM", "LPIPS")[: max(measured, default=0) + 1]
+        against = f"Purified pictures are those of the first draw; below them {', '.join(names)} against the original."
+        return against if measured else ""
+
+    @property
     def kinds(self) -> dict[str, str]:
         """The kinds of images that occur, explained."""
         own = {column.kind for column in self.columns}
         return {kind: meaning for kind, meaning in self.meanings.items() if kind in own}
+
+
+RULE = (
+    "The most frequent class of all draws counts, in headings and below pictures alike; a tie is wrong. "
+    "k/n: right on k of n draws."
+)
+"""`majority` in words."""
+
+
+def majority(predicted: np.ndarray) -> np.ndarray:
+    """The most frequent class of each row of [n, draws], int64 [n]; `TIE` where two are."""
+    found = np.full(len(predicted), TIE, np.int64)
+    for i, row in enumerate(predicted):
+        classes, counts = np.unique(row, return_counts=True)
+        if len(counts) and (counts == counts.max()).sum() == 1:
+            found[i] = classes[counts.argmax()]
+    return found
+
+
+def decided(entry: Entry, which: str) -> np.ndarray:
+    """Whether most draws of each finished image are right, bool [n]."""
+    return majority(entry.run.predicted(which)) == entry.run.labels
 
 
 def gallery(entry: Entry, target: Target | None, n_images: int, note: str = "") -> Gallery:
@@ -124,10 +170,11 @@ def gallery(entry: Entry, target: Target | None, n_images: int, note: str = "") 
         x = entry.run.images(which, positions)
         opinion = None if bare is None else bare[which][chosen]
         rows.append(given_row(entry, which, x, chosen, opinion))
-        if target is not None and target.purifies and which == entry.judged:
+        if target is not None and target.purifies:
             rows.append(purified_row(entry, target, which, x, chosen))
     if entry.attacked:
-        rows.insert(1, noise_row(entry, positions))
+        place = next(i for i, (name, _, _) in enumerate(rows) if name == noun(entry, "adversarial"))
+        rows.insert(place, noise_row(entry, positions))
     return Gallery(entry, columns, tuple(rows), () if bare is None else flips(entry, bare), note)
 
 
@@ -153,8 +200,7 @@ def flips(entry: Entry, bare: dict[str, np.ndarray]) -> tuple[tuple[str, tuple[f
 
 def what_happened(entry: Entry, bare: dict[str, np.ndarray] | None) -> list[str]:
     """A key of `KINDS` for every finished image."""
-    clean = entry.run.correct("clean").mean(1) >= 0.5
-    last = entry.run.correct(entry.judged).mean(1) >= 0.5
+    clean, last = decided(entry, "clean"), decided(entry, entry.judged)
     if bare is not None:
         alone = bare[entry.judged] == entry.run.labels
         table = {(True, True): "both right", (True, False): "caused", (False, True): "caught"}
@@ -197,17 +243,17 @@ def purified_images(entry: Entry, target: Target, which: str, positions: Sequenc
 
 def data_uri(image: np.ndarray) -> str:
     """A PNG of [C, H, W] in [0, 1] as a data URI."""
+    from PIL import Image
+
     buffer = io.BytesIO()
-    picture(image).save(buffer, "PNG", optimize=True)
+    Image.fromarray(pixels(image)).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def picture(image: np.ndarray) -> Any:
-    """[C, H, W] in [0, 1] (clamped) as a `PIL.Image.Image`: grey for one channel, colour for three."""
-    from PIL import Image
-
-    pixels = np.rint(np.clip(image.astype(np.float64), 0.0, 1.0) * 255).astype(np.uint8)
-    return Image.fromarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0])
+def pixels(image: np.ndarray) -> np.ndarray:
+    """[C, H, W] in [0, 1] (clamped) as uint8: [H, W] for one channel, [H, W, 3] for three."""
+    found = np.rint(np.clip(image.astype(np.float64), 0.0, 1.0) * 255).astype(np.uint8)
+    return found.transpose(1, 2, 0) if len(found) == 3 else found[0]
 
 
 def _inputs(entry: Entry) -> tuple[str, ...]:
@@ -225,53 +271,43 @@ Row = tuple[str, str, tuple[Tile, ...]]
 
 def given_row(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: np.ndarray | None) -> Row:
     """Images [m, C, H, W] of a run as they came, its indices ``chosen``; ``bare``: the classifier's own answers [m]."""
-    right = entry.run.correct(which)[chosen]
+    name = noun(entry, which)
+    if bare is None:
+        return name, f"class by the {'defence' if entry.purified else 'classifier'}", _answered(entry, which, x, chosen)
     tiles = []
-    for i in range(len(x)):
-        truth, name = int(entry.run.labels[chosen[i]]), noun(entry, which)
-        alt = f"{name} image {int(entry.run.positions[chosen[i]])} of class {entry.class_names[truth]}"
-        own = entry.run.predicted(which)[chosen[i]]
-        guess = _most_frequent(own) if bare is None else int(bare[i])
-        count = f" · {int(right[i].sum())}/{right.shape[1]}" if bare is None and right.shape[1] > 1 else ""
-        tiles.append(Tile(x[i], alt, _name(entry, guess) + count, guess == truth))
-    if bare is not None:
-        said = "class by the bare classifier"
-    else:
-        by = "class by the defence" if entry.purified else "class by the classifier"
-        said = "most frequent class, draws that are right" if right.shape[1] > 1 else by
-    return noun(entry, which), said, tuple(tiles)
+    for i, index in enumerate(chosen):
+        truth = int(entry.run.labels[index])
+        alt = _alt(entry, f"{name} image", index)
+        tiles.append(Tile(x[i], alt, _name(entry, int(bare[i])), int(bare[i]) == truth))
+    return name, "class by the bare classifier", tuple(tiles)
 
 
 def purified_row(entry: Entry, target: Target, which: str, x: np.ndarray, chosen: list[int]) -> Row:
-    """The same, purified by the run's defence on its first evaluation draw."""
-    images, ids = _asked(entry, target, x, entry.run.positions[chosen].tolist())
+    """The same, purified by the run's defence on its first evaluation draw; what all draws said stands below."""
+    positions = entry.run.positions[chosen].tolist()
+    images, ids = _asked(entry, target, x, positions)
     with torch.no_grad(), frozen(target, entry.run.protocol):
-        purified = target.purify(images, ids, torch.full_like(ids, FIRST_DRAW), Domain.EVALUATION)
         draws = torch.full_like(ids, FIRST_DRAW)
-        guesses = target.classify(purified, ids, draws).argmax(1).cpu().numpy()
-    right = entry.run.correct(which)[chosen]
-    tiles = []
-    for i, image in enumerate(purified.float().cpu().numpy()):
-        alt = f"purified image {int(entry.run.positions[chosen[i]])}"
-        count = f" · {int(right[i].sum())}/{right.shape[1]}" if right.shape[1] > 1 else ""
-        own = int(guesses[i])
-        tiles.append(Tile(image, alt, _name(entry, own) + count, own == int(entry.run.labels[chosen[i]])))
-    said = "class by the defence on its first draw" + (", draws that are right" if right.shape[1] > 1 else "")
-    return f"{noun(entry, which)}, purified", said, tuple(tiles)
+        purified = target.purify(images, ids, draws, Domain.EVALUATION).float().cpu()
+    original = x if which == "clean" else entry.run.images("clean", positions)
+    found = image_quality(torch.from_numpy(original), purified)
+    tiles = _answered(entry, which, purified.numpy(), chosen, "purified image")
+    measured = []
+    for i, tile in enumerate(tiles):
+        words = [f"{float(found.psnr[i]):.1f} dB", f"{float(found.ssim[i]):.2f}"]
+        words += [] if found.lpips is None else [f"{float(found.lpips[i]):.2f}"]
+        measured.append(replace(tile, quality=" · ".join(words)))
+    return f"{noun(entry, which)}, purified", "class by the defence", tuple(measured)
 
 
 def noise_row(entry: Entry, positions: list[int]) -> Row:
-    """What the attack added to the images at these positions, magnified."""
-    noise = entry.run.images("adversarial", positions).astype(np.float64) - entry.run.images(
-        "clean", positions
-    )
-    largest = float(np.abs(noise).max(initial=0.0))
-    factor = 0.5 / largest if largest > 0 else 1.0
+    """What the attack added to the images at these positions, see `perturbation`."""
+    before, after = (entry.run.images(which, positions) for which in ("clean", "adversarial"))
+    shown, said = perturbation(after.astype(np.float64) - before)
     tiles = tuple(
-        Tile(0.5 + factor * image, f"noise on image {p}, {factor:.3g} times magnified")
-        for image, p in zip(noise, positions, strict=True)
+        Tile(image, f"perturbation of image {p}") for image, p in zip(shown, positions, strict=True)
     )
-    return "noise", f"{factor:.3g} times magnified, grey is none", tiles
+    return "perturbation", said, tiles
 
 
 def noun(entry: Entry, which: str) -> str:
@@ -279,8 +315,24 @@ def noun(entry: Entry, which: str) -> str:
     return "corrupted" if which == "adversarial" and entry.corrupted else which
 
 
-def _most_frequent(predicted: Any) -> int:
-    return int(np.bincount(np.asarray(predicted)).argmax())
+def _answered(
+    entry: Entry, which: str, x: np.ndarray, chosen: list[int], what: str = ""
+) -> tuple[Tile, ...]:
+    """Pictures [m, C, H, W] with what the recorded draws of these images said."""
+    right, answers = entry.run.correct(which), majority(entry.run.predicted(which))
+    tiles = []
+    for image, index in zip(x, chosen, strict=True):
+        n = right.shape[1]
+        count = f" · {int(right[index].sum())}/{n}" if n > 1 else ""
+        answer = int(answers[index])
+        alt = _alt(entry, what or f"{noun(entry, which)} image", index)
+        verdict = "tie" if answer == TIE else _name(entry, answer)
+        tiles.append(Tile(image, alt, verdict + count, answer == int(entry.run.labels[index])))
+    return tuple(tiles)
+
+
+def _alt(entry: Entry, what: str, index: int) -> str:
+    return f"{what} {int(entry.run.positions[index])} of class {entry.class_names[int(entry.run.labels[index])]}"
 
 
 def _name(entry: Entry, index: int) -> str:

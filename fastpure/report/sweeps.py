@@ -49,11 +49,12 @@ class Curve:
 @final
 @dataclass(frozen=True)
 class Sweep:
-    """All curves over one setting, and which other settings differ between them."""
+    """All curves over one setting, and which other settings differ between them; ``counts``: it is a whole number."""
 
     setting: str
     title: str
     curves: tuple[Curve, ...]
+    counts: bool = False
 
     @property
     def axis(self) -> str:
@@ -87,7 +88,8 @@ def sweeps(entries: Sequence[Entry]) -> list[Sweep]:
                 Curve(label, tuple(sorted(group.items(), key=lambda item: item[0])))
                 for label, group in zip(labels, members, strict=True)
             )
-            found.append(Sweep(short, TITLES.get(short, short), curves))
+            counts = all(isinstance(flat[e.key][name], int) for group in members for e in group.values())
+            found.append(Sweep(short, TITLES.get(short, short), curves, counts))
     return sorted(
         found, key=lambda sweep: list(TITLES).index(sweep.setting) if sweep.setting in TITLES else 99
     )

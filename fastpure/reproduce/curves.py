@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from ..purify import Target
-from ..report.chart import Chart
+from ..report.charts import Chart, Series, picture
 from ..report.data import Entry
 from ..report.figures import sweep_chart
-from ..report.plotting import png, pyplot
-from ..report.standalone import palette, standalone
-from ..report.svg import Series
+from ..report.plotting import PALETTE, png, pyplot
 from ..report.sweeps import sweeps
 from ..reverse import RecordedNoise
 from .experiment import Drawing
@@ -30,7 +28,7 @@ from .tables import chosen, robust_of
 def labelled(chart: Chart, made: Made, caption: str = "") -> bytes:
     """The chart as an SVG of its own, with what a small one is not in its title."""
     told = " ".join(filter(None, (caption, chart.caption)))
-    return standalone(replace(chart, title=f"{chart.title}{made.suffix}", caption=told)).encode()
+    return picture([replace(chart, title=f"{chart.title}{made.suffix}", caption=told)])
 
 
 @final
@@ -68,7 +66,7 @@ class Bars(Drawing):
         if not shown:
             made.note(f"{self.name}: nothing to draw, no row was run")
             return {}
-        plt, colours = pyplot(), palette()
+        plt, colours = pyplot(), PALETTE
         figure, axis = plt.subplots(figsize=(7.2, 1.3 + 0.42 * len(shown)), layout="constrained")
         for place, (row, _) in enumerate(shown):
             robust = robust_of(row, made.entries)

@@ -15,6 +15,7 @@ from ..report.pictures import (
     Row,
     bare_classes,
     choose,
+    decided,
     given_row,
     noise_row,
     purified_row,
@@ -30,7 +31,7 @@ KINDS = {
     "both right": "{first} and {last} are right",
     "both err": "{first} and {last} err",
 }
-"""What can have happened to an image; a method counts as right if at least half of its draws are."""
+"""What can have happened to an image; a method counts as right if most of its draws are, see `majority`."""
 
 
 @final
@@ -57,13 +58,13 @@ class SideBySide(Drawing):
             made.note(f"{self.name}: nothing to draw, fewer than two of its rows were run")
             return {}
         first, last = shown[0][1], shown[-1][1]
-        kinds = [_kind(a, b) for a, b in zip(_right(first), _right(last), strict=True)]
+        kinds = [_kind(bool(a), bool(b)) for a, b in zip(decided(first, "adversarial"), decided(last, "adversarial"), strict=True)]
         counts = {kind: kinds.count(kind) for kind in KINDS}
         names = {"first": shown[0][0].defence.label, "last": shown[-1][0].defence.label}
         told = ", ".join(f"{kind} {count}" for kind, count in counts.items())
         pair = " and ".join(names.values())
         made.note(
-            f"{self.name}: of {len(kinds)} attacked images, {told} ({pair}, at least half of the draws)."
+            f"{self.name}: of {len(kinds)} attacked images, {told} ({pair}, most of the draws)."
         )
         known = {kind: KINDS[kind].format(**names) for kind in self.only}
         picked = choose(kinds, self.most, known)
@@ -100,10 +101,6 @@ class SideBySide(Drawing):
                 _, said, tiles = purified_row(entry, own, "adversarial", x, picked)
                 rows.append((line.defence.label, said, tiles))
         return tuple(rows)
-
-
-def _right(entry: Entry) -> list[bool]:
-    return [bool(share >= 0.5) for share in entry.run.correct("adversarial").mean(1)]
 
 
 def _kind(first: bool, last: bool) -> str:

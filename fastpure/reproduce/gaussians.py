@@ -20,9 +20,7 @@ from ..methods import coup
 from ..nets import Denoiser
 from ..nets.oracle import GaussianMixture
 from ..purify import Purifier
-from ..report.chart import Chart
-from ..report.standalone import standalone
-from ..report.svg import Series
+from ..report.charts import Chart, Series, picture
 from .experiment import Drawing
 from .made import Made
 
@@ -108,7 +106,7 @@ class Flips(Drawing):
             x_label="guidance scale",
             y_label="label-flip probability, %",
         )
-        return {f"{self.name}.svg": standalone(chart).encode()}
+        return {f"{self.name}.svg": picture([chart])}
 
     def _value(self, scale: float, noise: float) -> float:
         return flip_probability(scale, noise, self.points)
