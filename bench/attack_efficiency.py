@@ -24,12 +24,10 @@ from fastpure.attacks.base import Attack
 from fastpure.data import Dataset
 from fastpure.evaluate import Protocol, Run
 from fastpure.files import replace_file
-from fastpure.report.chart import Chart, warned
+from fastpure.report.charts import Chart, Series, picture, warned
 from fastpure.report.data import open_entries
-from fastpure.report.svg import Series
 
 from . import cifar10_defences, robustness_cifar10, robustness_digits
-from .panels import panels, png
 from .published import PublishedRand
 from .relatives import Sizes, measure
 from .robustness import Makers, Row, Study, finished, gradients, lines, points, run_rows
@@ -350,10 +348,8 @@ def write(benches: Sequence[Bench], runs: Path, out: Path) -> Path:
         folder = runs / bench.name
         sections.append(section(bench, folder))
         if drawn := charts(bench, folder):
-            picture = panels(drawn)
-            place = out / f"attack_efficiency-{bench.name}"
-            replace_file(place.with_suffix(".svg"), picture.encode())
-            replace_file(place.with_suffix(".png"), png(picture))
+            for kind in ("svg", "png"):
+                replace_file(out / f"attack_efficiency-{bench.name}.{kind}", picture(drawn, kind))
     text = f"""# What attacks find for what they cost
 
 Written by `python -m bench.attack_efficiency`: bundled networks, defences and images as in [digits.md](digits.md) and

@@ -268,13 +268,14 @@ def _remembered(owner: Any, name: str, key: Callable[..., Any]) -> None:
 
 
 def _once_each(module: Any, name: str) -> None:
-    """The same for a function of one argument that stays alive."""
+    """The same for a function whose first argument, or what is in that list, stays alive."""
     real, known = getattr(module, name), {}
 
-    def function(argument: Any) -> Any:
-        if id(argument) not in known:
-            known[id(argument)] = real(argument), argument
-        return known[id(argument)][0]
+    def function(argument: Any, *rest: Any) -> Any:
+        alive = argument[0] if isinstance(argument, list) else argument
+        if (id(alive), rest) not in known:
+            known[id(alive), rest] = real(argument, *rest), alive
+        return known[id(alive), rest][0]
 
     setattr(module, name, function)
 
@@ -407,7 +408,7 @@ def reporting(inputs: Path) -> Job:
         return known["tables"]
 
     page.collect, export._tables = collected, tabled
-    for module, name in ((page, "render"), (written, "sheet"), (written, "standalone")):
+    for module, name in ((page, "render"), (written, "sheet"), (written, "picture")):
         _once_each(module, name)
     _once(run)
     for module in (page, export):  # the runs are only read: that is not tried here

@@ -22,12 +22,21 @@ def report(
     parquet: Annotated[
         Path | None, typer.Option(help="The same as Parquet (needs the extra parquet: pyarrow).")
     ] = None,
+    latex: Annotated[
+        Path | None,
+        typer.Option(help="Folder for tables for a paper as LaTeX: headlines, results, comparisons."),
+    ] = None,
     figures: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for every chart (SVG) and the images of every run (PNG) as a file of its own."
-        ),
+        typer.Option(help="Folder for every chart and the images of every run (PNG) as files of their own."),
     ] = None,
+    formats: Annotated[
+        str,
+        typer.Option(
+            help="What the charts of --figures are written as: svg, png, pdf or several, separated by commas; "
+            "images are PNG, and PDF where that is among them."
+        ),
+    ] = "svg",
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Robustness report",
     images: Annotated[int, typer.Option(help="Images shown per run; 0 shows none.")] = 8,
     traced: Annotated[
@@ -63,17 +72,23 @@ def report(
 
       fastpure report runs/sweep/*.sqlite --out sweep.html --csv tables
 
-      fastpure report runs/*.sqlite --figures docs/figures
+      fastpure report runs/*.sqlite --figures paper/figures --formats svg,pdf --latex paper/tables
     """
     from ..files import unfinished
     from ..report import Options
     from ..report import report as make
     from ..report.export import TABLES, require_pyarrow
-    from ..report.page import refuse_existing
+    from ..report.latex import LATEX
+    from ..report.page import check_formats, refuse_existing
 
     options = Options(title, images, traced, measured)
-    folders = [(folder, kind) for folder, kind in ((csv, "csv"), (parquet, "parquet")) if folder is not None]
-    wanted = [out, *(folder / f"{name}.{kind}" for folder, kind in folders for name in TABLES)]
+    kinds = tuple(word.strip().lower() for word in formats.split(",") if word.strip())
+    check_formats(kinds)
+    folders = ((csv, "csv", TABLES), (parquet, "parquet", TABLES), (latex, "tex", LATEX))
+    tables = [
+        folder / f"{name}.{kind}" for folder, kind, names in folders if folder is not None for name in names
+    ]
+    wanted = [out, *tables]
     with unfinished([out]) as batch:
         refuse_existing(wanted, force, batch)  # before any work, and before the first of several files
         if parquet is not None:
@@ -82,6 +97,7 @@ def report(
             runs,
             out,
             figures=figures,
+            formats=kinds,
             networks=networks_of(denoiser, classifier, device),
             options=options,
             force=force,
@@ -89,18 +105,25 @@ def report(
             wrote=lambda path: _say([path]),
             within=batch,
         )
-        _write_tables(runs, csv, parquet, force, batch)
+        _write_tables(runs, csv, parquet, latex, force, batch)
 
 
 def _write_tables(
-    runs: list[Path], csv: Path | None, parquet: Path | None, force: bool, batch: Unfinished
+    runs: list[Path],
+    csv: Path | None,
+    parquet: Path | None,
+    latex: Path | None,
+    force: bool,
+    batch: Unfinished,
 ) -> None:
-    from ..report import write_csv, write_parquet
+    from ..report import write_csv, write_latex, write_parquet
 
     if parquet is not None:
         _say(write_parquet(runs, parquet, force=force, within=batch))
     if csv is not None:
         _say(write_csv(runs, csv, force=force, within=batch))
+    if latex is not None:
+        _say(write_latex(runs, latex, force=force, within=batch))
 
 
 def _say(paths: list[Path]) -> None:

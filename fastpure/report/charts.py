@@ -13,9 +13,8 @@ from typing import Any, final
 from xml.etree import ElementTree
 
 from ..errors import mistake, one_of
-from .data import Entry, doubts
+from .data import Entry, doubts, finding, in_words
 from .plotting import PALETTE, SAME, element, look, printable, saved, tidied, width, wrapped
-from .tables import finding as called
 
 WIDTH, HEIGHT = 440, 286
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 14, 46
@@ -27,9 +26,7 @@ N_STYLES = 8
 
 DASHES = ((), (7, 3), (2, 3), (9, 3, 2, 3))
 
-FONTS = (
-    "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', 'Noto Sans', 'Liberation Sans', Arial, sans-serif"
-)
+FONTS = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', 'Noto Sans', 'Liberation Sans', Arial, sans-serif"
 
 
 @final
@@ -128,7 +125,9 @@ class Chart:
             known = [(x, y) for x, y in zip(one.x, one.y, strict=True) if math.isfinite(y)]
             if known:
                 ends = [f"{100 * y:.1f} %" if self.percent else f"{y:.3g}" for _, y in (known[0], known[-1])]
-                parts.append(f"{one.name} from {ends[0]} at {known[0][0]:.4g} to {ends[1]} at {known[-1][0]:.4g}")
+                parts.append(
+                    f"{one.name} from {ends[0]} at {known[0][0]:.4g} to {ends[1]} at {known[-1][0]:.4g}"
+                )
         return f"{self.title}. " + "; ".join(parts)
 
     @property
@@ -144,11 +143,11 @@ def warned(entries: Sequence[Entry]) -> str:
 
     Warnings go with numbers wherever these go.
     """
-    names = Counter(called(name) for entry in entries for name in {w.name for w in entry.summary.warnings})
+    names = Counter(finding(name) for entry in entries for name in {w.name for w in entry.summary.warnings})
     of = f" of {len(entries)} runs" if len(entries) > 1 else ""
     found = [f"{name} ({count}{of})" if of else name for name, count in sorted(names.items())]
     for name in dict.fromkeys(doubt.name for doubt in doubts(entries) if doubt.alarm):
-        found += [f"{name} still helps" if name.startswith("more ") else name.replace(" against ", " beats ")]
+        found.append(in_words(name))
     return f"Warnings, see the report: {', '.join(found)}." if found else ""
 
 
@@ -189,9 +188,8 @@ def svg(chart: Chart) -> str:
         paper.figure.patch.set_visible(False)
         _draw(paper, chart, 0, 0, "")
         root = tidied(paper.figure, {f"line-{i}": one.label for i, one in enumerate(chart.series)})
-    root.attrib |= {"class": "chart", "role": "img", "aria-label": printable(chart.description)}
-    for name in ("width", "height"):
-        root.attrib.pop(name)
+    told = {"class": "chart", "role": "img", "aria-label": printable(chart.description)}
+    root.attrib = told | {name: root.attrib[name] for name in ("viewBox", "stroke-linejoin")}
     variables = {PALETTE[name]: f"var(--{name})" for name in PALETTE} | {PALETTE["ink"]: "currentColor"}
     for one in root.iter():
         one.tag = one.tag.rsplit("}", 1)[-1]
@@ -226,7 +224,8 @@ def picture(charts: Sequence[Chart], kind: str = "svg", columns: int = 2) -> byt
     heights = [max(_block(None, chart, 0, 0, "") for chart in row) for row in rows]
     step = WIDTH + 2 * MARGIN
     with _paper(step * min(columns, len(shown)), sum(heights)) as paper:
-        names, number, top = {}, 0, 0.0
+        names: dict[str, str] = {}
+        number, top = 0, 0.0
         for row, height in zip(rows, heights, strict=True):
             for column, chart in enumerate(row):
                 prefix = f"{number}-"
@@ -268,15 +267,15 @@ class _Paper:
     def text(self, x: float, y: float, words: str, size: float, colour: str, bold: bool = False) -> None:
         """A line of text on this base line."""
         weight = "bold" if bold else "normal"
-        look = {"fontsize": size, "color": PALETTE[colour], "fontweight": weight, "va": "baseline"}
-        self.figure.text(*self.at(x, y), words, **look)
+        style: dict[str, Any] = {"fontsize": size, "color": PALETTE[colour], "fontweight": weight}
+        self.figure.text(*self.at(x, y), words, va="baseline", **style)
 
     def key(self, x: float, y: float, one: Series, marks: bool) -> None:
         """A short piece of its line."""
         from matplotlib.lines import Line2D
 
         (left, height), (middle, _), (right, _) = (self.at(x + dx, y) for dx in (1, 13, 25))
-        ways = {"transform": self.figure.transFigure, "figure": self.figure}
+        ways: dict[str, Any] = {"transform": self.figure.transFigure, "figure": self.figure}
         self.figure.add_artist(Line2D((left, right), (height, height), **ways, **_stroke(one)))
         if marks:
             self.figure.add_artist(Line2D((middle,), (height,), **ways, **_mark(one, 6.0)))
@@ -388,7 +387,9 @@ def _ticks(chart: Chart, axes: Any) -> None:
         slack = 1e-9 * (high - low)
         found = [place for place in locator.tick_values(low, high) if low - slack <= place <= high + slack]
         axis.set_minor_locator(NullLocator())
-        words = [f"{100 * place:.0f}" if percent else f"{place:.4g}".replace("-", "\u2212") for place in found]
+        words = [
+            f"{100 * place:.0f}" if percent else f"{place:.4g}".replace("-", "\u2212") for place in found
+        ]
         axis.set_ticks(found, words)
     axes.tick_params(labelsize=13, labelcolor=PALETTE["soft"])
     axes.tick_params(axis="x", length=4, width=1, color=PALETTE["soft"], pad=4)
@@ -396,11 +397,11 @@ def _ticks(chart: Chart, axes: Any) -> None:
     axes.spines["bottom"].set(color=PALETTE["soft"], linewidth=1)
     axes.grid(axis="y", color=PALETTE["rule"], linewidth=0.8)
     axes.set_axisbelow(True)
-    words = {"fontsize": 13, "color": PALETTE["ink"]}
+    said: dict[str, Any] = {"fontsize": 13, "color": PALETTE["ink"]}
     middle = (HEIGHT - TOP - BOTTOM) / 2
-    axes.annotate(printable(chart.x_label), (0.5, 0), (0, 10 - BOTTOM), **_placed, ha="center", **words)
+    axes.annotate(printable(chart.x_label), (0.5, 0), (0, 10 - BOTTOM), **_placed, ha="center", **said)
     turned = {"rotation": 90, "va": "center", "ha": "right"}
-    axes.annotate(printable(chart.y_label), (0, 0), (13 - LEFT, middle), **_placed, **turned, **words)
+    axes.annotate(printable(chart.y_label), (0, 0), (13 - LEFT, middle), **_placed, **turned, **said)
 
 
 _placed: Mapping[str, str] = {"xycoords": "axes fraction", "textcoords": "offset points"}

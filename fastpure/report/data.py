@@ -296,6 +296,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+CALLED = {
+    "unfinished": "loss still rising",
+    "draws": "uneven draws",
+    "iterations": "few iterations",
+    "queries": "few queries",
+    "draws per gradient": "noisy gradients",
+    "evaluation draws": "few evaluation draws",
+    "images": "few images",
+    "chance": "no better than chance",
+    "last noise": "noise left",
+}
+"""Check -> what its alarm is called beside a number, where its own name says too little."""
+
+
+def finding(name: str) -> str:
+    """What the alarm of a check is called on the page: "unfinished" would be taken for a run that is."""
+    return CALLED.get(name, name)
+
+
+def in_words(name: str) -> str:
+    """What the alarm of a check of several runs is called: "more n_iter still helps", "bpda beats exact"."""
+    return f"{name} still helps" if name.startswith("more ") else name.replace(" against ", " beats ")
+
+
 def doubts(entries: Sequence[Entry]) -> tuple[Finding, ...]:
     """Checks that need several runs, see `fastpure.evaluate.across`; finished runs only."""
     return across(
@@ -324,6 +348,13 @@ class Headline:
     def taken(self) -> Entry:
         """The run that found least."""
         return self.entries[self.told.taken]
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What speaks against the number: warnings of its run, and what its runs show together."""
+        own = [finding(warning.name) for warning in self.taken.summary.warnings]
+        more = [in_words(doubt.name) for doubt in doubts(self.entries) if doubt.alarm]
+        return tuple(dict.fromkeys([*own, *more]))
 
     @property
     def ball(self) -> str:

@@ -1,10 +1,10 @@
-"""Tables of runs as CSV and Parquet: runs, comparisons, images, draws."""
+"""Tables of runs as CSV and Parquet: runs, comparisons, images, draws; and those for a paper as LaTeX."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ..errors import MissingExtra
 from ..evaluate import Run
 from ..files import Unfinished, unfinished
 from .data import Entry, matrices, open_entries
+from .latex import LATEX, latex_tables
 from .page import refuse_existing
 from .tables import Table, comparison_table, draw_table, image_table, run_table
 
@@ -85,7 +86,7 @@ def write_csv(
         writer.writerows(table)
         return text.getvalue().encode()
 
-    return _write(runs, Path(folder), ".csv", encode, force, within)
+    return _write(runs, Path(folder), _encoded("csv", encode), force, within)
 
 
 def write_parquet(
@@ -108,7 +109,26 @@ def write_parquet(
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table, schema=schema), sink)
         return bytes(sink.getvalue().to_pybytes())
 
-    return _write(runs, Path(folder), ".parquet", encode, force, within)
+    return _write(runs, Path(folder), _encoded("parquet", encode), force, within)
+
+
+def write_latex(
+    runs: Sequence[Run | str | Path],
+    folder: str | Path,
+    *,
+    force: bool = False,
+    within: Unfinished | None = None,
+) -> list[Path]:
+    """Write headlines.tex, results.tex and comparisons.tex into ``folder``; returns their paths.
+
+    Each is a ``tabular`` for ``\\input`` that needs the package booktabs. Numbers with warnings are marked, and a line
+    below says which. Errors as for `write_csv`.
+    """
+
+    def made(entries: Sequence[Entry]) -> list[bytes]:
+        return [text.encode() for text in latex_tables(entries).values()]
+
+    return _write(runs, Path(folder), ([f"{name}.tex" for name in LATEX], made), force, within)
 
 
 def require_pyarrow() -> Any:
@@ -125,16 +145,29 @@ def require_pyarrow() -> Any:
     return pyarrow
 
 
+Made = Callable[[Sequence[Entry]], list[bytes]]
+
+
+def _encoded(ending: str, encode: Callable[[Table, dict[str, str]], bytes]) -> tuple[list[str], Made]:
+    """Names of the files of all tables, and how they are made."""
+
+    def made(entries: Sequence[Entry]) -> list[bytes]:
+        tables = _tables(entries)
+        return [encode(tables[name], COLUMNS[name]) for name in TABLES]
+
+    return [f"{name}.{ending}" for name in TABLES], made
+
+
 def _write(
-    runs: Any, folder: Path, ending: str, encode: Any, force: bool, within: Unfinished | None
+    runs: Any, folder: Path, files: tuple[list[str], Made], force: bool, within: Unfinished | None
 ) -> list[Path]:
-    paths = [folder / f"{name}{ending}" for name in TABLES]
+    names, made = files
+    paths = [folder / name for name in names]
     with ExitStack() as stack:
         batch = stack.enter_context(unfinished(paths, within))
         refuse_existing(paths, force, batch)
-        tables = _tables(open_entries(runs, stack))
-        encoded = [encode(tables[name], COLUMNS[name]) for name in TABLES]
-        return [batch.write(path, content) for path, content in zip(paths, encoded, strict=True)]
+        contents = made(open_entries(runs, stack))
+        return [batch.write(path, content) for path, content in zip(paths, contents, strict=True)]
 
 
 def _tables(entries: Sequence[Entry]) -> dict[str, Table]:

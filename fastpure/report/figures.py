@@ -152,7 +152,9 @@ def trace_charts(entries: Sequence[Entry]) -> list[Chart]:
             mean = _finite_mean(traces)
             x = tuple(float(i) for i in range(1, len(mean) + 1))
             series.append(Series(entry.name, x, tuple(mean), style=int(entry.key) - 1, key=entry.key))
-        other = " Other losses are other quantities, on the same axis of iterations." if len(groups) > 1 else ""
+        other = (
+            " Other losses are other quantities, on the same axis of iterations." if len(groups) > 1 else ""
+        )
         chart = Chart(
             f"attack-loss-{kind}",
             f"Loss of the attack: {LOSSES.get(kind, (kind,))[0]}",

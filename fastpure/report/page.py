@@ -21,7 +21,7 @@ from ..purify import Target
 from ..version import __version__
 from . import tables
 from .charts import svg
-from .data import LEVEL, Entry, doubts, headlines, matrices, open_entries, smallest
+from .data import LEVEL, Entry, doubts, finding, headlines, matrices, open_entries, smallest
 from .figures import Walk, sweep_chart, trace_charts, walk, walk_charts, walk_names
 from .pictures import KINDS, RULE, Gallery, gallery
 from .plotting import SAME
@@ -256,6 +256,7 @@ def render(values: dict[str, Any]) -> str:
     environment.globals.update(
         svg=lambda chart: Markup(svg(chart)),
         tables=tables,
+        finding=finding,
         style=Markup(Path(__file__).with_name(STYLE).read_text()),
         version=__version__,
     )

@@ -273,7 +273,11 @@ def given_row(entry: Entry, which: str, x: np.ndarray, chosen: list[int], bare: 
     """Images [m, C, H, W] of a run as they came, its indices ``chosen``; ``bare``: the classifier's own answers [m]."""
     name = noun(entry, which)
     if bare is None:
-        return name, f"class by the {'defence' if entry.purified else 'classifier'}", _answered(entry, which, x, chosen)
+        return (
+            name,
+            f"class by the {'defence' if entry.purified else 'classifier'}",
+            _answered(entry, which, x, chosen),
+        )
     tiles = []
     for i, index in enumerate(chosen):
         truth = int(entry.run.labels[index])
@@ -315,9 +319,7 @@ def noun(entry: Entry, which: str) -> str:
     return "corrupted" if which == "adversarial" and entry.corrupted else which
 
 
-def _answered(
-    entry: Entry, which: str, x: np.ndarray, chosen: list[int], what: str = ""
-) -> tuple[Tile, ...]:
+def _answered(entry: Entry, which: str, x: np.ndarray, chosen: list[int], what: str = "") -> tuple[Tile, ...]:
     """Pictures [m, C, H, W] with what the recorded draws of these images said."""
     right, answers = entry.run.correct(which), majority(entry.run.predicted(which))
     tiles = []
@@ -332,7 +334,9 @@ def _answered(
 
 
 def _alt(entry: Entry, what: str, index: int) -> str:
-    return f"{what} {int(entry.run.positions[index])} of class {entry.class_names[int(entry.run.labels[index])]}"
+    return (
+        f"{what} {int(entry.run.positions[index])} of class {entry.class_names[int(entry.run.labels[index])]}"
+    )
 
 
 def _name(entry: Entry, index: int) -> str:

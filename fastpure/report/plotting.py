@@ -166,9 +166,7 @@ def tidied(figure: Any, names: Mapping[str, str]) -> Element:
     """
     ElementTree.register_namespace("", SPACE[1:-1])
     root = ElementTree.parse(io.BytesIO(saved(figure, "svg"))).getroot()
-    shapes = {
-        shape.attrib["id"]: shape.attrib for shape in root.iter(f"{SPACE}path") if "id" in shape.attrib
-    }
+    shapes = {shape.attrib["id"]: shape.attrib for shape in root.iter(f"{SPACE}path") if "id" in shape.attrib}
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag in (f"{SPACE}defs", f"{SPACE}metadata"):

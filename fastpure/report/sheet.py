@@ -143,7 +143,7 @@ class _Canvas:
         shown = pixels(tile.image)
         shown = shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, 2)
         high, wide = factor * shown.shape[0], factor * shown.shape[1]
-        frame = {"facecolor": PALETTE["rule"], "linewidth": 0, "antialiased": False}
+        frame: dict[str, Any] = {"facecolor": PALETTE["rule"], "linewidth": 0, "antialiased": False}
         self._axes.add_patch(Rectangle((x - 1, y - 1), wide + 2, high + 2, **frame))
         place = (x, x + wide, y + high, y)
         self._axes.imshow(shown, extent=place, interpolation="nearest", aspect="auto", zorder=2)

@@ -34,25 +34,6 @@ def explain(protocol: Protocol) -> str:
     return known.format(**protocol.to_dict())
 
 
-CALLED = {
-    "unfinished": "loss still rising",
-    "draws": "uneven draws",
-    "iterations": "few iterations",
-    "queries": "few queries",
-    "draws per gradient": "noisy gradients",
-    "evaluation draws": "few evaluation draws",
-    "images": "few images",
-    "chance": "no better than chance",
-    "last noise": "noise left",
-}
-"""Check -> what its alarm is called beside a number, where its own name says too little."""
-
-
-def finding(name: str) -> str:
-    """What the alarm of a check is called on the page: "unfinished" would be taken for a run that is."""
-    return CALLED.get(name, name)
-
-
 def duration(seconds: float) -> str:
     """ "3.2 s", "12 min", "5 h 20 min", "2 d 3 h"."""
     if seconds < 99.5:

@@ -58,14 +58,15 @@ class SideBySide(Drawing):
             made.note(f"{self.name}: nothing to draw, fewer than two of its rows were run")
             return {}
         first, last = shown[0][1], shown[-1][1]
-        kinds = [_kind(bool(a), bool(b)) for a, b in zip(decided(first, "adversarial"), decided(last, "adversarial"), strict=True)]
+        kinds = [
+            _kind(bool(a), bool(b))
+            for a, b in zip(decided(first, "adversarial"), decided(last, "adversarial"), strict=True)
+        ]
         counts = {kind: kinds.count(kind) for kind in KINDS}
         names = {"first": shown[0][0].defence.label, "last": shown[-1][0].defence.label}
         told = ", ".join(f"{kind} {count}" for kind, count in counts.items())
         pair = " and ".join(names.values())
-        made.note(
-            f"{self.name}: of {len(kinds)} attacked images, {told} ({pair}, most of the draws)."
-        )
+        made.note(f"{self.name}: of {len(kinds)} attacked images, {told} ({pair}, most of the draws).")
         known = {kind: KINDS[kind].format(**names) for kind in self.only}
         picked = choose(kinds, self.most, known)
         if not picked:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -13,11 +12,11 @@ import torch
 
 import fastpure as fp
 from bench import attack_efficiency as efficiency
-from bench.panels import panels, png
 from bench.published import PublishedRand
 from bench.relatives import Means, Sizes, cosine
 from bench.robustness import finished, gradients
 from fastpure.data import Dataset
+from fastpure.report.charts import picture
 from tests.attacks.toys import Pixels, images, mixture_defense
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -108,12 +107,13 @@ def test_the_picture_has_every_point_where_it_was_measured(tmp_path):
         (interval.estimate, interval.low) for interval in robust
     )
     assert "few images" in first.conditions, "warnings go with numbers"
-    document = panels(efficiency.charts(one, folder))
-    root = ElementTree.fromstring(document)
-    titles = [part.find(f"{SVG}title").text for part in root if part.tag == f"{SVG}g"]
-    assert titles == ["a & b, digits, a trial", "c, digits, a trial"]
-    image = Image.open(io.BytesIO(png(document)))
-    assert image.size == tuple(math.ceil(float(root.attrib[name])) for name in ("width", "height"))
+    root = ElementTree.fromstring(picture(efficiency.charts(one, folder)))
+    assert root.find(f"{SVG}title").text == "a & b, digits, a trial; c, digits, a trial"
+    lines = [group.find(f"{SVG}title") for group in root.iter(f"{SVG}g")]
+    assert [line.text for line in lines if line is not None] == 2 * ["Adaptive", "PGD"]
+    image = Image.open(io.BytesIO(picture(efficiency.charts(one, folder), "png")))
+    units = [float(root.attrib[name].removesuffix("pt")) for name in ("width", "height")]
+    assert image.size == tuple(round(2 * unit) for unit in units), "144 pixels an inch"
 
 
 def test_every_point_of_the_real_tables_names_what_exists_and_has_a_file_of_its_own():
@@ -162,24 +162,3 @@ def test_the_published_attack_stays_in_the_ball_counts_and_moves_no_generator():
     # Of the images that no look has got wrong, 3 iterations and a start under 2 draws; half of it for each look.
     assert 4 <= float(one.spent.mean()) <= 2 * (4 * 2 + 3)
     assert set(one.spent.tolist()) == {float(one.spent[0])}, "the package counts for all images together"
-
-
-def test_a_picture_is_drawn_as_its_vectors_say():
-    from PIL import Image
-
-    inner = (
-        '<g transform="translate(20 10) scale(2)"><g transform="translate(4 2)">'
-        '<circle cx="6" cy="8" r="3" fill="#ff0000"/></g>'
-        '<polyline points="0,0.5 20,0.5" stroke="#0000ff" stroke-width="1" stroke-dasharray="5 5"/>'
-        '<line x1="0" x2="20" y1="19" y2="19" stroke="#000000" stroke-width="2" opacity="0.5"/></g>'
-    )
-    document = f'<svg xmlns="{SVG[1:-1]}" width="80" height="60" viewBox="0 0 80 60">{inner}</svg>'
-    drawn = Image.open(io.BytesIO(png(document))).convert("RGB")
-    assert drawn.size == (80, 60)
-    assert drawn.getpixel((40, 30)) == (255, 0, 0), "scaled by two, moved by both groups"
-    assert drawn.getpixel((5, 5)) == (255, 255, 255)
-    assert drawn.getpixel((22, 11)) == (0, 0, 255)
-    assert drawn.getpixel((36, 11)) == (255, 255, 255), "between dashes"
-    assert drawn.getpixel((40, 48)) == (127, 127, 127)
-    with pytest.raises(ValueError, match="path"):
-        png(f'<svg xmlns="{SVG[1:-1]}" width="9" height="9"><path d="M0 0"/></svg>')

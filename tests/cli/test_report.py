@@ -36,7 +36,7 @@ def test_report_writes_page_and_tables(files, tmp_path, monkeypatch):
     html = (tmp_path / "report.html").read_text()
     assert "<h1>Digits</h1>" in html
     assert "adversarial, purified" in html, "the bundled networks are those of the runs"
-    assert html.count("<img") == 2 * 2 * 4
+    assert html.count("<img") == 2 * 2 * 5
     names = ["comparisons.csv", "draws.csv", "images.csv", "runs.csv"]
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == names
     again = CliRunner().invoke(main.app, [*words, "--force"], catch_exceptions=False)
@@ -81,7 +81,7 @@ def test_figures_are_written_beside_the_page(files, tmp_path, monkeypatch):
     words = ["report", *files, "--figures", "docs/figures", "--images", "1", "--traced", "1"]
     done = CliRunner().invoke(main.app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    names = ["attack-loss-ce.svg", "attack-accuracy-ce.svg"]
+    names = ["attack-accuracy.svg", "attack-loss-ce.svg"]
     names += ["confidence-most-probable-class.svg", "confidence-true-class.svg", "classified-right.svg"]
     names += ["images-coup-0.png", "images-coup-1.png"]
     said = [line for line in done.stdout.splitlines() if line.startswith("wrote ")]
@@ -90,7 +90,7 @@ def test_figures_are_written_beside_the_page(files, tmp_path, monkeypatch):
     (tmp_path / "report.html").unlink()
     again = CliRunner().invoke(main.app, [*words, "--csv", "tables"])
     assert isinstance(again.exception, FileExistsError)
-    assert "attack-loss-ce.svg exists; use --force" in str(again.exception)
+    assert "attack-accuracy.svg exists; use --force" in str(again.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["docs"], "nothing is written if one name is taken"
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from xml.etree.ElementTree import Element
 
-from fastpure.report.chart import Chart
+from fastpure.report.charts import Chart
 from fastpure.report.data import open_entries
 from fastpure.report.page import collect
 
@@ -19,3 +20,15 @@ def values_of(runs, options, given=()):
 
 def charts_of(values) -> list[Chart]:
     return [*values["sweeps"], *values["traces"], *values["walks"]]
+
+
+def lines_of(root: Element) -> dict[str, list[tuple[float, float]]]:
+    """Every line of a drawn chart by its name: its points, in units of the drawing."""
+    found = {}
+    for group in root.iter():
+        children = {child.tag.removeprefix(SVG): child for child in group}
+        if group.tag.removeprefix(SVG) == "g" and {"title", "path"} <= set(children):
+            words = children["path"].get("d").replace("M", " ").replace("L", " ").split()
+            numbers = [float(word) for word in words]
+            found[children["title"].text] = list(zip(numbers[::2], numbers[1::2], strict=True))
+    return found

@@ -80,6 +80,10 @@ class Page(HTMLParser):
         if {"td", "th"} & set(self.open):
             self.rows[-1][-1] += data
 
+    def text_of(self) -> str:
+        """All text, blanks joined."""
+        return " ".join("".join(self.text).split())
+
     def of(self, tag: str) -> list[dict[str, str | None]]:
         """Attributes of all elements of a kind."""
         return [attributes for name, attributes in self.elements if name == tag]

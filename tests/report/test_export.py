@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
 import fastpure as fp
 from fastpure.errors import MissingExtra
-from fastpure.report import write_csv, write_parquet
+from fastpure.report import write_csv, write_latex, write_parquet
+from fastpure.report.data import open_entries
 from fastpure.report.export import COLUMNS, TABLES
+from fastpure.report.latex import LATEX, escaped
 
 
 def read(path):
@@ -81,3 +85,38 @@ def test_parquet_equals_csv(files, tmp_path):
     for path, other in zip(write_parquet(files, tmp_path), write_csv(files, tmp_path), strict=True):
         rows = parquet.read_table(path).to_pylist()
         assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows] == read(other)
+
+
+def test_latex_tables_hold_the_numbers_and_are_balanced(files, tmp_path):
+    paths = write_latex(files, tmp_path / "tables")
+    assert [path.name for path in paths] == [f"{name}.tex" for name in LATEX]
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in paths}
+    for text in texts.values():
+        (columns,) = re.findall(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}", text)
+        body = text.split("\\midrule\n")[1].split("\\bottomrule")[0].splitlines()
+        for line in body:
+            assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1
+            assert line.endswith(r" \\")
+            assert len(re.findall(r"(?<!\\)\{", line)) == len(re.findall(r"(?<!\\)\}", line))
+        assert text.count(r"\begin{") == text.count(r"\end{") == 1
+        assert text.isascii()
+    with ExitStack() as stack:
+        entries = open_entries(files, stack)
+        lines = texts["results"].split("\\midrule\n")[1].splitlines()
+        for entry, line in zip(entries, lines, strict=False):
+            for interval in (entry.summary.clean, entry.summary.robust):
+                if interval is not None:
+                    low, high = (f"{100 * value:.1f}" for value in (interval.low, interval.high))
+                    assert f"{100 * interval.estimate:.1f} {{\\footnotesize [{low}, {high}]}}" in line
+            assert ("$^{*}$" in line) == bool(entry.summary.warnings)
+        assert escaped(entries[1].name) in texts["comparisons"]
+    assert len(texts["headlines"].split("\\midrule\n")[1].split("\\bottomrule")[0].splitlines()) == 2
+    with pytest.raises(FileExistsError, match=r"headlines\.tex exists"):
+        write_latex(files[:1], tmp_path / "tables")
+
+
+def test_what_is_a_command_in_latex_is_printed():
+    said = escaped("a_b & 5 % of $x^2$ {~} \\ #1 ε\n")
+    assert said == (
+        r"a\_b \& 5 \% of \$x\textasciicircum{}2\$ \{\textasciitilde{}\} \textbackslash{} \#1 $\varepsilon$ "
+    )

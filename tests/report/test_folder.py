@@ -10,10 +10,9 @@ import pytest
 
 from fastpure.errors import RunDamaged
 from fastpure.report import Options, report, write_figures
-from fastpure.report.chart import warned
+from fastpure.report.charts import picture, warned
 from fastpure.report.data import open_entries
 from fastpure.report.sheet import file_names, slug
-from fastpure.report.standalone import standalone
 from tests.evaluate.toys import attack, dataset, defense, run_file
 from tests.report.drawn import SVG, values_of
 from tests.report.made import HOSTILE, run
@@ -22,8 +21,8 @@ from tests.report.made import HOSTILE, run
 def test_names_are_readable_and_what_is_written_is_all_the_page_has(written, swept):
     assert [path.name for path in written] == [
         "accuracy-against-n-iter.svg",
+        "attack-accuracy.svg",
         "attack-loss-ce.svg",
-        "attack-accuracy-ce.svg",
         "confidence-most-probable-class.svg",
         "confidence-true-class.svg",
         "classified-right.svg",
@@ -75,7 +74,7 @@ def test_a_file_in_the_way_is_refused(swept, tmp_path):
 
 def test_what_was_not_rebuilt_has_no_picture_of_it(files, tmp_path):
     paths = write_figures(files[:1] + files[3:], tmp_path, options=Options(images=3))
-    charts = ["attack-loss-ce.svg", "attack-accuracy-ce.svg"]
+    charts = ["attack-accuracy.svg", "attack-loss-ce.svg"]
     assert [path.name for path in paths] == [*charts, "images-bare.png", "images-clean.png"]
     alone = write_figures(
         files[1:2], tmp_path / "one", defense=defense(), options=Options(images=0, traced=2)
@@ -99,7 +98,7 @@ def test_warnings_go_with_the_pictures(tmp_path):
         run_file(path, np.zeros((24, 2)), wrong, zero=zero, attack=attack(n_iter=n), trace=trace).close()
     chart = values_of(paths, Options(images=0, traced=0))["sweeps"][0]
     assert chart.conditions.endswith("zero gradients (1 of 2 runs), more n_iter still helps.")
-    root = ElementTree.fromstring(standalone(chart))
+    root = ElementTree.fromstring(picture([chart]))
     assert "zero gradients (1 of 2 runs)" in "".join(text.text for text in root.iter(f"{SVG}text"))
     with ExitStack() as stack:
         weak, other = open_entries(paths, stack)

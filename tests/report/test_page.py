@@ -11,17 +11,21 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import fastpure as fp
 from fastpure.errors import RunDamaged
 from fastpure.evaluate import GaussianNoise
 from fastpure.evaluate.identity import identity
+from fastpure.evaluate.protocol import FIRST_DRAW
 from fastpure.evaluate.store import RunStore
-from fastpure.report import Options, report, tables
-from fastpure.report.data import open_entries
+from fastpure.kernels import Domain
+from fastpure.report import Options, report
+from fastpure.report.data import finding, headlines, open_entries
 from fastpure.report.page import collect
-from fastpure.report.pictures import data_uri, flips, what_happened
+from fastpure.report.pictures import RULE, data_uri, flips, majority, what_happened
+from fastpure.report.plotting import perturbation
 from tests.evaluate.toys import attack, dataset, defense, run_file
 from tests.report.made import HOSTILE, Page, hostile_data, run
 
@@ -87,7 +91,7 @@ def test_numbers_are_those_of_the_runs(files, html):
         assert summary.digest in html
 
 
-def test_comparisons_are_those_of_compare_runs_both_ways_round(tmp_path):
+def test_comparisons_are_those_of_compare_runs(tmp_path):
     zeros, bad = np.zeros((20, 2)), np.zeros((20, 2))
     bad[:9] = 1
     bad[3] = (0, 1)
@@ -96,15 +100,22 @@ def test_comparisons_are_those_of_compare_runs_both_ways_round(tmp_path):
     run_file(paths[1], zeros, np.roll(zeros, 1) + (np.arange(20) == 15)[:, None], seed=1).close()
     result = fp.compare(*paths)
     assert (result.wins, result.losses) == (9, 1)
-    rows = [row for row in Page(report(paths)).rows if len(row) == 3 and "p =" in "".join(row)]
-    (_, _, over), (_, under, _) = rows[:2]
+    rows = [row for row in Page(report(paths)).rows if row and "p =" in row[-1]]
+    (name, cell), _ = rows  # robust and clean accuracy, the pair once in each
+    assert name.split() == ["2", "b"]
     # The matrix is row minus column, `compare` is b minus a: the row of b under the column of a.
-    assert under.startswith(
+    assert cell.startswith(
         f"+{100 * result.difference:.1f} *[+{100 * result.low:.1f}, +{100 * result.high:.1f}]"
     )
-    assert over.startswith(f"\u2212{100 * result.difference:.1f} *[\u2212{100 * result.high:.1f}, ")
-    for cell in (over, under):
-        assert cell.endswith(f"p = {result.p_value:.2g}")
+    assert cell.endswith(f"p = {result.p_value:.2g}")
+    turned = [row for row in Page(report(paths[::-1])).rows if row and "p =" in row[-1]]
+    assert turned[0][1].startswith(f"\u2212{100 * result.difference:.1f} *[\u2212{100 * result.high:.1f}, ")
+
+
+def test_each_pair_of_many_stands_once(files):
+    page = Page(report(files))
+    cells = [cell for row in page.rows for cell in row if "p =" in cell]
+    assert len(cells) == 3 + 3, "three attacked runs, three defences"
 
 
 def collected(paths, options=None, given=(), networks=None):
@@ -117,7 +128,7 @@ def test_only_the_defence_of_the_run_purifies(files):
     assert "none of" not in without["galleries"][0].note
     assert without["galleries"][0].note
     assert not without["walks"]
-    assert [name for name, _, _ in without["galleries"][0].rows] == ["clean", "noise", "adversarial"]
+    assert [name for name, _, _ in without["galleries"][0].rows] == ["clean", "perturbation", "adversarial"]
     other = collected(files[1:2], given=(defense(seed=1),))
     assert "none of the 1 given defences" in other["galleries"][0].note
     own = collected(files[1:3], given=(defense(seed=1), defense()))
@@ -135,20 +146,66 @@ def test_pictures_are_the_images_of_the_run(files):
     positions = [column.position for column in found.columns]
     assert len(positions) == len(set(positions)) == 5
     with fp.Run.open(files[1]) as opened:
+        ids = opened.sample_ids[positions]
         clean, bad = (opened.images(which, positions) for which in ("clean", "adversarial"))
-        predicted = opened.predicted("adversarial")[:, 0]
+        predicted = opened.predicted("adversarial")
         labels = opened.labels
     shown = {name: [decode(tile.source) for tile in tiles] for name, _, tiles in found.rows}
     assert np.array_equal(shown["clean"], np.rint(clean[:, 0] * 255))
     assert np.array_equal(shown["adversarial"], np.rint(bad[:, 0] * 255))
-    difference = bad[:, 0].astype(np.float64) - clean[:, 0]
-    noise = np.rint(255 * (0.5 + 0.5 * difference / np.abs(difference).max()))
-    assert np.abs(np.array(shown["noise"], dtype=float) - noise).max() <= 1
-    tiles = found.rows[-1][2]
-    assert [tile.verdict.split(" ")[0] for tile in tiles] == [
-        ("dark", "bright")[predicted[p]] for p in positions
+    noise = perturbation(bad.astype(np.float64) - clean)[0].transpose(0, 2, 3, 1)
+    assert np.abs(np.array(shown["perturbation"], dtype=float) - 255 * noise).max() <= 1
+    name, _, tiles = found.rows[-1]
+    assert name == "adversarial, purified"
+    right = (predicted == labels[:, None]).sum(1)
+    for tile, p in zip(tiles, positions, strict=True):
+        said = "tie" if right[p] == 2 else ("dark", "bright")[int((predicted[p] == 1).sum() > 2)]
+        assert tile.verdict == f"{said} · {right[p]}/4", "of all draws, not of the one that is shown"
+        assert tile.right == (right[p] > 2)
+    x = torch.from_numpy(clean)
+    with torch.no_grad():
+        purified = defense().purifier(x, torch.from_numpy(ids), FIRST_DRAW, domain=Domain.EVALUATION)
+    quality = fp.diagnostics.image_quality(x, purified)
+    name, _, tiles = found.rows[1]
+    assert name == "clean, purified"
+    told = [
+        f"{p:.1f} dB · {s:.2f}" for p, s in zip(quality.psnr.tolist(), quality.ssim.tolist(), strict=True)
     ]
-    assert [tile.right for tile in tiles] == [bool(predicted[p] == labels[p]) for p in positions]
+    assert [tile.quality for tile in tiles] == told
+    assert found.measures.endswith("below them PSNR in dB, SSIM against the original.")
+
+
+def test_headings_and_verdicts_agree(files):
+    """Whatever stands above an image follows from the marks below it, with the defence at hand and without."""
+    kinds = {
+        (True, True): "both right",
+        (True, False): "caused",
+        (False, True): "caught",
+        (False, False): "both err",
+    }
+    found = collected(files[1:3], Options(images=16), given=(defense(),))["galleries"]
+    for gallery in found:
+        rows = {name: tiles for name, _, tiles in gallery.rows}
+        for i, column in enumerate(gallery.columns):
+            alone, defended = (rows[name][i].right for name in ("adversarial", "adversarial, purified"))
+            assert column.kind == kinds[alone, defended]
+    kinds = {
+        (True, True): "resisted",
+        (True, False): "broken",
+        (False, True): "wrong",
+        (False, False): "wrong",
+    }
+    for gallery in collected(files[:3], Options(images=16))["galleries"]:
+        rows = {name: tiles for name, _, tiles in gallery.rows}
+        for i, column in enumerate(gallery.columns):
+            assert column.kind == kinds[rows["clean"][i].right, rows["adversarial"][i].right]
+    assert RULE in Page(report(files[1:2])).text_of()
+
+
+def test_the_most_frequent_class_counts_and_ties_do_not():
+    predicted = np.array([[0, 0, 1], [2, 1, 2], [0, 1, 2], [3, 3, 3]])
+    assert majority(predicted).tolist() == [0, 2, -1, 3]
+    assert majority(np.zeros((2, 0), np.int64)).tolist() == [-1, -1]
 
 
 def test_colours_are_kept():
@@ -171,7 +228,7 @@ def test_flips_are_counted_over_images_and_draws(tmp_path):
         # all labels are 0: right where 0 is said
         assert flips(entry, bare) == (("clean", (3 / 8, 1 / 8, 1 / 8, 3 / 8)), ("adversarial", (0.25,) * 4))
         assert what_happened(entry, bare) == ["both right", "caused", "caught", "both err"]
-        assert what_happened(entry, None) == ["resisted", "broken", "wrong", "broken"]
+        assert what_happened(entry, None) == ["resisted", "wrong", "wrong", "wrong"]
 
 
 def test_warnings_stand_beside_the_number(tmp_path):
@@ -219,9 +276,9 @@ def test_other_protocols(tmp_path, protocol):
     assert str(protocol) in html
     found = collected([path], given=(defense(),))["galleries"][0]
     with fp.Run.open(path) as opened:
-        first = opened.predicted("adversarial")[:, 0]
+        answers = majority(opened.predicted("adversarial"))
     said = [tile.verdict.split(" ")[0] for tile in found.rows[-1][2]]
-    assert said == [("dark", "bright")[first[column.position]] for column in found.columns]
+    assert said == [("dark", "bright", "tie")[answers[column.position]] for column in found.columns]
 
 
 def test_files_that_cannot_be_read(files, tmp_path):
@@ -266,5 +323,48 @@ def test_every_alarm_of_a_run_stands_beside_its_number_and_in_the_list(tmp_path)
         assert f"weak: {name}" in html
     with fp.Run.open(path) as opened:
         for warning in fp.Report.of(opened).warnings:
-            assert f"weak: {tables.finding(warning.name)}" in html
+            assert f"weak: {finding(warning.name)}" in html
             assert warning.explanation in text
+
+
+def test_the_lowest_number_of_a_defence_stands_first_with_what_speaks_against_it(tmp_path):
+    n = 30
+    paths = {}
+    for name, wrong, kind in (
+        ("strong", 12, attack(n_iter=12)),
+        ("weak", 3, attack(n_iter=2)),
+        ("other-budget", 25, attack(eps=0.4)),
+    ):
+        paths[name] = tmp_path / f"{name}.sqlite"
+        bad = np.zeros((n, 5))
+        bad[:wrong] = 1
+        run_file(paths[name], np.zeros((n, 5)), bad, attack=kind, trace=np.ones((n, 2))).close()
+    with ExitStack() as stack:
+        entries = open_entries(list(paths.values()), stack)
+        first, second = headlines(entries)
+        assert [entry.name for entry in first.entries] == ["strong", "weak"]
+        assert first.taken.name == "strong"
+        assert first.told.robust.estimate == pytest.approx(18 / 30)
+        assert first.told.robust.low < entries[0].summary.robust.low, "of two runs"
+        assert second.taken.name == "other-budget"
+        assert "more n_iter still helps" in first.alarms, "it is falling: neither number is the defence's"
+    text = Page(report(list(paths.values()))).text_of()
+    assert "60.0 % [" in text.split("Results of")[0]
+    assert "by PGD, run 1 , the lowest of 2 runs" in text.replace("run 1,", "run 1 ,")
+
+
+def test_unfinished_runs_and_corruptions_make_no_headline(files, tmp_path):
+    noise = run(tmp_path / "noise.sqlite", defense(), GaussianNoise(std=0.2))
+    part = tmp_path / "part.sqlite"
+    data, how = dataset(16), fp.protocols.fresh(4)
+    fp.evaluate(defense(), data, attack(), how, out=part, batch_size=4, progress=False, shard=(1, 2))
+    assert "In short" not in report([noise, part, files[3]])
+    assert "In short" in report([noise, part, files[1]])
+
+
+def test_tables_say_that_they_scroll(html):
+    page = Page(html)
+    wide = [attributes for attributes in page.of("div") if attributes.get("class") == "scroll"]
+    assert len(wide) == len(page.of("table"))
+    assert all(attributes["tabindex"] == "0" and attributes["aria-label"] for attributes in wide)
+    assert "The table scrolls sideways" in html

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -18,9 +17,9 @@ from fastpure.evaluate.record import Course
 from fastpure.evaluate.store import RunStore, Seconds
 from fastpure.intervals import wilson
 from fastpure.purify import look_through
-from fastpure.report import report, svg
-from fastpure.report.chart import listed
-from fastpure.report.data import holm, open_entries, value_text
+from fastpure.report import report
+from fastpure.report.charts import listed, svg
+from fastpure.report.data import ASCENDED, holm, open_entries, value_text
 from fastpure.report.figures import sweep_chart, trace_charts
 from fastpure.report.page import Options, collect
 from fastpure.report.pictures import choose
@@ -31,7 +30,6 @@ from fastpure.report.rebuild import (
     rebuild_attack,
     rebuild_defense,
 )
-from fastpure.report.svg import Series, interval_bar, line_chart, log_ticks, ticks
 from fastpure.report.sweeps import sweeps
 from fastpure.report.tables import count, duration, explain
 from tests.evaluate.toys import SHAPE, Brightness, attack, dataset, defense, run_file
@@ -93,9 +91,14 @@ def test_sweeps_of_attacks_and_two_settings_at_once(tmp_path):
     assert find(sized) == [("step_size", [("", [(0.01, "size-0.01"), (0.02, "size-0.02")])])]
     with ExitStack() as stack:
         chart = sweep_chart(sweeps(open_entries(paths, stack))[0])
-    ElementTree.fromstring(chart.svg)
-    assert len(chart.legend) == 4
-    assert chart.svg.count("whisker") == 8
+    ElementTree.fromstring(svg(chart))
+    names = [one.name for one in chart.series]
+    assert names == [*(f"robust, EOT draws of the attack {n}" for n in (1, 2)), "clean"], (
+        "one defence, one clean curve"
+    )
+    assert chart.series[-1].x == (2.0, 3.0)
+    assert chart.series[-1].style not in (0, 1)
+    assert chart.counts
 
 
 def test_curves_are_told_apart_by_kind_and_then_by_what_differs_within_it(tmp_path):
@@ -234,12 +237,12 @@ def test_what_an_attack_saw_is_drawn_against_what_it_spent(tmp_path):
     store.close()
     with ExitStack() as stack:
         (entry,) = open_entries([tmp_path / "told.sqlite"], stack)
-        loss, chart = trace_charts([entry])
+        chart, loss = trace_charts([entry])
         per = look_through(defense()).network_calls
         assert entry.calls == round(per * (12 + 2 * 11.5)), "what was done, no bound"
         assert entry.calls_per_gradient == 2 * per
         html = report([entry.run])
-    assert (loss.name, chart.name) == ("attack-loss-ce", "attack-accuracy-ce")
+    assert (loss.name, chart.name) == ("attack-loss-ce", "attack-accuracy")
     (line,) = chart.series
     assert line.x == pytest.approx([(2 + 0) / 2, (4 + 3) / 2, (4 + 6) / 2])
     assert line.y == pytest.approx([(1 + 0.75) / 2, (0.5 + 0.75) / 2, (0.5 + 0.25) / 2])
@@ -247,11 +250,53 @@ def test_what_an_attack_saw_is_drawn_against_what_it_spent(tmp_path):
     assert line.low[1] != line.low[1]
     assert "2 of 3 images" in chart.caption
     assert f"A gradient is {2 * per} network calls." in chart.caption
-    ElementTree.fromstring(chart.svg)
-    assert "Accuracy the attack saw (ce)" in html
+    ElementTree.fromstring(svg(chart))
+    assert "Accuracy the attack saw" in html
     assert "4 gradients per image" in html
     assert f"{count(entry.calls)} calls" in html
     assert f"≤ {count(entry.calls)} calls" not in html
+
+
+def test_the_same_loss_of_two_attacks_is_one_chart_and_all_have_one_axis(tmp_path):
+    made = {
+        "pgd": attack(n_iter=3),
+        "apgd": fp.attacks.APGDCE(n_iter=5),
+        "margin": attack(n_iter=4, loss="margin"),
+    }
+    paths = [run(tmp_path / f"{name}.sqlite", defense(), one, data=dataset(4)) for name, one in made.items()]
+    with ExitStack() as stack:
+        course, *losses = trace_charts(open_entries(paths, stack))
+    assert course.name == "attack-accuracy"
+    assert {line.name for line in course.series} == set(made), "what they have in common"
+    assert [chart.name for chart in losses] == ["attack-loss-ce", "attack-loss-margin"]
+    assert [line.name for line in losses[0].series] == ["pgd", "apgd"]
+    longest = max(len(line.x) for chart in losses for line in chart.series)
+    assert {chart.x_range for chart in losses} == {(1.0, float(longest))}
+    assert all(chart.counts for chart in losses)
+    names = {kind.__name__ for kind in fp.attacks.ATTACKS.values()}
+    assert set(ASCENDED) <= names
+
+
+def test_clean_accuracy_is_drawn_once_for_each_defence(tmp_path):
+    paths = []
+    for seed in (0, 1):
+        for n in (2, 3):
+            for gradient in ("exact", "bpda"):
+                path = tmp_path / f"{seed}-{n}-{gradient}.sqlite"
+                paths.append(
+                    run(path, toy(0.02 * (seed + 1), 2), attack(n_iter=n, gradient=gradient), data=dataset(4))
+                )
+    with ExitStack() as stack:
+        by_name = {sweep.setting: sweep_chart(sweep) for sweep in sweeps(open_entries(paths, stack))}
+    lines = [one for one in by_name["n_iter"].series if one.name.startswith("clean")]
+    assert len(lines) == 2, "two defences under two attacks each"
+    assert len({one.name for one in lines}) == 2
+    assert len({one.style for one in lines}) == 2
+    assert all(one.hollow for one in lines)
+    assert by_name["n_iter"].counts
+    (line,) = (one for one in by_name["t"].series if one.name.startswith("clean"))
+    assert line.x == (0.02, 0.04)
+    assert not by_name["t"].counts
 
 
 def test_attacks_that_say_nothing_have_no_such_chart(tmp_path):
@@ -264,7 +309,7 @@ def test_attacks_that_say_nothing_have_no_such_chart(tmp_path):
 def test_attacks_say_what_they_saw_and_how_far_their_draws_agree(files):
     with ExitStack() as stack:
         entries = open_entries(files, stack)
-        assert [chart.name for chart in trace_charts(entries)] == ["attack-loss-ce", "attack-accuracy-ce"]
+        assert [chart.name for chart in trace_charts(entries)] == ["attack-accuracy", "attack-loss-ce"]
         agreement = entries[1].agreement
         assert agreement is not None
         assert -1 <= agreement <= 1
@@ -311,46 +356,6 @@ def test_images_of_every_kind_are_chosen_in_turn():
     assert choose(kinds, 4) == [5, 8, 7, 0]
     assert choose(kinds, 99) == [5, 8, 7, 0, 1, 2, 3, 4, 6]
     assert choose(kinds, 0) == []
-
-
-def test_charts_are_valid_and_to_scale():
-    series = Series("a & <b>", (0.0, 1.0, 2.0), (0.0, 0.5, float("nan")), (0.0, 0.4, 0.5), (0.1, 0.6, 0.7))
-    root = ElementTree.fromstring(
-        line_chart([series], description='"quoted" & <b>', x_label="x", y_label="y", percent=True)
-    )
-    assert root.attrib["aria-label"] == '"quoted" & <b>'
-    (line,) = root.iter("polyline")
-    (_, y0), (_, y1) = ([float(v) for v in point.split(",")] for point in line.attrib["points"].split())
-    height = svg.HEIGHT - svg.TOP - svg.BOTTOM
-    assert y0 - y1 == pytest.approx(0.5 * height, abs=0.11)
-    assert len(list(root.iter("circle"))) == 2, "no mark where nothing is known"
-    bar = ElementTree.fromstring(interval_bar(wilson(3, 12)))
-    (rect,) = bar.iter("rect")
-    assert float(rect.attrib["x"]) == pytest.approx(100 * wilson(3, 12).low, abs=0.06)
-    ElementTree.fromstring(interval_bar(wilson(0, 0)))
-    ElementTree.fromstring(line_chart([], description="", x_label="", y_label=""))
-    assert not re.search("nan", line_chart([series], description="", x_label="x", y_label="y"))
-
-
-def test_a_logarithmic_axis_gives_equal_room_to_equal_ratios():
-    series = Series("a", (10.0, 100.0, 1000.0), (0.1, 0.2, 0.3))
-    words = {"description": "", "x_label": "x", "y_label": "y", "logarithmic": True}
-    root = ElementTree.fromstring(line_chart([series], **words))
-    first, second, third = (float(mark.attrib["cx"]) for mark in root.iter("circle"))
-    assert second - first == pytest.approx(third - second, abs=0.11)
-    said = [text.text for text in root.iter("text")]
-    assert [word for word in ("10", "20", "50", "100", "200", "500", "1000") if word not in said] == []
-    with pytest.raises(ValueError, match="`x` must be positive on a logarithmic axis"):
-        line_chart([replace(series, x=(0.0, 1.0, 2.0))], **words)
-    ElementTree.fromstring(line_chart([], **words))
-
-
-def test_ticks_are_round_and_inside():
-    assert log_ticks(9, 210) == pytest.approx([10, 20, 50, 100, 200])
-    assert log_ticks(10, 50) == pytest.approx([10, 20, 50])
-    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert ticks(0.047, 0.203, 6) == pytest.approx([0.05, 0.1, 0.15, 0.2])
-    assert ticks(-3, 12) == [0, 5, 10]
 
 
 def test_words():

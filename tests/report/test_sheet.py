@@ -11,7 +11,7 @@ from PIL import Image
 
 import fastpure as fp
 from fastpure.report import Options, write_figures
-from fastpure.report.pictures import picture
+from fastpure.report.pictures import pixels as shown
 from fastpure.report.sheet import GAP, MARGIN, enlarged, sheet
 from tests.evaluate.toys import Brightness, defense
 from tests.report.drawn import values_of
@@ -25,15 +25,19 @@ def test_galleries_hold_the_images_pixel_by_pixel(written, swept):
         with Image.open(path) as opened:
             pixels = np.asarray(opened.convert("RGB"))
             assert opened.size[0] >= MARGIN * 2 + 5 * (112 + GAP)
-        assert len(gallery.rows) == 4
+        assert len(gallery.rows) == 5
         for _, _, tiles in gallery.rows:
             for tile in tiles[:: 1 if gallery is found[0] else 4]:
-                small = np.asarray(picture(tile.image).convert("RGB"))
+                small = rgb(tile.image)
                 assert contains(pixels, small.repeat(28, 0).repeat(28, 1))
         assert (pixels[:MARGIN] == 255).all(), "nothing sticks out"
         assert (pixels[-MARGIN:] == 255).all()
         assert (pixels[:, :MARGIN] == 255).all()
         assert (pixels[:, 1 - MARGIN :] == 255).all(), "but for the frame around an image"
+
+
+def rgb(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(shown(image)).convert("RGB"))
 
 
 def contains(pixels: np.ndarray, part: np.ndarray) -> bool:
@@ -86,8 +90,8 @@ def test_colour_and_size(shape, factor, swept):
     )
     made = Image.open(_file(sheet(replace(found, rows=rows))))
     assert enlarged(shape[1:]) == factor
-    small = np.asarray(picture(image).convert("RGB"))
-    assert contains(np.asarray(made), small.repeat(factor, 0).repeat(factor, 1))
+    small = rgb(image)
+    assert contains(np.asarray(made.convert("RGB")), small.repeat(factor, 0).repeat(factor, 1))
 
 
 def test_the_picture_of_a_classifier_alone(files, tmp_path):
