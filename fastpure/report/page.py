@@ -119,7 +119,7 @@ def report(
                 refuse_existing([folder / name for name in names], force, batch)
 
         say("reading and verifying runs")
-        values = collect(open_entries(runs, stack), options, given, networks, say, check, formats)
+        values = collect(open_entries(runs, stack), options, given, networks, say, formats, check)
         html = render(values)
         if folder is not None and batch is not None:
             charts = [*values["sweeps"], *values["traces"], *values["walks"]]
@@ -178,8 +178,8 @@ def collect(
     given: tuple[nn.Module, ...] = (),
     networks: tuple[Any, nn.Module] | None = None,
     say: Say = lambda text: None,
-    check: Callable[[Sequence[str]], None] = lambda names: None,
     formats: Sequence[str] = ("svg",),
+    check: Callable[[Sequence[str]], None] = lambda names: None,
 ) -> dict[str, Any]:
     """All values the template names, and "files", the names of files for the pictures.
 
