@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .anomaly import AnomalyDetector as AnomalyDetector
     from .checkpoints import load_denoiser as load_denoiser
     from .checkpoints import load_energy as load_energy
+    from .classifiers import Normalised as Normalised
     from .classifiers import load_classifier as load_classifier
     from .evaluate import Report as Report
     from .evaluate import Run as Run
@@ -50,6 +51,7 @@ __all__ = [
     "DiffusionClassifier",
     "Executor",
     "NoisedDiffusionClassifier",
+    "Normalised",
     "Purifier",
     "RecordedNoise",
     "Report",
@@ -77,6 +79,7 @@ _PLACES = {
     "DiffusionClassifier": ("purify", "DiffusionClassifier"),
     "Executor": ("reverse", "Executor"),
     "NoisedDiffusionClassifier": ("purify", "NoisedDiffusionClassifier"),
+    "Normalised": ("classifiers", "Normalised"),
     "Purifier": ("purify", "Purifier"),
     "RecordedNoise": ("reverse", "RecordedNoise"),
     "Report": ("evaluate", "Report"),
@@ -114,6 +117,10 @@ def __getattr__(name: str) -> Any:
 
 
 _READERS["run"] = lambda path: __getattr__("Run").open(path)
+_READERS["robustbench"] = lambda *name, **options: __getattr__("classifiers").load_robustbench(
+    *name, **options
+)
+_READERS["unet2d"] = lambda *unet, **options: __getattr__("checkpoints").from_unet2d(*unet, **options)
 
 
 def __dir__() -> list[str]:

@@ -41,6 +41,10 @@ class CheckpointError(FastpureError, ValueError):
     """A weights file is truncated, foreign or does not match; nothing of it was loaded."""
 
 
+class DownloadError(FastpureError, RuntimeError):
+    """A published network could not be fetched, or is not the one that was fetched first."""
+
+
 class DataError(FastpureError, ValueError):
     """A data file is missing, corrupt or of another kind than announced."""
 

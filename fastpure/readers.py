@@ -1,14 +1,14 @@
-"""Readers of files, for layers that are given a file's name and must not know who reads it.
+"""Readers of files and foreign things, for layers that are handed one and must not know who reads it.
 
-The package's face, which knows every layer, enters them; `attacks` opens run files so, which `evaluate` writes.
+The package's face, which knows every layer, enters them; `attacks` opens run files so, which `evaluate` writes, and
+`nets` has diffusers' modules read by `checkpoints`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
-READERS: dict[str, Callable[[str | Path], AbstractContextManager[Any]]] = {}
-"""Kind of file -> what opens one for reading."""
+READERS: dict[str, Callable[..., Any]] = {}
+"""Kind -> what opens one for reading ("run": a file's name), or makes one of ours of it ("unet2d": diffusers' module;
+"robustbench": a name)."""

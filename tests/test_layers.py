@@ -31,7 +31,7 @@ LAYERS = [
     {"schedule"},
     {"kernels"},
     {"nets"},
-    {"checkpoints", "classifiers", "data", "zoo"},
+    {"checkpoints", "classifiers", "data", "hub", "zoo"},
     {"guidance"},
     {"reverse"},
     {"methods"},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, mistake, whole
 from ..nets import ADM, ADMConfig, EDMConfig
-from .diffusers_schedulers import STEPS, read_scheduler
+from .diffusers_schedulers import STEPS, Scheduler, read_scheduler
 from .fields import Fields, names, shown
 from .report import Plan
 from .sources import Source
@@ -120,9 +120,25 @@ def plan_diffusers(source: Source, config: Any = None) -> Plan:
     else:
         raise ValueError(mistake("config", "the config.json of the weights (a dict or a file)", "None"))
     _refuse_latents(source.path.parent)
-    settings, assumed = translate(content, called)
     scheduler = read_scheduler(source.path.parent)
-    dropped = source.others_dropped()
+    ema = source.chosen.said if source.chosen is not None else "as in the file"
+    return plan_unet(content, called, scheduler, source.require_tensors(), source.others_dropped(), ema)
+
+
+def plan_unet(
+    content: Any,
+    called: str,
+    scheduler: Scheduler,
+    weights: Mapping[str, Tensor],
+    dropped: tuple[str, ...] = (),
+    ema: str = "as in the module",
+) -> Plan:
+    """Understand a configuration of UNet2DModel (``called`` in messages), its scheduler and its weights.
+
+    Raises:
+        CheckpointError: they describe a network or schedule that we do not have.
+    """
+    settings, assumed = translate(content, called)
     if settings.learned_sigma:
         if scheduler.schedule not in ("linear", "cosine"):
             found = f"{2 * settings.channels} with a scheduler of {scheduler.schedule}"
@@ -131,8 +147,7 @@ def plan_diffusers(source: Source, config: Any = None) -> Plan:
             f"output channels {settings.channels}.. (learned variance, for variance='learned' alone)",
             *dropped,
         )
-    tensors = {_today(name): value for name, value in source.require_tensors().items()}
-    ema = source.chosen.said if source.chosen is not None else "as in the file"
+    tensors = {_today(name): value for name, value in weights.items()}
     notes: tuple[str, ...] = (scheduler.note,)
     if assumed:
         notes += (f"assumed, as {_WHOSE} does: {', '.join(assumed)}",)

@@ -154,19 +154,28 @@ def read_scheduler(folder: Path) -> Scheduler:
     """
     for file in (folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"):
         if file.is_file():
-            values = require_fields(read_json(file), str(file))
-            name = values.get("_class_name")
-            if name in _FLOW.required["_class_name"]:
-                return _flow(values, file)
-            if name in _CONSISTENCY.required["_class_name"]:
-                return _consistency(values, file)
-            return _chain(values, file)
+            return scheduler_of(read_json(file), file)
     if (folder.parent / "model_index.json").is_file():
         raise CheckpointError(
             f"{folder.parent}: expected scheduler/scheduler_config.json, found none in this pipeline"
         )
     note = "assumed: predicts noise, linear schedule in 1000 steps (no scheduler_config.json)"
     return Scheduler("eps", "linear", note)
+
+
+def scheduler_of(content: Any, file: Path) -> Scheduler:
+    """What the fields of a scheduler_config.json say; ``file`` is what messages call it.
+
+    Raises:
+        CheckpointError: as `read_scheduler`.
+    """
+    values = require_fields(content, str(file))
+    name = values.get("_class_name")
+    if name in _FLOW.required["_class_name"]:
+        return _flow(values, file)
+    if name in _CONSISTENCY.required["_class_name"]:
+        return _consistency(values, file)
+    return _chain(values, file)
 
 
 def _chain(values: Mapping[str, Any], file: Path) -> Scheduler:

@@ -14,6 +14,7 @@ from torch import nn
 
 from .. import zoo
 from ..errors import CheckpointError, mistake, one_of
+from ..hub import find
 from ..nets import Denoiser, build, config_dict
 from ..nets.registry import Config, with_class
 from .diffusers import is_diffusers, plan_diffusers
@@ -59,7 +60,8 @@ def load_denoiser(
     that the file may be changed or deleted afterwards.
 
     Args:
-        path: a bundled name ("digits"), a file, or a folder of diffusers.
+        path: a bundled name ("digits"), a file, or a folder of diffusers; "hf:OWNER/REPOSITORY[@REVISION][:FILE]",
+            fetched from the Hugging Face hub the first time; or a name of `fastpure.hub.CARDS`, once downloaded.
         format: a name of `FORMATS`; None recognises it by what the file holds.
         config: for formats whose files do not describe their network: the original project's configuration,
             as a dict or a JSON file. Not needed for the official CIFAR-10 and ImageNet networks.
@@ -73,6 +75,7 @@ def load_denoiser(
         TypeError: ``path`` is neither a name nor a path.
         ValueError: an unknown format, a configuration missing or superfluous for it, or a class or set of weights
             that is not there.
+        DownloadError: what is asked for by "hf:" cannot be fetched, or a download is not what it was.
         CheckpointError: no such file or name, damaged, not recognised, refused because of code in it, or
             weights and configuration do not fit, or it is not clear which weights are meant; nothing is loaded
             then.
@@ -84,10 +87,14 @@ def load_denoiser(
     file = Path(path)
     if format is None and isinstance(path, str) and path in zoo.DENOISERS:
         file, format = zoo.weights_path("denoiser", path), "native"
+    elif isinstance(path, str) and not file.exists() and (place := find(path, "denoiser")) is not None:
+        file = Path(place.path)
+        format, config = format or place.options.get("format"), config or place.options.get("config")
     if format is None and not file.exists():
         bundled = ", ".join(zoo.DENOISERS)
         raise CheckpointError(
-            f"`path` {str(path)!r} is neither a file nor a bundled denoiser (bundled: {bundled})"
+            f"`path` {str(path)!r} is neither a file nor a bundled denoiser (bundled: {bundled}), nor one that "
+            "`fastpure download` lists, nor hf:OWNER/REPOSITORY"
         )
     with _collector_paused():
         source = open_source(file, weights)
@@ -123,16 +130,19 @@ def _with_class(config: Config, class_label: int | None) -> Config:
     return config if class_label is None else with_class(config, class_label)
 
 
-def _loaded(source: Source, name: str, plan: Plan) -> Denoiser:
+def assembled(plan: Plan, source: str, file: Path | None = None) -> Denoiser:
+    """The denoiser of a plan, its weights copied; ``file`` is the one that they are mapped from.
+
+    Raises:
+        CheckpointError: the weights do not fit.
+    """
     config = plan.config
-    status = source.path.stat()
-    refuse_inflated(plan.tensors, status.st_size, str(source.path))
 
     def make() -> nn.Module:
         return build(plan.architecture, config) if plan.network is None else plan.network
 
-    network = fill(make, plan.tensors, str(source.path), plan.translate, source.path)
-    denoiser = Denoiser.from_module(
+    network = fill(make, plan.tensors, source, plan.translate, file)
+    return Denoiser.from_module(
         network,
         plan.prediction,
         plan.time_input or config.time_input,
@@ -142,6 +152,13 @@ def _loaded(source: Source, name: str, plan: Plan) -> Denoiser:
         data_at=plan.data_at,
         time_scale=plan.time_scale,
     ).eval()
+
+
+def _loaded(source: Source, name: str, plan: Plan) -> Denoiser:
+    status = source.path.stat()
+    refuse_inflated(plan.tensors, status.st_size, str(source.path))
+    denoiser = assembled(plan, str(source.path), source.path)
+    network = denoiser.network
     denoiser.checkpoint = CheckpointReport(
         path=source.path,
         format=name,

@@ -8,6 +8,7 @@ from .native import ARCHITECTURES, read_classifier, save_classifier
 from .normalised import NORMALISATIONS, Normalised
 from .resized import Resized, resize
 from .resnet import CONFIGS, ResNet, ResNetConfig
+from .robustbench import load_robustbench
 from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "call_frozen",
     "is_foreign",
     "load_classifier",
+    "load_robustbench",
     "read_classifier",
     "report_of",
     "require_eval",

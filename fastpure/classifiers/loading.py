@@ -11,12 +11,15 @@ from torch import nn
 
 from .. import zoo
 from ..errors import CheckpointError, mistake
+from ..hub import Place, find
 from .base import require_eval
-from .external import EXTERNAL, load_external
+from .cifar_resnet import CIFAR_RESNETS
+from .external import EXTERNAL, load_external, load_timm_folder
 from .layouts import Wanted, read_foreign
 from .native import is_native_classifier, read_classifier
 from .normalised import Normalised, mean_and_std
 from .robustbench import load_robustbench
+from .wide_resnet import WIDE_RESNETS
 
 
 def is_foreign(source: str | Path) -> bool:
@@ -36,14 +39,17 @@ def load_classifier(
     dataset: str | None = None,
     threat_model: str | None = None,
     model_dir: str | Path | None = None,
+    num_classes: int | None = None,
 ) -> nn.Module:
     """A classifier from images in [0, 1], ``[B, C, H, W]``, to logits ``[B, classes]``.
 
     Args:
         source: a bundled name (``"digits"``); a file of fastpure; a state dict of RobustBench's or DiffPure's
-            wide ResNets and ResNets (safetensors or ``torch.save``, recognised by its names);
-            ``"torchvision:NAME"`` or ``"timm:NAME"`` with ``weights``; ``"robustbench:NAME"`` with ``dataset``
-            and ``threat_model``; or any ``nn.Module`` in evaluation mode.
+            wide ResNets and ResNets (safetensors or ``torch.save``, recognised by its names), or the name of such a
+            network with ``weights``; ``"torchvision:NAME"`` or ``"timm:NAME"`` with ``weights``;
+            ``"robustbench:NAME"`` with ``dataset`` and ``threat_model``, which RobustBench downloads if need be;
+            ``"hf:OWNER/REPOSITORY"`` with a network of timm or of fastpure, fetched the first time; a name of
+            `fastpure.hub.CARDS`, downloaded before; or any ``nn.Module`` in evaluation mode.
         architecture: for state dicts: a name of `WIDE_RESNETS` or `CIFAR_RESNETS`, which settles what names
             and shapes leave open, for example ``"wrn-70-16-dropout"`` for DiffPure's file.
         normalise: done inside, in front of the network: ``"none"``, ``"cifar10"``, ``"cifar100"``,
@@ -53,6 +59,8 @@ def load_classifier(
             averaged ones where they are there. For torchvision and timm: a state dict file, (file, such a choice), or
             ``"pretrained"`` to let them download.
         dataset, threat_model, model_dir: for RobustBench; "cifar10", "Linf" and "models" if None.
+        num_classes: for torchvision and timm, how many classes the network of ``weights`` tells apart, if not as many
+            as its library says; for a state dict, how many it must have.
 
     Returns:
         The network in evaluation mode. A loaded one has frozen weights; a module keeps its flags
@@ -65,6 +73,7 @@ def load_classifier(
             mode.
         CheckpointError: no such name or file; the file is damaged, hostile, foreign or does not fit; a
             library is not installed. Nothing is ever loaded partially.
+        DownloadError: what is asked for by "hf:" cannot be fetched, or a download is not what it was.
     """
     options: dict[str, Any] = {
         "architecture": architecture,
@@ -74,6 +83,7 @@ def load_classifier(
         "dataset": dataset,
         "threat_model": threat_model,
         "model_dir": model_dir,
+        "num_classes": num_classes,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, nn.Module):
@@ -85,29 +95,55 @@ def load_classifier(
         raise TypeError(mistake("source", "a name, a path or a torch.nn.Module", type(source).__name__))
     library, _, name = str(source).partition(":")
     if library in EXTERNAL and name:
-        _only(given, ("normalise", "weights"), library)
-        return load_external(library, name, weights, normalise)
+        _only(given, ("normalise", "weights", "num_classes"), library)
+        return load_external(library, name, weights, normalise, num_classes)
     if library == "robustbench" and name:
         _only(given, ("dataset", "threat_model", "model_dir"), library)
         return load_robustbench(name, **given)
     if isinstance(source, str) and source in zoo.CLASSIFIERS:
         _only(given, (), "a bundled classifier")
         return read_classifier(zoo.weights_path("classifier", source))
+    if isinstance(source, str) and not Path(source).exists():
+        if source in {**WIDE_RESNETS, **CIFAR_RESNETS} and weights is not None:
+            file, which = weights if isinstance(weights, tuple) else (weights, None)
+            of = {"weights": which} if which is not None else {}
+            rest = {key: value for key, value in given.items() if key != "weights"}
+            return _from_file(Path(file), {**rest, **of, "architecture": source})
+        if (place := find(source, "classifier")) is not None:
+            return _placed(source, place, given)
     return _from_file(Path(source), given)
+
+
+def _placed(name: str, place: Place, given: dict[str, Any]) -> nn.Module:
+    """The network of a card or a repository: RobustBench's, timm's, or a file."""
+    if isinstance(place.path, str):
+        _only(given, (), name)
+        return load_classifier(place.path, **place.options)
+    if place.path.is_file():
+        return _from_file(place.path, {**place.options, **given})
+    if (own := place.path / "classifier.safetensors").is_file():
+        _only(given, (), "a fastpure file, which has its own")
+        return read_classifier(own)
+    _only(given, ("normalise",), name)
+    return load_timm_folder(place.path, given.get("normalise"))
 
 
 def _from_file(path: Path, given: dict[str, Any]) -> nn.Module:
     if not path.is_file():
         raise CheckpointError(
             f"`source` {str(path)!r} is neither a file nor a bundled classifier "
-            f"(bundled: {', '.join(zoo.CLASSIFIERS)})"
+            f"(bundled: {', '.join(zoo.CLASSIFIERS)}), nor one that `fastpure download` lists, nor hf:OWNER/REPOSITORY"
         )
     if is_native_classifier(path):
         _only(given, (), "a fastpure file, which has its own")
         return read_classifier(path)
-    allowed = ("architecture", "normalise", "activation", "weights")
+    allowed = ("architecture", "normalise", "activation", "weights", "num_classes")
     _only(given, allowed, "a state dict")
-    return read_foreign(path, Wanted(**given))
+    told = {name: value for name, value in given.items() if name != "num_classes"}
+    network = read_foreign(path, Wanted(**told))
+    if given.get("num_classes") not in (None, found := network.config.classes):  # type: ignore[union-attr]
+        raise ValueError(mistake("num_classes", f"{found}, as {path} has", given["num_classes"]))
+    return network
 
 
 def _only(given: dict[str, Any], allowed: tuple[str, ...], what: str) -> None:

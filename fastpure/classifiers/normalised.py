@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -41,18 +43,116 @@ def mean_and_std(normalise: str | Sequence[Sequence[float]]) -> MeanStd | None:
 
 @final
 class Normalised(nn.Module):
-    """``module((x - mean) / std)``; mean and std are constants per channel, not in the state dict."""
+    """``module((x - mean) / std)``; mean and std are constants per channel, not in the state dict.
+
+    Args:
+        module: a network for normalised images.
+        mean, std: of images in [0, 1]: a number per channel, or one number for all.
+
+    Warns:
+        UserWarning: the module seems to normalise already.
+
+    Raises:
+        TypeError, ValueError: no module, other than numbers, as many means as deviations, or a deviation not above 0.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, module: nn.Module, mean: Any, std: Any) -> None:
         super().__init__()
-        for name, values in (("mean", mean), ("std", std)):
-            column = torch.tensor(tuple(values), device="cpu").view(1, -1, 1, 1)
+        if not isinstance(module, nn.Module):
+            raise TypeError(mistake("module", "a torch.nn.Module", type(module).__name__))
+        for name, values in zip(("mean", "std"), per_channel(mean, std), strict=True):
+            column = torch.tensor(values, device="cpu").view(1, -1, 1, 1)
             self.register_buffer(name, column, persistent=False)
         self.module = module
         self.train(module.training)
+        warn_if_twice(self, "module")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.module((x - self.mean) / self.std)
+
+
+def per_channel(mean: Any, std: Any) -> MeanStd:
+    """(mean, std) as equally many numbers each; what `Normalised` takes.
+
+    Raises:
+        TypeError, ValueError: they are not, or a deviation is not above 0.
+    """
+    means, deviations = _checked("mean", mean), _checked("std", std)
+    if len(means) != len(deviations):
+        expected = "one number per channel each"
+        raise ValueError(mistake("mean and std", expected, f"{len(means)} and {len(deviations)}"))
+    check_normalisation(means, deviations, len(means))
+    return means, deviations
+
+
+def _checked(name: str, values: Any) -> tuple[float, ...]:
+    try:
+        found = torch.as_tensor(values, dtype=torch.float64).flatten().tolist()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(mistake(name, "a number per channel", repr(values))) from error
+    if not found or not all(abs(value) < float("inf") for value in found):
+        raise ValueError(mistake(name, "a finite number per channel", repr(values)))
+    return tuple(found)
+
+
+#: Names under which modules that normalise their input keep mean and deviation.
+_PAIRS = (("mean", "std"), ("_mean", "_std"), ("mu", "sigma"), ("means", "sds"), ("mean", "stdv"))
+_CALLED = re.compile(r"normali[sz]|standardi[sz]|preproc", re.IGNORECASE)
+
+
+def normalisations_in(module: nn.Module, name: str = "") -> list[str]:
+    """The parts of a network that one after the other normalise its input by constants, in words; [] if none is seen.
+
+    Seen are our own networks and `Normalised`, and every module with mean and deviation of at most four channels which
+    is called like one (``transforms.Normalize``, ``NormalizeLayer``, ``Preprocess``), or keeps them beside a network.
+    Of networks beside each other, as in an ensemble, those of one are listed.
+    """
+    own: list[str] = []
+    behind: list[list[str]] = []
+    beside: list[list[str]] = []
+    children = list(module.named_children())
+    if _has_constants(module) and (children or _CALLED.search(type(module).__name__)):
+        own = [f"{name or 'itself'} ({type(module).__name__})"]
+    for called, child in children:
+        found = normalisations_in(child, f"{name}.{called}" if name else called)
+        if not found:
+            continue
+        layer = not any(True for _ in child.children()) and not isinstance(module, nn.ModuleList)
+        (behind if layer or isinstance(module, nn.Sequential) else beside).append(found)
+    return own + [one for found in behind for one in found] + max(beside, key=len, default=[])
+
+
+def _has_constants(module: nn.Module) -> bool:
+    """Whether it keeps a mean and a deviation per channel that change something."""
+    for pair in _PAIRS:
+        mean, std = (getattr(module, one, None) for one in pair)
+        if _is_column(mean) and _is_column(std):
+            return _numbers(mean) != {0.0} or _numbers(std) != {1.0}
+    return False
+
+
+def warn_if_twice(module: nn.Module, argument: str) -> None:
+    """Warn (UserWarning) if images seem to be normalised twice on their way through ``module``."""
+    found = normalisations_in(module)
+    if len(found) > 1:
+        warnings.warn(
+            f"`{argument}` seems to normalise images {len(found)} times: in {', '.join(found)}. Images in [0, 1] are "
+            "to be normalised once, inside the classifier: leave out all but one",
+            stacklevel=3,
+        )
+
+
+def _numbers(values: Any) -> set[float]:
+    return set(torch.as_tensor(values).double().flatten().tolist())
+
+
+def _is_column(value: Any) -> bool:
+    """Whether these may be constants per channel: one to four numbers."""
+    if isinstance(value, Tensor):
+        return value.is_floating_point() and not isinstance(value, nn.Parameter) and 1 <= value.numel() <= 4
+    if isinstance(value, int | float):
+        return not isinstance(value, bool)
+    return isinstance(value, list | tuple) and 1 <= len(value) <= 4 and all(_is_column(v) for v in value)

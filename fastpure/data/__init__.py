@@ -8,15 +8,19 @@ from pathlib import Path
 from ..errors import one_of
 from .arrays import read_arrays
 from .base import Dataset, from_torch
+from .batches import as_dataset
 from .cifar import cifar10, cifar100
 from .digits import digits
 from .image_folder import read_image_folder
 from .jpeg_pack import read_jpeg_pack
 from .pictures import IMAGENET, TORCHVISION, Reading
+from .training import OWN, squares, train_and_test
 
 __all__ = [
     "DATASETS",
+    "OWN",
     "Dataset",
+    "as_dataset",
     "cifar10",
     "cifar100",
     "digits",
@@ -25,10 +29,11 @@ __all__ = [
     "read_arrays",
     "read_image_folder",
     "read_jpeg_pack",
+    "train_and_test",
 ]
 
 Where = str | Path | None
-Reader = Callable[[str, Where, int | None, int, str | None], Dataset]
+Reader = Callable[[str, Where, int | None, int, str | None, int | None], Dataset]
 
 
 def _digits(split: str, path: Where) -> Dataset:
@@ -40,8 +45,11 @@ def _digits(split: str, path: Where) -> Dataset:
 def _whole(name: str, read: Callable[[str, Where], Dataset]) -> Reader:
     """A reader of everything; a subset is taken afterwards."""
 
-    def reader(split: str, path: Where, n: int | None, data_seed: int, key: str | None) -> Dataset:
+    def reader(
+        split: str, path: Where, n: int | None, data_seed: int, key: str | None, size: int | None
+    ) -> Dataset:
         _no_key(name, key)
+        _no_size(name, size)
         dataset = read(split, path)
         return dataset if n is None else dataset.subset(n, data_seed)
 
@@ -51,18 +59,22 @@ def _whole(name: str, read: Callable[[str, Where], Dataset]) -> Reader:
 def _folder(name: str, reading: Reading, resize: int | None, crop: int | None) -> Reader:
     """A reader that decodes the chosen images only."""
 
-    def reader(split: str, path: Where, n: int | None, data_seed: int, key: str | None) -> Dataset:
+    def reader(
+        split: str, path: Where, n: int | None, data_seed: int, key: str | None, size: int | None
+    ) -> Dataset:
         one_of("split", split, ("train", "test"))
         _no_key(name, key)
         folder = _needed(path, name)
-        return read_image_folder(
-            folder, name, split, resize=resize, crop=crop, n=n, data_seed=data_seed, reading=reading
-        )
+        sides = {"resize": resize, "crop": crop} if size is None else squares(name, size)
+        return read_image_folder(folder, name, split, n=n, data_seed=data_seed, reading=reading, **sides)
 
     return reader
 
 
-def _arrays(split: str, path: Where, n: int | None, data_seed: int, key: str | None) -> Dataset:
+def _arrays(
+    split: str, path: Where, n: int | None, data_seed: int, key: str | None, size: int | None
+) -> Dataset:
+    _no_size("arrays", size)
     one_of("split", split, ("train", "test"))
     dataset = read_arrays(_needed(path, "arrays"), split=split, key=key)
     return dataset if n is None else dataset.subset(n, data_seed)
@@ -71,6 +83,13 @@ def _arrays(split: str, path: Where, n: int | None, data_seed: int, key: str | N
 def _no_key(name: str, key: str | None) -> None:
     if key is not None:
         raise ValueError(f"`key` must not be given for data set {name!r} (it is for 'arrays'), got {key!r}")
+
+
+def _no_size(name: str, size: int | None) -> None:
+    if size is not None:
+        raise ValueError(
+            f"`size` must not be given for data set {name!r} (it is for 'folder' and 'imagenet'), got {size}"
+        )
 
 
 def _needed(path: Where, name: str) -> str | Path:
@@ -97,6 +116,7 @@ def load_dataset(
     n: int | None = None,
     data_seed: int = 0,
     key: str | None = None,
+    size: int | None = None,
 ) -> Dataset:
     """The data set ``name`` (a key of `DATASETS`).
 
@@ -108,10 +128,11 @@ def load_dataset(
         path: the file or folder with the images, for data sets that do not ship with a dependency.
         n, data_seed: keep only ``n`` images, those of ``Dataset.subset(n, data_seed)``; None keeps all.
         key: for ``"arrays"``: which array of the ``.npz`` holds the images, where several could.
+        size: for ``"folder"`` and ``"imagenet"``: pictures become squares of this side, as for `train_and_test`.
 
     Raises:
         ValueError: an unknown name or split; ``path`` missing or not wanted; ``n`` out of range.
         DataError: the file is missing or corrupt; the message gives the reason.
     """
     one_of("name", name, DATASETS)
-    return DATASETS[name](split, path, n, data_seed, key)
+    return DATASETS[name](split, path, n, data_seed, key, size)

@@ -91,7 +91,11 @@ class Dataset:
             repr((tuple(self.pixels.shape), str(self.pixels.dtype), self.levels)).encode()
         )
         for tensor in (self.pixels, self.labels, self.sample_ids):
-            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+            array = np.ascontiguousarray(tensor.cpu().numpy())
+            if array.size:
+                digest.update(
+                    array.reshape(-1).view(np.uint8).data
+                )  # not a copy: pixels may be a mapped file
         digest.update("\n".join(self.classes).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
@@ -187,7 +191,7 @@ def _check_pixels(pixels: Tensor, levels: int) -> None:
         raise TypeError(mistake("pixels", "a uint8 or float32 tensor", _kind(pixels)))
     if pixels.ndim != 4:
         raise ValueError(mistake("pixels", "of shape [N, C, H, W]", list(pixels.shape)))
-    if pixels.numel() == 0:
+    if pixels.numel() == 0 or (pixels.dtype == torch.uint8 and levels == 255):
         return
     top = levels if pixels.dtype == torch.uint8 else 1
     low, high = cast("tuple[Tensor, Tensor]", torch.aminmax(pixels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,13 @@ import torch
 from ..errors import DataError, mistake, whole
 from .base import Dataset, literature_rows
 from .listing import Listing, contents, list_classes
+from .mapped import decoded
 from .pictures import TORCHVISION, Picture, Reading
 
 _WORDNET = re.compile(r"n\d{8}")
 _SPLITS = ("train", "val", "test")
+Part = Callable[[int], np.ndarray]
+"""Number of pictures -> positions of those that are read, int64."""
 
 
 def read_image_folder(
@@ -30,6 +33,8 @@ def read_image_folder(
     data_seed: int = 0,
     classes: Sequence[str] | None = None,
     reading: Reading = TORCHVISION,
+    part: Part | None = None,
+    keep: str | Path | None = None,
 ) -> Dataset:
     """Images below ``path/CLASS``, or ``path/SPLIT/CLASS`` (``val`` counts as ``test``): torchvision's ``ImageFolder``.
 
@@ -40,6 +45,9 @@ def read_image_folder(
         classes: folder names in label order; sorted names if None. Needed where a folder has a part of the
             classes a classifier knows, because labels are positions in this list.
         reading: what is done with transparency and unusual kinds of pictures (`fastpure.data.pictures`).
+        part: which of the pictures, instead of ``n`` of them: positions among all, from their number.
+        keep: a folder for the decoded pixels of a large set, which is then mapped instead of held in memory, and not
+            decoded again as long as its files stay the same.
 
     Returns:
         The data set; classes are folder names, ``sample_ids`` are positions among all files in the order of
@@ -61,18 +69,14 @@ def read_image_folder(
     if note:
         warnings.warn(f"{root}: {note}", stacklevel=2)
     files = found.files
-    rows = np.arange(len(files)) if n is None else literature_rows(len(files), n, data_seed)
-    pixels: np.ndarray | None = None
-    for position, row in enumerate(rows):
-        image = _decode(files[row][0], reading, resize, crop)
-        if pixels is None:
-            pixels = _room((len(rows), *image.shape), root)
-        if image.shape != pixels.shape[1:]:
-            first = "x".join(map(str, pixels.shape[1:]))
-            shape = "x".join(map(str, image.shape))
-            raise DataError(f"{files[row][0]}: {shape}, the first one is {first}; give `resize` and `crop`")
-        pixels[position] = image
-    assert pixels is not None  # a folder without images was refused, and n is at least 1
+    if part is not None:
+        rows = part(len(files))
+    else:
+        rows = np.arange(len(files)) if n is None else literature_rows(len(files), n, data_seed)
+    chosen = [files[row][0] for row in rows]
+    pixels = decoded(
+        chosen, lambda path: _decode(path, reading, resize, crop), root, keep, (reading, resize, crop)
+    )
     return Dataset(
         pixels=torch.from_numpy(pixels),
         labels=torch.tensor([labels[files[row][1]] for row in rows], dtype=torch.int64),
@@ -105,23 +109,22 @@ def _decode(path: Path, reading: Reading, resize: int | None, crop: int | None) 
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
 
 
-def _room(shape: tuple[int, ...], root: Path) -> np.ndarray:
-    try:
-        return np.empty(shape, dtype=np.uint8)
-    except MemoryError as error:
-        needed = float(np.prod(shape, dtype=float)) / 1e9
-        raise DataError(
-            f"{root}: {shape[0]} images of {'x'.join(map(str, shape[1:]))} need {needed:.1f} GB of memory, which is "
-            "not there. Take fewer with `n`"
-        ) from error
-
-
 def _shorter_side(size: tuple[int, int], side: int) -> tuple[int, int]:
     """(width, height) with the shorter one ``side``; the longer one rounded down, as torchvision does."""
     width, height = size
     if width <= height:
         return side, int(side * height / width)
     return int(side * width / height), side
+
+
+def split_folder(path: Path, split: str) -> Path | None:
+    """The folder in ``path`` that is this split's own (``val`` counts as ``test``), or None.
+
+    Raises:
+        DataError: no such folder.
+    """
+    found = _root(path, split)[0]
+    return None if found == path else found
 
 
 def _root(path: Path, split: str) -> tuple[Path, str]:

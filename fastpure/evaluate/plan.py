@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, final
@@ -14,7 +15,7 @@ from .. import methods
 from ..attacks.base import Attack, Problem
 from ..attacks.gradient import eot_gradient
 from ..attacks.losses import LOSSES
-from ..data import Dataset
+from ..data import Dataset, as_dataset
 from ..kernels import Domain
 from ..methods import Method
 from ..purify import Target
@@ -179,7 +180,7 @@ class Plan:
 @torch.enable_grad()
 def plan(
     defense: nn.Module | Target,
-    dataset: Dataset,
+    dataset: Dataset | Iterable[Any],
     attack: Attack | None = None,
     protocol: Protocol | None = None,
     *,
@@ -191,6 +192,7 @@ def plan(
     number of queries whatever its inner loops are; the real networks are timed over one and three steps.
     """
     protocol = fresh() if protocol is None else protocol
+    dataset = as_dataset(dataset)
     target = enter(defense, dataset, protocol)
     attack = judged_by(attack, protocol, dataset.sample_ids)
     worker = Worker(target, dataset, attack, protocol)

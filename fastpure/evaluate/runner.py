@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from ..attacks.base import Attack
 from ..attacks.ensemble import Ensemble
 from ..attacks.pgd import DWPGD, VARIANTS
-from ..data import Dataset
+from ..data import Dataset, as_dataset
 from ..errors import RunInterrupted, mistake, one_of, whole
 from ..purify import Target
 from .identity import environment, identity
@@ -32,7 +32,7 @@ Blocks = Callable[[Worker, list[list[int]], Callable[[int, int], None]], Iterato
 @torch.enable_grad()
 def evaluate(
     defense: nn.Module | Target,
-    dataset: Dataset,
+    dataset: Dataset | Iterable[Any],
     attack: Attack | None = None,
     protocol: Protocol | None = None,
     out: str | Path | None = None,
@@ -52,7 +52,8 @@ def evaluate(
         defense: a ``Defense``, a module around one, or any module from [0, 1] images to logits, in evaluation mode.
             One that answers differently each time is judged by as many calls as the protocol has draws; without
             ``out``, because such a run cannot be continued to the same content.
-        dataset: images with labels and ids.
+        dataset: images with labels and ids; or a ``DataLoader``, batches (images, labels) or (images, labels, ids), a
+            pair of tensors, or a torch data set, as `fastpure.data.as_dataset` reads them. A run knows them by content.
         attack: from ``fp.attacks`` or ``fp.controls``; None measures clean accuracy only.
         protocol: who decides; ``fresh()``, ten fresh draws, if None.
         out: the run file (SQLite), made or continued; None keeps the run in memory.
@@ -76,6 +77,7 @@ def evaluate(
         EngineUnavailable: Ray has no slot, or keeps losing its workers.
     """
     protocol = fresh() if protocol is None else protocol
+    dataset = as_dataset(dataset)
     _check(dataset, attack, protocol)
     whole("batch_size", batch_size, 1)
     run_blocks = _engine(engine, workers)
@@ -152,10 +154,7 @@ def _engine(engine: str, workers: int | None) -> Blocks:
     return ray_blocks(workers)
 
 
-def _check(dataset: Any, attack: Any, protocol: Any) -> None:
-    if not isinstance(dataset, Dataset):
-        remedy = "Load one with fastpure.data.load_dataset('digits'), or build a Dataset from tensors"
-        raise TypeError(mistake("dataset", "a fastpure.data.Dataset", type(dataset).__name__, remedy))
+def _check(dataset: Dataset, attack: Any, protocol: Any) -> None:
     if not len(dataset):
         raise ValueError(mistake("dataset", "at least one image", "an empty data set"))
     if attack is not None and not isinstance(attack, Attack):

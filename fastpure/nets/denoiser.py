@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake, one_of, whole
+from ..readers import READERS
 from . import conversion
 from .base import LARGEST, HoistedNetwork, checked_shape, is_hooked, same_layout
 from .classes import OneClass, checked_classes
@@ -28,6 +29,7 @@ from .conditioning import Conditioning, labels_at, usable_steps
 from .constant_weights import ConstantWeights
 from .copies import frozen_copy
 from .edm import EDM
+from .foreign import is_unet2d, refuse_scheduler
 from .registry import ARCHITECTURES, build, classes_of, config_dict, named_config, with_class
 
 _KNOWN = tuple(kind for _, kind in ARCHITECTURES.values())
@@ -79,7 +81,7 @@ class Denoiser(nn.Module):
         cls,
         module: nn.Module,
         prediction: str = "eps",
-        time_input: str = "continuous",
+        time_input: str | None = None,
         image_shape: tuple[int, int, int] | None = None,
         *,
         learned_sigma: bool = False,
@@ -89,13 +91,13 @@ class Denoiser(nn.Module):
         time_scale: float | None = None,
         n_classes: int = 0,
         null_class: bool = False,
+        scheduler: Any = None,
     ) -> Denoiser:
         """Wrap a network: ``module(x [B, C, H, W], labels [B]) -> [B, C, H, W]``; it is not changed.
 
-        Where gradients are wanted it runs with its weights as constants (``ConstantWeights``), so that a step keeps
-        a half of what plain autograd keeps, or less.
+        Where gradients are wanted its weights are constants (``ConstantWeights``): a step keeps half as much as else.
 
-        Labels are 999 t for "continuous" (floating), the step index for "index" (int64), sigma / alpha for
+        Labels are 999 t for "continuous" (floating; None), the step index for "index" (int64), sigma / alpha for
         "sigma" (floating). ``schedule`` "linear" is DDPM's and the VP-SDE's, 1000 steps; "cosine" that of Nichol
         and Dhariwal, 4000 steps. ``compile`` is short for ``.compiled()``. A network of ``n_classes`` > 0 classes is
         called ``module(x, labels, classes)``, classes int64 [B]; with ``null_class`` also without them or with -1.
@@ -105,24 +107,23 @@ class Denoiser(nn.Module):
         default, as in diffusers (the answer is noise - x0), 1 as in FlowPure (it is x0 - noise). Labels are
         ``time_scale`` t, 1000 t by default. "consistency" is a consistency function D(x, sigma), told "sigma".
 
+        A ``UNet2DModel`` of diffusers becomes a network of our own with a copy of its weights; its configuration says
+        what it is, and ``scheduler`` (diffusers' object, or its configuration) what it predicts and when.
+
         Raises:
             TypeError: ``module`` is not an ``nn.Module``.
             ValueError: an unknown convention, or an image shape that is not three positive integers.
+            CheckpointError: a ``UNet2DModel`` or scheduler of a kind that we do not have.
         """
         if not isinstance(module, nn.Module):
             raise TypeError(mistake("module", "a torch.nn.Module", type(module).__name__))
-        denoiser = cls(
-            module,
-            prediction,
-            time_input,
-            image_shape,
-            learned_sigma,
-            schedule,
-            data_at,
-            time_scale,
-            n_classes,
-            null_class,
-        )
+        path = (schedule, data_at, time_scale)
+        if is_unet2d(module):
+            denoiser = READERS["unet2d"](module, scheduler, prediction, time_input, image_shape, *path)
+        else:
+            refuse_scheduler(module, scheduler)
+            told = time_input or "continuous"
+            denoiser = cls(module, prediction, told, image_shape, learned_sigma, *path, n_classes, null_class)
         return denoiser.compiled() if compile else denoiser
 
     @classmethod
@@ -287,9 +288,7 @@ class Denoiser(nn.Module):
             found = f"{type(self.network).__name__}, which did not"
             raise ValueError(mistake("denoiser", f"{expected} for variance='learned'", found, remedy))
         if self.path is not None or self.prediction == "consistency":
-            expected = (
-                "a network trained on a diffusion, to whose steps a variance belongs, for variance='learned'"
-            )
+            expected = "a network of a diffusion, to whose steps a variance belongs, for variance='learned'"
             raise ValueError(mistake("denoiser", expected, f"one that predicts {self.prediction!r}", remedy))
 
     def _output(self, x: Tensor, conditioning: Conditioning, k: int) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..classifiers.base import call_constant, call_frozen, require_eval
 from ..classifiers.features import probe_classes
+from ..classifiers.normalised import Normalised, warn_if_twice
 from ..errors import finite, mistake
 from ..kernels import Domain, NoiseKeys
 from ..methods import Method
@@ -27,15 +29,45 @@ def _check_classes(purifier: Purifier, classifier: nn.Module) -> None:
         raise ValueError(mistake("auxiliary", expected, f"{own} classes"))
 
 
+def _normalised(purifier: Purifier, classifier: nn.Module, mean: Any, std: Any) -> nn.Module:
+    if mean is None or std is None:
+        raise ValueError(mistake("mean and std", "given both or neither", f"mean={mean}, std={std}"))
+    guidance = purifier.method.guidance
+    if guidance is not None and any(guide is classifier for guide in guidance.networks()):
+        remedy = (
+            "Normalise it once for both: network = fp.Normalised(network, mean, std), then the method and the defence "
+            "with this one"
+        )
+        found = "the network that guides the method, which would see images that are not normalised"
+        raise ValueError(mistake("classifier", "another network where mean and std are given", found, remedy))
+    return Normalised(classifier, mean, std)
+
+
 class Defense(Numbered):
     """classifier(purifier(x)) with the randomness under control.
 
     ``defense(x)`` takes the next draw of a counter, so that repeated calls see fresh noise as a deployed defence
     would; ``with defense.fixed(draw=0):`` freezes it (the Deterministic White-box setting of ADDT). Weights are
     constants: gradients reach the images only, and no ``.grad`` of a parameter is touched.
+
+    Args:
+        purifier: images in [0, 1] to images in [0, 1].
+        classifier: images in [0, 1] to logits, in evaluation mode.
+        mean, std: for a classifier of normalised images, a number per channel each: it gets (x - mean) / std.
+            Everything outside, attacks and budgets too, keeps to [0, 1].
+
+    Warns:
+        UserWarning: images seem to be normalised twice.
+
+    Raises:
+        TypeError: the arguments are no purifier and no module.
+        ValueError: the classifier is in training mode, knows other classes than the method's guide, or guides the
+            method without the normalisation given here.
     """
 
-    def __init__(self, purifier: Purifier, classifier: nn.Module) -> None:
+    def __init__(
+        self, purifier: Purifier, classifier: nn.Module, *, mean: Any = None, std: Any = None
+    ) -> None:
         super().__init__()
         if not isinstance(purifier, Purifier):
             raise TypeError(mistake("purifier", "a fastpure.Purifier", type(purifier).__name__))
@@ -43,6 +75,10 @@ class Defense(Numbered):
             expected = "an nn.Module mapping [0, 1] images to logits"
             raise TypeError(mistake("classifier", expected, type(classifier).__name__))
         require_eval(classifier, "classifier")
+        if mean is None and std is None:
+            warn_if_twice(classifier, "classifier")
+        else:
+            classifier = _normalised(purifier, classifier, mean, std)
         _check_classes(purifier, classifier)
         self.purifier = purifier
         self.classifier = classifier

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..classifiers.normalised import warn_if_twice
 from ..errors import mistake
 from .defense import Defense
 from .inputs import Asked
@@ -25,7 +26,10 @@ def look_through(defense: nn.Module | Target) -> Target:
     if not isinstance(defense, nn.Module):
         raise TypeError(mistake("defense", "a Defense or an nn.Module", type(defense).__name__))
     module = _unwrapped(defense)
-    return Defended(module) if isinstance(module, Defense) else Bare(module)
+    if isinstance(module, Defense):
+        return Defended(module)
+    warn_if_twice(module, "defense")
+    return Bare(module)
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -32,6 +32,7 @@ from .measure import (
     score_energy,
     score_loss,
 )
+from .own import own_classifier, own_denoiser, own_fine_tuning, own_trades, steps_of
 from .recipes import (
     CLASSIFIER_RECIPES,
     DENOISER_RECIPES,
@@ -90,10 +91,15 @@ __all__ = [
     "Trainer",
     "fine_tune",
     "fit",
+    "own_classifier",
+    "own_denoiser",
+    "own_fine_tuning",
+    "own_trades",
     "score_classifier",
     "score_denoiser",
     "score_energy",
     "score_loss",
+    "steps_of",
     "train_classifier",
     "train_denoiser",
     "train_energy",

@@ -34,6 +34,7 @@ class Fit:
         seconds: training time, earlier sessions included.
         finished: whether all steps are done.
         main: whether this process is the one that writes files (always, if it is alone).
+        extended: after how many steps the run was finished before it was given more.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Fit:
     seconds: float
     finished: bool
     main: bool = True
+    extended: tuple[int, ...] = ()
 
 
 def fit(
@@ -64,6 +66,10 @@ def fit(
 
     Ctrl-C or SIGTERM ends the current step, saves and returns; calling again goes on from there, and gives
     the same bits as a run that was never interrupted.
+
+    A finished run goes on when ``config`` has more steps and is otherwise the same. The learning rate then follows the
+    schedule of the new number: a cosine, which had come down to zero, rises to where the longer one stands. With a
+    constant rate the result is that of a run which had as many steps from the beginning.
 
     Args:
         model: trained in place.
@@ -103,7 +109,8 @@ def fit(
         if first < config.steps:
             session.run(config, save_every, progress)
     step = session.trainer.step
-    return Fit(session.trainer.average, step, first, session.seconds, step >= config.steps, group.main)
+    done, extended = step >= config.steps, tuple(folder.extended)
+    return Fit(session.trainer.average, step, first, session.seconds, done, group.main, extended)
 
 
 @final

@@ -7,7 +7,6 @@ import copy
 import torch
 from torch import nn
 
-from ..classifiers import CONFIGS as CLASSIFIER_CONFIGS
 from ..classifiers import ResNet, call_frozen
 from ..data import Dataset
 from ..errors import mistake
@@ -28,11 +27,11 @@ def check_shape(network: str, image_shape: tuple[int, ...], dataset: Dataset) ->
 
 def new_classifier(recipe: ClassifierRecipe, start: nn.Module | None) -> ResNet:
     """A network with random weights, or a copy of ``start``, which must be one of the recipe's configuration."""
-    config = CLASSIFIER_CONFIGS[recipe.network]
+    config = recipe.config
     if start is not None:
         if not isinstance(start, ResNet) or start.config != config:
             found = f"{type(start).__name__} {getattr(start, 'config', '')}".strip()
-            raise ValueError(mistake("start", f"a ResNet of the network {recipe.network!r}", found))
+            raise ValueError(mistake("start", f"a ResNet of the network {recipe.name!r}", found))
         return copy.deepcopy(start).requires_grad_(True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)

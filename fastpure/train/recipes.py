@@ -9,6 +9,7 @@ from typing import Any, final
 from torch import nn
 
 from ..classifiers import CONFIGS as CLASSIFIER_CONFIGS
+from ..classifiers import ResNetConfig
 from ..errors import one_of
 from ..nets import Denoiser
 from ..nets.energy import CONFIGS as ENERGY_CONFIGS
@@ -39,29 +40,48 @@ from .losses.levels import check_times
 @final
 @dataclass(frozen=True)
 class ClassifierRecipe:
-    """``network`` is a key of `fastpure.classifiers.CONFIGS`; ``start`` the weights to begin with (a bundled name)."""
+    """``network`` is a key of `fastpure.classifiers.CONFIGS` or a configuration; ``start`` the weights to begin with (a
+    bundled name)."""
 
-    network: str
+    network: str | ResNetConfig
     loss: ClassifierLoss | TradesLoss
     train: TrainConfig
     start: str | None = None
 
     def __post_init__(self) -> None:
-        one_of("network", self.network, CLASSIFIER_CONFIGS)
+        if not isinstance(self.network, ResNetConfig):
+            one_of("network", self.network, CLASSIFIER_CONFIGS)
+
+    @property
+    def config(self) -> ResNetConfig:
+        """Of the network."""
+        return CLASSIFIER_CONFIGS[self.network] if isinstance(self.network, str) else self.network
+
+    @property
+    def name(self) -> str:
+        """Of the network, for messages and identities."""
+        return self.network if isinstance(self.network, str) else "resnet"
 
 
 @final
 @dataclass(frozen=True)
 class DenoiserRecipe:
-    """``network`` is a name that ``Denoiser.from_config`` knows; EDM's loss puts it inside a preconditioning.
+    """``network`` is a name that ``Denoiser.from_config`` knows, or its fields; EDM's loss preconditions it.
 
     With ``class_conditional`` it gets an embedding of the data set's classes and is told each image's.
     """
 
-    network: str
+    network: str | dict[str, Any]
     loss: DenoiserLoss | DiscreteDenoiserLoss | EdmDenoiserLoss | FlowLoss
     train: TrainConfig
     class_conditional: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the network, for messages and identities."""
+        return (
+            self.network if isinstance(self.network, str) else str(self.network.get("architecture", "ddpmpp"))
+        )
 
     def with_schedule(self, schedule: str, t_max: float | None = None) -> DenoiserRecipe:
         """The same for a schedule: "vp" (continuous), "discrete", "edm" or "flow", up to time ``t_max`` or as before.

@@ -14,7 +14,6 @@ from torch import nn
 
 from ..attacks import PGD
 from ..checkpoints import save_denoiser, save_energy
-from ..classifiers import CONFIGS as CLASSIFIER_CONFIGS
 from ..classifiers import ResNet, require_eval, save_classifier
 from ..data import Dataset
 from ..errors import mistake
@@ -73,11 +72,11 @@ def train_classifier(
         ValueError: the network does not fit the images or the number of classes, or ``start`` not the network.
         ResumeError: ``out`` holds another run (another start counts); nothing is overwritten.
     """
-    config = CLASSIFIER_CONFIGS[recipe.network]
-    check_shape(recipe.network, config.image_shape, train)
+    config = recipe.config
+    check_shape(recipe.name, config.image_shape, train)
     if config.classes != len(train.classes):
         raise ValueError(mistake("network", f"one for {len(train.classes)} classes", f"{config.classes}"))
-    network = {"name": recipe.network, **config.to_dict()}
+    network = {"name": recipe.name, **config.to_dict()}
     if start is not None:
         network["start"] = weights_digest(start)
     done = _run(
@@ -100,7 +99,7 @@ def train_classifier(
     ]
     if isinstance(recipe.loss, TradesLoss):
         table.append(_under_attack(done.model, _held_out(test), recipe.loss))
-    metadata = notes(recipe.train, train, {"test_accuracy": f"{score.accuracy:.4f}"})
+    metadata = notes(done, recipe.train, train, {"test_accuracy": f"{score.accuracy:.4f}"})
     return export(
         done,
         out,
@@ -124,7 +123,7 @@ def train_denoiser(
         ResumeError: ``out`` holds another run; nothing is overwritten.
     """
     model = new_denoiser(recipe, len(train.classes))
-    check_shape(recipe.network, model.image_shape, train)
+    check_shape(recipe.name, model.image_shape, train)
     check_conventions("network", model, *conventions(recipe.loss))
     held, times = _held_out(test), _times(recipe.loss.t_max)
     done = _run(
@@ -133,14 +132,14 @@ def train_denoiser(
         train,
         recipe.train,
         out=out,
-        network={"name": recipe.network, **config_dict(model.network)},
+        network={"name": recipe.name, **config_dict(model.network)},
         held_out=lambda network: _mean_error(score_denoiser(network, held, times)),
         products=(DENOISER_FILE, RESULT_FILE),
         **session,
     )
     if not (done.finished and done.main):
         return Outcome(done, None, ())
-    metadata = notes(recipe.train, train, {"t_max": str(recipe.loss.t_max)})
+    metadata = notes(done, recipe.train, train, {"t_max": str(recipe.loss.t_max)})
     return _export_denoiser(done, out, held, times, metadata)
 
 
@@ -182,7 +181,7 @@ def train_energy(
         f"({score.images} held-out images)",
         f"noised images lie {score.higher:.2f} higher",
     )
-    metadata = notes(recipe.train, train, {"loss": json.dumps(recipe.loss.to_dict())})
+    metadata = notes(done, recipe.train, train, {"loss": json.dumps(recipe.loss.to_dict())})
     return export(
         done,
         out,
@@ -238,7 +237,9 @@ def fine_tune(
     before, after = (
         score_loss(model, loss, held, device) for model in (copy.deepcopy(start).to(device), done.model)
     )
-    metadata = notes(recipe.train, train, {"loss": json.dumps(loss.to_dict()), "start": network["start"]})
+    metadata = notes(
+        done, recipe.train, train, {"loss": json.dumps(loss.to_dict()), "start": network["start"]}
+    )
     line = f"{recipe.loss} loss on held-out images: {before:.4f} before, {after:.4f} after"
     return _export_denoiser(done, out, held, times, metadata, line)
 
@@ -287,7 +288,7 @@ def train_flowpure(
         score_loss(done.model, loss, held, device), score_loss(Nothing(), loss, held, device), len(held)
     )
     line = f"flowpure loss on held-out images: {score.loss:.4f}, of a network that answers zero: {score.of_zero:.4f}"
-    metadata = notes(recipe.train, train, {"loss": json.dumps(loss.to_dict())})
+    metadata = notes(done, recipe.train, train, {"loss": json.dumps(loss.to_dict())})
     return export(
         done,
         out,
@@ -390,11 +391,13 @@ class Outcome:
     table: tuple[str, ...]
 
 
-def notes(config: TrainConfig, dataset: Dataset, more: Mapping[str, str]) -> dict[str, str]:
+def notes(done: Fit, config: TrainConfig, dataset: Dataset, more: Mapping[str, str]) -> dict[str, str]:
     """Metadata of the exported file: data, its checksum, the optimisation, and ``more``."""
+    extended = {"extended_after_steps": json.dumps(done.extended)} if done.extended else {}
     return {
         "data": f"{dataset.name}/{dataset.split} {dataset.checksum}",
         "training": json.dumps(asdict(config), sort_keys=True),
+        **extended,
         **more,
     }
 
@@ -408,6 +411,7 @@ def export(
     scores = [asdict(each) for each in score] if isinstance(score, tuple) else asdict(score)
     result = {
         "steps": done.step,
+        **({"extended_after_steps": list(done.extended)} if done.extended else {}),
         "seconds": round(done.seconds, 1),
         "parameters": _parameters(done.model),
         "held_out": scores,

@@ -73,11 +73,13 @@ class RunFolder:
     Fields:
         path: the folder.
         identity: nested plain values that must be equal for a run to continue another (configuration of
-            network, loss and optimisation, checksum of the data).
+            network, loss and optimisation, checksum of the data). ``train.steps`` alone may grow, once all are done.
+        extended: after how many steps the run was finished before it was given more, ascending; filled by `claim`.
     """
 
     path: Path
     identity: Mapping[str, Any]
+    extended: list[int] = field(default_factory=list)
 
     def claim(self, products: tuple[str, ...], held: ExitStack) -> dict[str, Any] | None:
         """The saved state to continue from, or None in a folder that is new.
@@ -115,9 +117,24 @@ class RunFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write ``state.pt`` atomically: after a crash there is the old one or the new one."""
-        content = {**state, "identity": json.dumps(self.identity, sort_keys=True)}
+        identity = {**self.identity, _EXTENDED: self.extended} if self.extended else self.identity
+        content = {**state, "identity": json.dumps(identity, sort_keys=True)}
         with replacing(self.path / STATE) as file:
             torch.save({**content, "sha256": _digest(content)}, file)
+
+    def _longer(self, step: int, old: int, new: int) -> int:
+        """``old`` if a run of so many steps may go on to ``new``; ResumeError if not."""
+        if new < old:
+            raise ResumeError(
+                f"{self.path} holds a run of {old} steps, of which {step} are done; steps can only be added, not "
+                f"taken away, got {new}. Choose another --out, or give --steps {old} or more"
+            )
+        if step < old:
+            raise ResumeError(
+                f"{self.path} holds a run of {old} steps, of which {step} are done, and its learning rate follows "
+                f"from their number. Finish it with --steps {old} first; then --steps {new} adds the rest"
+            )
+        return old
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
@@ -125,12 +142,19 @@ class RunFolder:
             sha256 = state.pop("sha256", None)  # not in those of version 0.1.0
             if sha256 not in (None, _digest(state)):
                 raise ValueError("it is not what was written")
-            saved = json.loads(state["identity"])
+            saved, step = json.loads(state["identity"]), int(state["step"])
+            before = [int(steps) for steps in saved.pop(_EXTENDED, [])]
         except Exception as error:  # damaged archives raise about every type there is
             raise ResumeError(
                 f"{path} is damaged or not a training state: {error}. Choose another --out"
             ) from error
-        changed = differences(saved, json.loads(json.dumps(self.identity)))
+        wanted = json.loads(json.dumps(self.identity))
+        changed = differences(saved, wanted)
+        old, new = (identity.get("train", {}).get("steps") for identity in (saved, wanted))
+        if old != new and len(changed) == 1:
+            before.append(self._longer(step, old, new))
+            changed = []
+        self.extended[:] = before
         if changed:
             listed = "\n  ".join(changed)
             raise ResumeError(
@@ -138,6 +162,10 @@ class RunFolder:
                 f"Choose another --out, or go back to the saved values:\n  {listed}"
             )
         return state
+
+
+_EXTENDED = "extended"
+"""Name in a saved identity that no wanted one has."""
 
 
 def _digest(content: Any) -> str:
