@@ -34,10 +34,13 @@ f.onload = () => {{
   d.querySelectorAll("body *").forEach(e => {{
     if (!inside(e) && e.getBoundingClientRect().right > {width} + 0.5) out.push(e.tagName + "." + e.className);
   }});
+  // A table that scrolls on a phone says so, whatever the browser knows of scrolling.
+  const silent = {width} > 640 ? 0 : [...d.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1 &&
+    f.contentWindow.getComputedStyle(e, "::before").display == "none").length;
   const broken = [...d.images].filter(i => !i.naturalWidth).length;
   const fetched = f.contentWindow.performance.getEntriesByType("resource").filter(r => !r.name.startsWith("data:"));
   document.title = ["done", w.scrollWidth, w.clientWidth, d.body.scrollHeight, d.images.length, broken,
-                    fetched.length,
+                    fetched.length, silent,
                     out.slice(0, 3).join(" ") || "-"].join("|");
 }};
 f.srcdoc = {page};
@@ -108,9 +111,11 @@ def check(folder: Path, browser: str, html: str, size_of: str, dark: bool = Fals
     found = re.search(r"<title>done\|(.*?)</title>", dom)
     if not found:
         raise SystemExit(f"report-check: FAILED, the page could not be measured at {width} pixels")
-    scroll, client, long, images, broken, fetched, out = found[1].split("|")
+    scroll, client, long, images, broken, fetched, silent, out = found[1].split("|")
     if int(scroll) > width or int(client) != width or out != "-":
         raise SystemExit(f"report-check: FAILED, {scroll} pixels of content in a window of {width}: {out}")
+    if int(silent):
+        raise SystemExit(f"report-check: FAILED, {silent} tables of {name} scroll and do not say so")
     if int(broken) or int(fetched) or not int(images):
         raise SystemExit(f"report-check: FAILED, {images} images, {broken} broken, {fetched} things fetched")
     size = f"--window-size={max(width, 500)},{height}"
@@ -133,10 +138,14 @@ def main() -> None:
     folder, browser = Path(sys.argv[1]), sys.argv[2]
     paths: list[Path] = []
     figures = folder / "figures"
-    html = report(make_runs(folder), folder / "report.html", figures=figures, wrote=paths.append)
+    formats = ("svg", "png")
+    html = report(
+        make_runs(folder), folder / "report.html", figures=figures, formats=formats, wrote=paths.append
+    )
     pictures = album([path for path in paths if path.parent == figures])
     looks = [
         (html, "desktop", False),
+        (html, "desktop", True),
         (html, "phone", False),
         (html, "phone", True),
         (pictures, "phone", False, "pictures-"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +46,13 @@ def _grid(panel: Any, data: Dataset, defenses: dict[str, nn.Module], x_adv: Tens
     rows = [
         ("clean", x, coup.classifier(x)),
         ("adversarial", x_adv, coup.classifier(x_adv)),
-        (f"perturbation\n{textwrap.fill(said, 16)}", torch.from_numpy(noise), None),
+        ("perturbation", torch.from_numpy(noise), None),
         ("purified\n(COUP)", purified, coup.classifier(purified)),
     ]
     size = 9 if max(map(len, data.classes)) <= LONG_NAME else 8
     axes = panel.subplots(len(rows), len(x), squeeze=False)
-    panel.suptitle("attack on the bare classifier; its verdict above each image (red: wrong)", fontsize=9)
+    told = "attack on the bare classifier; its verdict above each image (red: wrong)"
+    panel.suptitle(f"{told}\nperturbation {said}", fontsize=9)
     for axis_row, (name, images, logits) in zip(axes, rows, strict=True):
         axis_row[0].set_ylabel(name, fontsize=9)
         for i, axis in enumerate(axis_row):

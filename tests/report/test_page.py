@@ -364,7 +364,12 @@ def test_unfinished_runs_and_corruptions_make_no_headline(files, tmp_path):
 
 def test_tables_say_that_they_scroll(html):
     page = Page(html)
-    wide = [attributes for attributes in page.of("div") if attributes.get("class") == "scroll"]
+    wide = [
+        attributes for attributes in page.of("div") if "scroll" in (attributes.get("class") or "").split()
+    ]
     assert len(wide) == len(page.of("table"))
     assert all(attributes["tabindex"] == "0" and attributes["aria-label"] for attributes in wide)
     assert "The table scrolls sideways" in html
+    told = [attributes["aria-label"] for attributes in wide if "wide" in attributes["class"].split()]
+    assert "Results of all runs" in told
+    assert "Images of run 1" in told
