@@ -17,7 +17,7 @@ from torch import Tensor
 from ..certify import Certificates, certified_radius, lower_bound, percentile_ranks
 from ..certify.bounds import check_alpha, check_radius, shifted_level
 from ..certify.records import RowFile, append_row
-from ..certify.smoothing import ids_of, noisy_images
+from ..certify.smoothing import NOISE, ids_of, noisy_images
 from ..errors import finite, mistake, positive, whole
 
 
@@ -159,7 +159,7 @@ class ScoreSmoothing:
         whole("n", n, 1)
         check_alpha(alpha)
         ids = ids_of(x, sample_ids)
-        drawn = {"sigma": self.sigma, "seed": self.seed, "draws": n0 + n, **(identity or {})}
+        drawn = {"sigma": self.sigma, "seed": self.seed, "draws": n0 + n, **NOISE, **(identity or {})}
         path = None if out is None else Path(out)
         done = dict(SCORES.open(path, drawn)) if path is not None else {}
         rows = []

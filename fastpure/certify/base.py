@@ -140,7 +140,7 @@ class DenoisedBase(SmoothedBase):
             NonFiniteError: the classifier answers NaN or Inf.
         """
         if keys is None:
-            keys = NoiseKeys.make(0, range(len(noisy)), 0, Domain.EVALUATION, noisy.device)
+            keys = NoiseKeys.make(0, range(len(noisy)), 0, Domain.CERTIFICATE, noisy.device)
         total: Tensor | None = None
         for image in self.versions(noisy, keys):
             logits = call_frozen(self.classifier, image)

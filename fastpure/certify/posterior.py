@@ -73,8 +73,8 @@ class PosteriorSmoothing:
         Args:
             x: [B, C, H, W] in [0, 1], of the model's dtype.
             sample_ids: names of the images for the noise; 0..B-1 if omitted.
-            n0, n: noisy images that choose the class, and that bound the posteriors (evaluation draws 0..n0-1, and
-                n0..n0+n-1); each costs ``model.network_calls``.
+            n0, n: noisy images that choose the class, and that bound the posteriors (draws 0..n0-1, and n0..n0+n-1, of
+                noise that no evaluation sees); each costs ``model.network_calls``.
 
         Raises:
             TypeError, ValueError: an argument is not as described; the message names it.
@@ -94,12 +94,12 @@ class PosteriorSmoothing:
 
     @torch.no_grad()
     def posteriors(self, image: Tensor, sample_id: int, draws: range) -> Tensor:
-        """Posteriors float64 [draws, classes] of one image [C, H, W] under the noise of each evaluation draw."""
+        """Posteriors float64 [draws, classes] of one image [C, H, W] under the noise of each draw."""
         parts = []
         for start in range(draws.start, draws.stop, self.batch_size):
             draw = torch.arange(start, min(start + self.batch_size, draws.stop), device=image.device)
             ids, many = torch.full_like(draw, sample_id), image.expand(len(draw), *image.shape)
-            found = self.classifier.log_posteriors(many, ids, draw, Domain.EVALUATION)
+            found = self.classifier.log_posteriors(many, ids, draw, Domain.CERTIFICATE)
             parts.append(finite(found, ids, "the diffusion classifier").double().exp().cpu())
         return torch.cat(parts)
 

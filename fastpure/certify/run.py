@@ -14,7 +14,7 @@ from ..data import Dataset
 from ..errors import positive, whole
 from .bounds import check_alpha
 from .records import RECORDS, Record, append_row
-from .smoothing import Smoothing
+from .smoothing import NOISE, Smoothing
 
 
 @final
@@ -63,6 +63,7 @@ def certify_dataset(
     smoothing = Smoothing(model.to(device), config.sigma, config.seed, batch_size)
     identity: dict[str, Any] = {
         **asdict(config),
+        **NOISE,
         "data": dataset.checksum,
         **(networks or {}),
         **smoothing.model.settings(),

@@ -16,6 +16,9 @@ from ..purify.inputs import asking, check_range
 from .base import as_base
 from .bounds import certified_radius, check_alpha, lower_bound
 
+NOISE = {"noise": f"domain {Domain.CERTIFICATE:d}, certification's own"}
+"""Part of every file's identity. Files without it drew the noise of evaluations, and are not continued with another."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -40,7 +43,7 @@ class Smoothing:
     """The classifier that takes the most probable class of ``model`` under Gaussian noise.
 
     The noise of an image is a pure function of (seed, sample id, draw), that of a model which draws some itself too:
-    the result depends on neither batch size nor order. Draws 0..n0-1 choose the class, draws n0..n0+n-1 estimate its
+    the result depends on neither batch size nor order. It is no evaluation's noise, whatever the seed. Draws 0..n0-1 choose the class, draws n0..n0+n-1 estimate its
     probability.
 
     Args:
@@ -141,5 +144,5 @@ def noisy_images(
     """``image`` [C, H, W] plus ``sigma`` times the noise of each draw, at most ``batch_size`` at a time, with keys."""
     for start in range(draws.start, draws.stop, batch_size):
         draw = torch.arange(start, min(start + batch_size, draws.stop))
-        keys = NoiseKeys.make(seed, torch.full_like(draw, sample_id), draw, Domain.EVALUATION, image.device)
+        keys = NoiseKeys.make(seed, torch.full_like(draw, sample_id), draw, Domain.CERTIFICATE, image.device)
         yield image + sigma * philox_normal(keys, 0, Stream.FORWARD, tuple(image.shape)), keys

@@ -34,12 +34,13 @@ class Stream(IntEnum):
 
 
 class Domain(IntEnum):
-    """Who draws. An attacker's gradients never see the noise that decides an evaluation."""
+    """Who draws. An attacker's gradients never see the noise that decides an evaluation, nor that a certificate."""
 
     DEFENSE = 0
     ATTACK = 1
     EVALUATION = 2
     TRAINING = 3
+    CERTIFICATE = 4
 
 
 @dataclass(frozen=True, eq=False)

@@ -220,10 +220,10 @@ def test_file_continues_and_is_one_of_this_base_alone(tmp_path: Path, name: str)
     assert path.read_bytes() == before
 
 
-def test_files_of_one_shot_denoising_say_what_they_always_said(tmp_path: Path) -> None:
+def test_files_of_one_shot_denoising_name_no_method(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     certify_dataset(BASE["oneshot"](), _dataset(), CertifyConfig(SIGMA, 5, 20), path)
-    assert set(read_records(path)[0]) == {"sigma", "n0", "n", "alpha", "seed", "data"}
+    assert set(read_records(path)[0]) == {"sigma", "n0", "n", "alpha", "seed", "data", "noise"}
 
 
 def test_command_says_what_it_costs_and_keeps_methods_apart(tmp_path: Path) -> None:

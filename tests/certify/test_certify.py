@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,12 @@ from fastpure.certify import (
     rate_at,
     read_records,
 )
+from fastpure.certify.smoothing import noisy_images
 from fastpure.cli.main import app
 from fastpure.data import Dataset, load_dataset
 from fastpure.errors import ResumeError
+from fastpure.evaluate.protocol import FIRST_DRAW
+from fastpure.kernels import Domain, NoiseKeys, Stream, philox_normal
 
 
 class Linear(nn.Module):
@@ -187,6 +191,30 @@ def test_another_configuration_is_refused_and_nothing_overwritten(tmp_path: Path
     with pytest.raises(ResumeError, match="not a file of `fastpure certify`"):
         certify_dataset(Linear().eval(), data, config, foreign)
     assert foreign.read_text() == "a,b\n1,2\n"
+
+
+def test_noise_is_that_of_no_other_domain() -> None:
+    """A certificate's draws with an evaluation's seed, ids and numbers: other noise, whatever the images are."""
+    image, others = torch.zeros(3, 2, 2), [domain for domain in Domain if domain != Domain.CERTIFICATE]
+    ((noisy, _),) = noisy_images(image, 5, range(FIRST_DRAW, FIRST_DRAW + 4), 1.0, 3, 8)
+    for domain in others:
+        for stream in Stream:
+            keys = NoiseKeys.make(3, [5] * 4, list(range(FIRST_DRAW, FIRST_DRAW + 4)), domain)
+            assert not bool((noisy == philox_normal(keys, 0, stream, (3, 2, 2))).any())
+    assert len(others) == 4
+
+
+def test_a_file_with_the_noise_of_evaluations_is_not_continued(tmp_path: Path) -> None:
+    config, path, data = CertifyConfig(0.25, 10, 100), tmp_path / "c.csv", _dataset()
+    certify_dataset(Linear().eval(), data, config, path)
+    settings, _ = read_records(path)
+    first, rest = path.read_text().split("\n", 1)
+    del settings["noise"]
+    path.write_text(first.split("{")[0] + json.dumps(settings) + "\n" + rest)
+    before = path.read_bytes()
+    with pytest.raises(ResumeError, match="noise: saved None, now domain 4, certification's own"):
+        certify_dataset(Linear().eval(), data, config, path)
+    assert path.read_bytes() == before
 
 
 def test_command_prints_certified_accuracy_and_continues(tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ def test_a_diffusion_classifier_can_be_smoothed_like_any_other():
     (noisy, logits), *parts = seen
     assert relative_error(torch.cat([part[1] for part in parts]), logits) < 1e-5
     ids, draws = torch.full((6,), 3), torch.arange(6)
-    asked = [model(noisy, ids, draws, domain=domain) for domain in (Domain.DEFENSE, Domain.EVALUATION)]
+    asked = [model(noisy, ids, draws, domain=domain) for domain in (Domain.DEFENSE, Domain.CERTIFICATE)]
     assert torch.equal(asked[0], logits)
-    assert not torch.equal(asked[1], logits), "the noise of the evaluation's draws is in the images"
+    assert not torch.equal(asked[1], logits), "the noise of the certificate's draws is in the images"
 
 
 def test_average_of_posteriors_by_hand():
