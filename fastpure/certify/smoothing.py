@@ -43,8 +43,8 @@ class Smoothing:
     """The classifier that takes the most probable class of ``model`` under Gaussian noise.
 
     The noise of an image is a pure function of (seed, sample id, draw), that of a model which draws some itself too:
-    the result depends on neither batch size nor order. It is no evaluation's noise, whatever the seed. Draws 0..n0-1 choose the class, draws n0..n0+n-1 estimate its
-    probability.
+    the result depends on neither batch size nor order. It is no evaluation's noise, whatever the seed. Draws 0..n0-1
+    choose the class, draws n0..n0+n-1 estimate its probability.
 
     Args:
         model: a `SmoothedBase`, for instance a `OneShotClassifier`, or any module in evaluation mode from noisy
