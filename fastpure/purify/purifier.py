@@ -33,6 +33,7 @@ from ..reverse import (
     opening,
     perform,
     perform_states,
+    read_under,
     reverse,
     states,
     watch,
@@ -343,10 +344,11 @@ class Purifier(Asked):
         environment = partial(engine.precision.environment, device, engine.work * len(x))
         process = self._process(name, device)
         context: tuple[Tensor, ...] = ()
-        with environment():
-            if engine.guidance is not None:
-                context = engine.guidance.read(state, opening(process, source, environment, state))
-            state = self.method.prepared(state)
+        if engine.guidance is not None:
+            offered = opening(process, source, environment, state)
+            context = read_under(environment, partial(engine.guidance.read, opening=offered), state)
+        if self.method.prepare is not None:
+            (state,) = read_under(environment, lambda x: (self.method.prepared(x),), state)
         call = Call(
             process=process,
             noise=source,

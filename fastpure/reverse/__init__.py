@@ -9,7 +9,7 @@ from .graphs import GraphLimits, Graphs
 from .loop import Call, reverse, states
 from .memory import MemoryPlan
 from .noise import GeneratedNoise, NoiseSource, RecordedNoise, SplitNoise
-from .opening import opening
+from .opening import opening, read_under
 from .placed import PlacedNoise
 from .procedure import Procedure, perform, perform_states
 from .step import EagerExecutor, EagerRows, Execution, Executor, Process, Rows
@@ -46,6 +46,7 @@ __all__ = [
     "perform",
     "perform_states",
     "planned",
+    "read_under",
     "reverse",
     "states",
     "watch",
