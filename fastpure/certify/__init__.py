@@ -6,8 +6,8 @@ from .densepure import DensePureClassifier
 from .diffsmooth import DiffSmoothClassifier
 from .oneshot import OneShotClassifier
 from .posterior import PosteriorCertificates, PosteriorSmoothing
-from .records import Record, read_records
-from .run import CertifyConfig, certify_dataset
+from .records import PosteriorRecord, Record, read_records
+from .run import CertifyConfig, certify_dataset, certify_posteriors
 from .smoothing import Certificates, Smoothing
 
 __all__ = [
@@ -20,12 +20,14 @@ __all__ = [
     "DiffSmoothClassifier",
     "OneShotClassifier",
     "PosteriorCertificates",
+    "PosteriorRecord",
     "PosteriorSmoothing",
     "Record",
     "SmoothedBase",
     "Smoothing",
     "certified_radius",
     "certify_dataset",
+    "certify_posteriors",
     "lower_bound",
     "percentile_ranks",
     "rate_at",

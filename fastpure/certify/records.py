@@ -45,12 +45,45 @@ class Record:
         return self.predicted == self.label
 
 
-NAMES = [field.name for field in fields(Record)]
+@final
+@dataclass(frozen=True)
+class PosteriorRecord:
+    """One image, certified by the mean posterior of a diffusion classifier.
+
+    Fields:
+        sample_id, label: of the image.
+        predicted: class, -1 for an abstention.
+        radius: L2, [0, 1] units.
+        p_lower: lower bound of the class's mean posterior.
+        p_upper: upper bound of every other class's.
+        seconds: it took.
+    """
+
+    sample_id: int
+    label: int
+    predicted: int
+    radius: float
+    p_lower: float
+    p_upper: float
+    seconds: float
+
+    @property
+    def correct(self) -> bool:
+        """Whether the class is the true one."""
+        return self.predicted == self.label
+
+
+NAMES, POSTERIOR_NAMES = ([field.name for field in fields(kind)] for kind in (Record, PosteriorRecord))
 KINDS: list[Any] = [int, int, int, float, float, int, float]
+POSTERIOR_KINDS: list[Any] = [int, int, int, float, float, float, float]
 
 
 def _record(cells: list[str]) -> Record:
     return Record(*(kind(cell) for kind, cell in zip(KINDS, cells, strict=True)))
+
+
+def _posterior(cells: list[str]) -> PosteriorRecord:
+    return PosteriorRecord(*(kind(cell) for kind, cell in zip(POSTERIOR_KINDS, cells, strict=True)))
 
 
 @final
@@ -108,6 +141,7 @@ class RowFile(Generic[T]):
 
 
 RECORDS = RowFile("# fastpure certify ", NAMES, _record)
+POSTERIORS = RowFile("# fastpure certify posteriors ", POSTERIOR_NAMES, _posterior)
 
 
 def read_records(path: str | Path) -> tuple[dict[str, Any], list[Record]]:

@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
+from torch import Tensor
 
 from ..data import Dataset
-from ..errors import positive, whole
+from ..errors import mistake, positive, whole
+from ..purify import NoisedDiffusionClassifier
 from .bounds import check_alpha
-from .records import RECORDS, Record, append_row
+from .posterior import PosteriorSmoothing
+from .records import POSTERIORS, RECORDS, PosteriorRecord, Record, RowFile, append_row
 from .smoothing import NOISE, Smoothing
 
 
@@ -59,7 +62,6 @@ def certify_dataset(
     Raises:
         ResumeError: ``out`` holds another certification; it is not touched then.
     """
-    path = Path(out)
     smoothing = Smoothing(model.to(device), config.sigma, config.seed, batch_size)
     identity: dict[str, Any] = {
         **asdict(config),
@@ -68,12 +70,79 @@ def certify_dataset(
         **(networks or {}),
         **smoothing.model.settings(),
     }
-    done = {record.sample_id: record for record in RECORDS.open(path, identity)}
+
+    def one(row: int) -> Record:
+        started, image, ids, label = _image(dataset, row, device)
+        found = smoothing.certify(image, ids, config.n0, config.n, config.alpha)
+        name, predicted, votes = int(ids[0]), int(found.predicted[0]), int(found.votes[0])
+        radius, p_lower = float(found.radius[0]), float(found.p_lower[0])
+        return Record(name, label, predicted, radius, p_lower, votes, _since(started))
+
+    return _each(dataset, RECORDS, Path(out), identity, one, report)
+
+
+def certify_posteriors(
+    classifier: NoisedDiffusionClassifier,
+    dataset: Dataset,
+    config: CertifyConfig,
+    out: str | Path,
+    *,
+    networks: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    report: Callable[[PosteriorRecord, bool], None] | None = None,
+) -> list[PosteriorRecord]:
+    """Certify every image of ``dataset`` by the mean posterior of ``classifier`` (NRDC); see `PosteriorSmoothing`.
+
+    Other arguments and errors as for `certify_dataset`.
+
+    Args:
+        config: its sigma and seed must be the classifier's.
+        batch_size: most noisy images at a time; no part of the result.
+
+    Raises:
+        ValueError: the classifier has another sigma or seed.
+    """
+    smoothing = PosteriorSmoothing(classifier.to(device), batch_size)
+    for name, own in (("sigma", classifier.sigma), ("seed", classifier.model.seed)):
+        if own != getattr(config, name):
+            raise ValueError(mistake(name, f"the classifier's own, {own}", getattr(config, name)))
+    identity: dict[str, Any] = {
+        **asdict(config),
+        **NOISE,
+        "data": dataset.checksum,
+        **(networks or {}),
+        "method": "nrdc",
+        "model": classifier.model.extra_repr(),
+    }
+
+    def one(row: int) -> PosteriorRecord:
+        started, image, ids, label = _image(dataset, row, device)
+        found = smoothing.certify(image, ids, config.n0, config.n, config.alpha)
+        radius, p_lower, p_upper = (float(v[0]) for v in (found.radius, found.p_lower, found.p_upper))
+        name, predicted = int(ids[0]), int(found.predicted[0])
+        return PosteriorRecord(name, label, predicted, radius, p_lower, p_upper, _since(started))
+
+    return _each(dataset, POSTERIORS, Path(out), identity, one, report)
+
+
+R = TypeVar("R", Record, PosteriorRecord)
+
+
+def _each(
+    dataset: Dataset,
+    file: RowFile[R],
+    path: Path,
+    identity: Mapping[str, Any],
+    certify: Callable[[int], R],
+    report: Callable[[R, bool], None] | None,
+) -> list[R]:
+    """Records of all images, in order: those in the file, and ``certify(row)`` for the rest."""
+    done = {record.sample_id: record for record in file.open(path, identity)}
     records = []
     for row in range(len(dataset)):
-        sample_id = int(dataset.sample_ids[row])
-        known = done.get(sample_id)
-        record = known if known is not None else _certify(smoothing, dataset, row, config, device)
+        known = done.get(int(dataset.sample_ids[row]))
+        record = known if known is not None else certify(row)
         if known is None:
             append_row(path, asdict(record).values())
         if report is not None:
@@ -82,19 +151,12 @@ def certify_dataset(
     return records
 
 
-def _certify(
-    smoothing: Smoothing, dataset: Dataset, row: int, config: CertifyConfig, device: str | torch.device
-) -> Record:
-    started = time.monotonic()
+def _image(dataset: Dataset, row: int, device: str | torch.device) -> tuple[float, Tensor, Tensor, int]:
+    """The time, one image [1, C, H, W] where the model is, its id [1] and its label."""
     where = torch.tensor([row])
-    image, ids = dataset.batch(where).to(device), dataset.sample_ids[where]
-    found = smoothing.certify(image, ids, config.n0, config.n, config.alpha)
-    return Record(
-        int(ids[0]),
-        int(dataset.labels[row]),
-        int(found.predicted[0]),
-        float(found.radius[0]),
-        float(found.p_lower[0]),
-        int(found.votes[0]),
-        round(time.monotonic() - started, 3),
-    )
+    image = dataset.batch(where).to(device)
+    return time.monotonic(), image, dataset.sample_ids[where], int(dataset.labels[row])
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 3)

@@ -34,7 +34,7 @@ def reproduce(
     ] = False,
     n: Annotated[int | None, typer.Option(help="Only that many images.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Measure for a few seconds and print what it would cost.")
+        bool, typer.Option("--dry-run", help="Measure for a few seconds and print what the rest would cost.")
     ] = False,
     seed: o.Seed = 0,
     precision: o.PrecisionName = "fp32",
@@ -83,7 +83,7 @@ def reproduce(
     if dry_run:
         from ..reproduce import cost
 
-        typer.echo(str(cost(experiment, setting, batch_size=batch_size)))
+        typer.echo(str(cost(experiment, setting, folder, batch_size=batch_size)))
         return
     _run(experiment, setting, folder, batch_size, progress)
 

@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
-from . import coup, relatives
+from . import advrad, coup, relatives
 from .count import full_calls
 from .experiment import Drawing, Experiment
 from .parts import MISSING, ROLES, SMALL, Assault, Defence, Images, Role, Row
 from .run import Cost, cost, reproduce
 from .settings import Full, Setting, Small
 
-EXPERIMENTS: dict[str, Experiment] = {one.name: one for one in (*coup.EXPERIMENTS, *relatives.EXPERIMENTS)}
+EXPERIMENTS: dict[str, Experiment] = {
+    one.name: one for one in (*coup.EXPERIMENTS, *relatives.EXPERIMENTS, *advrad.EXPERIMENTS)
+}
 """Every table and figure by name."""
 
 __all__ = [

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
+from ..data import Dataset
 from .made import Made
 from .parts import COUPS, ROLES, Defence, Images, Job, Row
 from .settings import Setting
@@ -34,6 +35,15 @@ class Drawing(ABC):
         """Defences it asks, beside those of the rows."""
         return ()
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Networks it asks (see `ROLES`), beside those of its defences."""
+        return ()
+
+    def speed(self, setting: Setting, dataset: Dataset) -> float:
+        """Seconds of one of its network calls, measured on ``dataset``; 0 where a defence's calls say it."""
+        return 0.0
+
 
 @final
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Experiment:
         drawings: its figures.
         images: which it takes.
         notes: what else a reader must know.
+        small_label: what its small numbers are numbers of, where that is not bundled networks.
     """
 
     name: str
@@ -57,13 +68,14 @@ class Experiment:
     drawings: tuple[Drawing, ...] = ()
     images: Images = COUPS
     notes: tuple[str, ...] = ()
+    small_label: str = ""
 
     def label(self, setting: Setting) -> str:
         """What its numbers are numbers of."""
+        if setting.small and self.small_label:
+            return self.small_label
         return (
-            setting.label
-            if self.defences
-            else "closed form, no network and no images: the same in both sizes"
+            setting.label if self.roles else "closed form, no network and no images: the same in both sizes"
         )
 
     @property
@@ -81,5 +93,6 @@ class Experiment:
     @property
     def roles(self) -> dict[str, str]:
         """The networks it needs: role -> the published network."""
-        named = [role for defence in self.defences for role in defence.roles]
+        named = {role for defence in self.defences for role in defence.roles}
+        named |= {role for drawing in self.drawings for role in drawing.roles}
         return {role: ROLES[role].what for role in ROLES if role in named}

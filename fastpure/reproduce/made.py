@@ -38,12 +38,20 @@ class Kept:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def arrays(self, what: Any, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Those that were computed for ``what`` (plain values: settings, digests), or ``compute()``, then kept."""
+    def arrays(
+        self,
+        what: Any,
+        compute: Callable[[], Mapping[str, np.ndarray]],
+        holds: Callable[[Mapping[str, np.ndarray]], bool] = lambda found: True,
+    ) -> dict[str, np.ndarray]:
+        """Those that were computed for ``what`` (plain values: settings, digests), or ``compute()``, then kept.
+
+        ``holds``: of those that were found, whether they still count; they are computed anew otherwise.
+        """
         told = canonical({"what": what, "code": code_sha256(), "torch": str(torch.__version__)})
         path = self.folder / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.npz"
         found = self._read(path)
-        if found is None:
+        if found is None or not holds(found):
             found = {name: np.asarray(array) for name, array in compute().items()}
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **found)  # type: ignore[arg-type]

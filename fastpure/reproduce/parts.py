@@ -28,7 +28,7 @@ class Role:
 
     Attributes:
         kind: "denoiser" or "classifier".
-        bundled: the bundled network that takes its place in a small run.
+        bundled: the bundled network that takes its place in a small run; empty where that trains one of its own.
         preset: whose diffusion model or classifier it is, and by whose conventions its file is read.
         own: what it is, where no preset has it; its file must then say itself how it is read.
     """
@@ -71,6 +71,9 @@ ROLES: dict[str, Role] = {
     "addt": Role("denoiser", "digits-addt", "addt-cifar10-linf"),
     "addt-vp": Role("denoiser", "digits-addt", "addt-vpsde-cifar10-linf"),
     "adbm": Role("denoiser", "digits-adbm", "adbm-cifar10-linf"),
+    "normal": Role(
+        "denoiser", "", own="a diffusion model trained on normal images only; AdvRAD's own is unpublished"
+    ),
 }
 """Every role by the name it has in ``--network ROLE=FILE``; the first two have options of their own."""
 

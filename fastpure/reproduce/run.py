@@ -6,10 +6,11 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+from ..data import Dataset
 from ..errors import ResumeError, mistake
 from ..evaluate import Plan, Run, evaluate, plan
 from ..evaluate.protocol import fresh
@@ -67,7 +68,8 @@ def reproduce(
     claim(folder, experiment, setting)
     images = len(dataset) if dataset is not None else 0
     paths = {job: folder / RUNS / job.file(setting.small) for job in jobs}
-    clock = _Clock({job: job_calls(job, setting, images) for job in jobs if not _finished(paths[job])})
+    left = {job: _left(paths[job]) for job in jobs}
+    clock = _Clock({job: left[job] * job_calls(job, setting, images) for job in jobs if left[job]})
     for number, job in enumerate(jobs, 1):
         what = f"{job.row.defence.label}, {job.called(setting.small)}"
         say(f"run {number} of {len(jobs)}: {what}{clock.left()}")
@@ -94,8 +96,9 @@ def runnable(experiment: Experiment, setting: Setting) -> list[Job]:
         ValueError: none, though there should be some; the message lists what is needed.
     """
     jobs = [job for job in experiment.jobs if not missing_words(job.row, setting)]
-    drawn = [d for drawing in experiment.drawings for d in drawing.defences]
-    if experiment.defences and not jobs and all(setting.missing(defence) for defence in drawn):
+    drawn = [d.roles for drawing in experiment.drawings for d in drawing.defences]
+    drawn += [drawing.roles for drawing in experiment.drawings if drawing.roles]
+    if experiment.roles and not jobs and all(setting.lacking(roles) for roles in drawn):
         needs = "; ".join(f"{option(role)}FILE: {what}" for role, what in experiment.roles.items())
         raise ValueError(
             mistake(
@@ -109,7 +112,13 @@ def runnable(experiment: Experiment, setting: Setting) -> list[Job]:
 
 
 def claim(folder: Path, experiment: Experiment, setting: Setting) -> None:
-    """Note in ``folder`` what it is for.
+    """Note in ``folder`` what it is for; errors as for `claimed`."""
+    wanted = claimed(folder, experiment, setting)
+    replace_file(folder / CLAIM, (json.dumps(wanted, indent=1, sort_keys=True) + "\n").encode())
+
+
+def claimed(folder: Path, experiment: Experiment, setting: Setting) -> dict[str, Any]:
+    """What is to be noted in ``folder``; nothing is written.
 
     Raises:
         ResumeError: it is for something else.
@@ -138,19 +147,23 @@ def claim(folder: Path, experiment: Experiment, setting: Setting) -> None:
                 ", ".join(f"{name} {found.get(name)!r}" for name in changed if name in wanted) or changed[0]
             )
             raise ResumeError(f"{folder} holds another reproduction ({told}); choose another --out")
-        wanted = {**wanted, **({"files": files} if files else {})}
-    elif folder.is_dir() and any(folder.iterdir()):
+        return {**wanted, **({"files": files} if files else {})}
+    if folder.is_dir() and any(folder.iterdir()):
         raise ResumeError(f"{folder} is not empty and holds no reproduction; choose another --out")
-    replace_file(note, (json.dumps(wanted, indent=1, sort_keys=True) + "\n").encode())
+    return wanted
 
 
 @final
 class _Clock:
-    """How long the runs that are left will take, by their network calls and the speed so far."""
+    """How long the runs that are left will take, by their network calls and the speed so far.
 
-    def __init__(self, calls: Mapping[Job, int]) -> None:
+    Args:
+        calls: of every run that is not finished, for the images that an earlier session has not done.
+    """
+
+    def __init__(self, calls: Mapping[Job, float]) -> None:
         self._left = dict(calls)
-        self._done, self._begun = 0, time.monotonic()
+        self._done, self._begun = 0.0, time.monotonic()
 
     def done(self, job: Job) -> None:
         """``job`` has ended."""
@@ -164,11 +177,12 @@ class _Clock:
         return f"; about {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left for all runs"
 
 
-def _finished(path: Path) -> bool:
+def _left(path: Path) -> float:
+    """The share of a run's images that are not done yet."""
     if not path.is_file():
-        return False
+        return 1.0
     with Run.open(path, verify=False) as run:
-        return run.complete
+        return 1.0 - len(run.positions) / run.n_total
 
 
 def _attack(job: Job, setting: Setting, folder: Path) -> Any:
@@ -226,7 +240,8 @@ class Cost:
     """What an experiment will cost, before it is run; ``print`` it.
 
     Attributes:
-        plans: of every run that can be made.
+        plans: of every run that can be made, for the images that are left, with its network calls; None where it is
+            finished.
         drawn: network calls of the figures.
         hours: of all of it on this device; of the figures as long as their calls take in the runs.
     """
@@ -246,8 +261,8 @@ class Cost:
     def __str__(self) -> str:
         lines = [f"{self.experiment}: {self.label}"]
         for name, one, calls in self.plans:
-            hours = "" if one is None else f", about {_hours(one.hours)}"
-            lines.append(f"run            {name}: {calls:,} network calls{hours}")
+            left = "finished" if one is None else f"{calls:,} network calls, about {_hours(one.hours)}"
+            lines.append(f"run            {name}: {left}")
         if self.drawn:
             lines.append(f"figures        {self.drawn:,} network calls")
         lines.append(f"network calls  {self.network_calls:,}, at most (images through the network)")
@@ -255,34 +270,52 @@ class Cost:
         return "\n".join(lines)
 
 
-def cost(experiment: Experiment, setting: Setting, *, batch_size: int = 64) -> Cost:
+def cost(
+    experiment: Experiment, setting: Setting, out: str | Path | None = None, *, batch_size: int = 64
+) -> Cost:
     """What `reproduce` with these arguments would cost: calls counted, time measured on a few steps of each run.
 
-    Images found by another run's attack cost their judging only. Errors as for `reproduce`.
+    Images found by another run's attack cost their judging only. What is finished in the folder ``out`` costs nothing;
+    of figures, only where all of it is. Nothing is written. Errors as for `reproduce`.
     """
     jobs = runnable(experiment, setting)
-    dataset = setting.dataset(experiment.images) if jobs or experiment.defences else None
+    if out is not None:
+        claimed(Path(out), experiment, setting)
+    shares = {job: 1.0 if out is None else _left(Path(out) / RUNS / job.file(setting.small)) for job in jobs}
+    dataset = setting.dataset(experiment.images) if jobs or experiment.roles else None
     plans: list[tuple[str, Plan | None, int]] = []
     hours, speed = 0.0, 0.0
     for job in jobs:
         assert dataset is not None
+        name = f"{job.row.defence.label}, {job.called(setting.small)}"
+        if not shares[job]:
+            plans.append((name, None, 0))
+            continue
         attack = setting.attack(job.attack, job.row.defence) if job.row.source is None else None
         one = plan(setting.defence(job.row.defence), dataset, attack, job.row.protocol, batch_size=batch_size)
-        calls, own = one.network_calls, one.hours
-        if job.row.source is not None:  # judged twice, like any other row
-            calls, own = 2 * calls, 2 * own
-        hours += own
+        # What was found elsewhere is judged twice, like any other row.
+        share = shares[job] * (1 if job.row.source is None else 2)
+        calls = round(share * one.network_calls)
+        hours += share * one.hours
         speed = max(speed, one.seconds_judgement / max(one.calls, 1))
-        plans.append((f"{job.row.defence.label}, {job.called(setting.small)}", one, calls))
-    images = len(dataset) if dataset is not None else 0
-    drawn = drawing_calls(experiment, setting, images)
+        plans.append((name, replace(one, network_calls=calls, hours=share * one.hours), calls))
+    drawn = drawing_calls(experiment, setting, len(dataset) if dataset is not None else 0)
+    if out is not None and (Path(out) / TABLE).is_file() and not any(shares.values()):
+        drawn = 0  # the table is written last
     if drawn and not speed:
-        given = [d for d in experiment.defences if not setting.missing(d)]
         assert dataset is not None
-        one = plan(setting.defence(given[0]), dataset, batch_size=batch_size)
-        speed = one.seconds_judgement / max(one.calls, 1)
+        speed = _speed(experiment, setting, dataset, batch_size)
     hours += drawn * speed / 3600
     return Cost(experiment.name, experiment.label(setting), tuple(plans), drawn, hours, setting.device)
+
+
+def _speed(experiment: Experiment, setting: Setting, dataset: Dataset, batch_size: int) -> float:
+    """Seconds of one network call of the figures, where no run has measured it."""
+    given = [defence for defence in experiment.defences if not setting.missing(defence)]
+    if given:
+        one = plan(setting.defence(given[0]), dataset, batch_size=batch_size)
+        return one.seconds_judgement / max(one.calls, 1)
+    return max(drawing.speed(setting, dataset) for drawing in experiment.drawings)
 
 
 def _hours(hours: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -68,8 +68,12 @@ class Setting(ABC):
         """The images of an experiment."""
 
     @abstractmethod
+    def lacking(self, roles: Iterable[str]) -> tuple[str, ...]:
+        """Those of the roles for which no network was given."""
+
     def missing(self, defence: Defence) -> tuple[str, ...]:
         """Roles of a defence for which no network was given."""
+        return self.lacking(defence.roles)
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -139,8 +143,8 @@ class Small(Setting):
         """Test images of the digits, chosen as in the literature."""
         return load_dataset("digits", "test").subset(self.count(images) or images.small, 0)
 
-    def missing(self, defence: Defence) -> tuple[str, ...]:
-        """None: all are bundled."""
+    def lacking(self, roles: Iterable[str]) -> tuple[str, ...]:
+        """None: all are bundled, or trained on the way."""
         return ()
 
     def describe(self) -> dict[str, Any]:
@@ -201,9 +205,9 @@ class Full(Setting):
             return dataset
         return dataset.select(range(whole("n", self.n, 1, len(dataset))))
 
-    def missing(self, defence: Defence) -> tuple[str, ...]:
-        """See `Setting.missing`."""
-        return tuple(role for role in defence.roles if role not in self.files)
+    def lacking(self, roles: Iterable[str]) -> tuple[str, ...]:
+        """See `Setting.lacking`."""
+        return tuple(role for role in roles if role not in self.files)
 
     def describe(self) -> dict[str, Any]:
         """See `Setting.describe`."""
@@ -220,7 +224,7 @@ class Full(Setting):
             raise ValueError(mistake("networks", f"one for {role}", "none", f"Give {option(role)}FILE"))
         wanted, file = ROLES[role], self.files[role]
         if wanted.own:
-            return load_classifier(file)
+            return load_denoiser(file) if wanted.kind == "denoiser" else load_classifier(file)
         preset = PRESETS[wanted.preset]
         return preset.load_denoiser(file) if wanted.kind == "denoiser" else preset.load_classifier(file)
 

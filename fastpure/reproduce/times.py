@@ -11,6 +11,7 @@ from typing import final
 import numpy as np
 import torch
 
+from ..baselines import Processor
 from ..data import Dataset
 from ..kernels import Domain
 from ..purify import Target
@@ -65,6 +66,7 @@ class Times(Drawing):
         values = {
             "setting": made.setting.label,
             "batch": self.batch,
+            "machine": _machine(torch.device(made.setting.device)),
             "columns": [heading for heading, _ in self.columns],
             "seconds_per_image": rows,
             "published": {label: {"seconds": s, "of": of} for label, s, of in self.seconds},
@@ -74,7 +76,18 @@ class Times(Drawing):
 
     def _measured(self, made: Made, target: Target, dataset: Dataset) -> float:
         what = {"kind": "seconds", "of": told(target), "batch": self.batch, "on": made.setting.device}
-        return float(made.kept.arrays(what, lambda: {"s": np.array(self._time(target, dataset))})["s"])
+        here = _machine(target.device)
+
+        def measure() -> dict[str, np.ndarray]:
+            return {"s": np.array(self._time(target, dataset)), "machine": np.array(here)}
+
+        def of_here(found: Mapping[str, np.ndarray]) -> bool:
+            before = str(found["machine"]) if "machine" in found else "a machine that was not recorded"
+            if before != here:
+                made.note(f"Seconds had been measured on {before}; all were measured anew on {here}.")
+            return before == here
+
+        return float(made.kept.arrays(what, measure, of_here)["s"])
 
     @torch.no_grad()
     def _time(self, target: Target, dataset: Dataset) -> float:
@@ -94,8 +107,9 @@ class Times(Drawing):
     def _markdown(self, made: Made, rows: Mapping[str, list[float]]) -> str:
         own = " (digits)" if made.setting.small else ""
         headings = [f"{heading}, s{own}" for heading, _ in self.columns]
+        machine = _machine(torch.device(made.setting.device))
         lines = [
-            f"Seconds per image, {self.batch} at a time on {made.setting.device}. Ours: {made.setting.label}.",
+            f"Seconds per image, {self.batch} at a time on {machine}. Ours: {made.setting.label}.",
             "",
             f"| method | {' | '.join(headings)} | to the first row | published: s |",
             "|" + "---|" * (len(headings) + 3),
@@ -107,6 +121,11 @@ class Times(Drawing):
             paper = MISSING if published is None else f"{published:.3f} ({of})"
             lines.append(f"| {label} | {' | '.join(cells)} | {ratios} | {paper} |")
         return "\n".join(lines) + "\n"
+
+
+def _machine(device: torch.device) -> str:
+    """What computes there: seconds of one are no other's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(Processor.here())
 
 
 def _wait(device: torch.device) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from scipy.special import ndtri
 
 import fastpure as fp
-from fastpure.certify import PosteriorSmoothing, Smoothing
+from fastpure.certify import CertifyConfig, PosteriorSmoothing, Smoothing, certify_posteriors, read_records
 from fastpure.certify.posterior import bernstein, posterior_radius
+from fastpure.data import Dataset
+from fastpure.errors import ResumeError
 from fastpure.kernels import Domain, NoiseKeys, Stream, philox_normal
 from fastpure.kernels.keys import STEP_MAX
 from fastpure.purify import door
@@ -119,6 +123,34 @@ def test_certificates_depend_on_neither_batch_nor_order():
     alone = PosteriorSmoothing(classifier(batch_size=5), batch_size=3).certify(x[1:2], [2], n0=4, n=20)
     assert alone.p_upper[0] == pytest.approx(float(together.p_upper[1]), abs=1e-12)
     assert alone.predicted[0] == together.predicted[1]
+
+
+def test_a_data_set_is_certified_into_a_file_that_continues(tmp_path: Path):
+    def one(**settings) -> fp.NoisedDiffusionClassifier:
+        model = fp.DiffusionClassifier(denoiser(dtype=torch.float32), 2, sigma=SIGMA, seed=5, **settings)
+        return fp.NoisedDiffusionClassifier(model)
+
+    x, config, path = images(4, torch.float32), CertifyConfig(SIGMA, 4, 60, 0.05, 5), tmp_path / "c.csv"
+    data = Dataset(x, torch.tensor([0, 1, 2, 0]), torch.tensor([3, 8, 4, 1]), ("a", "b", "c"), "g", "test")
+    whole = certify_posteriors(one(), data, config, tmp_path / "whole.csv")
+    expected = PosteriorSmoothing(one()).certify(x, data.sample_ids, 4, 60, 0.05)
+    for name in ("predicted", "radius", "p_lower", "p_upper"):
+        assert [getattr(record, name) for record in whole] == pytest.approx(getattr(expected, name).tolist())
+    lines = (tmp_path / "whole.csv").read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:4]) + "4,2")  # two whole rows, and one that a kill cut off
+    news: list[bool] = []
+    again = certify_posteriors(one(), data, config, path, report=lambda record, new: news.append(new))
+    assert news == [False, False, True, True]
+    assert [replace(r, seconds=0) for r in again] == [replace(r, seconds=0) for r in whole]
+    before = path.read_bytes()
+    with pytest.raises(ResumeError, match=r"model: saved n_levels=2.*spread='random'"):
+        certify_posteriors(one(spread="random"), data, config, path)
+    with pytest.raises(ResumeError, match="not a file of"):
+        read_records(path)
+    for change in ({"sigma": 0.2}, {"seed": 6}):
+        with pytest.raises(ValueError, match=f"`{next(iter(change))}` must be the classifier's own"):
+            certify_posteriors(one(), data, replace(config, **change), path)
+    assert path.read_bytes() == before
 
 
 def test_bernstein_bound():

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from fastpure.errors import DataError, ResumeError
-from fastpure.evaluate import Run
+from fastpure.evaluate import Run, evaluate
 from fastpure.intervals import wilson
 from fastpure.presets import DataSpec
-from fastpure.reproduce import MISSING, SMALL, Full, Images, Small, cost, reproduce
+from fastpure.reproduce import MISSING, SMALL, Full, Images, Small, cost, reproduce, run, times
 from fastpure.reproduce.curves import Bars, ConfidenceAlong, Sweep
 from fastpure.reproduce.galleries import SideBySide
 from fastpure.reproduce.gaussians import Flips
@@ -205,6 +205,69 @@ def test_times_and_closed_forms_need_no_runs(tmp_path):
     again = dict(content(tmp_path))
     make(one, tmp_path)
     assert content(tmp_path) == again, "what was measured is kept"
+
+
+def test_seconds_of_another_machine_are_measured_anew_and_said(tmp_path, monkeypatch):
+    columns = (("t = 0.1", (PLAIN,)),)
+    one = experiment(Times("seconds", columns, (("DiffPure", None, ""),), batch=2), rows=())
+
+    def machine(name):
+        monkeypatch.setattr(times, "_machine", lambda device: name)
+        make(one, tmp_path)
+        return json.loads((tmp_path / "seconds.json").read_text()), (tmp_path / "table.md").read_text()
+
+    first, text = machine("a slow processor")
+    assert first["machine"] == "a slow processor"
+    assert "on a slow processor" in text
+    assert machine("a slow processor") == (first, text)
+    other, text = machine("a fast processor")
+    assert other["machine"] == "a fast processor"
+    assert other["seconds_per_image"] != first["seconds_per_image"]
+    assert (
+        "Seconds had been measured on a slow processor; all were measured anew on a fast processor." in text
+    )
+
+
+def test_what_an_earlier_session_did_makes_this_one_no_faster(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
+    half, whole = (row.runs[0] for row in rows())
+    clock = run._Clock({half: 50.0, whole: 100.0})
+    now[0] = 60.0
+    clock.done(half)
+    assert "about 0:02:00 left" in clock.left()
+
+
+def test_the_rest_of_a_reproduction_costs_less(tmp_path):
+    one, setting = experiment(Bars("bars")), Small()
+    whole = [calls for _, _, calls in cost(one, setting).plans]
+    first, second = one.jobs
+    run.claim(tmp_path, one, setting)
+    for job, shard in ((first, None), (second, (1, 2))):
+        evaluate(
+            setting.defence(job.row.defence),
+            setting.dataset(one.images),
+            setting.attack(job.attack, job.row.defence),
+            job.row.protocol,
+            tmp_path / run.RUNS / job.file(True),
+            batch_size=2,
+            progress=False,
+            shard=shard,
+        )
+    before = content(tmp_path)
+    found = cost(one, setting, tmp_path)
+    assert [calls for _, _, calls in found.plans] == [0, whole[1] // 2]
+    assert "PGD-2: finished" in str(found)
+    assert content(tmp_path) == before, "nothing is written"
+    with pytest.raises(ResumeError, match="seed"):
+        cost(one, Small(seed=1), tmp_path)
+
+
+def test_what_is_drawn_costs_nothing_more(tmp_path):
+    one = experiment(Times("seconds", (("t = 0.1", (PLAIN,)),), (("DiffPure", None, ""),), batch=2), rows=())
+    assert cost(one, Small(), tmp_path / "new").drawn > 0
+    make(one, tmp_path / "done")
+    assert cost(one, Small(), tmp_path / "done").network_calls == 0
 
 
 def test_what_needs_no_network_needs_no_file(tmp_path):
