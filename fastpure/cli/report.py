@@ -89,6 +89,7 @@ def report(
         folder / f"{name}.{kind}" for folder, kind, names in folders if folder is not None for name in names
     ]
     wanted = [out, *tables]
+    found: list[Any] = []
     with unfinished([out]) as batch:
         refuse_existing(wanted, force, batch)  # before any work, and before the first of several files
         if parquet is not None:
@@ -103,9 +104,10 @@ def report(
             force=force,
             say=lambda text: typer.echo(text, err=True),
             wrote=lambda path: _say([path]),
+            measured=found.extend,
             within=batch,
         )
-        _write_tables(runs, csv, parquet, latex, force, batch)
+        _write_tables(runs, csv, parquet, latex, found, force, batch)
 
 
 def _write_tables(
@@ -113,15 +115,16 @@ def _write_tables(
     csv: Path | None,
     parquet: Path | None,
     latex: Path | None,
+    measured: list[Any],
     force: bool,
     batch: Unfinished,
 ) -> None:
     from ..report import write_csv, write_latex, write_parquet
 
     if parquet is not None:
-        _say(write_parquet(runs, parquet, force=force, within=batch))
+        _say(write_parquet(runs, parquet, measured=measured, force=force, within=batch))
     if csv is not None:
-        _say(write_csv(runs, csv, force=force, within=batch))
+        _say(write_csv(runs, csv, measured=measured, force=force, within=batch))
     if latex is not None:
         _say(write_latex(runs, latex, force=force, within=batch))
 

@@ -22,7 +22,7 @@ def sweep(
         list[str],
         typer.Option(
             help="NAME=VALUE,VALUE,...; may be repeated, then every combination is run. Names: t, scale, steps, eps, "
-            "n-iter, eot-iter, method.NAME or attack.NAME."
+            "n-iter, eot-iter, method.NAME, attack.NAME or classifier.NAME (of a diffusion classifier)."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the run files, one per combination.")] = Path(
@@ -58,11 +58,11 @@ def grid(over: list[str]) -> list[dict[str, Any]]:
         if (
             not equals
             or not values.strip()
-            or not (name in SHORT or (dot and rest and kind in ("method", "attack")))
+            or not (name in SHORT or (dot and rest and kind in ("method", "attack", "classifier")))
         ):
             raise ValueError(
                 f"`--over` must be NAME=VALUE,... with NAME among {', '.join(SHORT)}, method.NAME, attack.NAME, "
-                f"got {text!r}"
+                f"classifier.NAME, got {text!r}"
             )
         names.append(name)
         lists.append([o.literal(value.strip()) for value in values.split(",") if value.strip()])

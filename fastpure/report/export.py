@@ -1,4 +1,4 @@
-"""Tables of runs as CSV and Parquet: runs, comparisons, images, draws; and those for a paper as LaTeX."""
+"""Tables of runs as CSV and Parquet: runs, comparisons, images, draws, quality; and those for a paper as LaTeX."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from ..files import Unfinished, unfinished
 from .data import Entry, matrices, open_entries
 from .latex import LATEX, latex_tables
 from .page import refuse_existing
+from .quality import Quality, quality_table
 from .tables import Table, comparison_table, draw_table, image_table, run_table
 
-TABLES = ("runs", "comparisons", "images", "draws")
+TABLES = ("runs", "comparisons", "images", "draws", "quality")
 """Names of the files, without their endings."""
 
 TEXT = "string"
@@ -58,6 +59,12 @@ COLUMNS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("draw", "predicted", "correct"), WHOLE),
         "loss": REAL,
     },
+    "quality": {
+        **dict.fromkeys(("run", "images"), TEXT),
+        "n": WHOLE,
+        **dict.fromkeys(("l2", "linf", "psnr", "ssim", "lpips", "compression"), REAL),
+        "moved": WHOLE,
+    },
 }
 """Table -> its columns in order with their types; the same in CSV and Parquet, also where a table is empty."""
 
@@ -66,13 +73,15 @@ def write_csv(
     runs: Sequence[Run | str | Path],
     folder: str | Path,
     *,
+    measured: Sequence[Quality] = (),
     force: bool = False,
     within: Unfinished | None = None,
 ) -> list[Path]:
-    """Write runs.csv, comparisons.csv, images.csv and draws.csv into ``folder``; returns their paths.
+    """Write runs.csv, comparisons.csv, images.csv, draws.csv and quality.csv into ``folder``; returns their paths.
 
-    UTF-8, comma, a header line; floats with all their digits, so that reading them gives the same numbers; what
-    does not apply is empty.
+    UTF-8, comma, a header line; floats with all their digits, so that reading them gives the same numbers; what does
+    not apply is empty. ``measured`` fills quality.csv, a row per run and kind of images: it is what `report` hands to
+    its own ``measured``, since images must be purified for that.
 
     Raises:
         FileExistsError: one of them exists and ``force`` is not given; nothing is written then.
@@ -86,13 +95,14 @@ def write_csv(
         writer.writerows(table)
         return text.getvalue().encode()
 
-    return _write(runs, Path(folder), _encoded("csv", encode), force, within)
+    return _write(runs, Path(folder), _encoded("csv", encode, measured), force, within)
 
 
 def write_parquet(
     runs: Sequence[Run | str | Path],
     folder: str | Path,
     *,
+    measured: Sequence[Quality] = (),
     force: bool = False,
     within: Unfinished | None = None,
 ) -> list[Path]:
@@ -109,7 +119,7 @@ def write_parquet(
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table, schema=schema), sink)
         return bytes(sink.getvalue().to_pybytes())
 
-    return _write(runs, Path(folder), _encoded("parquet", encode), force, within)
+    return _write(runs, Path(folder), _encoded("parquet", encode, measured), force, within)
 
 
 def write_latex(
@@ -148,11 +158,13 @@ def require_pyarrow() -> Any:
 Made = Callable[[Sequence[Entry]], list[bytes]]
 
 
-def _encoded(ending: str, encode: Callable[[Table, dict[str, str]], bytes]) -> tuple[list[str], Made]:
+def _encoded(
+    ending: str, encode: Callable[[Table, dict[str, str]], bytes], measured: Sequence[Quality]
+) -> tuple[list[str], Made]:
     """Names of the files of all tables, and how they are made."""
 
     def made(entries: Sequence[Entry]) -> list[bytes]:
-        tables = _tables(entries)
+        tables = {**_tables(entries), "quality": quality_table(measured)}
         return [encode(tables[name], COLUMNS[name]) for name in TABLES]
 
     return [f"{name}.{ending}" for name in TABLES], made

@@ -75,6 +75,7 @@ def report(
     force: bool = False,
     say: Say | None = None,
     wrote: Callable[[Path], None] | None = None,
+    measured: Callable[[Sequence[Quality]], None] = lambda found: None,
     within: Unfinished | None = None,
 ) -> str:
     """Make the page of these runs; returns its HTML and writes it to ``out`` if given.
@@ -94,6 +95,7 @@ def report(
         force: replace files that exist.
         say: called with what is being done, for progress.
         wrote: called with the path of every file that was written.
+        measured: called with what was measured of purified images, which `write_csv` takes.
         within: the files of a command that writes more than these.
 
     Raises:
@@ -120,6 +122,7 @@ def report(
 
         say("reading and verifying runs")
         values = collect(open_entries(runs, stack), options, given, networks, say, formats, check)
+        measured(values["measured"])
         html = render(values)
         if folder is not None and batch is not None:
             charts = [*values["sweeps"], *values["traces"], *values["walks"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -72,6 +72,17 @@ def quality(entry: Entry, target: Target, n: int) -> Quality:
         ratio = shrunk(x, x_adv, clean, purified)
         rows.append(_row(f"{name}, purified", image_quality(x, purified), x, ratio[~ratio.isnan()]))
     return Quality(entry, len(positions), tuple(rows), found[0].note)
+
+
+def quality_table(measured: Iterable[Quality]) -> list[dict[str, Any]]:
+    """A row per run and kind of images, with the fields of `Row`; None where something was not measured."""
+    return [
+        {"run": one.entry.key, "images": row.name, "n": one.n}
+        | {name: getattr(row, name) for name in ("l2", "linf", "psnr", "ssim", "lpips", "compression")}
+        | {"moved": None if row.compression is None else row.moved}
+        for one in measured
+        for row in one.rows
+    ]
 
 
 def notes(measured: Iterable[Quality]) -> list[str]:

@@ -21,9 +21,7 @@ from ..nets import Denoiser
 from ..presets.parts import DataSpec
 from ..purify.description import plain, weights_sha256
 from ..purify.precision import precision
-from ..report.chart import Chart
-from ..report.standalone import standalone
-from ..report.svg import Series
+from ..report.charts import Chart, Series, picture
 from ..train import DENOISER_RECIPES, DenoiserLoss, TrainConfig, Trainer
 from .experiment import Drawing, Experiment
 from .made import Made
@@ -257,7 +255,7 @@ class CertifiedDetector(Drawing):
         return {
             f"{self.name}.md": text.encode(),
             f"{self.name}.json": content.encode(),
-            f"{self.name}-curves.svg": standalone(self._chart(made, levels)).encode(),
+            f"{self.name}-curves.svg": picture([self._chart(made, levels)]),
         }
 
     def _level(self, case: OneClass, scores: ScoreCertificates, threshold: float) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fastpure.checkpoints import save_denoiser
 from fastpure.cli.experiment import build
 from fastpure.cli.main import app
 from fastpure.cli.options import request
+from fastpure.cli.sweep import changed, grid
 
 CONFIG = {"architecture": "ddpmpp", "image_size": 8, "channels": 1, "nf": 8, "ch_mult": (1,), "n_blocks": 1,
           "attn_resolutions": (), "classes": 10, "null_class": True}  # fmt: skip
@@ -53,6 +54,16 @@ def test_mistakes(file, settings, method, message):
     plain = request(data="digits", n=4, method="none", attack="none", settings=["classifier.n_levels=3"])
     with pytest.raises(ValueError, match=r"`--set classifier\.n_levels` has no effect"):
         build(plain)
+
+
+def test_a_sweep_over_its_settings(file):
+    wanted = request(data="digits", n=2, denoiser=file, classifier=f"diffusion:{file}", method="none", attack="none",
+                     settings=["classifier.weight=edm"])  # fmt: skip
+    points = grid(["classifier.n_levels=2,5"])
+    found = [build(changed(wanted, point)).defense for point in points]
+    assert [(one.n_levels, one.weight) for one in found] == [(2, "edm"), (5, "edm")]
+    with pytest.raises(ValueError, match=r"classifier\.NAME, got 'denoiser\.x=1'"):
+        grid(["denoiser.x=1"])
 
 
 def test_evaluate_command(file, tmp_path):

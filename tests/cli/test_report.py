@@ -37,8 +37,10 @@ def test_report_writes_page_and_tables(files, tmp_path, monkeypatch):
     assert "<h1>Digits</h1>" in html
     assert "adversarial, purified" in html, "the bundled networks are those of the runs"
     assert html.count("<img") == 2 * 2 * 5
-    names = ["comparisons.csv", "draws.csv", "images.csv", "runs.csv"]
+    names = ["comparisons.csv", "draws.csv", "images.csv", "quality.csv", "runs.csv"]
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == names
+    measured = (tmp_path / "tables" / "quality.csv").read_text().splitlines()
+    assert len(measured) == 1 + 3 * len(files), "what the page shows of purified images"
     again = CliRunner().invoke(main.app, [*words, "--force"], catch_exceptions=False)
     assert again.exit_code == 0
     assert (tmp_path / "report.html").read_text() == html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from contextlib import ExitStack
 
@@ -12,7 +13,7 @@ import fastpure as fp
 from fastpure.evaluate import GaussianNoise
 from fastpure.evaluate.protocol import FIRST_DRAW
 from fastpure.kernels import Domain
-from fastpure.report import Options, report
+from fastpure.report import Options, report, write_csv
 from fastpure.report.data import open_entries
 from fastpure.report.page import collect
 from fastpure.report.tables import decimals
@@ -70,6 +71,24 @@ def test_the_page_says_of_how_many_images(files):
     ):
         assert row[2] == decimals(one.l2, 3)
         assert row[4] == decimals(one.psnr, 1)
+
+
+def test_the_numbers_of_the_page_as_a_table(files, tmp_path):
+    found: list = []
+    report(
+        files[1:3], defense=defense(), options=Options(images=0, traced=0, measured=3), measured=found.extend
+    )
+    path = write_csv(files[1:3], tmp_path, measured=found)[-1]
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert path.name == "quality.csv"
+    assert [row["images"] for row in rows] == 2 * ["clean, purified", "adversarial", "adversarial, purified"]
+    assert [row["run"] for row in rows] == ["1"] * 3 + ["2"] * 3
+    for row, one in zip(rows, [row for quality in found for row in quality.rows], strict=True):
+        assert (row["n"], row["l2"], row["psnr"], row["lpips"]) == ("3", repr(one.l2), repr(one.psnr), "")
+        assert row["compression"] == ("" if one.compression is None else repr(one.compression))
+        assert row["moved"] == ("" if one.compression is None else str(one.moved))
+    assert rows[2]["compression"]
 
 
 def test_it_is_left_out_where_it_was_not_asked_for_or_nothing_purifies(files, html):
