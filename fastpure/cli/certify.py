@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import certify_posterior as nrdc
+from .certify_posterior import Report, Start, Task
 from .options import checked_device
 
 if TYPE_CHECKING:
-    from ..certify import Record
+    from collections.abc import Sequence
+
+    from ..certify import PosteriorRecord, Record
 
 
 def certify(
@@ -20,7 +24,10 @@ def certify(
     classifier: Annotated[str, typer.Option(help="Classifier: a bundled name or a file.")] = "digits",
     method: Annotated[
         str,
-        typer.Option(help="What is smoothed: oneshot, densepure (majority of reverse runs) or diffsmooth."),
+        typer.Option(
+            help="What is smoothed: oneshot, densepure (majority of reverse runs) or diffsmooth; nrdc is a diffusion "
+            "model that classifies, --classifier diffusion:FILE."
+        ),
     ] = "oneshot",
     runs: Annotated[int | None, typer.Option(help="densepure: reverse runs per noisy image.")] = None,
     steps: Annotated[int | None, typer.Option(help="densepure: network calls of a run.")] = None,
@@ -29,9 +36,11 @@ def certify(
     combine: Annotated[
         str | None, typer.Option(help="diffsmooth: what is added up: softmax, majority or logits.")
     ] = None,
+    n_levels: nrdc.Levels = None,
+    weight: nrdc.Weight = None,
     sigma: Annotated[float, typer.Option(help="Deviation of the noise, pixels in [0, 1].")] = 0.25,
-    n0: Annotated[int, typer.Option(help="Noise draws that choose the class.")] = 100,
-    n: Annotated[int, typer.Option(help="Noise draws that estimate its probability.")] = 100_000,
+    n0: nrdc.Choosing = None,
+    n: nrdc.Estimating = None,
     alpha: Annotated[float, typer.Option(help="Probability that a certificate is wrong, per image.")] = 0.001,
     images: Annotated[int, typer.Option(help="How many test images, chosen by --data-seed.")] = 100,
     data_seed: Annotated[int, typer.Option(help="Seed of the choice of images.")] = 0,
@@ -52,51 +61,73 @@ def certify(
 
     A denoiser and the classifier see each image under many draws of Gaussian noise; a Clopper-Pearson bound turns
     the votes into a radius (Cohen et al. 2019, Carlini et al. 2022). Images whose votes do not decide are
-    abstentions and count as wrong. Given again, the same command continues an interrupted run.
+    abstentions and count as wrong. With --method nrdc a class-conditional diffusion model is certified by its mean
+    posterior, with a radius of its own. Given again, the same command continues an interrupted run.
 
-    Example: fastpure certify --data digits --sigma 0.25 --n 1000
+    Examples:
+
+      fastpure certify --data digits --sigma 0.25 --n 1000
+
+      fastpure certify --method nrdc --classifier diffusion:conditional.safetensors --n-levels 8
     """
-    from .. import certify as certification
-    from ..checkpoints import load_denoiser
-    from ..classifiers import load_classifier
+    from ..certify import CertifyConfig
     from ..data import load_dataset
-    from ..train.losses import weights_digest
 
     wanted = parse_radii(radii)
-    config = certification.CertifyConfig(sigma, n0, n, alpha, seed)
+    counts = nrdc.draws(method, n0, n)
+    config = CertifyConfig(sigma, *counts, alpha, seed)
     dataset = load_dataset(data, "test", path=data_path)
     dataset = dataset.subset(min(images, len(dataset)), data_seed)
-    given = {"runs": runs, "steps": steps, "copies": copies, "local_sigma": local_sigma, "combine": combine}
-    kind, options = _base(method, {name: value for name, value in given.items() if value is not None})
-    networks = (load_denoiser(denoiser), load_classifier(classifier))
-    model = kind(*networks, sigma, **options)
-    where = checked_device(device or "cpu")
+    given = {"runs": runs, "steps": steps, "copies": copies, "local_sigma": local_sigma, "combine": combine,
+             "n_levels": n_levels, "weight": weight}  # fmt: skip
+    options = _options(method, {name: value for name, value in given.items() if value is not None})
+    nrdc.check_classifier(method, classifier)
     known = "certify" if method == "oneshot" else f"certify-{method}"
     path = out or Path("runs") / f"{data}-{known}-{sigma:g}.csv"
-    noisy = len(dataset) * (n0 + n)
-    typer.echo(
-        f"{dataset.describe()}\n{method}, sigma {sigma:g}, {n0} + {n} draws, alpha {alpha:g}: "
-        f"{noisy:,} noisy images ({noisy * model.denoiser_calls:,} through the denoiser, "
-        f"{noisy * model.n_versions:,} through the classifier) into {path}; "
-        "Ctrl-C stops, the same command continues"
-    )
+    task = Task(dataset, config, path, batch_size, checked_device(device or "cpu"))
+    if method == nrdc.NRDC:
+        start = nrdc.prepared(task, classifier, options)
+    else:
+        start = _prepared(task, method, denoiser, classifier, options)
     with _Bar(len(dataset)) as bar:
-        records = certification.certify_dataset(
-            model,
-            dataset,
-            config,
-            path,
-            networks={
-                "denoiser": weights_digest(networks[0].network),
-                **_conventions(networks[0]),
-                "classifier": weights_digest(networks[1]),
-            },
-            batch_size=batch_size,
-            device=where,
-            report=bar.report,
-        )
+        records = start(bar.report)
     print_table(records, wanted)
     typer.echo(f"wrote {path}")
+
+
+def _prepared(task: Task, method: str, denoiser: str, classifier: str, options: dict[str, Any]) -> Start:
+    """Denoised smoothing: says what it costs; the result certifies."""
+    from ..certify import BASES, certify_dataset
+    from ..checkpoints import load_denoiser
+    from ..classifiers import load_classifier
+    from ..train.losses import weights_digest
+
+    networks = (load_denoiser(denoiser), load_classifier(classifier))
+    model = BASES[method](*networks, task.config.sigma, **options)
+    names = {
+        "denoiser": weights_digest(networks[0].network),
+        **_conventions(networks[0]),
+        "classifier": weights_digest(networks[1]),
+    }
+    task.tell(
+        method,
+        f"{task.noisy * model.denoiser_calls:,} through the denoiser, "
+        f"{task.noisy * model.n_versions:,} through the classifier",
+    )
+
+    def start(report: Report) -> Sequence[Record]:
+        return certify_dataset(
+            model,
+            task.dataset,
+            task.config,
+            task.path,
+            networks=names,
+            batch_size=task.batch_size,
+            device=task.device,
+            report=report,
+        )
+
+    return start
 
 
 def _conventions(denoiser: Any) -> dict[str, Any]:
@@ -106,17 +137,18 @@ def _conventions(denoiser: Any) -> dict[str, Any]:
     return {} if all(told[name] == value for name, value in usual.items()) else {"conventions": told}
 
 
-def _base(method: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The base classifier's class and its own options, if they are its own."""
+def _options(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The method's own options, if they are its own."""
     from ..certify import BASES
     from ..errors import mistake, one_of
 
-    kind = BASES[one_of("--method", method, BASES)]
+    one_of("--method", method, (*BASES, nrdc.NRDC))
+    takes = nrdc.OPTIONS if method == nrdc.NRDC else BASES[method].options
     for name in options:
-        if name not in kind.options:
-            expected = f"left out: {method} takes {', '.join(kind.options) or 'no settings'}"
+        if name not in takes:
+            expected = f"left out: {method} takes {', '.join(takes) or 'no settings'}"
             raise ValueError(mistake("--" + name.replace("_", "-"), expected, options[name]))
-    return kind, options
+    return options
 
 
 def parse_radii(text: str) -> list[float]:
@@ -136,7 +168,7 @@ def parse_radii(text: str) -> list[float]:
     return radii
 
 
-def print_table(records: list[Record], radii: list[float]) -> None:
+def print_table(records: Sequence[Record | PosteriorRecord], radii: list[float]) -> None:
     """Certified accuracy at each radius with its 95 % interval, and how many images were abstentions."""
     from ..certify import rate_at
     from ..intervals import wilson
@@ -157,7 +189,7 @@ class _Bar:
 
         self._bar = tqdm(total=total, unit="image")
 
-    def report(self, record: Record, new: bool) -> None:
+    def report(self, record: Record | PosteriorRecord, new: bool) -> None:
         if not new:
             self._bar.initial += 1
         self._bar.update()

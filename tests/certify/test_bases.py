@@ -235,7 +235,7 @@ def test_command_says_what_it_costs_and_keeps_methods_apart(tmp_path: Path) -> N
     refused = CliRunner().invoke(app, [*words, "--copies", "3"])
     assert "`--copies` must be left out: densepure takes runs, steps, got 3" in str(refused.exception)
     refused = CliRunner().invoke(app, [*words[:-2], "--method", "dense"])
-    assert "`--method` must be one of 'oneshot', 'densepure', 'diffsmooth'" in str(refused.exception)
+    assert "`--method` must be one of 'oneshot', 'densepure', 'diffsmooth', 'nrdc'" in str(refused.exception)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,34 @@ def test_mistakes(file, settings, method, message):
     plain = request(data="digits", n=4, method="none", attack="none", settings=["classifier.n_levels=3"])
     with pytest.raises(ValueError, match=r"`--set classifier\.n_levels` has no effect"):
         build(plain)
+
+
+def test_certify_command(file, tmp_path):
+    path = tmp_path / "c.csv"
+    words = ["certify", "--method", "nrdc", "--classifier", f"diffusion:{file}", "--images", "2", "--n0", "2",
+             "--n", "4", "--n-levels", "2", "--out", str(path), "--radii", "0,0.1"]  # fmt: skip
+    output = CliRunner().invoke(app, words, catch_exceptions=False).output
+    assert "12 noisy images (240 through the diffusion model)" in output
+    assert "abstained on 2 of 2 images" in output, "four draws bound nothing"
+    lines = path.read_text().splitlines()
+    assert lines[1] == "sample_id,label,predicted,radius,p_lower,p_upper,seconds"
+    assert len(lines) == 4
+    settings = json.loads(lines[0].removeprefix("# fastpure certify posteriors "))
+    assert (settings["method"], settings["n0"], settings["sigma"]) == ("nrdc", 2, 0.25)
+    CliRunner().invoke(app, words, catch_exceptions=False)
+    assert path.read_text().splitlines() == lines, "nothing is certified twice"
+    for change, message in (
+        (["--weight", "edm"], "belongs to another certification"),
+        (["--copies", "3"], "`--copies` must be left out: nrdc takes n_levels, weight"),
+        (["--classifier", "digits"], "`--classifier` must be diffusion:FILE with --method nrdc"),
+        (["--method", "oneshot"], "`--n-levels` must be left out"),
+        (["--method", "nrcd"], "'diffsmooth', 'nrdc'"),
+    ):
+        refused = CliRunner().invoke(app, [*words, *change])
+        assert message in str(refused.exception)
+    words = ["certify", "--classifier", f"diffusion:{file}"]
+    refused = CliRunner().invoke(app, words)
+    assert "`--method` must be nrdc for --classifier diffusion:FILE, got oneshot" in str(refused.exception)
 
 
 def test_a_sweep_over_its_settings(file):
