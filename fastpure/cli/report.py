@@ -85,11 +85,8 @@ def report(
     kinds = tuple(word.strip().lower() for word in formats.split(",") if word.strip())
     check_formats(kinds)
     folders = ((csv, "csv", TABLES), (parquet, "parquet", TABLES), (latex, "tex", LATEX))
-    tables = [
-        folder / f"{name}.{kind}" for folder, kind, names in folders if folder is not None for name in names
-    ]
-    wanted = [out, *tables]
-    found: list[Any] = []
+    tables = [folder / f"{name}.{kind}" for folder, kind, names in folders if folder for name in names]
+    wanted, found = [out, *tables], list[Any]()
     with unfinished([out]) as batch:
         refuse_existing(wanted, force, batch)  # before any work, and before the first of several files
         if parquet is not None:
