@@ -99,7 +99,11 @@ def prepared(task: Task, classifier: str, options: dict[str, Any]) -> Start:
     from ..train.losses import weights_digest
 
     denoiser = load_denoiser(classifier.removeprefix(DIFFUSION))
-    own = {"sigma": task.config.sigma, "seed": task.config.seed, "batch_size": task.batch_size}
+    own: dict[str, Any] = {
+        "sigma": task.config.sigma,
+        "seed": task.config.seed,
+        "batch_size": task.batch_size,
+    }
     model = DiffusionClassifier(denoiser, **own, **options)
     names = {"denoiser": weights_digest(denoiser.network), "conventions": denoiser.describe()}
     task.tell(NRDC, f"{task.noisy * model.network_calls:,} through the diffusion model")
