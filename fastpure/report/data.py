@@ -369,8 +369,8 @@ def headlines(entries: Sequence[Entry]) -> list[Headline]:
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.run.complete and entry.attacked and not entry.corrupted:
-            parts = (entry.identity["data"]["checksum"], entry.run.protocol.hash, budget_of(entry.run))
-            groups.setdefault(canonical([_defense_key(entry), *parts]), []).append(entry)
+            alike = [entry.identity[part] for part in ("defense", "data", "protocol")]
+            groups.setdefault(canonical([*alike, budget_of(entry.run)]), []).append(entry)
     return [Headline(tuple(group), smaller_of([e.run for e in group])) for group in groups.values()]
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import sqlite3
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -351,6 +352,17 @@ def test_the_lowest_number_of_a_defence_stands_first_with_what_speaks_against_it
     text = Page(report(list(paths.values()))).text_of()
     assert "60.0 % [" in text.split("Results of")[0]
     assert "by PGD, run 1 , the lowest of 2 runs" in text.replace("run 1,", "run 1 ,")
+
+
+def test_the_same_images_under_two_names_are_two_headlines(tmp_path):
+    paths = []
+    for name in ("one", "other"):
+        data = replace(dataset(4), name=name)
+        paths.append(run(tmp_path / f"{name}.sqlite", defense(), attack(n_iter=2 + len(paths)), data=data))
+    with ExitStack() as stack:
+        entries = open_entries(paths, stack)
+        assert len({entry.identity["data"]["checksum"] for entry in entries}) == 1
+        assert [len(headline.entries) for headline in headlines(entries)] == [1, 1]
 
 
 def test_unfinished_runs_and_corruptions_make_no_headline(files, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,3 +118,22 @@ def test_corruptions_and_held_noise(tmp_path):
 
 def test_numbers_that_are_none_or_infinite():
     assert [decimals(value, 2) for value in (0.126, None, math.inf)] == ["0.13", "\u2013", "\u221e"]
+
+
+def test_pictures_have_lpips_where_it_is_installed(files, monkeypatch):
+    from fastpure.report import pictures
+
+    real = pictures.image_quality
+
+    def with_lpips(x, purified):
+        return replace(real(x, purified), lpips=torch.full((len(x),), 0.125, dtype=torch.float64))
+
+    monkeypatch.setattr(pictures, "image_quality", with_lpips)
+    with ExitStack() as stack:
+        (gallery,) = collect(open_entries(files[1:2], stack), Options(images=2), (defense(),))["galleries"]
+    purified = [tiles for name, _, tiles in gallery.rows if name.endswith("purified")]
+    assert len(purified) == 2
+    for tile in (tile for tiles in purified for tile in tiles):
+        assert [" dB" in tile.quality, tile.quality.count(" · ")] == [True, 2]
+        assert tile.quality.endswith(" · 0.12")
+    assert "PSNR in dB, SSIM, LPIPS against the original" in gallery.rule
