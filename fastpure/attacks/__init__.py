@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..errors import mistake, one_of
-from .adapters import as_art, as_autoattack, as_torchattack
+from .adapters import as_art, as_autoattack, as_foolbox, as_torchattack
 from .adaptive import Adaptive
 from .apgd import APGDCE, APGDDLR, APGDT
 from .autoattack import AutoAttack
@@ -75,6 +75,7 @@ __all__ = [
     "Transfer",
     "as_art",
     "as_autoattack",
+    "as_foolbox",
     "as_torchattack",
     "from_settings",
 ]

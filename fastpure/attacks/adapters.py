@@ -1,4 +1,4 @@
-"""Attacks as users of other libraries call them: torchattacks, pyautoattack (AutoAttack) and ART.
+"""Attacks as users of other libraries call them: torchattacks, pyautoattack (AutoAttack), ART and foolbox.
 
     atk = fp.attacks.as_torchattack(fp.attacks.APGDCE(eps=8 / 255), model)
     x_adv = atk(images, labels)
@@ -9,7 +9,8 @@ images; whether they fool the model is to be judged on fresh draws, which `attac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
 import numpy as np
@@ -34,6 +35,14 @@ def as_autoattack(attack: Attack, model: nn.Module | Target) -> StandardEvaluati
 def as_art(attack: Attack, model: nn.Module | Target) -> ArtAttack:
     """``attack`` on ``model`` with ART's call ``attack.generate(x=..., y=...) -> x_adv``, all NumPy arrays."""
     return ArtAttack(*_checked(attack, model))
+
+
+def as_foolbox(attack: Attack, model: nn.Module | Target) -> FoolboxAttack:
+    """``attack`` on ``model`` with foolbox' call ``attack(fmodel, images, labels, epsilons=...) -> raw, clipped, success``.
+
+    ``model`` is the module inside ``fmodel``, asked by name so that its noise has numbers.
+    """
+    return FoolboxAttack(*_checked(attack, model))
 
 
 @final
@@ -128,6 +137,68 @@ class ArtAttack:
             labels = (labels.argmax(1) if labels.ndim == 2 else labels).to(device, torch.int64)
         result = _in_batches(self.attack, self.model, images, labels, self.batch_size)
         return result.x_adv.cpu().numpy()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FoolboxAttack:
+    """See `as_foolbox`."""
+
+    attack: Attack
+    model: nn.Module | Target
+    batch_size: int = 32
+
+    def __call__(
+        self,
+        model: Any,
+        inputs: Tensor,
+        criterion: Any,
+        *,
+        epsilons: float | Sequence[float | None] | None = None,
+        **ignored: Any,
+    ) -> tuple[Any, Any, Tensor]:
+        """Adversarial images [N, C, H, W] twice (they are always clipped), and success bool [N]; lists for several radii.
+
+        Success is not the answer of one draw: at least half of the attack's ``eval_draws`` fresh ones are wrong.
+
+        Args:
+            model: a foolbox model around this attack's one, with bounds (0, 1) and without preprocessing.
+            inputs: [N, C, H, W] float32 in [0, 1].
+            criterion: true classes int64 [N], or foolbox' ``Misclassification`` of them.
+            epsilons: one radius, or several; the attack's own if None. A list adds a first axis to success.
+
+        Raises:
+            TypeError, ValueError: as for the attack itself, another criterion, bounds or an argument it does not have.
+        """
+        if given := [name for name, value in ignored.items() if value is not None]:
+            raise ValueError(
+                mistake("attack", "called with model, inputs, criterion, epsilons", ", ".join(given))
+            )
+        bounds = tuple(getattr(model, "bounds", (0, 1)))
+        if bounds != (0, 1):
+            raise ValueError(mistake("model", "one with bounds (0, 1)", bounds))
+        labels = getattr(criterion, "labels", criterion)
+        labels = getattr(labels, "raw", labels)  # eagerpy's tensors hold torch's
+        if not isinstance(labels, Tensor):
+            expected = "true classes, or Misclassification of them"
+            remedy = "For targets use Targets of fastpure's PGD or APGD"
+            raise TypeError(mistake("criterion", expected, type(criterion).__name__, remedy))
+        several = isinstance(epsilons, Sequence)
+        found = [
+            _in_batches(self._within(eps), self.model, inputs, labels, self.batch_size)
+            for eps in (epsilons if isinstance(epsilons, Sequence) else [epsilons])
+        ]
+        images = [result.x_adv.to(inputs.device) for result in found]
+        success = torch.stack([2 * result.robust_correct.double().mean(1) <= 1 for result in found])
+        success = success.to(inputs.device)
+        return (images, list(images), success) if several else (images[0], images[0], success[0])
+
+    def _within(self, eps: float | None) -> Attack:
+        if eps is None:
+            return self.attack
+        if "eps" not in {field.name for field in fields(self.attack)}:  # type: ignore[arg-type]
+            raise ValueError(mistake("epsilons", f"None for {type(self.attack).__name__}", eps))
+        return replace(self.attack, eps=eps)  # type: ignore[type-var]
 
 
 def _in_batches(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..attacks.ensemble import Ensemble
 from ..attacks.pgd import DWPGD, VARIANTS
 from ..data import Dataset, as_dataset
 from ..errors import RunInterrupted, mistake, one_of, whole
-from ..purify import Target
+from ..purify import Target, look_through
 from .identity import environment, identity
 from .progress import Progress, terminable
 from .protocol import Protocol, fresh
@@ -42,6 +42,7 @@ def evaluate(
     shard: tuple[int, int] | None = None,
     engine: str = "local",
     workers: int | None = None,
+    devices: Sequence[str] | None = None,
 ) -> Report:
     """Robust and clean accuracy of ``defense`` on ``dataset``, with intervals, under a named protocol.
 
@@ -63,6 +64,9 @@ def evaluate(
         shard: (i, n): only the i-th of n parts, 1 <= i <= n; put them together with `merge`.
         engine: "local", or "ray" (pip install 'fastpure[ray]') for all workers of a Ray cluster.
         workers: Ray actors; one per GPU, or per CPU slot for a defence on the CPU, if None.
+        devices: of this machine, such as ["cuda:0", "cuda:1"] or ["cpu", "cpu"]: a process for each, which share the
+            cores. All of the kind of the defence's device. A process that is lost is named in a warning, and its
+            images are done again. In a script this belongs under ``if __name__ == "__main__":``.
 
     Returns:
         The report of this file's images.
@@ -74,13 +78,13 @@ def evaluate(
         OutOfMemory: not even one image fits.
         RunInterrupted: Ctrl-C or SIGTERM; finished blocks are in the file.
         MissingExtra: Ray is not installed.
-        EngineUnavailable: Ray has no slot, or keeps losing its workers.
+        EngineUnavailable: Ray has no slot, or workers or processes are lost again and again.
     """
     protocol = fresh() if protocol is None else protocol
     dataset = as_dataset(dataset)
     _check(dataset, attack, protocol)
     whole("batch_size", batch_size, 1)
-    run_blocks = _engine(engine, workers)
+    run_blocks = _engine(engine, workers, devices, look_through(defense).device)
     target = enter(defense, dataset, protocol)
     attack = judged_by(attack, protocol, dataset.sample_ids)
     _check_white_box(attack, protocol)
@@ -97,7 +101,8 @@ def evaluate(
             **environment(worker.device),
             "answers": {} if out is None else target.answers(dataset.image_shape),
         },
-        settings={"batch_size": batch_size, "rows": rows, "engine": engine, "workers": workers},
+        settings={"batch_size": batch_size, "rows": rows, "engine": engine, "workers": workers}
+        | ({} if devices is None else {"devices": list(devices)}),
     )
     try:
         todo = blocks(len(dataset), batch_size, part, store.done)
@@ -143,10 +148,16 @@ def local_blocks(worker: Worker, todo: list[list[int]], tick: Callable[[int, int
         yield from worker.run(positions, lambda iteration, loss, n=size: tick(n, iteration))  # type: ignore[misc]
 
 
-def _engine(engine: str, workers: int | None) -> Blocks:
+def _engine(engine: str, workers: int | None, devices: Sequence[str] | None, device: torch.device) -> Blocks:
     one_of("engine", engine, ENGINES)
     if workers is not None:
         whole("workers", workers, 1)
+    if devices is not None:
+        if engine != "local":
+            raise ValueError(mistake("devices", "None with engine='ray', which has its own", list(devices)))
+        from .process_engine import checked_devices, process_blocks
+
+        return process_blocks(checked_devices(devices, device))
     if engine == "local":
         return local_blocks
     from .ray_engine import ray_blocks

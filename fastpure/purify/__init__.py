@@ -4,6 +4,7 @@ from .defense import Defense
 from .diffusion_classifier import DiffusionClassifier
 from .entry import door, look_through
 from .noised_classifier import NoisedDiffusionClassifier
+from .peers import as_art_preprocessor, as_robustbench
 from .purifier import Purifier
 from .resized import ResizedPurifier
 from .target import Target
@@ -17,6 +18,8 @@ __all__ = [
     "ResizedPurifier",
     "Target",
     "TiledPurifier",
+    "as_art_preprocessor",
+    "as_robustbench",
     "door",
     "look_through",
 ]

@@ -6,5 +6,15 @@
 
 from .export import write_csv, write_latex, write_parquet
 from .page import Options, report, write_figures
+from .robustbench import robustbench_entry, write_robustbench
 
-__all__ = ["Options", "report", "write_csv", "write_figures", "write_latex", "write_parquet"]
+__all__ = [
+    "Options",
+    "report",
+    "robustbench_entry",
+    "write_csv",
+    "write_figures",
+    "write_latex",
+    "write_parquet",
+    "write_robustbench",
+]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from fastpure.attacks import APGDCE, PGD, as_art, as_autoattack, as_torchattack
+from fastpure.attacks import APGDCE, PGD, as_art, as_autoattack, as_foolbox, as_torchattack
 from tests.attacks.toys import Pixels, images, mixture_defense
 
 X = images(7)
@@ -52,7 +54,7 @@ def test_what_they_say(capsys):
 
 
 def test_mistakes_are_named():
-    for make in (as_torchattack, as_autoattack, as_art):
+    for make in (as_torchattack, as_autoattack, as_art, as_foolbox):
         with pytest.raises(TypeError, match="`attack` must be an attack of fastpure, got str"):
             make("pgd", Pixels())
         with pytest.raises(TypeError, match="`model` must be a torch module, got PGD"):
@@ -63,3 +65,32 @@ def test_mistakes_are_named():
         as_torchattack(ATTACK, Pixels())(255 * X, Y)
     with pytest.raises(ValueError, match="`bs` must be an integer >= 1"):
         as_autoattack(ATTACK, Pixels()).run_standard_evaluation(X, Y, bs=0)
+
+
+def test_foolbox_call_judges_by_fresh_draws():
+    model = mixture_defense(Pixels())
+    call = as_foolbox(ATTACK, model)
+    expected = ATTACK(model, X, Y)
+    raw, clipped, success = call(None, X, Y)
+    assert torch.equal(raw, expected.x_adv)
+    assert torch.equal(clipped, expected.x_adv)
+    assert torch.equal(success, expected.robust_correct.double().mean(1) <= 0.5)
+    images, _, wins = call(None, X, Y, epsilons=[0.001, 0.1])
+    assert wins.shape == (2, 7)
+    small = replace(ATTACK, eps=0.001)(model, X, Y)
+    assert torch.equal(wins[0], small.robust_correct.double().mean(1) <= 0.5)
+    assert torch.equal(images[1], expected.x_adv)
+    assert float((images[0] - X).abs().max()) <= 0.001 + 1e-6
+
+
+def test_foolbox_mistakes_are_named():
+    class Scaled:
+        bounds = (0, 255)
+
+    call = as_foolbox(ATTACK, Pixels())
+    with pytest.raises(ValueError, match=r"`model` must be one with bounds \(0, 1\)"):
+        call(Scaled(), X, Y)
+    with pytest.raises(TypeError, match="`criterion` must be true classes"):
+        call(None, X, object())
+    with pytest.raises(ValueError, match="got early_stop"):
+        call(None, X, Y, early_stop=0.1)

@@ -9,6 +9,7 @@ import importlib
 import os
 import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,3 +154,83 @@ def test_art_users_call_ours_alike(problem):
             found = attack.generate(x=x.numpy(), y=labels)
             assert (found.shape, found.dtype) == (tuple(x.shape), x.numpy().dtype)
         check(problem, torch.from_numpy(attack.generate(x.numpy(), one_hot)))
+
+
+def test_foolbox_users_call_ours_alike(problem):
+    package = peer("foolbox")
+    defense, x, y = problem
+    model = package.PyTorchModel(defense, bounds=(0, 1), device="cpu")
+    theirs = package.attacks.LinfPGD(rel_stepsize=0.25, steps=8)
+    for criterion in (y, package.criteria.Misclassification(y)):
+        for attack in (theirs, fp.attacks.as_foolbox(ours(), defense)):
+            raw, clipped, success = attack(model, x, criterion, epsilons=[EPS])
+            assert (len(raw), len(clipped)) == (1, 1)
+            assert (success.shape, success.dtype) == ((1, len(y)), torch.bool)
+            check(problem, clipped[0])
+    with pytest.raises(TypeError, match="criterion"):
+        targets = package.criteria.TargetedMisclassification((y + 1) % 5)
+        fp.attacks.as_foolbox(ours(), defense)(model, x, targets)
+
+
+def arts_classifier(defense, x, purifier):
+    from art.estimators.classification import PyTorchClassifier
+
+    return PyTorchClassifier(
+        defense.classifier,
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=tuple(x.shape[1:]),
+        nb_classes=5,
+        clip_values=(0.0, 1.0),
+        device_type="cpu",
+        preprocessing_defences=purifier,
+    )
+
+
+def test_a_purifier_is_arts_preprocessor(problem):
+    peer("art")
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+
+    from fastpure.purify import as_art_preprocessor
+
+    defense, x, y = problem
+    held = as_art_preprocessor(defense.purifier, draw=3)
+    assert isinstance(held, PreprocessorPyTorch)
+    model = arts_classifier(defense, x, held)
+    zeros = torch.zeros(len(x), dtype=torch.int64)
+    expected = defense(x, zeros, 3)
+    assert torch.allclose(torch.from_numpy(model.predict(x.numpy())), expected, atol=1e-6)
+    alone = [model.predict(one[None].numpy())[0] for one in x]
+    assert torch.allclose(torch.tensor(np.stack(alone)), expected, atol=1e-5)
+    # Through the purification of this very draw, not around it.
+    leaf = x.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(defense(leaf, zeros, 3), y).backward()
+    gradient = torch.from_numpy(model.loss_gradient(x.numpy(), torch.nn.functional.one_hot(y, 5).numpy()))
+    assert torch.allclose(gradient / gradient.abs().max(), leaf.grad / leaf.grad.abs().max(), atol=1e-5)
+
+    fresh = arts_classifier(defense, x, as_art_preprocessor(defense.purifier))
+    assert (fresh.predict(x.numpy()) != fresh.predict(x.numpy())).any(), "draws advance"
+    attack = ProjectedGradientDescent(fresh, eps=EPS, eps_step=EPS / 4, max_iter=8, verbose=False)
+    check(problem, torch.from_numpy(attack.generate(x.numpy(), torch.nn.functional.one_hot(y, 5).numpy())))
+
+
+def test_standard_autoattack_takes_the_model_for_robustbench(problem):
+    """What ``robustbench.benchmark`` does with a model, whose weights and data it would download."""
+    package = peer("pyautoattack")
+    from fastpure.purify import as_robustbench
+
+    defense, x, y = problem
+    model = as_robustbench(defense).to("cpu")
+    attack = package.AutoAttack(
+        model, norm="Linf", eps=EPS, version="custom", attacks_to_run=["apgd-ce"], device="cpu"
+    )
+    attack.apgd.n_iter = 10
+    x_adv = attack.run_standard_evaluation(x, y, batch_size=4)
+    x_adv = x_adv[0] if isinstance(x_adv, tuple) else x_adv
+    right = model(x).argmax(1) == y
+    broken = model(x_adv).argmax(1) != y
+    assert broken.sum() > (~right).sum()
+    order = torch.randperm(len(x))
+    assert torch.equal(model(x_adv[order]).argmax(1), model(x_adv).argmax(1)[order]), (
+        "in any order of a batch"
+    )
