@@ -19,7 +19,7 @@ INSTALLED_BENCH := $(VENV)/.fastpure-installed-bench
 NUMERICAL := $(addprefix tests/,attacks classifiers guidance kernels methods nets purify reverse) \
 	--ignore=tests/kernels/test_machine_code.py --ignore=tests/kernels/test_launches.py
 
-.PHONY: help demo test lint sanitize isa-check cuda-check triton-check gpu bench wheel-check clean
+.PHONY: help setup demo test lint sanitize isa-check cuda-check triton-check gpu bench wheel-check clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,12 +39,18 @@ sanitize: | $(BIN)/python  ## all kernels, the GPU's too, on the CPU under sanit
 	@$(BIN)/python -c "import ninja" 2>/dev/null || $(PIP) install -q -c constraints.txt ninja
 	CXX="$(CXX)" $(BIN)/python csrc/ninja_build.py sanitize
 
-isa-check: $(INSTALLED)  ## the numerical tests once more, with fewer of the processor's instructions
-	@for isa in AVX512_CORE:avx512 AVX2:avx2; do echo "== $$isa"; \
-	OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=$${isa%:*} FASTPURE_MAX_CPU_ISA=$${isa#*:} $(BIN)/python -m pytest -q -m "not gpu" $(NUMERICAL) || exit 1; done
+isa-check: $(INSTALLED)  ## the numerical tests twice more, with fewer of the processor's instructions, beside each other
+	@mkdir -p $(BUILD); for isa in AVX512_CORE:avx512 AVX2:avx2; do \
+	OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=$${isa%:*} FASTPURE_MAX_CPU_ISA=$${isa#*:} $(BIN)/python -m pytest -q -m "not gpu" \
+	-p no:cacheprovider $(NUMERICAL) >$(BUILD)/isa-$${isa#*:}.log 2>&1 & running="$$running $$!"; done; \
+	for process in $$running; do wait $$process || failed=1; done; \
+	for isa in avx512 avx2; do echo "== $$isa"; cat $(BUILD)/isa-$$isa.log; done; [ -z "$$failed" ]
 
 cuda-check: $(INSTALLED)  ## compile the CUDA half for every architecture, inspect it, import it (needs nvcc)
 	PYTHON=$(BIN)/python bash .ci/cuda_check
+
+setup: $(INSTALLED_DEV)  ## install everything that the other targets need, but for a GPU
+	@$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) install -q -c constraints.txt $(TRITON)
 
 triton-check: $(INSTALLED)  ## the Triton kernels in Triton's interpreter, then compiled for two architectures
 	@$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) install -q -c constraints.txt $(TRITON)
@@ -72,8 +78,15 @@ $(BIN)/python:
 	echo "make: $(PYTHON) -m venv failed; Python 3.10 or newer with venv is needed (on Debian: apt install python3-venv)"; \
 	exit 1; }
 
+# The extension first, by itself: pip would compile in silence. Interrupted, ninja goes on where it was; pip then finds
+# everything compiled, because it uses the same tools in the same environment.
 define install
-	$(PIP) install -c constraints.txt -e '.[$(1)]'
+	@echo "== tools that compile the extension"
+	$(PIP) install -q -c constraints.txt 'setuptools>=77' 'pybind11>=2.12' 'ninja>=1.11'
+	@echo "== compiling the extension (a few minutes the first time)"
+	$(BIN)/python setup.py -q build_ext --inplace
+	@echo "== installing fastpure and what it needs, PyTorch above all"
+	$(PIP) install --no-build-isolation -c constraints.txt -e '.[$(1)]'
 	@$(BIN)/python -c "from fastpure.kernels import backend_report as r; e = r()['extension']; \
 	print('fastpure: compiled extension:', 'yes' if e['available'] else 'NO, ' + e['reason'])"
 	@touch $@

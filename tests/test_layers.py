@@ -26,6 +26,7 @@ LAYERS = [
         "readers",
         "signatures",
         "threads",
+        "trackers",
         "version",
     },
     {"schedule"},

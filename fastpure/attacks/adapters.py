@@ -38,7 +38,7 @@ def as_art(attack: Attack, model: nn.Module | Target) -> ArtAttack:
 
 
 def as_foolbox(attack: Attack, model: nn.Module | Target) -> FoolboxAttack:
-    """``attack`` on ``model`` with foolbox' call ``attack(fmodel, images, labels, epsilons=...) -> raw, clipped, success``.
+    """``attack`` on ``model`` with foolbox' call ``attack(fmodel, images, labels, epsilons=...)``: raw, clipped, success.
 
     ``model`` is the module inside ``fmodel``, asked by name so that its noise has numbers.
     """
@@ -157,7 +157,7 @@ class FoolboxAttack:
         epsilons: float | Sequence[float | None] | None = None,
         **ignored: Any,
     ) -> tuple[Any, Any, Tensor]:
-        """Adversarial images [N, C, H, W] twice (they are always clipped), and success bool [N]; lists for several radii.
+        """Adversarial images [N, C, H, W] twice (always clipped), and success bool [N]; lists for several radii.
 
         Success is not the answer of one draw: at least half of the attack's ``eval_draws`` fresh ones are wrong.
 

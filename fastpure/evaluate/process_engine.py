@@ -15,6 +15,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, final
@@ -122,10 +123,8 @@ class _Pool:
         for child in self.children:
             if waiting and child.ready and child.block is None:
                 child.block, child.iteration = waiting.pop(), -1
-                try:
+                with suppress(OSError):  # it is gone, as its end of the pipe will say
                     child.pipe.send(child.block)
-                except OSError:
-                    pass  # it is gone, as its end of the pipe will say
 
     def _heard(self, child: _Child, kind: str, content: Any) -> list[Block]:
         if kind == "ready":

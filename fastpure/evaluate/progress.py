@@ -14,9 +14,11 @@ from typing import Any, TextIO, final
 import numpy as np
 from tqdm import tqdm
 
+from ..trackers import Tracker
 from .protocol import Protocol
 from .record import ImageRecord, Judged
 from .run import Run
+from .store import Seconds
 from .summary import accuracy
 
 
@@ -55,16 +57,7 @@ class Progress:
 
     def finished(self, records: Sequence[ImageRecord]) -> None:
         """These images are in the file."""
-        y = np.array([record.label for record in records])
-        clean = np.stack([record.judged["clean"].predicted for record in records])
-        logits = _stacked([record.judged[self._which] for record in records])
-        if self._attacked:
-            adversarial = np.stack([record.judged["adversarial"].predicted for record in records])
-            own = [np.nan if record.verdict is None else float(record.verdict) for record in records]
-            values = self._protocol.robust_values(clean, adversarial, y, np.array(own), logits)
-        else:
-            values = self._protocol.clean_values(clean, y, logits)
-        self._values += values.tolist()
+        self._values += values_of(self._protocol, records, self._which)
         if self._bar is not None:
             self._postfix()
         self._show(float(len(self._values)), "")
@@ -106,6 +99,43 @@ class Progress:
         if now - self._shown >= self._pause:
             self._shown = now
             print(f"{self.line(done, now)}  {doing}".rstrip(), file=self._stream, flush=True)
+
+
+def values_of(protocol: Protocol, records: Sequence[ImageRecord], which: str) -> list[float]:
+    """How far each of these images counts as correct under ``protocol``; ``which``: "clean" or "adversarial"."""
+    y = np.array([record.label for record in records])
+    clean = np.stack([record.judged["clean"].predicted for record in records])
+    logits = _stacked([record.judged[which] for record in records])
+    if which == "clean":
+        return list(protocol.clean_values(clean, y, logits).tolist())
+    adversarial = np.stack([record.judged["adversarial"].predicted for record in records])
+    own = [np.nan if record.verdict is None else float(record.verdict) for record in records]
+    return list(protocol.robust_values(clean, adversarial, y, np.array(own), logits).tolist())
+
+
+@final
+class Tracked:
+    """Accuracies so far and time spent, sent to a tracker after every block; its step is the number of images.
+
+    Args:
+        run: what is finished before this session.
+        tracker: where to.
+    """
+
+    def __init__(self, run: Run, tracker: Tracker) -> None:
+        self._tracker, self._protocol = tracker, run.protocol
+        kinds = ("clean", "adversarial") if run.identity["attack"] is not None else ("clean",)
+        self._values = {which: run.values(which).tolist() if len(run.positions) else [] for which in kinds}
+        self._seconds = sum(run.seconds().values())
+
+    def finished(self, records: Sequence[ImageRecord], seconds: Seconds) -> None:
+        """These images are in the file."""
+        self._seconds += seconds.clean + seconds.attack + seconds.judging
+        shown: dict[str, float | None] = {"seconds": self._seconds}
+        for which, values in self._values.items():
+            values += values_of(self._protocol, records, which)
+            shown[f"accuracy/{which}"] = float(np.mean(values))
+        self._tracker.log(shown, len(self._values["clean"]))
 
 
 def _stacked(judged: Sequence[Judged]) -> np.ndarray | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from ..attacks.pgd import DWPGD, VARIANTS
 from ..data import Dataset, as_dataset
 from ..errors import RunInterrupted, mistake, one_of, whole
 from ..purify import Target, look_through
-from .identity import environment, identity
-from .progress import Progress, terminable
+from ..trackers import Tracker, check_tracker
+from .identity import canonical, environment, identity
+from .progress import Progress, Tracked, terminable
 from .protocol import Protocol, fresh
 from .shards import blocks, describe, share
 from .store import RunStore
@@ -43,6 +45,7 @@ def evaluate(
     engine: str = "local",
     workers: int | None = None,
     devices: Sequence[str] | None = None,
+    tracker: str | None = None,
 ) -> Report:
     """Robust and clean accuracy of ``defense`` on ``dataset``, with intervals, under a named protocol.
 
@@ -67,6 +70,8 @@ def evaluate(
         devices: of this machine, such as ["cuda:0", "cuda:1"] or ["cpu", "cpu"]: a process for each, which share the
             cores. All of the kind of the defence's device. A process that is lost is named in a warning, and its
             images are done again. In a script this belongs under ``if __name__ == "__main__":``.
+        tracker: "tensorboard" or "wandb" (extras of these names): where accuracies so far go after every block, kept
+            in a folder beside ``out`` that is called like it, with ".tracked" in the place of its ending.
 
     Returns:
         The report of this file's images.
@@ -77,13 +82,19 @@ def evaluate(
         RunMismatch, RunDamaged, RunLocked, StoreUnavailable, DiskFull: see `RunStore`; nothing is lost.
         OutOfMemory: not even one image fits.
         RunInterrupted: Ctrl-C or SIGTERM; finished blocks are in the file.
-        MissingExtra: Ray is not installed.
+        MissingExtra: Ray or the tracker is not installed.
         EngineUnavailable: Ray has no slot, or workers or processes are lost again and again.
     """
     protocol = fresh() if protocol is None else protocol
     dataset = as_dataset(dataset)
     _check(dataset, attack, protocol)
     whole("batch_size", batch_size, 1)
+    if tracker is not None:
+        check_tracker(tracker)
+        if out is None:
+            raise ValueError(
+                mistake("tracker", "None without `out`, which its folder lies beside", repr(tracker))
+            )
     run_blocks = _engine(engine, workers, devices, look_through(defense).device)
     target = enter(defense, dataset, protocol)
     attack = judged_by(attack, protocol, dataset.sample_ids)
@@ -106,8 +117,8 @@ def evaluate(
     )
     try:
         todo = blocks(len(dataset), batch_size, part, store.done)
-        with terminable():
-            _run(store, worker, todo, run_blocks, progress)
+        with terminable(), _tracked(tracker, store) as tracked:
+            _run(store, worker, todo, run_blocks, progress, tracked)
         return Report.of(store.read())
     except KeyboardInterrupt as stop:
         raise RunInterrupted(_farewell(store, len(dataset), part)) from stop
@@ -116,7 +127,26 @@ def evaluate(
             warnings.warn(remark, stacklevel=2)
 
 
-def _run(store: RunStore, worker: Worker, todo: list[list[int]], run_blocks: Blocks, progress: bool) -> None:
+@contextmanager
+def _tracked(name: str | None, store: RunStore) -> Iterator[Tracked | None]:
+    if name is None or store.path is None:
+        yield None
+        return
+    tracker = Tracker(name, store.path.with_suffix(".tracked"), len(store.done), canonical(store.identity))
+    try:
+        yield Tracked(store.read(), tracker)
+    finally:
+        tracker.close()
+
+
+def _run(
+    store: RunStore,
+    worker: Worker,
+    todo: list[list[int]],
+    run_blocks: Blocks,
+    progress: bool,
+    tracked: Tracked | None,
+) -> None:
     n_images = len(store.done) + sum(len(block) for block in todo)
     n_iter = worker.attack.iterations() if worker.attack is not None else 0
     bar = Progress(store.read(), n_images, n_iter) if progress else None
@@ -129,6 +159,8 @@ def _run(store: RunStore, worker: Worker, todo: list[list[int]], run_blocks: Blo
     try:
         for block in run_blocks(worker, todo, tick):
             store.write(block.records, block.seconds)
+            if tracked is not None:
+                tracked.finished(block.records, block.seconds)
             if bar is not None:
                 bar.finished(block.records)
                 if worker.limit < limit:

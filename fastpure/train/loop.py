@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 from ..data import Dataset
 from ..errors import NonFiniteError, whole
+from ..trackers import Tracker, check_tracker
 from .config import TrainConfig, learning_rate
 from .losses import Loss
-from .progress import Board, Progress, stop_requests
+from .progress import Progress, stop_requests
 from .state import METRICS, Metrics, RunFolder
 from .trainer import Group, Trainer
 
@@ -60,6 +62,7 @@ def fit(
     save_every: int = 500,
     progress: bool = True,
     tensorboard: bool = False,
+    trackers: Sequence[str] = (),
     group: Group | None = None,
 ) -> Fit:
     """Train, or continue the run of the same configuration that ``out`` holds.
@@ -79,11 +82,12 @@ def fit(
         products: files the caller will write into ``out`` at the end; never overwritten in a folder
             that holds no run.
         save_every: steps between checkpoints.
-        tensorboard: write TensorBoard events too.
+        tensorboard: the same as "tensorboard" among the trackers.
+        trackers: where losses and learning rate go besides ``metrics.csv``, see ``fastpure.trackers``.
         group: the processes that train together; only the first of them touches ``out``.
 
     Raises:
-        MissingExtra: TensorBoard is wanted and not installed.
+        MissingExtra: a tracker is wanted and not installed.
         ResumeError: ``out`` holds another or a damaged run; nothing is overwritten.
         RunLocked: another process trains into it.
         StoreUnavailable, DiskFull: it cannot be written; the last checkpoint stays as it was.
@@ -97,14 +101,15 @@ def fit(
         "data": {"name": dataset.name, "split": dataset.split, "checksum": dataset.checksum},
     }
     group = Group() if group is None else group
-    if tensorboard:
-        Board.check()
+    wanted = dict.fromkeys([*(["tensorboard"] if tensorboard else []), *trackers])
+    for name in wanted:
+        check_tracker(name)
     trainer = Trainer(model, loss, dataset, config, device, group)
     folder = RunFolder(Path(out), identity)
     with ExitStack() as held:
         saved = group.from_main(lambda: folder.claim(products, held))
         session = _Session(trainer, folder, held_out)
-        session.begin(saved, tensorboard)
+        session.begin(saved, list(wanted))
         first = session.trainer.step
         if first < config.steps:
             session.run(config, save_every, progress)
@@ -122,13 +127,13 @@ class _Session:
     ) -> None:
         self.trainer, self.folder, self.held_out = trainer, folder, held_out
         self.main = trainer.group.main
-        self.board: Board | None = None
+        self.trackers: list[Tracker] = []
         self.metrics = Metrics(folder.path / METRICS)
         self.pending: list[Tensor] = []
         self.seconds = 0.0
         self.shown: float | None = None
 
-    def begin(self, saved: dict[str, Any] | None, tensorboard: bool = False) -> None:
+    def begin(self, saved: dict[str, Any] | None, trackers: Sequence[str] = ()) -> None:
         if saved is not None:
             length = int(saved["metrics_length"])
             self.trainer.group.from_main(lambda: self.metrics.resume(length))
@@ -138,8 +143,10 @@ class _Session:
         elif self.main:
             self.save()  # first: what has no checkpoint is no run, and would be refused after a kill
             self.metrics.start()
-        if tensorboard and self.main:
-            self.board = Board(self.folder.path, self.trainer.step)
+        if self.main:
+            identity = json.dumps(self.folder.identity, sort_keys=True)
+            place, step = self.folder.path, self.trainer.step
+            self.trackers = [Tracker(name, place, step, identity) for name in trackers]
 
     def run(self, config: TrainConfig, save_every: int, progress: bool) -> None:
         bar = Progress(config.steps, self.trainer.step) if progress and self.main else None
@@ -156,8 +163,8 @@ class _Session:
         finally:
             if bar is not None:
                 bar.close()
-            if self.board is not None:
-                self.board.close()
+            for tracker in self.trackers:
+                tracker.close()
 
     def one_step(self, config: TrainConfig, save_every: int) -> None:
         started = time.monotonic()
@@ -183,8 +190,9 @@ class _Session:
         held_out = self.held_out(self.trainer.average) if score and self.held_out is not None else None
         rate = learning_rate(config, step - 1)
         self.metrics.row(step, self.shown, rate, self.seconds, held_out)
-        if self.board is not None:
-            self.board.row(step, self.shown, rate, held_out)
+        shown = {"loss/train": self.shown, "learning_rate": rate, "loss/held_out": held_out}
+        for tracker in self.trackers:
+            tracker.log(shown, step)
 
     def save(self) -> None:
         if not self.main:

@@ -167,8 +167,8 @@ def test_foolbox_users_call_ours_alike(problem):
             assert (len(raw), len(clipped)) == (1, 1)
             assert (success.shape, success.dtype) == ((1, len(y)), torch.bool)
             check(problem, clipped[0])
+    targets = package.criteria.TargetedMisclassification((y + 1) % 5)
     with pytest.raises(TypeError, match="criterion"):
-        targets = package.criteria.TargetedMisclassification((y + 1) % 5)
         fp.attacks.as_foolbox(ours(), defense)(model, x, targets)
 
 
