@@ -1,4 +1,4 @@
-"""Numbers of a long run, sent where somebody watches: TensorBoard or Weights & Biases, through Accelerate's trackers."""
+"""Numbers of a long run, sent where somebody watches: TensorBoard or Weights & Biases, by Accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Tracker:
         name: of `TRACKERS`.
         folder: of the run. TensorBoard's events go to ``folder/tensorboard``, the files of Weights & Biases to
             ``folder/wandb``; its project is "fastpure" unless WANDB_PROJECT says otherwise.
-        step: done so far. Later ones of an earlier session, which was killed, are hidden in TensorBoard; Weights & Biases
-            keeps the first value it was told for a step.
+        step: done so far. Later ones of an earlier session, which was killed, are hidden in TensorBoard; Weights &
+            Biases keeps the first value it was told for a step.
         identity: what tells runs apart; the same continues the same run of Weights & Biases.
 
     Raises:

@@ -67,7 +67,8 @@ def test_a_task_told_to_stop_waits_for_its_end_and_is_queued_again(tmp_path):
     command(
         tmp_path,
         "fastpure",
-        "trap 'sleep 0.5; echo stopped in good order; exit 130' TERM; touch begun; for i in {1..600}; do sleep 0.1; done",
+        "trap 'sleep 0.5; echo stopped in good order; exit 130' TERM\ntouch begun\n"
+        "for i in {1..600}; do sleep 0.1; done",
     )
     command(tmp_path, "scontrol", 'echo "scontrol $*"')
     process = script(tmp_path, "evaluate.sh", "coup", slurm=task(2))

@@ -38,7 +38,7 @@ def as_art(attack: Attack, model: nn.Module | Target) -> ArtAttack:
 
 
 def as_foolbox(attack: Attack, model: nn.Module | Target) -> FoolboxAttack:
-    """``attack`` on ``model`` with foolbox' call ``attack(fmodel, images, labels, epsilons=...)``: raw, clipped, success.
+    """``attack`` on ``model`` with foolbox' call ``attack(fmodel, images, labels, epsilons=...)``.
 
     ``model`` is the module inside ``fmodel``, asked by name so that its noise has numbers.
     """
