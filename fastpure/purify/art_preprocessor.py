@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, final
 
+import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor
 
-from .peers import same_noise
+from .numbered import same_noise
 from .purifier import Purifier
 
 
@@ -18,7 +20,8 @@ class PurifierPreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
     params = ["purifier", "draw"]  # noqa: RUF012 (ART's name for what set_params may change)
 
     def __init__(self, purifier: Purifier, draw: int | None) -> None:
-        device = next(purifier.parameters()).device
+        tensors = chain(purifier.parameters(), purifier.buffers())
+        device = next((tensor.device for tensor in tensors), torch.device("cpu"))
         super().__init__(
             device_type="cpu" if device.type == "cpu" else "gpu",
             is_fitted=True,

@@ -109,3 +109,9 @@ def as_pairs(x: Tensor, sample_ids: Tensor | list[int] | None, draw: int | Tenso
     ids = torch.as_tensor(range(len(x)) if sample_ids is None else sample_ids, device=x.device)
     draws = draw.to(x.device) if isinstance(draw, Tensor) else torch.full_like(ids, draw)
     return ids, draws
+
+
+def same_noise(x: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+    """Ids and draws int64 [B] that give every image of ``x`` [B, ...] the same noise, wherever in a batch it stands."""
+    ids = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return ids, torch.full_like(ids, draw)

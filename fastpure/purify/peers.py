@@ -11,11 +11,11 @@ from __future__ import annotations
 import warnings
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import MissingExtra, mistake, whole
 from .defense import Defense
+from .numbered import same_noise
 from .purifier import Purifier
 
 
@@ -82,9 +82,3 @@ class RobustBenchModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of ``x`` [B, C, H, W] in [0, 1], differentiable."""
         return self.defense(x) if self.draw is None else self.defense(x, *same_noise(x, self.draw))
-
-
-def same_noise(x: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-    """Ids and draws int64 [B] that give every image of ``x`` [B, ...] the same noise, wherever in a batch it stands."""
-    ids = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return ids, torch.full_like(ids, draw)
