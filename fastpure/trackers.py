@@ -47,7 +47,10 @@ class Tracker:
 
     def __init__(self, name: str, folder: Path, step: int, identity: str) -> None:
         check_tracker(name)
+        from accelerate import PartialState
         from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+        PartialState()  # Accelerate's own log, which its trackers write, wants to know the processes first
 
         folder.mkdir(parents=True, exist_ok=True)
         self._tracker: Any
