@@ -209,9 +209,7 @@ def _serve(pipe: Connection, payload: bytes, device: str, threads: int) -> None:
         torch.cuda.set_device(place)
     worker: Worker = torch.load(
         io.BytesIO(payload),
-        map_location=lambda storage, location: (
-            storage.to(device=place) if location.startswith("cuda") else storage
-        ),
+        map_location={f"cuda:{i}": device for i in range(torch.cuda.device_count())},
         weights_only=False,
     )
     pipe.send(("ready", None))

@@ -14,7 +14,7 @@ from .purifier import Purifier
 
 
 @final
-class PurifierPreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
+class PurifierPreprocessor(PreprocessorPyTorch):
     """See `peers.as_art_preprocessor`."""
 
     params = ["purifier", "draw"]  # noqa: RUF012 (ART's name for what set_params may change)
