@@ -172,14 +172,14 @@ class _Pool:
         return _Child(process, ours, device, number)
 
     def _end(self) -> None:
-        for child in self.children:
-            child.pipe.close()
+        for child in self.children:  # before the pipes are closed, which they would complain of
             child.process.terminate()
         for child in self.children:
             child.process.join(GRACE)
             if child.process.is_alive():
                 child.process.kill()
                 child.process.join()
+            child.pipe.close()
 
 
 class _Elsewhere(Exception):
@@ -199,9 +199,8 @@ def _packed(worker: Worker) -> bytes:
 
 def _serve(pipe: Connection, payload: bytes, device: str, threads: int) -> None:
     """What runs in a process: blocks of positions come, finished blocks go, until the pipe is closed."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes of a terminal: the first one decides
+    # Ctrl-C reaches all processes of a terminal: the first one decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
     torch.set_num_threads(threads)
     place = torch.device(device)
