@@ -92,12 +92,30 @@ def mistake(argument: str, expected: str, got: Any, remedy: str = "") -> str:
 
 
 def one_of(argument: str, value: Any, allowed: Iterable[Any]) -> Any:
-    """Return ``value`` if it is among ``allowed``; otherwise raise ValueError listing what is."""
+    """Return ``value`` if it is among ``allowed``; otherwise raise ValueError listing what is, and what is near."""
     choices = list(allowed)
     if value not in choices:
+        from .words import did_you_mean
+
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(mistake(argument, f"one of {listed}", repr(value)))
+        raise ValueError(mistake(argument, f"one of {listed}", repr(value), did_you_mean(value, choices)))
     return value
+
+
+def unexpected(function: str, given: Iterable[str], known: Iterable[str]) -> TypeError | None:
+    """The error for keyword arguments that ``function`` has not, as Python's own, and what was meant; None if it has.
+
+    Args:
+        given, known: names of arguments.
+    """
+    names = list(known)
+    for name in given:
+        if name not in names:
+            from .words import did_you_mean
+
+            hint = did_you_mean(name, names) or f"It has {', '.join(names)}"
+            return TypeError(f"{function}() got an unexpected keyword argument {name!r}. {hint}")
+    return None
 
 
 def listed(names: Iterable[Any], most: int = 4) -> str:

@@ -1,4 +1,4 @@
-"""What functions take: the one place that reads signatures, and only while the package is imported.
+"""What functions take: the one place that reads signatures, and only while the package is imported, or for an error.
 
 Methods, protocols and commands are functions that are called with settings by name. They are asked once what these
 are, and whoever wants to know later asks the value that was made of the answer.

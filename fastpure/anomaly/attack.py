@@ -60,7 +60,7 @@ class AnomalyAttack:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        Budget(self.norm, self.eps)
+        object.__setattr__(self, "norm", Budget(self.norm, self.eps).norm)
         for name in ("n_iter", "eot_iter", "eval_draws", "batch_size"):
             whole(name, getattr(self, name), 1)
         whole("seed", self.seed, 0, 2**64 - 1)

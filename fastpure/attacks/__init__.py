@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..errors import mistake, one_of
+from ..words import did_you_mean
 from .adapters import as_art, as_autoattack, as_foolbox, as_torchattack
 from .adaptive import Adaptive
 from .apgd import APGDCE, APGDDLR, APGDT
@@ -91,5 +92,6 @@ def from_settings(name: str, **settings: Any) -> Attack:
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for setting in settings:
         if setting not in known:
-            raise ValueError(mistake(f"settings of {name}", f"among {', '.join(known)}", repr(setting)))
+            hint = did_you_mean(setting, known)
+            raise ValueError(mistake(f"settings of {name}", f"among {', '.join(known)}", repr(setting), hint))
     return kind(**settings)

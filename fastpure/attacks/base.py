@@ -9,17 +9,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import NonFiniteError, mistake, named, whole
+from ..errors import NonFiniteError, mistake, named, unexpected, whole
 from ..intervals import Interval, wilson
 from ..purify import Target, look_through
 from ..purify.inputs import check_range
 from ..reverse import Execution
+from ..signatures import arguments
 from .budget import Admissible, Budget
 from .gradient import score
 from .weakness import Effort, Finding, Seen, Setting, check, noise_left_by
@@ -236,6 +237,16 @@ class Attack(ABC):
     batch_size: int
     """Most (image, draw) pairs in one network call; a field of every subclass."""
 
+    def __new__(cls, *args: Any, **settings: Any) -> Any:
+        """Refuses settings that it has not, as the dataclass would, and says what was meant."""
+        own = getattr(cls, "__dataclass_fields__", {})
+        if any(name not in own for name in settings):
+            known = arguments(cls.__init__)  # which a subclass may have written itself
+            error = unexpected(cls.__name__, settings, [name for name in known if name != "self"])
+            if error is not None and "kwargs" not in known:
+                raise error
+        return super().__new__(cls)
+
     @property
     @abstractmethod
     def budget(self) -> Admissible:
@@ -396,7 +407,7 @@ class NormAttack(Attack):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        Budget(self.norm, self.eps)
+        object.__setattr__(self, "norm", Budget(self.norm, self.eps).norm)
         whole("eval_draws", self.eval_draws, minimum=1)
         whole("batch_size", self.batch_size, minimum=1)
         whole("seed", self.seed, maximum=2**64 - 1)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import mistake, one_of, positive
+from ..errors import mistake, positive
+from ..norms import norm_called
 
 NORMS = ("Linf", "L2", "L1")
 
@@ -51,14 +52,15 @@ class Box(Admissible):
 class Budget(Admissible):
     """All images in [0, 1] within distance ``eps`` of the original, in [0, 1] units.
 
-    ``norm`` is "Linf" (8/255 and the like), or "L2" or "L1" over all pixels and channels of an image.
+    ``norm`` is "Linf" (8/255 and the like), or "L2" or "L1" over all pixels and channels of an image. Other spellings
+    ("linf", "L-inf", ``float("inf")``, 2) are kept as these.
     """
 
     norm: str = "Linf"
     eps: float = 8 / 255
 
     def __post_init__(self) -> None:
-        one_of("norm", self.norm, NORMS)
+        object.__setattr__(self, "norm", norm_called("norm", self.norm, NORMS))
         if positive("eps", self.eps) > 1.0 and self.norm == "Linf":
             remedy = f"Images are in [0, 1]: write {self.eps:g}/255 for {self.eps:g} grey levels"
             raise ValueError(mistake("eps", "at most 1 for norm 'Linf'", self.eps, remedy))

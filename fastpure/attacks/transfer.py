@@ -45,7 +45,7 @@ class Transfer(Attack):
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        Budget(self.norm, self.eps)
+        object.__setattr__(self, "norm", Budget(self.norm, self.eps).norm)
         whole("eval_draws", self.eval_draws, minimum=1)
         whole("batch_size", self.batch_size, minimum=1)
         check_tensor("found", self.found, torch.float32, 4)

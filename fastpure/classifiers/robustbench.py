@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import CheckpointError, mistake, one_of
+from ..norms import norm_called
 
 DATASETS = ("cifar10", "cifar100", "imagenet")
 THREAT_MODELS = ("Linf", "L2", "corruptions")
@@ -40,7 +41,7 @@ def load_robustbench(
             do not fit.
     """
     one_of("dataset", dataset, DATASETS)
-    one_of("threat_model", threat_model, THREAT_MODELS)
+    threat_model = norm_called("threat_model", threat_model, THREAT_MODELS)
     package = import_robustbench()
     known = _names(dataset, threat_model)
     if name not in known:

@@ -19,7 +19,7 @@ def bench(
     network: Annotated[
         str, typer.Option(help="ddpmpp-cifar10 (official size), ddpmpp-cifar10-small or ddpmpp-digits.")
     ] = "ddpmpp-cifar10",
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 2,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 2,
     steps: Annotated[int, typer.Option(help="Reverse steps; published purifications have 100.")] = 4,
     precision: Annotated[str, typer.Option(help="Any of fp32,tf32,bf16,fp16, separated by commas.")] = "fp32",
     classifier: Annotated[
@@ -56,7 +56,7 @@ def bench(
         raise ValueError(f"`--out` {out} exists; remove it or choose another name")
     what = Comparison(
         network,
-        batch,
+        batch_size,
         steps,
         tuple(name.strip() for name in precision.split(",")),
         None if classifier is None else load_classifier(classifier),
@@ -68,7 +68,7 @@ def bench(
         task = progress.add_task("preparing", total=1.0)
         tables = compare(what, lambda stage, share: progress.update(task, description=stage, completed=share))
     for title, table in tables.items():
-        show(f"{title}, {network}, B = {batch}, {steps} steps, {device}", table)
+        show(f"{title}, {network}, B = {batch_size}, {steps} steps, {device}", table)
     if out is not None:
         _write(out, what.network, tables)
 

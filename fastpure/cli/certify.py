@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import certify_posterior as nrdc
+from . import options as o
 from .certify_posterior import Report, Start, Task
-from .options import checked_device
+from .experiment import network_of
+from .names import DATASETS, among
+from .values import number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,10 +21,13 @@ if TYPE_CHECKING:
 
 
 def certify(
-    data: Annotated[str, typer.Option(help="Data set: digits or cifar10 (needs --data-path).")] = "digits",
+    data: Annotated[
+        str,
+        typer.Option(help="Data set: digits or cifar10 (needs --data-path).", autocompletion=among(DATASETS)),
+    ] = "digits",
     data_path: Annotated[Path | None, typer.Option(help="File or folder with the images.")] = None,
-    denoiser: Annotated[str, typer.Option(help="Denoiser: a bundled name or a file.")] = "digits",
-    classifier: Annotated[str, typer.Option(help="Classifier: a bundled name or a file.")] = "digits",
+    denoiser: o.DenoiserFile = None,
+    classifier: o.ClassifierName = None,
     method: Annotated[
         str,
         typer.Option(
@@ -39,10 +45,12 @@ def certify(
     n_levels: nrdc.Levels = None,
     weight: nrdc.Weight = None,
     sigma: Annotated[float, typer.Option(help="Deviation of the noise, pixels in [0, 1].")] = 0.25,
-    n0: nrdc.Choosing = None,
-    n: nrdc.Estimating = None,
+    draws0: nrdc.Choosing = None,
+    draws: nrdc.Estimating = None,
     alpha: Annotated[float, typer.Option(help="Probability that a certificate is wrong, per image.")] = 0.001,
-    images: Annotated[int, typer.Option(help="How many test images, chosen by --data-seed.")] = 100,
+    n: Annotated[
+        int | None, typer.Option(help="How many test images, chosen by --data-seed. (default: 100)")
+    ] = None,
     data_seed: Annotated[int, typer.Option(help="Seed of the choice of images.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     radii: Annotated[
@@ -66,7 +74,7 @@ def certify(
 
     Examples:
 
-      fastpure certify --data digits --sigma 0.25 --n 1000
+      fastpure certify --data digits --sigma 0.25 --draws 1000
 
       fastpure certify --method nrdc --classifier diffusion:conditional.safetensors --n-levels 8
     """
@@ -74,35 +82,32 @@ def certify(
     from ..data import load_dataset
 
     wanted = parse_radii(radii)
-    counts = nrdc.draws(method, n0, n)
+    counts = nrdc.draws(method, draws0, draws)
     config = CertifyConfig(sigma, *counts, alpha, seed)
     dataset = load_dataset(data, "test", path=data_path)
-    dataset = dataset.subset(min(images, len(dataset)), data_seed)
+    dataset = dataset.subset(_counted(n, len(dataset)), data_seed)
     given = {"runs": runs, "steps": steps, "copies": copies, "local_sigma": local_sigma, "combine": combine,
              "n_levels": n_levels, "weight": weight}  # fmt: skip
     options = _options(method, {name: value for name, value in given.items() if value is not None})
     nrdc.check_classifier(method, classifier)
     known = "certify" if method == "oneshot" else f"certify-{method}"
     path = out or Path("runs") / f"{data}-{known}-{sigma:g}.csv"
-    task = Task(dataset, config, path, batch_size, checked_device(device or "cpu"))
+    task = Task(dataset, config, path, batch_size, o.checked_device(device or "cpu"))
     if method == nrdc.NRDC:
-        start = nrdc.prepared(task, classifier, options)
+        start = nrdc.prepared(task, str(classifier), options)
     else:
-        start = _prepared(task, method, denoiser, classifier, options)
+        start = _prepared(task, method, _networks(data, denoiser, classifier), options)
     with _Bar(len(dataset)) as bar:
         records = start(bar.report)
     print_table(records, wanted)
     typer.echo(f"wrote {path}")
 
 
-def _prepared(task: Task, method: str, denoiser: str, classifier: str, options: dict[str, Any]) -> Start:
+def _prepared(task: Task, method: str, networks: tuple[Any, Any], options: dict[str, Any]) -> Start:
     """Denoised smoothing: says what it costs; the result certifies."""
     from ..certify import BASES, certify_dataset
-    from ..checkpoints import load_denoiser
-    from ..classifiers import load_classifier
     from ..train.losses import weights_digest
 
-    networks = (load_denoiser(denoiser), load_classifier(classifier))
     model = BASES[method](*networks, task.config.sigma, **options)
     names = {
         "denoiser": weights_digest(networks[0].network),
@@ -128,6 +133,29 @@ def _prepared(task: Task, method: str, denoiser: str, classifier: str, options: 
         )
 
     return start
+
+
+def _networks(data: str, denoiser: str | None, classifier: str | None) -> tuple[Any, Any]:
+    """Those that were given, else those bundled for the data set."""
+    from ..checkpoints import load_denoiser
+    from ..classifiers import load_classifier
+
+    return (
+        load_denoiser(network_of(data, "denoiser", denoiser)),
+        load_classifier(network_of(data, "classifier", classifier)),
+    )
+
+
+def _counted(n: int | None, there: int) -> int:
+    """``n`` images, if there are so many. What was once ``--n`` are the noise draws."""
+    from ..errors import whole
+
+    if n is None:
+        return min(100, there)
+    try:
+        return whole("--n", n, 1, there)
+    except ValueError as error:
+        raise ValueError(f"{error}. It is the number of images; noise draws are --draws") from None
 
 
 def _conventions(denoiser: Any) -> dict[str, Any]:
@@ -160,7 +188,7 @@ def parse_radii(text: str) -> list[float]:
     from ..errors import mistake
 
     try:
-        radii = [float(word) for word in text.split(",")]
+        radii = [number(word) for word in text.split(",")]
     except ValueError as error:
         raise ValueError(mistake("radii", "numbers separated by commas", repr(text))) from error
     if not all(0 <= radius < float("inf") for radius in radii):

@@ -22,7 +22,10 @@ CheckpointFormat = Annotated[
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option(help="JSON file with the original project's configuration, for files that cannot say it."),
+    typer.Option(
+        "--model-config",
+        help="JSON file with the original project's configuration, for files that cannot say it.",
+    ),
 ]
 ClassLabel = Annotated[
     int | None, typer.Option(help="The class that a class-conditional network is told, from 0.")
@@ -72,7 +75,7 @@ def convert(
     """Write a checkpoint of another project as a fastpure file, which describes itself and holds no code.
 
     The weights keep every bit unless --dtype asks for another precision. Training checkpoints shrink to the
-    averaged weights. Such a file needs no --config any more: fastpure.load_denoiser("OUT.safetensors"). A
+    averaged weights. Such a file needs no --model-config any more: fastpure.load_denoiser("OUT.safetensors"). A
     classifier trained by `fastpure train` can be stored in another precision in the same way; one of another project
     becomes a file that knows its normalisation: fastpure convert --classifier net.pt net.safetensors --normalise none
 
@@ -93,7 +96,7 @@ def convert(
     given = {"normalise": normalisation(normalise), "architecture": architecture, "activation": activation}
     given = {name: value for name, value in given.items() if value is not None}
     if classifier:
-        for option, value in (("format", format), ("config", config), ("class-label", class_label)):
+        for option, value in (("format", format), ("model-config", config), ("class-label", class_label)):
             if value is not None:
                 raise ValueError(f"`--{option}` must not be given for a classifier, got {value}")
         _convert_foreign(source, target, weights, given, stored, force)
@@ -101,7 +104,7 @@ def convert(
     if given:
         raise ValueError(f"`--{next(iter(given))}` has no effect without --classifier")
     if source.is_file() and read_metadata(source).get("kind") == "classifier":
-        for option, value in (("format", format), ("config", config), ("class-label", class_label)):
+        for option, value in (("format", format), ("model-config", config), ("class-label", class_label)):
             if value is not None:
                 raise ValueError(f"`--{option}` must not be given for a classifier, got {value}")
         _convert_classifier(source, target, stored, force)

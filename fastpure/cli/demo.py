@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 import typer
 
 from ..files import real, replacing
-from .demo_settings import Setting, choose, default, place
-from .options import number
+from .demo_settings import SETTINGS, Setting, choose, default, place
+from .names import among
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,11 +26,15 @@ if TYPE_CHECKING:
 DETACHED = "COUP, guidance detached"
 
 Out = Annotated[Path, typer.Option(help="Where to write the picture.")]
-Data = Annotated[str, typer.Option(help="Data set: digits needs no file, cifar10 needs --images.")]
-Images = Annotated[
-    str | None,
+Data = Annotated[
+    str,
     typer.Option(
-        metavar="PATH",
+        help="Data set: digits needs no file, cifar10 needs --data-path.", autocompletion=among(SETTINGS)
+    ),
+]
+DataPath = Annotated[
+    Path | None,
+    typer.Option(
         help="Where the images of cifar10 are: the official archive (cifar-10-python.tar.gz or the binary one), the "
         "folder it was extracted to, the folder that holds one of these, or a JPEG pack (.npz).",
     ),
@@ -43,14 +47,14 @@ Norm = Annotated[
     str | None, typer.Option(help=default("Norm of the attack's budget: Linf, L2 or L1.", "norm"))
 ]
 Eps = Annotated[
-    str | None,
+    float | None,
     typer.Option(
         help=default("Budget of the attack, pixels in [0, 1]; fractions such as 8/255 are fine.", "eps")
     ),
 ]
 NIter = Annotated[int | None, typer.Option(help=default("PGD iterations.", "n_iter"))]
 EotIter = Annotated[int | None, typer.Option(help=default("Noise draws averaged per iteration.", "eot_iter"))]
-EvalDraws = Annotated[int | None, typer.Option(help=default("Fresh noise draws that decide.", "eval_draws"))]
+Draws = Annotated[int | None, typer.Option(help=default("Fresh noise draws that decide.", "eval_draws"))]
 PrecisionName = Annotated[
     str | None,
     typer.Option(
@@ -68,7 +72,7 @@ Seed = Annotated[int | None, typer.Option(help=default("Seed of the defences' no
 def demo(
     out: Out = Path("demo.png"),
     data: Data = "digits",
-    images: Images = None,
+    data_path: DataPath = None,
     n: N = None,
     t: T = None,
     steps: Steps = None,
@@ -77,7 +81,7 @@ def demo(
     eps: Eps = None,
     n_iter: NIter = None,
     eot_iter: EotIter = None,
-    eval_draws: EvalDraws = None,
+    draws: Draws = None,
     precision: PrecisionName = None,
     seed: Seed = None,
 ) -> None:
@@ -90,7 +94,7 @@ def demo(
 
     Interrupted, the same command continues with the next defence.
 
-    Example: fastpure demo --data cifar10 --images cifar-10-python.tar.gz
+    Example: fastpure demo --data cifar10 --data-path cifar-10-python.tar.gz
     """
     from ..data import load_dataset
     from . import figures
@@ -104,14 +108,14 @@ def demo(
         steps=steps,
         scale=scale,
         norm=norm,
-        eps=None if eps is None else number("eps", eps),
+        eps=eps,
         n_iter=n_iter,
         eot_iter=eot_iter,
-        eval_draws=eval_draws,
+        eval_draws=draws,
         precision=precision,
         seed=seed,
     ).with_precision_found()
-    dataset = load_dataset(data, "test", path=place(data, images))
+    dataset = load_dataset(data, "test", path=place(data, data_path))
     if not 1 <= setting.n <= len(dataset):
         raise ValueError(f"`--n` must be in 1..{len(dataset)}, the test images there are, got {setting.n}")
     dataset = dataset.subset(setting.n, data_seed=0)

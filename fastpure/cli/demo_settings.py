@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import mistake, one_of
+from ..norms import norm_called
 
 ARCHIVE = "cifar-10-python.tar.gz"
 CIFAR10_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -95,32 +96,34 @@ def choose(data: str, **given: Any) -> Setting:
     """
     setting = SETTINGS[one_of("--data", data, SETTINGS)]
     changes = {name: value for name, value in given.items() if value is not None}
+    if "norm" in changes:
+        changes["norm"] = norm_called("--norm", changes["norm"], ("Linf", "L2", "L1"))
     if changes.get("norm", setting.norm) != setting.norm and "eps" not in changes:
         raise ValueError(f"`--eps` must be given with --norm {changes['norm']}: the default is one for Linf")
     return replace(setting, **changes)
 
 
-def place(data: str, images: str | None) -> Path | None:
-    """Where the images of data set ``data`` are, as ``--images`` says; None for digits.
+def place(data: str, images: Path | None) -> Path | None:
+    """Where the images of data set ``data`` are, as ``--data-path`` says; None for digits.
 
     Raises:
         ValueError: a number, which is what ``--n`` takes; no place where one is needed, or one where none is.
     """
     brings_images = data == "digits"
-    if images is not None and _is_number(images) and (brings_images or not Path(images).exists()):
+    if images is not None and _is_number(str(images)) and (brings_images or not Path(images).exists()):
         remedy = f"Their number is given as --n {images}"
-        raise ValueError(mistake("--images", "the place of the images", f"the number {images}", remedy))
+        raise ValueError(mistake("--data-path", "the place of the images", f"the number {images}", remedy))
     if brings_images and images is not None:
         raise ValueError(
-            f"`--images` must not be given for digits, which need no file, got {images}. "
-            f"For CIFAR-10: fastpure demo --data cifar10 --images {images}"
+            f"`--data-path` must not be given for digits, which need no file, got {images}. "
+            f"For CIFAR-10: fastpure demo --data cifar10 --data-path {images}"
         )
     if not brings_images and images is None:
         raise ValueError(
-            f"`--images` must be given for {data}: the place of {ARCHIVE} (from {CIFAR10_PAGE}), of its extracted "
-            f"folder, or of a JPEG pack (.npz). Example: fastpure demo --data {data} --images {ARCHIVE}"
+            f"`--data-path` must be given for {data}: the place of {ARCHIVE} (from {CIFAR10_PAGE}), of its extracted "
+            f"folder, or of a JPEG pack (.npz). Example: fastpure demo --data {data} --data-path {ARCHIVE}"
         )
-    return None if images is None else Path(images)
+    return images
 
 
 def default(text: str, name: str) -> str:

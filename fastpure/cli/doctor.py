@@ -23,7 +23,7 @@ from .convert import (
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
-    checkpoint: Annotated[
+    denoiser: Annotated[
         Path | None,
         typer.Option(
             help="Load this denoiser (a file, or a folder of diffusers) and say what it is instead."
@@ -50,15 +50,15 @@ def doctor(
 ) -> None:
     """Say what is available on this machine, which back end runs each operation, and why not another.
 
-    With --checkpoint: format, architecture, which weights are taken, what is left out, SHA-256. No code in the
+    With --denoiser: format, architecture, which weights are taken, what is left out, SHA-256. No code in the
     file is run. With --classifier and --data: the usual ranges and normalisations tried on labelled images, in a table,
     and the argument to give.
     """
     if classifier is not None:
         from . import examine
 
-        if checkpoint is not None:
-            raise ValueError("`--checkpoint` must be left out with --classifier")
+        if denoiser is not None:
+            raise ValueError("`--denoiser` must be left out with --classifier")
         options = {
             "normalise": examine.normalisation(normalise),
             "architecture": architecture,
@@ -66,12 +66,10 @@ def doctor(
         }
         examine.classifier(classifier, data, data_path, n, weights, options, as_json)
         return
-    if checkpoint is not None:
+    if denoiser is not None:
         from ..checkpoints import load_denoiser
 
-        loaded = load_denoiser(
-            checkpoint, format, config, class_label=class_label, weights=weights
-        ).checkpoint
+        loaded = load_denoiser(denoiser, format, config, class_label=class_label, weights=weights).checkpoint
         print(json.dumps(loaded.describe(), indent=2) if as_json else loaded)
         return
     report = collect()

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import names
 from . import options as o
 from .experiment import PUBLISHED, Experiment, build, digest_of
 
@@ -16,7 +17,8 @@ Protocol = Annotated[
         help="Who decides: fresh (mean over fresh noise draws), any_of_n, majority, average (of the draws' logits, or "
         "with --set protocol.of=softmax of their probabilities), dw_box (the attacker knows the noise), "
         "legacy_autoattack (one draw, as in papers), published (with --preset: all attacks of the paper's number by "
-        "the paper's rule, and the smallest accuracy of them)."
+        "the paper's rule, and the smallest accuracy of them).",
+        autocompletion=names.among((*names.PROTOCOLS, PUBLISHED)),
     ),
 ]
 Draws = Annotated[int | None, typer.Option(help="Fresh draws per image. (default: the protocol's)")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .demo_settings import SETTINGS
@@ -99,10 +100,8 @@ def _classifier(wanted: Request) -> nn.Module:
     noised = settings.pop("n_noised", None)
     for key in settings:
         if key not in DIFFUSION_SETTINGS:
-            named = ", ".join([*DIFFUSION_SETTINGS, "n_noised"])
-            raise ValueError(
-                f"`--set classifier.{key}`: a diffusion classifier has no such setting; it has {named}"
-            )
+            known = (*DIFFUSION_SETTINGS, "n_noised")
+            raise ValueError(_no_setting(f"classifier.{key}", "a diffusion classifier", known))
     denoiser = load_denoiser(source.removeprefix(DIFFUSION))
     model = DiffusionClassifier(denoiser, seed=wanted.seed, **settings)
     return model if noised is None else NoisedDiffusionClassifier(model, noised)
@@ -119,20 +118,41 @@ def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | N
     known = dict(takes.settings)
     suits = wanted.preset is None and name in TIMED
     chosen = {**(_suiting(wanted) if suits else {}), **wanted.given}
+    if "dt" in wanted.given and "steps" not in wanted.given:
+        chosen.pop("steps", None)
+    walked = stepped(name, chosen, published)
     settings: dict[str, Any] = {
-        key: chosen[key] for key in ("t", "scale", "solver") if key in chosen and key in known
+        key: walked[key]
+        for key in ("t", "scale", "solver", "n_steps", "dt")
+        if key in walked and key in known
     }
-    if "steps" in chosen and "n_steps" in known:
-        settings["n_steps"] = chosen["steps"]
-    elif "steps" in chosen and "dt" in known:
-        t = settings.get("t", (published or {}).get("t", known["t"]))
-        settings["dt"] = t / _positive_steps(chosen["steps"])
     for key, value in wanted.extra["method"].items():
         if key not in takes.arguments:
-            named = ", ".join(takes.arguments)
-            raise ValueError(f"`--set method.{key}`: {name} has no such setting; it has {named}")
+            raise ValueError(_no_setting(f"method.{key}", name, takes.arguments))
         settings[key] = value
     return settings
+
+
+def stepped(
+    name: str, chosen: Mapping[str, Any], published: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """``chosen`` with "steps" as the method's own setting: their number, or their length of the whole time.
+
+    Raises:
+        ValueError: not a number of steps, or a length besides for a method that has no number.
+    """
+    from ..methods import spec
+
+    known, settings = dict(spec(name).settings), dict(chosen)
+    if "steps" not in chosen or not {"n_steps", "dt"} & known.keys():
+        return settings
+    steps = _positive_steps(settings.pop("steps"))
+    if "n_steps" in known:
+        return {**settings, "n_steps": steps}
+    if "dt" in settings:
+        raise ValueError("`--dt` must be left out with --steps, which says the same")
+    t = settings.get("t", (published or {}).get("t", known["t"]))
+    return {**settings, "dt": t / steps}
 
 
 def make_method(name: str, classifier: nn.Module, settings: dict[str, Any]) -> Any:
@@ -166,8 +186,10 @@ def _suiting(wanted: Request) -> dict[str, Any]:
 
 def _attack(wanted: Request) -> tuple[Attack | None, str]:
     from ..attacks import ATTACKS
+    from ..attacks.budget import NORMS
     from ..errors import one_of
     from ..evaluate import CONTROLS
+    from ..norms import norm_called
 
     name = wanted.attack or "pgd"
     if name.endswith(RUN_FILE):
@@ -178,15 +200,25 @@ def _attack(wanted: Request) -> tuple[Attack | None, str]:
     known = [f.name for f in fields(kinds[name])]
     chosen = {**_suiting(wanted), **wanted.given}
     settings: dict[str, Any] = {key: chosen[key] for key in ATTACK_OPTIONS if key in chosen and key in known}
+    if "norm" in settings:
+        settings["norm"] = norm_called("--norm", settings["norm"], NORMS)
     if settings.get("norm", "Linf") != "Linf" and "eps" not in wanted.given:
         raise ValueError(f"`--eps` must be given with --norm {settings['norm']}: the default is one for Linf")
     for key, value in wanted.extra["attack"].items():
         if key not in known:
-            raise ValueError(f"`--set attack.{key}`: {name} has no such setting; it has {', '.join(known)}")
+            raise ValueError(_no_setting(f"attack.{key}", name, known))
         settings[key] = tuple(value) if isinstance(value, list) else value
     if wanted.rows is not None:
         settings["batch_size"] = wanted.rows
     return kinds[name](**settings), name
+
+
+def _no_setting(path: str, name: str, known: Sequence[str]) -> str:
+    from ..words import did_you_mean
+
+    hint = did_you_mean(path.partition(".")[2], known)
+    has = f"`--set {path}`: {name} has no such setting; it has {', '.join(known)}"
+    return f"{has}. {hint}" if hint else has
 
 
 def _found(path: str, wanted: Request) -> Attack:
@@ -217,11 +249,22 @@ def _refuse_unused(wanted: Request, attack: Any, settings: dict[str, Any], kind:
 
 
 def _needed(wanted: Request, what: str) -> str:
-    source = getattr(wanted, what)
+    return network_of(wanted.data if wanted.preset is None else "", what, getattr(wanted, what))
+
+
+def network_of(data: str, what: str, source: str | Path | None) -> str:
+    """``source`` of the network, or the name of the one that is bundled for the data set.
+
+    Args:
+        what: "denoiser" or "classifier".
+
+    Raises:
+        ValueError: nothing was given, and nothing is bundled for these data.
+    """
     if source is not None:
         return str(source)
-    if wanted.preset is None and wanted.data in SETTINGS:
-        return str(getattr(SETTINGS[wanted.data], what))
+    if data in SETTINGS:
+        return str(getattr(SETTINGS[data], what))
     raise ValueError(f"`--{what}` must be given: the file of the {what}")
 
 

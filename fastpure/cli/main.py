@@ -11,6 +11,7 @@ import typer
 
 from ..errors import FastpureError
 from ..openmp import choose_policy
+from ..version import __version__
 from . import (
     attack,
     bench,
@@ -20,6 +21,7 @@ from . import (
     diagnose,
     doctor,
     evaluate,
+    listing,
     purify,
     report,
     reproduce,
@@ -27,29 +29,36 @@ from . import (
     sweep,
     train,
 )
+from .settings import register
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Diffusion-based adversarial purification: purify, differentiate exactly, attack, evaluate.",
     epilog="Start with: fastpure demo",
 )
-app.command("bench")(bench.bench)
-app.command("convert")(convert.convert)
-app.command("certify")(certify.certify)
-app.command("demo")(demo.demo)
-app.command("diagnose")(diagnose.diagnose)
-app.command("doctor")(doctor.doctor)
-app.command("attack")(attack.attack)
-app.command("evaluate")(evaluate.evaluate)
-app.command("sweep")(sweep.sweep)
-app.command("compare")(runs.compare)
-app.command("merge")(runs.merge)
-app.command("purify")(purify.purify)
-app.command("report")(report.report)
-app.command("reproduce")(reproduce.reproduce)
+register(app, "demo", demo.demo, {"--images": "--data-path", "--eval-draws": "--draws"})
+register(app, "purify", purify.purify)
+register(app, "attack", attack.attack)
+register(app, "evaluate", evaluate.evaluate)
+register(app, "sweep", sweep.sweep)
+register(app, "compare", runs.compare)
+register(app, "merge", runs.merge)
+register(app, "report", report.report, {"--images": "--shown"})
+register(app, "diagnose", diagnose.diagnose)
+register(app, "reproduce", reproduce.reproduce)
+register(app, "certify", certify.certify, {"--images": "--n", "--n": "--draws", "--n0": "--draws0"})
 app.add_typer(train.app, name="train")
+register(app, "convert", convert.convert, {"--config": "--model-config"})
+register(app, "list", listing.listing)
+register(app, "doctor", doctor.doctor, {"--checkpoint": "--denoiser", "--config": "--model-config"})
+register(app, "bench", bench.bench, {"--batch": "--batch-size"})
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fastpure {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -59,6 +68,9 @@ def _options(
         typer.Option(
             "--debug", help="Show the traceback of an error; also behind a command. FASTPURE_DEBUG=1 too."
         ),
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
     """Diffusion-based adversarial purification: purify, differentiate exactly, attack, evaluate."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -15,10 +13,16 @@ import typer
 
 from ..errors import RunInterrupted
 from ..signatures import arguments
+from . import names
+from .values import KINDS, assigned
 
-KINDS = ("method", "attack", "protocol", "classifier")
-
-Data = Annotated[str, typer.Option(help="Data set: digits needs no file, others need --data-path.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Data set: digits needs no file, others need --data-path.",
+        autocompletion=names.among(names.DATASETS),
+    ),
+]
 DataPath = Annotated[Path | None, typer.Option(help="File or folder with the images.")]
 Key = Annotated[
     str | None,
@@ -31,7 +35,17 @@ DataSeed = Annotated[int, typer.Option(help="Which N images: the seed of their c
 DenoiserFile = Annotated[
     str | None,
     typer.Option(
-        "--denoiser", help="Diffusion model: a bundled name or a file. (default: the data set's bundled one)"
+        "--denoiser",
+        help="Diffusion model: a bundled name or a file. (default: the data set's bundled one)",
+        autocompletion=names.among(names.DENOISERS),
+    ),
+]
+ClassifierName = Annotated[
+    str | None,
+    typer.Option(
+        "--classifier",
+        help="Classifier: a bundled name or a file. (default: the data set's bundled one)",
+        autocompletion=names.among(names.CLASSIFIERS),
     ),
 ]
 ClassifierFile = Annotated[
@@ -40,28 +54,42 @@ ClassifierFile = Annotated[
         "--classifier",
         help="Classifier: a bundled name or a file; diffusion:FILE is a class-conditional diffusion model. "
         "(default: the data set's bundled one)",
+        autocompletion=names.among(names.CLASSIFIERS),
     ),
 ]
 Method = Annotated[
     str | None,
     typer.Option(
-        help="Purification: coup, diffpure, ddpm, ...; none is the bare classifier. (default: coup)"
+        help="Purification: coup, diffpure, ddpm, ...; none is the bare classifier. (default: coup)",
+        autocompletion=names.among((*names.METHODS, "none")),
     ),
 ]
-T = Annotated[str | None, typer.Option("--t", help="Diffusion time from which images are purified, 0 to 1.")]
+T = Annotated[
+    float | None, typer.Option("--t", help="Diffusion time from which images are purified, 0 to 1.")
+]
 Steps = Annotated[int | None, typer.Option(help="Steps of the reverse process.")]
-Scale = Annotated[str | None, typer.Option(help="Guidance scale.")]
+Step = Annotated[
+    float | None, typer.Option("--dt", help="Length of a step in diffusion time, instead of --steps.")
+]
+Scale = Annotated[float | None, typer.Option(help="Guidance scale.")]
 AttackName = Annotated[
     str | None,
     typer.Option(
         "--attack",
         help="Attack: pgd, apgd-ce, autoattack, ...; a run file (.sqlite) for the images found in it on another "
         "defence; salt_and_pepper or gaussian corrupts at random; none judges the originals only. (default: pgd)",
+        autocompletion=names.among((*names.ATTACKS, *names.CONTROLS, "none")),
     ),
 ]
-Norm = Annotated[str | None, typer.Option(help="Norm of the budget: Linf, L2 or L1. (default: Linf)")]
+Norm = Annotated[
+    str | None,
+    typer.Option(
+        help="Norm of the budget: Linf, L2 or L1. (default: Linf)", autocompletion=names.among(names.NORMS)
+    ),
+]
 Eps = Annotated[
-    str | None, typer.Option(help="Radius of the budget, pixels in [0, 1]; fractions such as 8/255 are fine.")
+    float | None,
+    typer.Option(help="Radius of the budget, pixels in [0, 1]; fractions such as 8/255 are fine."),
 ]
 NIter = Annotated[int | None, typer.Option(help="Iterations of the attack.")]
 EotIter = Annotated[int | None, typer.Option(help="Noise draws averaged per iteration.")]
@@ -75,6 +103,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
+        metavar="<setting>",
         help="Any other setting, as method.NAME=VALUE, attack.NAME=VALUE, protocol.NAME=VALUE or classifier.NAME=VALUE "
         "(of a diffusion classifier); may be repeated. "
         "Example: --set attack.gradient=bpda --set method.label=input",
@@ -85,11 +114,17 @@ PresetName = Annotated[
     typer.Option(
         "--preset",
         help="A published experiment: its data, method and attack. Give --data-path, --denoiser and --classifier.",
+        autocompletion=names.among(names.PRESETS),
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the defence's noise.")]
 PrecisionName = Annotated[
-    str, typer.Option("--precision", help="Networks compute in fp32, tf32, bf16 or fp16.")
+    str,
+    typer.Option(
+        "--precision",
+        help="Networks compute in fp32, tf32, bf16 or fp16.",
+        autocompletion=names.among(names.PRECISIONS),
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 BatchSize = Annotated[int, typer.Option(help="Images attacked together and saved in one go.")]
@@ -131,6 +166,7 @@ def request(
     method: Method = None,
     t: T = None,
     steps: Steps = None,
+    dt: Step = None,
     scale: Scale = None,
     attack: AttackName = None,
     norm: Norm = None,
@@ -145,10 +181,15 @@ def request(
     device: Device = "cpu",
     rows: Rows = None,
 ) -> Request:
-    """What these options ask for. Raises ValueError for a value that cannot be read."""
-    given: dict[str, Any] = {"steps": steps, "norm": norm, "n_iter": n_iter, "eot_iter": eot_iter}
-    given |= {"start": start}
-    given |= {name: number(name, text) for name, text in (("t", t), ("scale", scale), ("eps", eps)) if text}
+    """What these options ask for. Raises ValueError for a setting that cannot be read."""
+    given: dict[str, Any] = {
+        "steps": steps,
+        "norm": norm,
+        "n_iter": n_iter,
+        "eot_iter": eot_iter,
+        "start": start,
+    }
+    given |= {"t": t, "dt": dt, "scale": scale, "eps": eps}
     return Request(
         data=data,
         data_path=data_path,
@@ -165,7 +206,7 @@ def request(
         device=device,
         rows=rows,
         given={name: value for name, value in given.items() if value is not None},
-        extra=_assigned(settings or []),
+        extra=assigned(settings),
     )
 
 
@@ -200,35 +241,6 @@ def interruptible() -> Iterator[None]:
     except RunInterrupted as stop:
         typer.echo(f"fastpure: {stop}", err=True)
         raise typer.Exit(130) from stop
-
-
-def _assigned(settings: list[str]) -> dict[str, dict[str, Any]]:
-    extra: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
-    for text in settings:
-        path, equals, value = text.partition("=")
-        kind, dot, name = path.strip().partition(".")
-        if not equals or not dot or kind not in KINDS or not name:
-            kinds = ", ".join(f"{kind}.NAME=VALUE" for kind in KINDS)
-            raise ValueError(f"`--set` must be {kinds}, got {text!r}")
-        extra[kind][name.replace("-", "_")] = literal(value.strip())
-    return extra
-
-
-def literal(text: str) -> Any:
-    """A number, fraction, True, False, None or list as written; anything else is text."""
-    try:
-        return float(Fraction(text)) if "/" in text else ast.literal_eval(text)
-    except (ValueError, SyntaxError, ZeroDivisionError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-
-
-def number(name: str, text: str) -> float:
-    """A decimal number or fraction."""
-    try:
-        return float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError):
-        option = "--" + name.replace("_", "-")
-        raise ValueError(f"`{option}` must be a number or a fraction such as 8/255, got {text!r}") from None
 
 
 def checked_device(name: str) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import names
+from .experiment import stepped
 from .options import checked_device
+from .values import assigned
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,27 +30,42 @@ DenoiserName = Annotated[
     str | None,
     typer.Option(
         help="Diffusion model: a bundled name or a file of weights. (default: cifar10-small, and with it, where "
-        "nothing else is said, four steps of the exponential integrator from t = 0.05)"
+        "nothing else is said, four steps of the exponential integrator from t = 0.05)",
+        autocompletion=names.among(names.DENOISERS),
     ),
 ]
 ClassifierName = Annotated[
     str | None,
-    typer.Option(help="Network that guides methods such as coup: a bundled name or a file of weights."),
+    typer.Option(
+        help="Network that guides methods such as coup: a bundled name or a file of weights.",
+        autocompletion=names.among(names.CLASSIFIERS),
+    ),
 ]
 MethodName = Annotated[
-    str | None, typer.Option(help="Name of the method, such as diffpure (the default), coup, ddpm.")
+    str | None,
+    typer.Option(
+        help="Name of the method, such as diffpure (the default), coup, ddpm.",
+        autocompletion=names.among(names.METHODS),
+    ),
 ]
 PresetName = Annotated[
     str | None,
-    typer.Option(help="Published configuration, such as coup-cifar10-linf, instead of --method."),
+    typer.Option(
+        help="Published configuration, such as coup-cifar10-linf, instead of --method.",
+        autocompletion=names.among(names.PRESETS),
+    ),
 ]
 Time = Annotated[float | None, typer.Option(help="Diffusion time from which images are purified.")]
-Step = Annotated[float | None, typer.Option(help="Step in diffusion time.")]
-Steps = Annotated[int | None, typer.Option(help="Number of steps, for methods that take it.")]
+Step = Annotated[float | None, typer.Option(help="Length of a step in diffusion time, instead of --steps.")]
+Steps = Annotated[int | None, typer.Option(help="Steps of the reverse process.")]
 Scale = Annotated[float | None, typer.Option(help="Strength of the guidance.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the method; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="<setting>",
+        help="Any other setting of the method, as method.NAME=VALUE; may be repeated.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
 Draws = Annotated[
@@ -124,8 +141,8 @@ def purify(
     from ..purify.files import FITS, carry_out, prepare
     from ..purify.files.inputs import remarks
 
-    chosen = {"t": t, "dt": dt, "n_steps": steps, "scale": scale}
-    given = {**{name: value for name, value in chosen.items() if value is not None}, **_parsed(settings)}
+    chosen = {"t": t, "dt": dt, "steps": steps, "scale": scale}
+    given = {**{name: value for name, value in chosen.items() if value is not None}, **_assigned(settings)}
     purifier, networks = _purifier(denoiser, classifier, method, preset, given, size, seed, precision, device)
     run = prepare(
         inputs,
@@ -197,7 +214,9 @@ def _purifier(
     elif guide is not None and published.recipe.takes is None:
         raise ValueError(mistake("--classifier", f"left out: {preset} is not guided", repr(classifier)))
     else:
-        recipe = published.method(guide, **given)
+        recipe = published.method(
+            guide, **_stepped(published.recipe.name, given, dict(published.recipe.settings))
+        )
     options: dict[str, Any] = {"seed": seed, "precision": precision}
     if size is None:
         return Purifier(model, recipe, **options).to(device), networks
@@ -230,7 +249,7 @@ def _method(name: str, guide: nn.Module | None, given: dict[str, Any]) -> Method
     from ..methods import METHODS, make, spec
 
     takes = spec(one_of("--method", name, METHODS))
-    known = dict(takes.settings)
+    known, given = dict(takes.settings), _stepped(name, given)
     for setting in given:
         if setting not in known:
             raise ValueError(mistake(f"settings of {name}", f"among {', '.join(known)}", setting))
@@ -243,17 +262,21 @@ def _method(name: str, guide: nn.Module | None, given: dict[str, Any]) -> Method
     return make(name, **{takes.network: guide}, **given)
 
 
-def _parsed(settings: list[str] | None) -> dict[str, Any]:
-    """NAME=VALUE with Python's literals; anything else is text."""
-    from ..errors import mistake
+def _stepped(name: str, given: dict[str, Any], published: dict[str, Any] | None = None) -> dict[str, Any]:
+    settings = stepped(name, given, published)
+    if "steps" in settings:
+        raise ValueError(f"`--steps` has no effect: {name} has no such setting")
+    return settings
 
-    parsed = {}
-    for setting in settings or []:
-        name, equals, text = setting.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(mistake("--set", "NAME=VALUE", repr(setting)))
-        try:
-            parsed[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            parsed[name] = text
-    return parsed
+
+def _assigned(settings: list[str] | None) -> dict[str, Any]:
+    """The method's settings; a bare NAME=VALUE, as it was once written, still is one."""
+    for text in settings or []:
+        name, equals, _ = text.partition("=")
+        if equals and name.strip().isidentifier():
+            print(f"fastpure: --set {text} is now written --set method.{text}", file=sys.stderr)
+    extra = assigned(settings, bare="method")
+    others = [kind for kind, own in extra.items() if own and kind != "method"]
+    if others:
+        raise ValueError(f"`--set {others[0]}...` has no effect: purify has settings of the method only")
+    return extra["method"]

@@ -38,7 +38,7 @@ def report(
         ),
     ] = "svg",
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Robustness report",
-    images: Annotated[int, typer.Option(help="Images shown per run; 0 shows none.")] = 8,
+    shown: Annotated[int, typer.Option(help="Images shown per run; 0 shows none.")] = 8,
     traced: Annotated[
         int, typer.Option(help="Images over which confidence along the reverse process is averaged; 0: none.")
     ] = 16,
@@ -74,6 +74,7 @@ def report(
 
       fastpure report runs/*.sqlite --figures paper/figures --formats svg,pdf --latex paper/tables
     """
+    from ..errors import whole
     from ..files import unfinished
     from ..report import Options
     from ..report import report as make
@@ -81,7 +82,7 @@ def report(
     from ..report.latex import LATEX
     from ..report.page import check_formats, refuse_existing
 
-    options = Options(title, images, traced, measured)
+    options = Options(title, whole("--shown", shown), traced, measured)
     kinds = tuple(word.strip().lower() for word in formats.split(",") if word.strip())
     check_formats(kinds)
     folders = ((csv, "csv", TABLES), (parquet, "parquet", TABLES), (latex, "tex", LATEX))

@@ -11,8 +11,9 @@ import typer
 
 from . import options as o
 from .experiment import build
+from .values import literal
 
-SHORT = ("t", "scale", "steps", "eps", "n_iter", "eot_iter", "norm")
+SHORT = ("t", "scale", "steps", "dt", "eps", "n_iter", "eot_iter", "norm")
 
 
 @o.experiment_options
@@ -21,8 +22,8 @@ def sweep(
     over: Annotated[
         list[str],
         typer.Option(
-            help="NAME=VALUE,VALUE,...; may be repeated, then every combination is run. Names: t, scale, steps, eps, "
-            "n-iter, eot-iter, method.NAME, attack.NAME or classifier.NAME (of a diffusion classifier)."
+            help="NAME=VALUE,VALUE,...; may be repeated, then every combination is run. Names: t, scale, steps, dt, "
+            "eps, n-iter, eot-iter, method.NAME, attack.NAME or classifier.NAME (of a diffusion classifier)."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the run files, one per combination.")] = Path(
@@ -65,7 +66,7 @@ def grid(over: list[str]) -> list[dict[str, Any]]:
                 f"classifier.NAME, got {text!r}"
             )
         names.append(name)
-        lists.append([o.literal(value.strip()) for value in values.split(",") if value.strip()])
+        lists.append([literal(value.strip()) for value in values.split(",") if value.strip()])
     if len(set(names)) != len(names):
         raise ValueError("`--over` names the same setting twice")
     return [dict(zip(names, values, strict=True)) for values in product(*lists)]

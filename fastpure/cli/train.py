@@ -10,19 +10,15 @@ import typer
 
 from . import train_flow, train_robust
 from . import train_options as given
+from .settings import register
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Train a denoiser, a classifier or an energy, or fine-tune a denoiser against attacks. "
     "Interrupt with Ctrl-C at any time: the same command continues.",
 )
-app.command("addt")(train_robust.addt)
-app.command("adbm")(train_robust.adbm)
-app.command("trades")(train_robust.trades)
-app.command("flowpure")(train_flow.flowpure)
 
 
-@app.command()
 def denoiser(
     data: given.Data = "digits",
     out: given.Out = None,
@@ -94,7 +90,6 @@ def denoiser(
     given.report(outcome, train.steps, folder)
 
 
-@app.command()
 def classifier(
     data: given.Data = "digits",
     out: given.Out = None,
@@ -137,7 +132,6 @@ def classifier(
     given.report(outcome, train.steps, folder)
 
 
-@app.command()
 def energy(
     data: given.Data = "digits",
     out: given.Out = None,
@@ -184,3 +178,12 @@ def energy(
         recipe, *images, folder, device=where, save_every=save_every, tensorboard=tensorboard
     )
     given.report(outcome, train.steps, folder)
+
+
+register(app, "denoiser", denoiser)
+register(app, "classifier", classifier)
+register(app, "energy", energy)
+register(app, "addt", train_robust.addt)
+register(app, "adbm", train_robust.adbm)
+register(app, "trades", train_robust.trades)
+register(app, "flowpure", train_flow.flowpure)

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as devices
+from .names import among
 
 if TYPE_CHECKING:
     from ..train import Outcome, TrainConfig
 
-Data = Annotated[str, typer.Option(help="Data set: digits (needs no file) or cifar10 (needs --data-path).")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Data set: digits (needs no file) or cifar10 (needs --data-path).",
+        autocompletion=among(("digits", "cifar10")),
+    ),
+]
 DataPath = Annotated[
     Path | None, typer.Option(help="File or folder with the images; needed for cifar10, not for digits.")
 ]
@@ -87,7 +94,7 @@ def checked_device(name: str | None) -> str | None:
     return None if name is None else devices.checked_device(name)
 
 
-def announce(network: str, data: str, steps: int, folder: Path) -> None:
+def announce(network: object, data: str, steps: int, folder: Path) -> None:
     """Say what is trained on what, and where it goes (once, however many processes there are)."""
     from ..train import Group
 

@@ -162,9 +162,11 @@ def trades(
     from ..classifiers import load_classifier
     from ..data import load_dataset
     from ..errors import one_of
+    from ..norms import norm_called
     from ..train import TRADES_RECIPES, train_classifier
 
     recipe = TRADES_RECIPES[one_of("data", data, TRADES_RECIPES)]
+    norm = None if norm is None else norm_called("--norm", norm, ("Linf", "L2"))
     if norm == "L2" and eps is None:
         raise ValueError("`--eps` must be given with --norm L2: the data set's own is a radius in Linf")
     settings = {"beta": beta, "n_iter": n_iter, "inner_mode": inner_mode, "distance": distance, "norm": norm}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import mistake, one_of, positive, whole
+from ..norms import norm_called
 from .base import GRADS, GuidanceStep
 from .prediction import CleanPull
 
@@ -36,7 +37,7 @@ class CleanDistance(CleanPull):
     grad: str = "exact"
 
     def __post_init__(self) -> None:
-        one_of("norm", self.norm, NORMS)
+        object.__setattr__(self, "norm", norm_called("norm", self.norm, NORMS))
         one_of("reduction", self.reduction, ("sum", "mean"))
         whole("pooled", self.pooled, 1)
         positive("width", self.width)

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, Protocol, cast, final
 import numpy as np
 from torch import Tensor, nn
 
-from ..errors import mistake, one_of, positive, whole
+from ..errors import mistake, one_of, positive, unexpected, whole
 from ..guidance import Guidance
 from ..nets import Denoiser
 from ..reverse import Procedure
@@ -291,6 +291,9 @@ def method(
 
         @wraps(function)
         def make(*args: P.args, **kwargs: P.kwargs) -> Method:
+            error = unexpected(name, kwargs, taken)
+            if error is not None:
+                raise error
             given = {**taken, **dict(zip(taken, args, strict=False)), **kwargs}
             # A wrong call raises Python's own TypeError below, with this function's name.
             if len(args) <= len(taken) and kwargs.keys() <= taken.keys():

@@ -11,6 +11,7 @@ from dataclasses import replace
 from ..errors import mistake, one_of, whole
 from ..guidance import CleanDistance, FrequencyCorrection
 from ..guidance.clean import NORMS
+from ..norms import norm_called
 from ..schedule import DiscreteVP, Row, StepTable, forward_diffusion, strided
 from .base import Method, discrete_index, method, number, spaced_indices
 
@@ -85,9 +86,12 @@ def dps(
     table = forward_diffusion(DiscreteVP().alpha_bar(start)) + steps.pulled(
         [number("scale", scale)] * len(steps)
     )
-    guidance = CleanDistance(one_of("norm", norm, NORMS), grad=guidance_grad)
+    norm = norm_called("norm", norm, NORMS)
+    guidance = CleanDistance(norm, grad=guidance_grad)
     note = "DPS-type: weights and steps are this library's"
-    return Method.of(table, guidance, clip_output, note=note, resolved={"n_steps": len(indices)})
+    return Method.of(
+        table, guidance, clip_output, note=note, resolved={"n_steps": len(indices), "norm": norm}
+    )
 
 
 @method(steps="n_steps")

@@ -238,7 +238,7 @@ def test_peak_memory_sees_what_a_call_needs():
 
 
 def test_the_command_prints_and_writes_the_same_figures(tmp_path):
-    arguments = ["bench", "--network", "ddpmpp-digits", "--batch", "2", "--steps", "2", "--repeats", "1"]
+    arguments = ["bench", "--network", "ddpmpp-digits", "--batch-size", "2", "--steps", "2", "--repeats", "1"]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "b.json")])
     assert done.exit_code == 0, done.output
     assert "fastpure, recompute, fp32" in done.output

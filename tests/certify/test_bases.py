@@ -227,7 +227,7 @@ def test_files_of_one_shot_denoising_name_no_method(tmp_path: Path) -> None:
 
 
 def test_command_says_what_it_costs_and_keeps_methods_apart(tmp_path: Path) -> None:
-    words = ["certify", "--images", "1", "--n0", "5", "--n", "20", "--radii", "0", "--method", "densepure"]
+    words = ["certify", "--n", "1", "--draws0", "5", "--draws", "20", "--radii", "0", "--method", "densepure"]
     words += ["--runs", "3", "--steps", "2", "--out", str(tmp_path / "d.csv")]
     output = CliRunner().invoke(app, words).output
     assert "25 noisy images (150 through the denoiser, 75 through the classifier)" in output

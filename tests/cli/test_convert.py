@@ -1,4 +1,4 @@
-"""`fastpure convert` and `fastpure doctor --checkpoint`."""
+"""`fastpure convert` and `fastpure doctor --denoiser`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def run(*words: str):
 
 
 def test_doctor_describes_a_checkpoint():
-    result = run("doctor", "--checkpoint", CHECKPOINT, "--config", CONFIG)
+    result = run("doctor", "--denoiser", CHECKPOINT, "--model-config", CONFIG)
     assert result.exit_code == 0, result.output
     digest = hashlib.sha256(Path(CHECKPOINT).read_bytes()).hexdigest()
     for words in ("score_sde", "20,411", "3x16x16", "continuous", "averaged (ema", "optimizer", digest):
         assert words in result.output
-    report = json.loads(run("doctor", "--checkpoint", CHECKPOINT, "--config", CONFIG, "--json").output)
+    report = json.loads(run("doctor", "--denoiser", CHECKPOINT, "--model-config", CONFIG, "--json").output)
     assert (report["format"], report["parameters"], report["sha256"]) == ("score_sde", 20_411, digest)
 
 
 def test_convert_is_bitwise(tmp_path):
     target = tmp_path / "out.safetensors"
-    result = run("convert", CHECKPOINT, str(target), "--config", CONFIG)
+    result = run("convert", CHECKPOINT, str(target), "--model-config", CONFIG)
     assert result.exit_code == 0, result.output
     direct, converted = load_denoiser(CHECKPOINT, config=CONFIG), load_denoiser(target)
     theirs = converted.network.state_dict()
@@ -51,8 +51,8 @@ def test_convert_is_bitwise(tmp_path):
 
 def test_convert_to_half_precision(tmp_path):
     full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
-    run("convert", CHECKPOINT, str(full), "--config", CONFIG)
-    run("convert", CHECKPOINT, str(half), "--config", CONFIG, "--dtype", "float16")
+    run("convert", CHECKPOINT, str(full), "--model-config", CONFIG)
+    run("convert", CHECKPOINT, str(half), "--model-config", CONFIG, "--dtype", "float16")
     assert half.stat().st_size < 0.6 * full.stat().st_size
     exact, rounded = (load_denoiser(path).network.state_dict() for path in (full, half))
     for name, value in exact.items():
@@ -87,19 +87,19 @@ def fastpure(*words: str) -> subprocess.CompletedProcess:
 def test_convert_refuses(tmp_path):
     target = tmp_path / "out.safetensors"
     target.write_bytes(b"mine")
-    result = fastpure("convert", CHECKPOINT, str(target), "--config", CONFIG)
+    result = fastpure("convert", CHECKPOINT, str(target), "--model-config", CONFIG)
     assert result.returncode == 2
     assert "which exists. Overwrite it with --force" in result.stderr
     assert "Traceback" not in result.stderr
     assert target.read_bytes() == b"mine"
-    assert run("convert", CHECKPOINT, str(target), "--config", CONFIG, "--force").exit_code == 0
+    assert run("convert", CHECKPOINT, str(target), "--model-config", CONFIG, "--force").exit_code == 0
     assert load_denoiser(target).checkpoint.format == "native"
     for words, message in (
         (["out.pt"], "ends in .safetensors"),
         ([str(tmp_path / "x.safetensors"), "--dtype", "int8"], "`--dtype` must be one of"),
         ([str(tmp_path / "x.safetensors"), "--format", "keras"], "`format` must be one of"),
     ):
-        result = run("convert", CHECKPOINT, *words, "--config", CONFIG)
+        result = run("convert", CHECKPOINT, *words, "--model-config", CONFIG)
         assert isinstance(result.exception, ValueError)
         assert message in str(result.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
@@ -107,7 +107,7 @@ def test_convert_refuses(tmp_path):
 
 def test_given_again_it_is_done_and_anything_else_is_kept(tmp_path):
     target = tmp_path / "out.safetensors"
-    words = ("convert", CHECKPOINT, str(target), "--config", CONFIG)
+    words = ("convert", CHECKPOINT, str(target), "--model-config", CONFIG)
     assert run(*words).exit_code == 0
     before = target.read_bytes()
     again = run(*words)

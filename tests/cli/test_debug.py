@@ -81,7 +81,13 @@ def test_before_and_behind_a_command(tmp_path, monkeypatch, capsys):
     """A configuration that is nested a hundred thousand times over."""
     monkeypatch.delenv("FASTPURE_DEBUG", raising=False)
     (tmp_path / "deep.json").write_text("[" * 100_000)
-    words = ("doctor", "--checkpoint", str(FOLDER / "adm_tiny.pt"), "--config", str(tmp_path / "deep.json"))
+    words = (
+        "doctor",
+        "--denoiser",
+        str(FOLDER / "adm_tiny.pt"),
+        "--model-config",
+        str(tmp_path / "deep.json"),
+    )
     code, _, text = run(monkeypatch, capsys, *words)
     assert code == 2
     assert text.strip().endswith("nested too deeply")
@@ -97,7 +103,7 @@ def test_before_and_behind_a_command(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "words",
     [
-        ("doctor", "--checkpoint", "no such file"),
+        ("doctor", "--denoiser", "no such file"),
         ("convert", "/", "/tmp/out.safetensors"),
         ("evaluate", "--method", "edm", "--set", "method.n_steps=0", "--n", "1"),
         ("evaluate", "--method", "edm", "--set", "method.churn=nan", "--n", "1"),

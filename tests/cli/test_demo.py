@@ -26,7 +26,7 @@ from fastpure.cli.experiment import DEFAULTS
 from fastpure.cli.main import app, main
 from fastpure.data import load_dataset
 
-TINY = ["--steps", "2", "--n-iter", "1", "--eot-iter", "1", "--eval-draws", "1"]
+TINY = ["--steps", "2", "--n-iter", "1", "--eot-iter", "1", "--draws", "1"]
 ROWS = ("no defence", "DiffPure", "COUP without guidance", "COUP", "COUP, guidance detached")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 GREEN, BLUE = (0, 255, 0), (0, 0, 255)
@@ -119,7 +119,7 @@ def test_cifar10_prints_the_same_table_and_draws_in_colour(tmp_path, pack, monke
     picture, panels, grid = tmp_path / "picture.png", [], figures._grid
     monkeypatch.setattr(demo_settings, "has_bfloat16", lambda: True)
     monkeypatch.setattr(figures, "_grid", lambda panel, *rest: panels.append(panel) or grid(panel, *rest))
-    result = run("--data", "cifar10", "--images", str(pack), "--out", str(picture), "--n", "8", *TINY)
+    result = run("--data", "cifar10", "--data-path", str(pack), "--out", str(picture), "--n", "8", *TINY)
     assert result.exit_code == 0, result.output
     for name in ROWS:
         assert name in result.output
@@ -170,7 +170,7 @@ def test_without_options_it_is_digits_as_ever(chosen):
 
 
 def test_cifar10_as_described(chosen, pack):
-    words = ["--data", "cifar10", "--images", str(pack), "--n", "5", "--precision", "fp32"]
+    words = ["--data", "cifar10", "--data-path", str(pack), "--n", "5", "--precision", "fp32"]
     assert run(*words).exit_code == 0
     ((setting, data),) = chosen
     names = ("t", "steps", "scale", "norm", "eps", "n_iter", "eot_iter", "eval_draws", "precision", "seed")
@@ -224,15 +224,15 @@ def test_help_names_the_defaults_of_both():
         (["--norm", "L2"], ["`--eps` must be given with --norm L2"]),
         (["--n", "3", "--precision", "int8"], ["`precision` must be one of", "'int8'"]),
         (["--data", "svhn"], ["`--data` must be one of 'digits', 'cifar10', got 'svhn'"]),
-        (["--images", "64"], ["must be the place of the images, got the number 64", "--n 64"]),
-        (["--data", "cifar10", "--images", "64"], ["got the number 64", "--n 64"]),
-        (["--images", "pack.npz"], ["must not be given for digits", "--data cifar10 --images pack.npz"]),
+        (["--data-path", "64"], ["must be the place of the images, got the number 64", "--n 64"]),
+        (["--data", "cifar10", "--data-path", "64"], ["got the number 64", "--n 64"]),
+        (["--data-path", "pack.npz"], ["must not be given for digits", "--data cifar10 --data-path pack.npz"]),
         (
             ["--data", "cifar10"],
-            ["`--images` must be given", "cifar-10-python.tar.gz", "https://www.cs.toronto.edu/~kriz/cifar.html"],
+            ["`--data-path` must be given", "cifar-10-python.tar.gz", "https://www.cs.toronto.edu/~kriz/cifar.html"],
         ),
-        (["--data", "cifar10", "--images", "missing.tar.gz"], ["missing.tar.gz: no such file or folder"]),
-        (["--data", "cifar10", "--images", "missing.npz"], ["missing.npz: no such file"]),
+        (["--data", "cifar10", "--data-path", "missing.tar.gz"], ["missing.tar.gz: no such file or folder"]),
+        (["--data", "cifar10", "--data-path", "missing.npz"], ["missing.npz: no such file"]),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_sentence(words, messages, tmp_path, monkeypatch, capsys):
@@ -245,14 +245,14 @@ def test_mistakes_are_one_sentence(words, messages, tmp_path, monkeypatch, capsy
 
 
 def test_more_images_than_a_pack_has(pack, monkeypatch, capsys):
-    said = refused(monkeypatch, capsys, "--data", "cifar10", "--images", str(pack))
+    said = refused(monkeypatch, capsys, "--data", "cifar10", "--data-path", str(pack))
     assert "`--n` must be in 1..8, the test images there are, got 32" in said
 
 
 def test_a_folder_called_like_a_number_is_a_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "64").mkdir()
-    assert place("cifar10", "64") == Path("64")
+    assert place("cifar10", Path("64")) == Path("64")
     with pytest.raises(ValueError, match="--n 64"):
         place("digits", "64")
 

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 import fastpure as fp
 from fastpure.cli.experiment import method_settings
 from fastpure.cli.main import app
-from fastpure.cli.options import literal, request
+from fastpure.cli.options import request
 from fastpure.cli.sweep import grid
+from fastpure.cli.values import literal
 from fastpure.data import load_dataset
 from fastpure.evaluate.work import Worker
 from fastpure.purify.description import plain

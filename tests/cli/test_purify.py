@@ -139,7 +139,7 @@ def test_guided_methods_and_other_settings(tmp_path: Path) -> None:
         "--dt",
         "0.05",
     ]
-    result = run(source, "--out", tmp_path / "out", *guided, "--scale", "3", "--set", "label=input")
+    result = run(source, "--out", tmp_path / "out", *guided, "--scale", "3", "--set", "method.label=input")
     assert result.exit_code == 0, result.output
     classifier = fp.load_classifier("digits")
     method = fp.methods.coup(classifier, t=0.1, dt=0.05, scale=3.0, label="input")

@@ -70,7 +70,7 @@ def test_another_configuration_is_refused_and_the_same_has_nothing_to_do(tmp_pat
     for words, reason in (
         (["--seed", "1"], "seed was 0, is 1"),
         (["--batch-size", "2"], "batch_size was 16, is 2"),
-        (["--set", "clip_output=True"], "method was"),
+        (["--set", "method.clip_output=True"], "method was"),
     ):
         result = run(source, "--out", out, *SHORT, *words)
         assert isinstance(result.exception, ResumeError)
@@ -91,7 +91,7 @@ def test_another_configuration_is_refused_and_the_same_has_nothing_to_do(tmp_pat
         (["--method", "coup"], "`--classifier` must be given: coup is guided by it"),
         (["--classifier", "digits"], "`--classifier` must be left out: diffpure is not guided"),
         (["--scale", "1"], "`settings of diffpure` must be among t, dt, clip_output, solver, got scale"),
-        (["--set", "t"], "`--set` must be NAME=VALUE"),
+        (["--set", "t"], "`--set` must be method.NAME=VALUE"),
         (["--draws", "0"], "`--draws` must be an integer"),
         (["--batch-size", "0"], "`--batch-size` must be an integer"),
         (["--ids", "hash"], "`--ids` must be one of 'position', 'names'"),

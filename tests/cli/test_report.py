@@ -30,7 +30,7 @@ def files(tmp_path_factory):
 
 def test_report_writes_page_and_tables(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["report", *files, "--csv", "tables", "--title", "Digits", "--images", "2", "--traced", "2"]
+    words = ["report", *files, "--csv", "tables", "--title", "Digits", "--shown", "2", "--traced", "2"]
     done = CliRunner().invoke(main.app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     html = (tmp_path / "report.html").read_text()
@@ -51,7 +51,7 @@ def test_report_writes_page_and_tables(files, tmp_path, monkeypatch):
 
 def test_killed_between_two_files_it_continues_and_spares_others(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["report", files[0], "--csv", "tables", "--figures", "figures", "--images", "1", "--traced", "0"]
+    words = ["report", files[0], "--csv", "tables", "--figures", "figures", "--shown", "1", "--traced", "0"]
     written, replace_file = [0], fastpure.files.replace_file
 
     def dying(path, content):
@@ -80,7 +80,7 @@ def test_killed_between_two_files_it_continues_and_spares_others(files, tmp_path
 
 def test_figures_are_written_beside_the_page(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["report", *files, "--figures", "docs/figures", "--images", "1", "--traced", "1"]
+    words = ["report", *files, "--figures", "docs/figures", "--shown", "1", "--traced", "1"]
     done = CliRunner().invoke(main.app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     names = ["attack-accuracy.svg", "attack-loss-ce.svg"]
@@ -108,7 +108,7 @@ def test_figures_are_written_beside_the_page(files, tmp_path, monkeypatch):
         (["{0}", "--figures", "there.html"], "there.html is a file where a folder should be"),
         (["{0}", "--figures", "there.html/new", "--force"], "there.html is a file where a folder should be"),
         (["{0}", "--parquet", "new"], "pip install 'fastpure[parquet]'"),
-        (["{0}", "--images", "-1"], "`images` must be an integer >= 0"),
+        (["{0}", "--shown", "-1"], "`--shown` must be an integer >= 0"),
         (["{0}", "--denoiser", "digits"], "`--classifier` must be given with --denoiser"),
         (["{0}", "--classifier", "none.pt"], "none.pt"),
         (["{0}", "--device", "tpu"], "`device` must be cpu"),

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ...attacks.budget import Budget
 from ...errors import mistake, one_of, positive, whole
 from ...guidance.auxiliary import DISTANCES
+from ...norms import norm_called
 from ..batches import Batch, Purpose
 from .base import Augment, evaluation_mode, frozen_weights, kept_buffers
 
@@ -67,7 +68,7 @@ class TradesLoss:
 
     def __post_init__(self) -> None:
         one_of("distance", self.distance, DISTANCES)
-        one_of("norm", self.norm, ("Linf", "L2"))
+        object.__setattr__(self, "norm", norm_called("norm", self.norm, ("Linf", "L2")))
         for name in ("beta", "eps", "step_size"):
             positive(name, getattr(self, name))
         Budget(self.norm, self.eps)
