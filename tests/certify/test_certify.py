@@ -219,7 +219,7 @@ def test_a_file_with_the_noise_of_evaluations_is_not_continued(tmp_path: Path) -
 
 def test_command_prints_certified_accuracy_and_continues(tmp_path: Path) -> None:
     path = tmp_path / "digits.csv"
-    words = ["certify", "--images", "3", "--n0", "5", "--n", "60", "--out", str(path), "--radii", "0,0.1"]
+    words = ["certify", "--n", "3", "--draws0", "5", "--draws", "60", "--out", str(path), "--radii", "0,0.1"]
     output = CliRunner().invoke(app, words).output
     assert "certified accuracy" in output
     records = read_records(path)[1]

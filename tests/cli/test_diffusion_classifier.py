@@ -59,8 +59,8 @@ def test_mistakes(file, settings, method, message):
 
 def test_certify_command(file, tmp_path):
     path = tmp_path / "c.csv"
-    words = ["certify", "--method", "nrdc", "--classifier", f"diffusion:{file}", "--images", "2", "--n0", "2",
-             "--n", "4", "--n-levels", "2", "--out", str(path), "--radii", "0,0.1"]  # fmt: skip
+    words = ["certify", "--method", "nrdc", "--classifier", f"diffusion:{file}", "--n", "2", "--draws0", "2",
+             "--draws", "4", "--n-levels", "2", "--out", str(path), "--radii", "0,0.1"]  # fmt: skip
     output = CliRunner().invoke(app, words, catch_exceptions=False).output
     assert "12 noisy images (240 through the diffusion model)" in output
     assert "abstained on 2 of 2 images" in output, "four draws bound nothing"
