@@ -9,10 +9,11 @@ from statistics import NormalDist
 import numpy as np
 
 from .errors import mistake
+from .shown import Settings
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(Settings):
     """An estimated proportion with its confidence interval; all three in [0, 1]."""
 
     estimate: float

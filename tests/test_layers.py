@@ -25,6 +25,7 @@ LAYERS = [
         "openmp",
         "pickles",
         "readers",
+        "shown",
         "signatures",
         "threads",
         "trackers",

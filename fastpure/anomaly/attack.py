@@ -12,6 +12,7 @@ from torch import Tensor
 from ..attacks import Budget
 from ..errors import mistake, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_uniform
+from ..shown import Card, Settings, Shown, per_image, spread
 
 
 class Scorer(Protocol):
@@ -23,8 +24,8 @@ class Scorer(Protocol):
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class AnomalyAttackResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class AnomalyAttackResult(Shown):
     """Attacked images [B, C, H, W]; scores float32 [B] before and after, means over fresh draws; distances [B]."""
 
     x_adv: Tensor
@@ -32,10 +33,18 @@ class AnomalyAttackResult:
     attacked_score: Tensor
     distance: Tensor
 
+    def _shown(self) -> Card:
+        columns = {"before": self.clean_score, "after": self.attacked_score, "distance": self.distance}
+        return Card(
+            f"AnomalyAttackResult of {len(self.distance)} images",
+            tuple((name, spread(values)) for name, values in columns.items()),
+            grids=(per_image("images: scores and distance", tuple(columns), tuple(columns.values())),),
+        )
+
 
 @final
 @dataclass(frozen=True)
-class AnomalyAttack:
+class AnomalyAttack(Settings):
     """Projected gradient descent on the score, averaged over draws of the detector's noise.
 
     Attributes:

@@ -21,13 +21,14 @@ from ..nets import Denoiser
 from ..purify.description import plain, weights_sha256
 from ..purify.purifier import check_range
 from ..schedule import VP, DiscreteVP
+from ..shown import Card, ShownModule, described, size
 from .smoothing import ScoreCertificates, ScoreSmoothing
 
 NOISE, TIME = 0, 1  # steps of the noise keys
 
 
 @final
-class AnomalyDetector(nn.Module):
+class AnomalyDetector(ShownModule, nn.Module):
     """Scores images by how badly a denoiser trained on normal ones reconstructs them. Larger is more anomalous.
 
     x_t = alpha x + sigma n at a random time; the one-step estimate of the clean image is compared with x at
@@ -84,6 +85,20 @@ class AnomalyDetector(nn.Module):
         self.register_buffer("noisy_mean_error", unknown, persistent=False)
         self.sigma: float | None = None
         self.training = False
+
+    def _shown(self) -> Card:
+        fitted = "no" if bool(self.mean_error.isnan().any()) else "yes"
+        noisy = "" if self.sigma is None else f", for certificates with sigma {self.sigma:g} too"
+        return Card(
+            f"AnomalyDetector of images {size(self.denoiser.image_shape)}",
+            (
+                ("denoiser", described(self.denoiser)),
+                ("times", f"{self.t_min:g} to {self.t_max:g}"),
+                ("blocks of", f"{', '.join(map(str, self.scales))} pixels, window {self.window}"),
+                ("fitted", f"{fitted}{noisy}"),
+                ("seed", str(self.seed)),
+            ),
+        )
 
     @torch.no_grad()
     def fit(

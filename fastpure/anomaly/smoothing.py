@@ -19,6 +19,7 @@ from ..certify.bounds import check_alpha, check_radius, shifted_level
 from ..certify.records import RowFile, append_row
 from ..certify.smoothing import NOISE, ids_of, noisy_images
 from ..errors import finite, mistake, positive, whole
+from ..shown import Card, Shown, per_image, spread
 
 
 def _scores(cells: list[str]) -> tuple[int, Tensor]:
@@ -31,8 +32,8 @@ SCORES = RowFile("# fastpure anomaly scores ", ["sample_id", "scores"], _scores)
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class ScoreCertificates:
+@dataclass(frozen=True, eq=False, repr=False)
+class ScoreCertificates(Shown):
     """Scores of images under noise of deviation ``sigma``, and what follows from them for changes of the images.
 
     Each statement about an image, one decision or one bound, is wrong with probability at most ``alpha``, which is
@@ -51,6 +52,22 @@ class ScoreCertificates:
     scores: Tensor
     sigma: float
     alpha: float
+
+    def _shown(self) -> Card:
+        n, draws = self.scores.shape
+        means = self.scores.double().mean(1)
+        return Card(
+            f"ScoreCertificates of {n} images",
+            (
+                ("score", spread(self.scores)),
+                ("draws", f"{self.chosen.shape[1]} that choose, {draws} that estimate"),
+                (
+                    "noise",
+                    f"sigma {self.sigma:g}; each statement wrong with probability at most {self.alpha:g}",
+                ),
+            ),
+            grids=(per_image("images", ("sample id", "mean score"), (self.sample_ids, means)),),
+        )
 
     def decide(self, threshold: float) -> Certificates:
         """Whether each image is anomalous: whether most of its noisy images score above ``threshold``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -21,13 +22,14 @@ from ..purify import Target, look_through
 from ..purify.inputs import check_range
 from ..reverse import Execution
 from ..signatures import arguments
+from ..shown import Card, Fields, Settings, Shown, per_image, spread
 from .budget import Admissible, Budget
 from .gradient import score
 from .weakness import Effort, Finding, Seen, Setting, check, noise_left_by
 
 
-@dataclass(frozen=True, eq=False)
-class AttackResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class AttackResult(Shown):
     """Adversarial images with their verdict.
 
     Attributes:
@@ -117,6 +119,39 @@ class AttackResult:
         lines += [f"NOTE     {note}" for note in self.notes]
         return "\n".join([*lines, *(f"WARNING  {warning}" for warning in self.warnings)])
 
+    def _shown(self) -> Card:
+        rows = [
+            ("attack", _UNSET.sub("", self.attack)),
+            ("clean", str(self.clean_accuracy)),
+            ("robust", str(self.robust_accuracy)),
+            ("distance", spread(self.distance)),
+        ]
+        if self.spent is not None and len(self.spent):
+            rows.append(("spent", f"{float(self.spent.mean()):.4g} gradients per image"))
+        if self.stopped:
+            rows.append(("ended", self.stopped))
+        rows += [("note", note) for note in self.notes]
+        n, draws = self.robust_correct.shape
+        more = [("judged", f"on {draws} draws" if draws > 1 else "once"), ("time", f"{self.seconds:.1f} s")]
+        if self.execution is not None:
+            more.append(("executed", str(self.execution)))
+        columns = {
+            "clean": self.clean_correct.double().mean(1),
+            "robust": self.robust_correct.double().mean(1),
+            "distance": self.distance,
+        }
+        return Card(
+            f"AttackResult of {n} images",
+            tuple(rows),
+            tuple(more),
+            (
+                per_image(
+                    "images: share of the draws that are right", tuple(columns), tuple(columns.values())
+                ),
+            ),
+            tuple(map(str, self.warnings)),
+        )
+
     @staticmethod
     def joined(parts: Sequence[AttackResult]) -> AttackResult:
         """One result of an attack that was run on parts of a set of images, in their order, on the CPU."""
@@ -149,6 +184,10 @@ class AttackResult:
         )
 
 
+_UNSET = re.compile(r", \w+=None\b")
+"""Settings of an attack's text that say nothing."""
+
+
 def _accuracy(correct: Tensor) -> Interval:
     return wilson(float(correct.double().mean(1).sum()) if len(correct) else 0.0, len(correct))
 
@@ -160,8 +199,8 @@ Count = Callable[["Attack"], tuple[float, float]]
 """Most purifications with and without gradient per image that an attack asks for."""
 
 
-@dataclass(frozen=True)
-class Problem:
+@dataclass(frozen=True, repr=False)
+class Problem(Fields):
     """What is attacked: the target, images [B, C, H, W] in [0, 1], labels [B] and sample ids [B]."""
 
     target: Target
@@ -185,8 +224,8 @@ class Problem:
         return replace(self, x=self.x[chosen], y=self.y[chosen], ids=self.ids[chosen])
 
 
-@dataclass(frozen=True, eq=False)
-class Proposal:
+@dataclass(frozen=True, eq=False, repr=False)
+class Proposal(Fields):
     """What an attack suggests; ``Attack`` projects, measures and re-scores it.
 
     Attributes:
@@ -216,7 +255,7 @@ class Proposal:
     notes: tuple[str, ...] = ()
 
 
-class Attack(ABC):
+class Attack(Settings, ABC):
     """Base of all attacks; subclasses are frozen dataclasses that implement ``propose``."""
 
     asks: ClassVar[bool] = True

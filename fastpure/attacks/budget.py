@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import mistake, positive
 from ..norms import norm_called
+from ..shown import Settings
 
 NORMS = ("Linf", "L2", "L1")
 
@@ -49,7 +50,7 @@ class Box(Admissible):
 
 
 @dataclass(frozen=True)
-class Budget(Admissible):
+class Budget(Settings, Admissible):
     """All images in [0, 1] within distance ``eps`` of the original, in [0, 1] units.
 
     ``norm`` is "Linf" (8/255 and the like), or "L2" or "L1" over all pixels and channels of an image. Other spellings

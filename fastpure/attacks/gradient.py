@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import finite, mistake
 from ..kernels import Domain
 from ..purify import Target
+from ..shown import Fields
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits [N, classes], labels [N] or [N, 2]) to losses [N]."""
@@ -27,8 +28,8 @@ Objective = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(images, labels, sample ids, draws) to (losses [N], logits [N, classes])."""
 
 
-@dataclass(frozen=True, eq=False)
-class Query:
+@dataclass(frozen=True, eq=False, repr=False)
+class Query(Fields):
     """What an attack learns at a point, averaged over draws.
 
     Attributes:

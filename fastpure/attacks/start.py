@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import mistake, named
 from ..readers import READERS
+from ..shown import Settings
 from .base import AttackResult
 from .budget import Budget
 from .naming import by_name, check_names, check_tensor, check_values, rows
@@ -21,7 +22,7 @@ ROUNDING = 2.0**-23
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Start:
+class Start(Settings):
     """Images to begin at, matched with the attacked ones by sample id.
 
     In a run's identity the images stand as their checksum.

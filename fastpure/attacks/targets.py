@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import mistake, named, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_uniform
+from ..shown import Settings
 from .base import Problem
 from .gradient import Logits, mean_logits
 from .naming import by_name, check_names, check_tensor, rows
@@ -23,7 +24,7 @@ _DRAW = 2**32 - 1
 
 @final
 @dataclass(frozen=True, eq=False)
-class Targets:
+class Targets(Settings):
     """A target class for each image, matched by sample id.
 
     Attributes:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..intervals import cochran_q, mcnemar, wilson
 from ..methods import Method
+from ..shown import Settings
 
 MIN_ITERATES = 10
 """Iterations below which nobody can tell whether the loss had stopped rising: fifths would be single iterates."""
@@ -48,7 +49,7 @@ CAUSES = (
 
 @final
 @dataclass(frozen=True)
-class Finding:
+class Finding(Settings):
     """One check.
 
     Attributes:

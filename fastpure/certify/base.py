@@ -17,6 +17,7 @@ from ..errors import finite, mistake, positive
 from ..kernels import Domain, NoiseKeys
 from ..nets import Conditioning, Denoiser
 from ..schedule import VP, DiscreteVP
+from ..shown import Card, ShownModule, brief, described
 
 COMBINE: dict[str, Callable[[Tensor], Tensor]] = {
     "logits": lambda logits: logits,
@@ -26,7 +27,7 @@ COMBINE: dict[str, Callable[[Tensor], Tensor]] = {
 """What the logits of one clean version [B, classes] add to the scores of its noisy image."""
 
 
-class SmoothedBase(nn.Module, ABC):
+class SmoothedBase(ShownModule, nn.Module, ABC):
     """A base classifier for `Smoothing`: scores of noisy images, in evaluation mode.
 
     It may draw noise of its own. The vote of a noisy image is then random given that image, and the certificate of
@@ -47,6 +48,13 @@ class SmoothedBase(nn.Module, ABC):
 
         ``keys`` name them: whatever is random is a function of these keys with another stream than ``FORWARD``.
         """
+
+    def _shown(self) -> Card:
+        settings = {name: value for name, value in self.settings().items() if name != "base"}
+        sigma = [] if self.sigma is None else [("sigma", f"{self.sigma:g}")]
+        parts = [(name, described(part)) for name, part in self.named_children()]
+        told = [(name, brief(value)) for name, value in settings.items()]
+        return Card(f"{type(self).__name__}, to be smoothed", (*parts, *sigma, *told))
 
     def settings(self) -> dict[str, Any]:
         """What tells it from others with the same networks; part of what a continued file must match."""

@@ -13,12 +13,13 @@ from ..errors import finite, mistake, whole
 from ..kernels import Domain
 from ..purify import NoisedDiffusionClassifier
 from ..purify.inputs import check_range
+from ..shown import Card, Shown, per_image, spread
 from .bounds import check_alpha
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class PosteriorCertificates:
+@dataclass(frozen=True, eq=False, repr=False)
+class PosteriorCertificates(Shown):
     """What is certified about each image.
 
     Fields:
@@ -32,6 +33,24 @@ class PosteriorCertificates:
     radius: Tensor
     p_lower: Tensor
     p_upper: Tensor
+
+    def _shown(self) -> Card:
+        columns = {
+            "class": self.predicted,
+            "radius": self.radius,
+            "p_lower": self.p_lower,
+            "p_upper": self.p_upper,
+        }
+        return Card(
+            f"PosteriorCertificates of {len(self.radius)} images",
+            (
+                ("radius", f"{spread(self.radius)} (L2, pixels in [0, 1])"),
+                ("p_lower", spread(self.p_lower)),
+                ("p_upper", f"{spread(self.p_upper)} (of any other class)"),
+                ("abstained", f"on {int((self.predicted < 0).sum())}"),
+            ),
+            grids=(per_image("images", tuple(columns), tuple(columns.values())),),
+        )
 
 
 @final

@@ -13,13 +13,14 @@ from typing import Any, Generic, TypeVar, final
 
 from ..errors import ResumeError
 from ..files import disk, replace_file
+from ..shown import Settings
 
 T = TypeVar("T")
 
 
 @final
 @dataclass(frozen=True)
-class Record:
+class Record(Settings):
     """One certified image.
 
     Fields:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data import Dataset
 from ..errors import mistake, positive, whole
 from ..purify import NoisedDiffusionClassifier
+from ..shown import Settings
 from .bounds import check_alpha
 from .posterior import PosteriorSmoothing
 from .records import POSTERIORS, RECORDS, PosteriorRecord, Record, RowFile, append_row
@@ -22,7 +23,7 @@ from .smoothing import NOISE, Smoothing
 
 @final
 @dataclass(frozen=True)
-class CertifyConfig:
+class CertifyConfig(Settings):
     """``sigma`` of the noise in [0, 1] units, ``n0`` and ``n`` draws, error probability ``alpha``, ``seed``."""
 
     sigma: float = 0.25

@@ -13,6 +13,7 @@ from ..errors import finite, mistake, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
 from ..kernels.keys import WORD_MAX
 from ..purify.inputs import asking, check_range
+from ..shown import Card, Shown, per_image, spread
 from .base import as_base
 from .bounds import certified_radius, check_alpha, lower_bound
 
@@ -21,8 +22,8 @@ NOISE = {"noise": f"domain {Domain.CERTIFICATE:d}, certification's own"}
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Certificates:
+@dataclass(frozen=True, eq=False, repr=False)
+class Certificates(Shown):
     """What is certified about each image.
 
     Fields:
@@ -36,6 +37,23 @@ class Certificates:
     radius: Tensor
     p_lower: Tensor
     votes: Tensor
+
+    def _shown(self) -> Card:
+        columns = {
+            "class": self.predicted,
+            "radius": self.radius,
+            "p_lower": self.p_lower,
+            "votes": self.votes,
+        }
+        return Card(
+            f"Certificates of {len(self.radius)} images",
+            (
+                ("radius", f"{spread(self.radius)} (L2, pixels in [0, 1])"),
+                ("p_lower", spread(self.p_lower)),
+                ("abstained", f"on {int((self.predicted < 0).sum())}"),
+            ),
+            grids=(per_image("images", tuple(columns), tuple(columns.values())),),
+        )
 
 
 @final

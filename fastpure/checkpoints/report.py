@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..nets.registry import Config
+from ..shown import Card, Shown, size
 from .weights import Translation, same_names
 
 
@@ -41,8 +42,8 @@ class Plan:
     network: nn.Module | None = None
 
 
-@dataclass(frozen=True)
-class CheckpointReport:
+@dataclass(frozen=True, repr=False)
+class CheckpointReport(Shown):
     """Where a denoiser's weights come from and what they are. ``denoiser.checkpoint`` of a loaded denoiser.
 
     Attributes:
@@ -112,6 +113,24 @@ class CheckpointReport:
             "sha256": self.sha256,
             "config": self.config,
         }
+
+    def _shown(self) -> Card:
+        # Without the checksum, which takes longer than loading.
+        rows = [
+            ("file", f"{self.path} ({self.bytes:,} bytes)"),
+            ("format", self.format),
+            ("parameters", f"{self.parameters:,}"),
+            ("images", size(self.image_shape)),
+            ("predicts", f"{self.prediction}, told {self.time_input}, schedule {self.schedule}"),
+            ("weights", self.ema),
+        ]
+        more = [("dropped", text) for text in self.dropped]
+        more += [("config", ", ".join(f"{name}={value}" for name, value in self.config.items()))]
+        return Card(
+            f"CheckpointReport: {self.architecture} from {self.path.name}",
+            (*rows, *(("note", note) for note in self.notes)),
+            tuple(more),
+        )
 
     def __str__(self) -> str:
         lines = []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import mistake
 from ..nets.constant_weights import ConstantWeights
+from ..shown import Card, Shown
 
 SWAPPING = threading.RLock()
 """Held while a module of the caller's is called in a state that other threads must not see."""
@@ -91,8 +92,8 @@ def require_eval(module: nn.Module, argument: str) -> nn.Module:
 
 
 @final
-@dataclass(frozen=True)
-class ClassifierReport:
+@dataclass(frozen=True, repr=False)
+class ClassifierReport(Shown):
     """Where a classifier's weights come from and what they are.
 
     Attributes:
@@ -118,6 +119,13 @@ class ClassifierReport:
     def describe(self) -> dict[str, Any]:
         """Everything in values that JSON can hold."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    def _shown(self) -> Card:
+        rows = [("file", self.path), ("format", self.format), ("normalisation", self.normalisation)]
+        rows += [("weights", self.weights), *(("note", note) for note in self.notes)]
+        more = [("dropped", text) for text in self.dropped]
+        more += [("config", ", ".join(f"{name}={value}" for name, value in self.config.items()))]
+        return Card(f"ClassifierReport: {self.architecture}", tuple(rows), tuple(more))
 
     def __str__(self) -> str:
         lines = []

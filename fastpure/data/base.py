@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, mistake, whole
+from ..shown import LISTED, Card, Grid, Shown, size
 from .pictures import TORCHVISION, Picture
 
 MOST_CLASSES = 2**17
@@ -20,8 +21,8 @@ MOST_CLASSES = 2**17
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Dataset:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset(Shown):
     """Labelled images. Pixels are kept as they came (bytes stay bytes) and become [0, 1] on request.
 
     Fields:
@@ -69,6 +70,20 @@ class Dataset:
             )
         if self.sample_ids.min() < 0 or torch.unique(self.sample_ids).numel() != count:
             raise ValueError(mistake("sample_ids", "distinct and not negative", "repeated or negative ones"))
+
+    def _shown(self) -> Card:
+        counts = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+        n = len(self.classes)
+        classes = f"{n}: " + ", ".join(self.classes[:LISTED]) + (", …" if n > LISTED else "")
+        pixels = f"bytes 0 to {self.levels}" if self.pixels.dtype == torch.uint8 else "float32 in [0, 1]"
+        note = [("note", self.note)] if self.note else []
+        most = sorted(zip(self.classes, counts, strict=True), key=lambda pair: -pair[1])[:LISTED]
+        return Card(
+            f"Dataset {self.name}/{self.split}: {len(self)} images of {size(self.image_shape)}",
+            (("pixels", pixels), ("classes", classes), ("sample ids", _ids(self.sample_ids)), *note),
+            (("checksum", self.checksum[:12]),),
+            (Grid("most frequent classes", ("", "images"), tuple((name, str(k)) for name, k in most)),),
+        )
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
@@ -184,6 +199,10 @@ def _kind(value: object) -> str:
 
 def _unit_range(pixels: Tensor, levels: int) -> Tensor:
     return pixels.to(torch.float32) / levels if pixels.dtype == torch.uint8 else pixels
+
+
+def _ids(ids: Tensor) -> str:
+    return f"{int(ids.min())} to {int(ids.max())}" if len(ids) else "none"
 
 
 def _check_pixels(pixels: Tensor, levels: int) -> None:

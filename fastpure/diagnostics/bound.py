@@ -20,6 +20,7 @@ from ..methods import Method
 from ..purify import Purifier
 from ..reverse import RecordedNoise, Seen, SplitNoise
 from ..schedule import VP, StepTable
+from ..shown import Card, Shown, per_image, spread
 from .checks import check_images, check_purifier, norms
 
 UNDIFFUSED = ("coup", "coup_unguided")
@@ -48,8 +49,8 @@ class Constants:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class DistanceBound:
+@dataclass(frozen=True, eq=False, repr=False)
+class DistanceBound(Shown):
     """How far images were moved, and what bounds it. All float64 [B], L2 norms in [-1, 1] coordinates.
 
     Halved they are norms of [0, 1] images. Clamping the output to the range of pixels moves no image further.
@@ -83,6 +84,15 @@ class DistanceBound:
     def bound(self) -> Tensor:
         """The sum of the four parts: ``moved`` is at most this, for any table, up to rounding."""
         return self.image + self.noise + self.score + self.guidance
+
+    def _shown(self) -> Card:
+        columns = {name: getattr(self, name) for name in ("moved", "bound", *_PARTS, "corrected", "printed")}
+        known = {name: values for name, values in columns.items() if values is not None}
+        return Card(
+            f"DistanceBound of {len(self.moved)} images, L2 in [-1, 1] coordinates",
+            tuple((name, spread(values)) for name, values in known.items()),
+            grids=(per_image("images", tuple(known), tuple(known.values())),),
+        )
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {_mean(getattr(self, name))}" for name in _PARTS)

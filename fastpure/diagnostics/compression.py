@@ -12,6 +12,7 @@ from ..attacks.gradient import pairs
 from ..errors import one_of, whole
 from ..kernels import Domain
 from ..purify import Purifier
+from ..shown import Card, Shown, per_image, spread
 from .checks import check_ids, check_images, check_purifier, norms
 
 NOISES = ("fixed", "fresh")
@@ -19,8 +20,8 @@ NOISES = ("fixed", "fresh")
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Compression:
+@dataclass(frozen=True, eq=False, repr=False)
+class Compression(Shown):
     """How much was left of perturbations.
 
     Attributes:
@@ -37,6 +38,14 @@ class Compression:
     def mean(self) -> Tensor:
         """Mean over the draws, float64 [B]."""
         return self.ratio.mean(1)
+
+    def _shown(self) -> Card:
+        n, draws = self.ratio.shape
+        return Card(
+            f"Compression of {n} images, {draws} {'draws' if draws > 1 else 'draw'}, {self.noise} noise",
+            (("ratio", spread(self.mean)), ("distance", spread(self.distance))),
+            grids=(per_image("images", ("ratio", "distance"), (self.mean, self.distance)),),
+        )
 
     def __str__(self) -> str:
         known = self.mean[~self.mean.isnan()]

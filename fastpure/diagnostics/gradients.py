@@ -13,12 +13,13 @@ from ..attacks.gradient_modes import GradientMode, has_noise
 from ..attacks.losses import LOSSES
 from ..errors import finite, mistake, one_of, whole
 from ..purify import Target, look_through
+from ..shown import Card, Shown, per_image, spread
 from .checks import check_ids, check_images, check_labels
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class GradientAgreement:
+@dataclass(frozen=True, eq=False, repr=False)
+class GradientAgreement(Shown):
     """How far the loss gradients of single draws agree, per image.
 
     Attributes:
@@ -46,6 +47,19 @@ class GradientAgreement:
         if isinstance(cosine, bool) or not isinstance(cosine, int | float) or not 0 < cosine < 1:
             raise ValueError(mistake("cosine", "between 0 and 1", repr(cosine)))
         return _draws_for(self.snr, cosine)
+
+    def _shown(self) -> Card:
+        columns = {"cosine": self.cosine, "snr": self.snr}
+        return Card(
+            f"GradientAgreement of {len(self.cosine)} images, {self.draws} draws",
+            (
+                ("cosine", spread(self.cosine)),
+                ("signal to noise", spread(self.snr)),
+                ("for cosine 0.7", f"draws: {spread(self.draws_for())}"),
+                ("gradient", f"{self.gradient}, of the loss {self.loss}"),
+            ),
+            grids=(per_image("images", tuple(columns), tuple(columns.values())),),
+        )
 
     def __str__(self) -> str:
         n = len(self.cosine)

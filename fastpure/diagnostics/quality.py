@@ -14,6 +14,7 @@ from torch import Tensor
 from ..attacks.low_frequency import lpips_vgg
 from ..errors import mistake
 from ..guidance import StructuralSimilarity
+from ..shown import Card, Shown, per_image, spread
 from .checks import check_images
 
 BATCH = 64
@@ -29,8 +30,8 @@ GET_WEIGHTS = (
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class ImageQuality:
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageQuality(Shown):
     """How far images are from others. All float64 [B], of images in [0, 1].
 
     Attributes:
@@ -49,6 +50,16 @@ class ImageQuality:
     ssim: Tensor
     lpips: Tensor | None = None
     note: str = ""
+
+    def _shown(self) -> Card:
+        columns = {name: getattr(self, name) for name in ("l2", "linf", "psnr", "ssim", "lpips")}
+        known = {name: values for name, values in columns.items() if values is not None}
+        note = (("note", self.note),) if self.note else ()
+        return Card(
+            f"ImageQuality of {len(self.l2)} images",
+            (*((name, spread(values)) for name, values in known.items()), *note),
+            grids=(per_image("images", tuple(known), tuple(known.values())),),
+        )
 
     def __str__(self) -> str:
         names = ("l2", "linf", "psnr", "ssim", "lpips")

@@ -22,12 +22,13 @@ from ..purify import Target
 from ..purify.inputs import Held, held_noise, holding
 from ..reverse.memory import available_bytes, count_saved_bytes
 from ..schedule import StepTable
+from ..shown import Card, Row, Shown
 from .protocol import Protocol, fresh
 from .work import Worker, enter, frozen, judge, judged_by
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _StandIn(Target):
     """Answers class 0 with certainty whatever comes, at no cost but with a gradient, and counts what it is asked.
 
@@ -129,8 +130,8 @@ PROBE_STEPS = 3
 
 
 @final
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """The cost of an evaluation, before it is run.
 
     Attributes:
@@ -161,19 +162,29 @@ class Plan:
     rows: int
     device: str
 
-    def __str__(self) -> str:
+    def _shown(self) -> Card:
+        return Card(f"Plan: about {_duration(self.hours)} on {self.device}", self._rows())
+
+    def _rows(self) -> tuple[Row, ...]:
         per = f"{self.gradients:,.0f} gradients and {self.judgements:,.0f} judgements per image"
-        return "\n".join(
+        return (
+            ("images", f"{self.n_images}, at most {per}"),
             (
-                f"images         {self.n_images}, at most {per}",
-                f"network calls  {self.network_calls:,} (images through the network; {self.calls} per purification)",
-                f"measured       {1e3 * self.seconds_gradient:.3g} ms per gradient, "
+                "network calls",
+                f"{self.network_calls:,} (images through the network; {self.calls} per purification)",
+            ),
+            (
+                "measured",
+                f"{1e3 * self.seconds_gradient:.3g} ms per gradient, "
                 f"{1e3 * self.seconds_judgement:.3g} ms per judgement, {self.rows} at a time on {self.device}",
-                f"time           about {_duration(self.hours)} on this device",
-                f"memory         about {_bytes(self.memory)} for {self.rows} rows, beside the weights",
-                f"disk           about {_bytes(self.disk)}",
-            )
+            ),
+            ("time", f"about {_duration(self.hours)} on this device"),
+            ("memory", f"about {_bytes(self.memory)} for {self.rows} rows, beside the weights"),
+            ("disk", f"about {_bytes(self.disk)}"),
         )
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<14} {text}" for name, text in self._rows())
 
 
 @torch.inference_mode(False)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..attacks.pgd import VARIANTS
 from ..errors import mistake, one_of, whole
+from ..shown import Settings
 from ..signatures import arguments
 
 FIRST_DRAW = 1 << 20
@@ -33,7 +34,7 @@ AVERAGED = ("logits", "softmax")
 
 @final
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Settings):
     """How accuracies are decided. Made by the functions of `PROTOCOLS`.
 
     Attributes:

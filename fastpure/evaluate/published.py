@@ -13,6 +13,7 @@ from torch import nn
 from ..data import Dataset
 from ..presets import Preset, Published
 from ..purify import Target
+from ..shown import Card, Shown
 from .protocol import Protocol, make
 from .run import Run
 from .runner import evaluate
@@ -21,8 +22,8 @@ from .summary import Report
 
 
 @final
-@dataclass(frozen=True)
-class PublishedReport:
+@dataclass(frozen=True, repr=False)
+class PublishedReport(Shown):
     """What a preset came to by its own rule; ``print`` it.
 
     Attributes:
@@ -34,6 +35,12 @@ class PublishedReport:
     reports: tuple[Report, ...]
     smaller: SmallerOf | None
     published: Published | None
+
+    def _shown(self) -> Card:
+        rows = [(report.attack or "no attack", str(report.robust or report.clean)) for report in self.reports]
+        rows += [] if self.published is None else [("published", str(self.published))]
+        number = "one part" if self.smaller is None else str(self.smaller.robust)
+        return Card(f"PublishedReport of {len(self.reports)} attacks: {number}", tuple(rows))
 
     def __str__(self) -> str:
         lines = [f"{report}\n" for report in self.reports]

@@ -12,6 +12,7 @@ from typing import final
 import numpy as np
 
 from ..errors import mistake
+from ..shown import Fields
 
 INPUTS = ("clean", "adversarial", "transfer")
 """What was judged: the original, the attacked image, and the attacked image on noise the attacker did not know."""
@@ -24,8 +25,8 @@ HIGHEST_RATIO = 1040
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Judged:
+@dataclass(frozen=True, eq=False, repr=False)
+class Judged(Fields):
     """One input on K evaluation draws: predicted classes int64 [K] and cross-entropies float32 [K].
 
     ``logits`` float32 [K, classes] are what both were computed from, rounded to float32; None where they were not kept.
@@ -37,8 +38,8 @@ class Judged:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Course:
+@dataclass(frozen=True, eq=False, repr=False)
+class Course(Fields):
     """What an attack reached on an image, and what that took, in gradients of the deployed defence.
 
     A gradient of one draw counts 1, a forward pass a half.
@@ -69,8 +70,8 @@ class Course:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class ImageRecord:
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageRecord(Fields):
     """One image of a run.
 
     Attributes:

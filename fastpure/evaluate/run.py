@@ -18,6 +18,7 @@ import torch
 from ..attacks import Transfer
 from ..errors import RunDamaged, mistake, one_of
 from ..files import real
+from ..shown import Card, Shown
 from .identity import canonical
 from .protocol import Protocol
 from .record import INPUTS, ImageRecord, unpack
@@ -25,20 +26,19 @@ from .schema import (
     APPLICATION_ID,
     READ_ERRORS,
     VERSION,
-    astray,
     checksum,
     checksums,
+    contradiction,
     foreign_tables,
     read,
     read_logits,
-    sealed_rows,
     trouble,
-    unknown_tables,
 )
+from .words import run_card
 
 
 @final
-class Run:
+class Run(Shown):
     """A finished or unfinished run. Open one with `Run.open`; usable as a context manager.
 
     Arrays are ordered by position and hold the finished images only.
@@ -94,6 +94,9 @@ class Run:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _shown(self) -> Card:
+        return run_card(self)
 
     @property
     def protocol(self) -> Protocol:
@@ -466,33 +469,3 @@ def read_meta(
         raise RunDamaged(
             f"{path} is not a readable run file: its identity is no table of settings"
         ) from error
-
-
-def contradiction(connection: sqlite3.Connection) -> str:
-    """What contradicts itself outside of the images' own checksums; empty if nothing."""
-    report = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if report != "ok":
-        return str(report)
-    foreign = foreign_tables(connection)
-    if foreign:
-        return f"its table {foreign[0]} is not as fastpure makes it"
-    strange = unknown_tables(connection)
-    if strange:
-        return f"it holds {', '.join(strange)}"
-    count = "SELECT count(*) FROM"
-    (orphans,) = connection.execute(
-        f"{count} draws WHERE position NOT IN (SELECT position FROM images)"
-    ).fetchone()
-    if orphans:
-        return "draws without image"
-    (there,) = connection.execute(f"{count} images").fetchone()
-    (noted,) = connection.execute("SELECT coalesce(sum(n), 0) FROM blocks").fetchone()
-    if there != noted:
-        return f"{noted} images were written, {there} are there"
-    if lost := astray(connection):
-        return f"{lost} without image"
-    stored, rows = checksums(connection) or {}, sealed_rows(connection)
-    for (kind, row), sha in stored.items():
-        if (kind, row) not in rows or sha != checksum(kind, rows[kind, row]):
-            return f"its {kind} {row} is not the one written"
-    return ""

@@ -404,6 +404,36 @@ def _judged(
     return judged, consistent
 
 
+def contradiction(connection: sqlite3.Connection) -> str:
+    """What contradicts itself outside of the images' own checksums; empty if nothing."""
+    report = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if report != "ok":
+        return str(report)
+    foreign = foreign_tables(connection)
+    if foreign:
+        return f"its table {foreign[0]} is not as fastpure makes it"
+    strange = unknown_tables(connection)
+    if strange:
+        return f"it holds {', '.join(strange)}"
+    count = "SELECT count(*) FROM"
+    (orphans,) = connection.execute(
+        f"{count} draws WHERE position NOT IN (SELECT position FROM images)"
+    ).fetchone()
+    if orphans:
+        return "draws without image"
+    (there,) = connection.execute(f"{count} images").fetchone()
+    (noted,) = connection.execute("SELECT coalesce(sum(n), 0) FROM blocks").fetchone()
+    if there != noted:
+        return f"{noted} images were written, {there} are there"
+    if lost := astray(connection):
+        return f"{lost} without image"
+    stored, rows = checksums(connection) or {}, sealed_rows(connection)
+    for (kind, row), sha in stored.items():
+        if (kind, row) not in rows or sha != checksum(kind, rows[kind, row]):
+            return f"its {kind} {row} is not the one written"
+    return ""
+
+
 READ_ERRORS = (
     sqlite3.Error,
     ValueError,

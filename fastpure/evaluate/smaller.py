@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import mistake
 from ..intervals import Interval, wilson
+from ..shown import Card, Shown
 from .identity import canonical, differences
 from .run import Run
 from .statistics import check_alike
@@ -29,8 +30,8 @@ CONFIDENCE = 0.95
 
 
 @final
-@dataclass(frozen=True)
-class SmallerOf:
+@dataclass(frozen=True, repr=False)
+class SmallerOf(Shown):
     """The smallest robust accuracy of several runs of one defence.
 
     Attributes:
@@ -49,6 +50,13 @@ class SmallerOf:
     accuracies: tuple[Interval, ...]
     taken: int
     robust: Interval
+
+    def _shown(self) -> Card:
+        rows = [(name, str(found)) for name, found in zip(self.attacks, self.accuracies, strict=True)]
+        return Card(
+            f"SmallerOf {len(rows)} attacks: {self.robust}",
+            (*rows, ("clean", str(self.clean)), ("protocol", f"{self.protocol}, {self.robust.n} images")),
+        )
 
     def __str__(self) -> str:
         listed = [

@@ -18,13 +18,14 @@ import numpy as np
 
 from ..errors import mistake
 from ..intervals import cochran_q, mcnemar
+from ..shown import Card, Settings, Shown
 from .protocol import Protocol
 from .run import Run
 
 
 @final
 @dataclass(frozen=True)
-class DrawSpread:
+class DrawSpread(Settings):
     """How the accuracy of one draw varies.
 
     Attributes:
@@ -69,8 +70,8 @@ def draw_spread(correct: np.ndarray) -> DrawSpread:
 
 
 @final
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Two runs on the same images, b minus a.
 
     Attributes:
@@ -95,6 +96,22 @@ class Comparison:
     wins: int
     losses: int
     p_value: float
+
+    def _shown(self) -> Card:
+        accuracies = [
+            (f"{which}: {name}", f"{100 * value:.1f} %")
+            for which, name, value in zip("ab", self.names, self.accuracies, strict=True)
+        ]
+        low, high = 100 * self.low, 100 * self.high
+        return Card(
+            f"Comparison of {self.n} images: b - a = {100 * self.difference:+.1f} points [{low:+.1f}, {high:+.1f}]",
+            (
+                *accuracies,
+                ("of", f"{self.which} images, {self.protocol}"),
+                ("b better", f"on {self.wins} images, worse on {self.losses}"),
+                ("p", f"{self.p_value:.3g} (exact McNemar)"),
+            ),
+        )
 
     def __str__(self) -> str:
         a, b = (f"{100 * value:.1f} %" for value in self.accuracies)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
 from ..intervals import Interval, wilson
+from ..shown import Card, Grid, Row, Shown
 from .run import Run
 from .statistics import DrawSpread, draw_spread
 from .weakness import Finding, findings, left_out, seeks
+from .words import defense_text, setting_text
 
 
 @final
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """The result of an evaluation; ``print`` it.
 
     Attributes:
@@ -97,68 +99,67 @@ class Report:
             endings=tuple(("; ".join(said), n) for said, n in run.endings.items()),
         )
 
-    def __str__(self) -> str:
+    def _shown(self) -> Card:
+        rows = self._rows()
+        first = [row for row in rows if row[0] not in _LATER]
+        number = self.robust or self.clean
+        part = "" if self.n_images == self.n_total else f" (UNFINISHED: of {self.n_total})"
+        return Card(
+            f"Report of {self.n_images} images{part}: {number}",
+            tuple(first),
+            tuple(row for row in rows if row[0] in _LATER),
+            (Grid("checks of the attack", ("", "found"), _checks(self.findings)),) if self.findings else (),
+            tuple(map(str, self.warnings)),
+        )
+
+    def _rows(self) -> list[Row]:
+        """Everything but the warnings, as names and what is said of them."""
         part = "" if self.n_images == self.n_total else f" (UNFINISHED: {self.n_images} of {self.n_total})"
         noise = "the attacker knows the noise" if "dw_box" in self.protocol else "on noise no attack has seen"
-        lines = [
-            f"defence   {self.defense}",
-            f"attack    {self.attack or 'none'}",
-            f"protocol  {self.protocol}, " + (noise if self.spread or self.transfer else "nothing is random"),
-            f"data      {self.data}{part}",
-            f"clean     {self.clean}",
+        rows = [
+            ("defence", self.defense),
+            ("attack", self.attack or "none"),
+            (
+                "protocol",
+                f"{self.protocol}, " + (noise if self.spread or self.transfer else "nothing is random"),
+            ),
+            ("data", f"{self.data}{part}"),
+            ("clean", str(self.clean)),
         ]
         if self.robust is not None:
             name = "robust" if seeks((self.attack or "").split("(")[0]) else "corrupt"
             over = f"95 % Wilson intervals over {self.n_images} images"
-            lines.append(f"{name:<9} {self.robust}   ({over})")
+            rows.append((name, f"{self.robust}   ({over})"))
         if self.transfer is not None:
-            lines.append(f"transfer  {self.transfer}   (the same images on fresh noise)")
+            rows.append(("transfer", f"{self.transfer}   (the same images on fresh noise)"))
         if self.spread is not None:
-            lines.append(f"draws     {self.spread}")
-        lines += [f"NOTE      {note}" for note in self.notes]
-        lines += [f"WARNING   {warning}" for warning in self.warnings]
+            rows.append(("draws", str(self.spread)))
+        rows += [("NOTE", note) for note in self.notes]
         if self.spent is not None:
             known = "" if self.n_spent == self.n_images else f" (known for {self.n_spent} images)"
-            lines.append(f"spent     {self.spent:,.1f} gradients per image{known}")
+            rows.append(("spent", f"{self.spent:,.1f} gradients per image{known}"))
         for said, n in self.endings:
-            lines.append(f"ended     {said}" + ("" if n == self.n_images else f" ({n} images)"))
-        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
-        lines.append(f"time      {seconds}")
+            rows.append(("ended", said + ("" if n == self.n_images else f" ({n} images)")))
+        rows.append(("time", ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())))
         if self.path is not None:
-            lines.append(f"file      {self.path}   (content {self.digest[:12]})")
-        return "\n".join(lines)
+            rows.append(("file", f"{self.path}   (content {self.digest[:12]})"))
+        return rows
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        at = next(k for k, (name, _) in enumerate(rows) if name in ("spent", "ended", "time"))
+        alarms = [("WARNING", str(warning)) for warning in self.warnings]
+        return "\n".join(f"{name:<9} {text}" for name, text in (*rows[:at], *alarms, *rows[at:]))
+
+
+_LATER = ("draws", "spent", "ended", "time", "file")
+"""What a notebook shows and a prompt does not."""
+
+
+def _checks(found: tuple[Finding, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple((finding.name, str(finding)) for finding in found)
 
 
 def accuracy(values: np.ndarray) -> Interval:
     """Mean of per-image values in [0, 1] with its Wilson interval over images."""
     return wilson(float(values.sum()), len(values))
-
-
-def setting_text(name: str, settings: dict[str, Any]) -> str:
-    """``name(field=value, ...)`` with floats short enough to read."""
-    shown = (
-        f"{key}={_value_text(value)}" for key, value in settings.items() if value is not None and value != []
-    )
-    return f"{name}({', '.join(shown)})"
-
-
-def defense_text(defense: dict[str, Any]) -> str:
-    """One line for the defence part of an identity."""
-    classifier = defense["classifier"]["class"].rsplit(".", 1)[-1]
-    if defense["kind"] == "module":
-        return f"none: {classifier} alone"
-    method = defense["method"]
-    text = setting_text(method["name"], method["settings"])
-    return f"{text}, seed {defense['seed']}, {defense['precision']}, before {classifier}"
-
-
-def _value_text(value: Any) -> str:
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return f"({', '.join(map(_value_text, value))})"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, dict):
-        return (
-            value.get("name") or str(value.get("class") or value.get("sha256", "...")[:8]).rsplit(".", 1)[-1]
-        )
-    return repr(value)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import mistake, whole
+from ..shown import Fields
 
 WORD_MAX = 2**32 - 1
 SEED_MAX = 2**64 - 1
@@ -43,8 +44,8 @@ class Domain(IntEnum):
     CERTIFICATE = 4
 
 
-@dataclass(frozen=True, eq=False)
-class NoiseKeys:
+@dataclass(frozen=True, eq=False, repr=False)
+class NoiseKeys(Fields):
     """The keys of a batch; use :meth:`make`, which checks values and not only shapes.
 
     Attributes:

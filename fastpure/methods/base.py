@@ -16,6 +16,7 @@ from ..nets import Denoiser
 from ..reverse import Procedure
 from ..schedule import StepTable
 from ..schedule.solvers import check_time
+from ..shown import Card, Shown, brief
 from ..signatures import REQUIRED, arguments, kinds
 from .preparation import Preparation
 
@@ -76,8 +77,8 @@ class Factory(Protocol[P]):
         ...
 
 
-@dataclass(frozen=True)
-class Method:
+@dataclass(frozen=True, repr=False)
+class Method(Shown):
     """How to purify.
 
     The functions of ``fastpure.methods`` make methods that know how they were made and can be made anew with other
@@ -248,6 +249,19 @@ class Method:
         if found != self.schedule and (not adapts or {found, self.schedule} & set(_OWN)):
             expected = f"{_TRAINED.get(self.schedule, _ON).format(self.schedule)} for {self.name}"
             raise ValueError(mistake("denoiser", expected, f"one {_TRAINED.get(found, _ON).format(found)}"))
+
+    def _shown(self) -> Card:
+        network = [] if self.network is None else [("network", type(self.network).__name__)]
+        note = [("note", self.note)] if self.note else []
+        settings = [(name, brief(value)) for name, value in self.settings]
+        rows = [("clip_output", str(self.clip_output)), ("schedule", self.schedule), *network, *note]
+        known = dict(settings)
+        table = self.steps._shown()
+        return Card(
+            str(self),
+            more=(*settings, *(row for row in rows if row[0] not in known), *table.rows),
+            grids=table.grids,
+        )
 
     def __str__(self) -> str:
         text = ", ".join(f"{name}={value!r}" for name, value in self.settings)

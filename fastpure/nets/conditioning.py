@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..errors import mistake, whole
 from ..schedule import VP
+from ..shown import Fields
 from .conversion import FlowPath
 
 
-@dataclass(frozen=True, eq=False)
-class Conditioning:
+@dataclass(frozen=True, eq=False, repr=False)
+class Conditioning(Fields):
     """What a denoiser needs to know about the K steps of a table, computed once, independent of the images.
 
     Attributes:

@@ -30,12 +30,13 @@ from .constant_weights import ConstantWeights
 from .copies import frozen_copy
 from .edm import EDM
 from .foreign import is_unet2d, refuse_scheduler
+from .printed import Printed
 from .registry import ARCHITECTURES, build, classes_of, config_dict, named_config, with_class
 
 _KNOWN = tuple(kind for _, kind in ARCHITECTURES.values())
 
 
-class Denoiser(nn.Module):
+class Denoiser(Printed):
     """A diffusion network and its conventions. Made by ``from_module``, ``from_config`` or ``load_denoiser``.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ from ..errors import mistake, one_of
 from ..methods import Method
 from ..nets import Denoiser
 from ..purify import Defense, Purifier, ResizedPurifier
+from ..shown import WIDTH, Card, Row, Shown
 from .parts import AttackSpec, ClassifierSpec, DataSpec, DenoiserSpec, MethodSpec, ProtocolSpec, Published
 
 
 @final
-@dataclass(frozen=True)
-class Preset:
+@dataclass(frozen=True, repr=False)
+class Preset(Shown):
     """A published configuration.
 
     Printing gives all of it. Names of ``fastpure`` that a paper's experiment needs and this version lacks are errors
@@ -128,23 +130,32 @@ class Preset:
             return Defense(Purifier(denoiser, method, **options), classifier)
         return Defense(ResizedPurifier(denoiser, method, own, **options), classifier)
 
-    def __str__(self) -> str:
-        lines = [
-            f"{self.name}: {self.title}",
-            f"  method      {self.recipe}",
-            f"  denoiser    {self.weights}",
-            f"  classifier  {self.target}",
-            f"  data        {self.images}",
+    def _shown(self) -> Card:
+        rows = self._rows()
+        notes = tuple(row for row in rows if row[0] == "note")
+        return Card(
+            f"Preset {self.name}: {self.title}", tuple(row for row in rows if row[0] != "note"), notes
+        )
+
+    def _rows(self) -> list[Row]:
+        rows = [
+            ("method", str(self.recipe)),
+            ("denoiser", str(self.weights)),
+            ("classifier", str(self.target)),
+            ("data", str(self.images)),
+            *((spec.role, str(spec)) for spec in self.attack_specs),
         ]
-        for spec in self.attack_specs:
-            lines.append(f"  {spec.role:<11} {spec}")
         if self.rule is not None:
             labels = [spec.label for spec in self._deciding()]
             least = f", the smaller of {' and '.join(labels)}" if len(labels) > 1 else f" of {labels[0]}"
-            lines.append(f"  rule        {self.rule}{least}")
-        lines += [f"  number      {number}" for number in self.numbers]
-        lines += [f"  note        {note}" for note in self.notes]
-        return "\n".join(lines)
+            rows.append(("rule", f"{self.rule}{least}"))
+        rows += [("number", str(number)) for number in self.numbers]
+        return [*rows, *(("note", note) for note in self.notes)]
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [f"{self.name}: {self.title}", *(f"  {name:<11} {text}" for name, text in self._rows())]
+        )
 
 
 class UnknownPreset(KeyError, ValueError):
@@ -155,7 +166,7 @@ class UnknownPreset(KeyError, ValueError):
 
 
 @final
-class Presets(Mapping[str, Preset]):
+class Presets(Shown, Mapping[str, Preset]):
     """All presets by name; a wrong name is told the close ones."""
 
     def __init__(self, presets: tuple[Preset, ...]) -> None:
@@ -180,5 +191,15 @@ class Presets(Mapping[str, Preset]):
     def __len__(self) -> int:
         return len(self._presets)
 
+    def _shown(self) -> Card:
+        listed = tuple((preset.name, preset.title) for preset in self._presets.values())
+        return Card(
+            f"{len(listed)} presets; print() lists them with their titles, and each of them whole", (), listed
+        )
+
     def __repr__(self) -> str:
+        title = self._shown().title
+        return "\n".join([title, *textwrap.wrap(" ".join(self._presets), WIDTH, break_on_hyphens=False)])
+
+    def __str__(self) -> str:
         return "\n".join(f"{preset.name:<32} {preset.title}" for preset in self._presets.values())

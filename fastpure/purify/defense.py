@@ -15,6 +15,7 @@ from ..errors import finite, mistake
 from ..kernels import Domain, NoiseKeys
 from ..methods import Method
 from ..reverse import Execution, SplitNoise
+from ..shown import Card, described
 from ..threads import layer_work
 from .inputs import asking, sealed
 from .numbered import Numbered, as_pairs, calls_inside, outermost
@@ -101,6 +102,16 @@ class Defense(Numbered):
         sample_ids, draw, domain = self._realisation(x, sample_ids, draw, domain)
         purified = self.purify(x, sample_ids, draw, domain=domain)
         return self.classify(purified, sample_ids, draw, domain=domain)
+
+    def _shown(self) -> Card:
+        purifier = self.purifier._shown()
+        held = [] if self.held is None else [("noise", f"held: draw {self.held.draw}, {self.held.part}")]
+        return Card(
+            f"Defense: {self.network_calls} network calls per image",
+            (*purifier.rows, ("classifier", described(self.classifier)), *held),
+            purifier.more,
+            purifier.grids,
+        )
 
     @property
     def network_calls(self) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..kernels import Domain, NoiseKeys, Stream, philox_uniform
 from ..methods import Method
 from ..schedule import StepTable
+from ..shown import in_full
 
 UNESSENTIAL = frozenset({"batch_size"})
 """Fields that may differ between sessions of one run."""
@@ -33,7 +34,8 @@ def describe_module(module: nn.Module) -> dict[str, Any]:
 
 def weights_sha256(module: nn.Module) -> str:
     """SHA-256 (hexadecimal) of the network's printed structure and of all its parameters and buffers."""
-    digest = hashlib.sha256(repr(module).encode())
+    with in_full():
+        digest = hashlib.sha256(repr(module).encode())
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

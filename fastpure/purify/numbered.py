@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import mistake, one_of, whole
 from ..kernels import Domain
+from ..shown import Card, ShownModule, described
 from .inputs import Asked, Held, current_question, held_noise, holding
 
 _COUNTING = threading.Lock()
@@ -33,7 +34,7 @@ def calls_inside(module: nn.Module) -> int:
     return sum(part.network_calls for part in outermost(module))
 
 
-class Numbered(Asked):
+class Numbered(ShownModule, Asked):
     """A module from [0, 1] images to logits whose noise is numbered by (sample id, draw, domain).
 
     Called plainly it takes the next draw of a counter; inside ``fixed`` the held one; while a module around it is
@@ -45,6 +46,12 @@ class Numbered(Asked):
         self.training = False
         self._next_draw = 0
         self._held: Held | None = None
+
+    def _shown(self) -> Card:
+        parts = {name: described(part) for name, part in self.named_children()}
+        settings = [("settings", self.extra_repr())] if self.extra_repr() else []
+        calls = f"{self.network_calls} network calls per image"
+        return Card(f"{type(self).__name__}: {calls}", (*settings, *parts.items()))
 
     @property
     @abstractmethod

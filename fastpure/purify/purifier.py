@@ -39,6 +39,7 @@ from ..reverse import (
     watch,
 )
 from ..reverse.step import evaluate
+from ..shown import Card, ShownModule, described, size
 from .engine import Engine, Source
 from .inputs import Asked, check_range, check_seed, current_question, differ, sealed
 from .precision import precision as precision_named
@@ -53,7 +54,7 @@ FOR_OTHER_SIZES: dict[str, Callable[..., Purifier]] = {}
 """Purifiers for pictures of other sizes, which are made of this one; their modules stand below and enter themselves."""
 
 
-class Purifier(Asked):
+class Purifier(ShownModule, Asked):
     """Purifies images with a diffusion model.
 
     Args:
@@ -308,6 +309,15 @@ class Purifier(Asked):
     def train(self, mode: bool = True) -> Purifier:
         """Keep evaluation mode: a purifier has nothing to train, and dropout would change its results."""
         return self
+
+    def _shown(self) -> Card:
+        method = self.method._shown()
+        return Card(
+            f"{type(self).__name__} of images {size(self.image_shape)}: {self.network_calls} network calls per image",
+            (("method", self.extra_repr()), ("denoiser", described(self.denoiser))),
+            (("device", str(self.device)), *method.more),
+            method.grids,
+        )
 
     def extra_repr(self) -> str:
         """Method, seed, precision and memory plan, for printing."""

@@ -22,6 +22,7 @@ from ..errors import finite, mistake, whole
 from ..kernels import Domain
 from ..methods import Method
 from ..reverse import Execution
+from ..shown import Card, Shown, described
 from .defense import Defense
 from .description import describe_module, kept_of, plain, probe_images, weights_sha256
 from .inputs import Asked, Held, Question, asking, differ, held_noise, holding
@@ -32,8 +33,8 @@ ASKED = 8
 """How often a module is asked about one image before it counts as deterministic: coin flips inside it may agree."""
 
 
-@dataclass(frozen=True, eq=False)
-class Target(ABC):
+@dataclass(frozen=True, eq=False, repr=False)
+class Target(Shown, ABC):
     """What an attack attacks and an evaluation judges.
 
     Attributes:
@@ -45,6 +46,11 @@ class Target(ABC):
     module: nn.Module
     n_classes: int = 0
     own_noise: str = ""
+
+    def _shown(self) -> Card:
+        rows = [("module", described(self.module)), ("classes", str(self.n_classes or "not known"))]
+        rows += [("noise", f"of {self.own_noise}, which nobody can number")] if self.own_noise else []
+        return Card(type(self).__name__, tuple(rows))
 
     @property
     @abstractmethod
@@ -254,7 +260,7 @@ class Target(ABC):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Defended(Target):
     """A ``Defense``: its noise is numbered by (id, draw, domain), and its parts can be asked for."""
 
@@ -396,7 +402,7 @@ class Defended(Target):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bare(Target):
     """Any other module from [0, 1] images to logits.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from ..evaluate.identity import canonical
+from ..shown import Card, Grid, Shown
 from .data import Entry, value_text
 
 METHOD, ATTACK = "defense.method.settings.", "attack.settings."
@@ -47,14 +48,27 @@ class Curve:
 
 
 @final
-@dataclass(frozen=True)
-class Sweep:
+@dataclass(frozen=True, repr=False)
+class Sweep(Shown):
     """All curves over one setting, and which other settings differ between them; ``counts``: it is a whole number."""
 
     setting: str
     title: str
     curves: tuple[Curve, ...]
     counts: bool = False
+
+    def _shown(self) -> Card:
+        rows = tuple(
+            (curve.label or entry.key, f"{value:g}", str(entry.summary.robust or entry.summary.clean))
+            for curve in self.curves
+            for value, entry in curve.points
+        )
+        values = sorted({value for curve in self.curves for value, _ in curve.points})
+        return Card(
+            f"Sweep over {self.title}: {len(rows)} runs",
+            (("values", ", ".join(f"{value:g}" for value in values)), ("curves", str(len(self.curves)))),
+            grids=(Grid("", ("", self.setting, "accuracy"), rows),),
+        )
 
     @property
     def axis(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from ..data import Dataset
+from ..shown import Card, Shown
 from .made import Made
 from .parts import COUPS, ROLES, Defence, Images, Job, Row
 from .settings import Setting
@@ -46,8 +47,8 @@ class Drawing(ABC):
 
 
 @final
-@dataclass(frozen=True)
-class Experiment:
+@dataclass(frozen=True, repr=False)
+class Experiment(Shown):
     """A table or figure of a paper.
 
     Attributes:
@@ -69,6 +70,17 @@ class Experiment:
     images: Images = COUPS
     notes: tuple[str, ...] = ()
     small_label: str = ""
+
+    def _shown(self) -> Card:
+        return Card(
+            f"Experiment {self.name}: {self.title}",
+            (
+                ("paper", self.paper),
+                ("rows", ", ".join(dict.fromkeys(row.defence.label for row in self.rows)) or "none"),
+                ("figures", ", ".join(drawing.name for drawing in self.drawings) or "none"),
+            ),
+            tuple(("note", note) for note in self.notes),
+        )
 
     def label(self, setting: Setting) -> str:
         """What its numbers are numbers of."""

@@ -18,6 +18,7 @@ from ..evaluate.work import enter
 from ..files import replace_file
 from ..report import Options, report
 from ..report.data import Entry, open_entries
+from ..shown import Card, Grid, Shown
 from .count import drawing_calls, job_calls
 from .experiment import Experiment
 from .made import PIECES, Kept, Made
@@ -235,8 +236,8 @@ def _page(experiment: Experiment, made: Made, entries: list[Entry], folder: Path
 
 
 @final
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, repr=False)
+class Cost(Shown):
     """What an experiment will cost, before it is run; ``print`` it.
 
     Attributes:
@@ -257,6 +258,20 @@ class Cost:
     def network_calls(self) -> int:
         """Of everything."""
         return sum(calls for _, _, calls in self.plans) + self.drawn
+
+    def _shown(self) -> Card:
+        runs = tuple(
+            (name, f"{calls:,}", "" if one is None else _hours(one.hours)) for name, one, calls in self.plans
+        )
+        return Card(
+            f"Cost of {self.experiment}: about {_hours(self.hours)} on {self.device}",
+            (
+                ("setting", self.label),
+                ("runs", str(len(runs))),
+                ("network calls", f"{self.network_calls:,} at most, {self.drawn:,} of them for figures"),
+            ),
+            grids=(Grid("runs", ("", "network calls", "time"), runs),),
+        )
 
     def __str__(self) -> str:
         lines = [f"{self.experiment}: {self.label}"]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, named
+from ..shown import Fields
 from .memory import MemoryPlan, count_saved_bytes
 from .noise import NoiseSource
 from .step import (
@@ -38,8 +39,8 @@ class Environment(Protocol):
         """A fresh context manager."""
 
 
-@dataclass(frozen=True)
-class Call:
+@dataclass(frozen=True, repr=False)
+class Call(Fields):
     """One purification: everything but the tensors that may carry gradients.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import mistake
 from ..kernels import NoiseKeys, Stream, philox_normal
 from ..schedule import StepTable
+from ..shown import Fields
 
 
 class NoiseSource(ABC):
@@ -35,8 +36,8 @@ def normal(noise: NoiseSource, k: int, like: Tensor, stream: Stream = Stream.REV
     return source.to(like.dtype)
 
 
-@dataclass(frozen=True)
-class GeneratedNoise(NoiseSource):
+@dataclass(frozen=True, repr=False)
+class GeneratedNoise(Fields, NoiseSource):
     """Counter-based noise: a pure function of (seed, sample id, draw, step, stream, domain)."""
 
     keys: NoiseKeys
@@ -53,8 +54,8 @@ class GeneratedNoise(NoiseSource):
         )
 
 
-@dataclass(frozen=True)
-class SplitNoise:
+@dataclass(frozen=True, repr=False)
+class SplitNoise(Fields):
     """Counter-based noise with keys of its own for each kind of row: one can be held still, the other left random.
 
     Attributes:
@@ -87,8 +88,8 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-@dataclass(frozen=True)
-class RecordedNoise:
+@dataclass(frozen=True, repr=False)
+class RecordedNoise(Fields):
     """Arrays in place of generated noise, for tests and for replaying other people's runs.
 
     Standard normal values in any floating dtype.

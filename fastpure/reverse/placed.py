@@ -10,14 +10,15 @@ from torch import Tensor
 from ..kernels import NoiseKeys, Stream, philox_normal
 from ..kernels.keys import SEED_MAX
 from ..schedule import StepTable
+from ..shown import Fields
 from .noise import NoiseSource
 
 ROW_OF_BLOCKS = 1 << 16
 """Blocks in a row of the plane that a picture lies in, and rows: no picture has as many."""
 
 
-@dataclass(frozen=True, eq=False)
-class PlacedNoise:
+@dataclass(frozen=True, eq=False, repr=False)
+class PlacedNoise(Fields):
     """Counter-based noise for parts of larger pictures: overlapping parts share it where they overlap.
 
     The plane is paved with blocks of the parts' size. Block (i, j) of picture s has the noise of the sample id

@@ -21,6 +21,7 @@ from ..guidance.base import range_scale
 from ..kernels import NoiseKeys, Stream, affine_row, affine_row_vjp
 from ..nets import Conditioning, Denoiser, Weights
 from ..schedule import StepTable
+from ..shown import Fields, Settings
 from .noise import NoiseSource
 
 
@@ -54,8 +55,8 @@ Cotangents = tuple[Tensor, tuple["Tensor | None", ...], "Tensor | None"]
 """Of (state, context, register); None stands for zero."""
 
 
-@dataclass(frozen=True, eq=False)
-class Process:
+@dataclass(frozen=True, eq=False, repr=False)
+class Process(Fields):
     """A denoiser, a table and a guidance on one device: all that is constant over calls.
 
     Attributes:
@@ -386,7 +387,7 @@ class EagerRows(Rows):
 
 
 @dataclass(frozen=True)
-class Execution:
+class Execution(Settings):
     """How the steps of a purification are carried out: by which executor of ``EXECUTORS``, and why by that one."""
 
     backend: str

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ..kernels import Stream
 from ..schedule import Row
+from ..shown import Fields
 from .loop import Call, check_finite
 from .noise import normal
 from .step import Context, advance, evaluate
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Seen:
+@dataclass(frozen=True, eq=False, repr=False)
+class Seen(Fields):
     """What entered one row; tensors are [B, C, H, W] and None where the row ignores them.
 
     Attributes:

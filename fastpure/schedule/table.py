@@ -19,6 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import mistake
+from ..shown import LISTED, Card, Grid, Shown
 
 KERNEL_COLUMNS = ("a", "b", "c", "d", "p", "q", "r", "u", "s", "alpha", "sigma", "clip")
 """Columns the row kernel reads, in this order."""
@@ -85,8 +86,8 @@ class Row:
         return any(value != 0.0 for value in (self.q, self.r, self.u, self.s))
 
 
-@dataclass(frozen=True)
-class StepTable:
+@dataclass(frozen=True, repr=False)
+class StepTable(Shown):
     """A whole sampler: immutable, hashable by value, concatenated with ``+`` for multi-round methods.
 
     Attributes:
@@ -201,6 +202,30 @@ class StepTable:
     def weakened(self, share: float) -> StepTable:
         """The same sampler with its guidance gradient times ``share``."""
         return StepTable(tuple(replace(row, c=share * row.c, u=share * row.u) for row in self.rows))
+
+    def _shown(self) -> Card:
+        times = [row.t for row in self.rows if row.t]
+        rows = [("calls", f"{self.n_network_calls} of the network" + (", guided" * self.uses_guidance))]
+        if times:
+            rows.append(("t", f"{max(times):g} to {min(times):g}"))
+        if self.n_forward_rows:
+            rows.append(("diffused", f"by {self.n_forward_rows} of the rows"))
+        noisy = sum(row.d != 0.0 for row in self.rows)
+        rows.append(("noise", "in no row" if not noisy else f"in {noisy} of {len(self)} rows"))
+        names = [
+            name
+            for name in ("t", "tau", "index", "alpha", "sigma", *"abcdpqrus")
+            if any(getattr(row, name) for row in self.rows)
+        ]
+        n = len(self)
+        shown = range(n) if n <= LISTED else (*range(LISTED // 2), None, *range(n - LISTED // 2, n))
+        lines = tuple(
+            ("…", *("" for _ in names))
+            if k is None
+            else (str(k), *(f"{getattr(self.rows[k], name):.6g}" for name in names))
+            for k in shown
+        )
+        return Card(f"StepTable of {n} rows", tuple(rows), grids=(Grid("", ("row", *names), lines),))
 
     def __str__(self) -> str:
         names = ("t", "tau", "alpha", "sigma", "a", "b", "c", "d", "p")

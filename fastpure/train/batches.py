@@ -15,6 +15,7 @@ from ..data import Dataset
 from ..errors import whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal, philox_uniform
 from ..kernels.keys import WORD_MAX
+from ..shown import Fields
 
 
 class Purpose(IntEnum):
@@ -95,8 +96,8 @@ def _place(purpose: Purpose, repeat: int) -> int:
 
 
 @final
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, repr=False)
+class Batch(Fields):
     """What a loss sees: images float32 ``[B, C, H, W]`` in [0, 1], labels int64 ``[B]``, randomness."""
 
     images: Tensor

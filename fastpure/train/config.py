@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from ..errors import mistake, one_of, positive, whole
+from ..shown import Settings
 
 
 @final
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """One training run, besides network, loss and data.
 
     Fields:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..data import Dataset
 from ..errors import NonFiniteError, whole
 from ..trackers import Tracker, check_tracker
+from ..shown import Fields
 from .config import TrainConfig, learning_rate
 from .losses import Loss
 from .progress import Progress, stop_requests
@@ -25,8 +26,8 @@ from .trainer import Group, Trainer
 
 
 @final
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, repr=False)
+class Fit(Fields):
     """What a call of `fit` came to.
 
     Fields:

@@ -20,6 +20,7 @@ from ..errors import mistake
 from ..files import replace_file
 from ..nets import Denoiser, EnergyNet, config_dict
 from ..nets.energy import CONFIGS as ENERGY_CONFIGS
+from ..shown import Fields
 from .config import TrainConfig
 from .loop import Fit, fit
 from .losses import EnergyWithChains, Loss, TradesLoss, weights_digest
@@ -376,8 +377,8 @@ RESULT_FILE = "result.json"
 
 
 @final
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, repr=False)
+class Outcome(Fields):
     """What a training command came to.
 
     Fields:

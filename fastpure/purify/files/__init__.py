@@ -17,6 +17,7 @@ from ...checkpoints import load_denoiser
 from ...errors import mistake, one_of, whole
 from ...methods import diffpure
 from ...nets import Denoiser
+from ...shown import LISTED, Card, Grid, Shown
 from ...version import __version__
 from ..purifier import Purifier
 from ..tiled import TiledPurifier
@@ -45,8 +46,8 @@ SHEETS = (".png", ".pdf", ".svg", ".jpg")
 
 
 @final
-@dataclass(frozen=True)
-class Purified:
+@dataclass(frozen=True, repr=False)
+class Purified(Shown):
     """What came of `purify_files`.
 
     Attributes:
@@ -62,6 +63,18 @@ class Purified:
     new: int
     refused: tuple[tuple[Path, str], ...]
     sheet: Path | None = None
+
+    def _shown(self) -> Card:
+        sheet = [] if self.sheet is None else [("sheet", str(self.sheet))]
+        rows = [("folder", str(self.out)), ("purified now", str(self.new)), *sheet]
+        alarms = tuple(f"not purified: {reason}" for _, reason in self.refused)
+        listed = tuple((path.name,) for path in self.written[:LISTED])
+        return Card(
+            f"Purified: {len(self.written)} files" + (f", {len(alarms)} not" if alarms else ""),
+            tuple(rows),
+            grids=(Grid("files" if len(self.written) <= LISTED else "the first files", ("",), listed),),
+            alarms=alarms,
+        )
 
     def __str__(self) -> str:
         lines = [f"{len(self.written)} files in {self.out}, {self.new} images purified now"]

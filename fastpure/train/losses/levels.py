@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ...errors import mistake, one_of, positive
 from ...schedule import VP, DiscreteVP
+from ...shown import Fields
 from ..batches import Purpose, StepRandom
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Level:
+@dataclass(frozen=True, eq=False, repr=False)
+class Level(Fields):
     """Noise level of every image: ``alpha``, ``sigma`` float64 ``[B]``, and ``labels`` as the network wants them."""
 
     alpha: Tensor
