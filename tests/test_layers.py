@@ -24,6 +24,7 @@ LAYERS = [
         "norms",
         "openmp",
         "pickles",
+        "progress",
         "readers",
         "shown",
         "signatures",

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..attacks import Budget
 from ..errors import mistake, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_uniform
+from ..progress import Progress
 from ..shown import Card, Settings, Shown, per_image, spread
 
 
@@ -77,9 +78,17 @@ class AnomalyAttack(Settings):
             positive("step_size", self.step_size)
 
     def __call__(
-        self, detector: Scorer, x: Tensor, anomalous: Tensor, *, sample_ids: Tensor | None = None
+        self,
+        detector: Scorer,
+        x: Tensor,
+        anomalous: Tensor,
+        *,
+        sample_ids: Tensor | None = None,
+        progress: bool = False,
     ) -> AnomalyAttackResult:
         """Attack images x [B, C, H, W] float32 in [0, 1]; ``anomalous`` bool [B] says what each is in truth.
+
+        With ``progress`` a bar is shown.
 
         Raises:
             TypeError, ValueError: an argument is not as described; the message names it.
@@ -92,13 +101,15 @@ class AnomalyAttack(Settings):
         step_size = self.step_size if self.step_size is not None else 2.5 * self.eps / self.n_iter
         sign = torch.where(anomalous, -1.0, 1.0).to(x).view(-1, 1, 1, 1)
         point = self._start(budget, x, ids)
-        for i in range(self.n_iter):
-            draws = range(i * self.eot_iter, (i + 1) * self.eot_iter)
-            gradient = self._gradient(detector, point, ids, draws)
-            point = budget.project(budget.ascend(point, sign * gradient, step_size), x)
-        before, after = (
-            mean_score(detector, image, ids, self.eval_draws, self.batch_size) for image in (x, point)
-        )
+        with Progress(self.n_iter, "iterations", doing="attacking", shown=progress) as bar:
+            for i in range(self.n_iter):
+                draws = range(i * self.eot_iter, (i + 1) * self.eot_iter)
+                gradient = self._gradient(detector, point, ids, draws)
+                point = budget.project(budget.ascend(point, sign * gradient, step_size), x)
+                bar.step()
+            before, after = (
+                mean_score(detector, image, ids, self.eval_draws, self.batch_size) for image in (x, point)
+            )
         return AnomalyAttackResult(point, before, after, budget.distance(point, x))
 
     def _start(self, budget: Budget, x: Tensor, ids: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -18,13 +17,15 @@ from torch import Tensor, nn
 
 from ..errors import NonFiniteError, mistake, named, unexpected, whole
 from ..intervals import Interval, wilson
+from ..progress import Progress
 from ..purify import Target, look_through
 from ..purify.inputs import check_range
 from ..reverse import Execution
+from ..shown import Card, Fields, Settings, Shown
 from ..signatures import arguments
-from ..shown import Card, Fields, Settings, Shown, per_image, spread
 from .budget import Admissible, Budget
 from .gradient import score
+from .printed import result_card
 from .weakness import Effort, Finding, Seen, Setting, check, noise_left_by
 
 
@@ -120,37 +121,7 @@ class AttackResult(Shown):
         return "\n".join([*lines, *(f"WARNING  {warning}" for warning in self.warnings)])
 
     def _shown(self) -> Card:
-        rows = [
-            ("attack", _UNSET.sub("", self.attack)),
-            ("clean", str(self.clean_accuracy)),
-            ("robust", str(self.robust_accuracy)),
-            ("distance", spread(self.distance)),
-        ]
-        if self.spent is not None and len(self.spent):
-            rows.append(("spent", f"{float(self.spent.mean()):.4g} gradients per image"))
-        if self.stopped:
-            rows.append(("ended", self.stopped))
-        rows += [("note", note) for note in self.notes]
-        n, draws = self.robust_correct.shape
-        more = [("judged", f"on {draws} draws" if draws > 1 else "once"), ("time", f"{self.seconds:.1f} s")]
-        if self.execution is not None:
-            more.append(("executed", str(self.execution)))
-        columns = {
-            "clean": self.clean_correct.double().mean(1),
-            "robust": self.robust_correct.double().mean(1),
-            "distance": self.distance,
-        }
-        return Card(
-            f"AttackResult of {n} images",
-            tuple(rows),
-            tuple(more),
-            (
-                per_image(
-                    "images: share of the draws that are right", tuple(columns), tuple(columns.values())
-                ),
-            ),
-            tuple(map(str, self.warnings)),
-        )
+        return result_card(self)
 
     @staticmethod
     def joined(parts: Sequence[AttackResult]) -> AttackResult:
@@ -182,10 +153,6 @@ class AttackResult(Shown):
             stopped="; ".join(dict.fromkeys(part.stopped for part in parts if part.stopped)),
             own_notes=tuple(dict.fromkeys(note for part in parts for note in part.own_notes)),
         )
-
-
-_UNSET = re.compile(r", \w+=None\b")
-"""Settings of an attack's text that say nothing."""
 
 
 def _accuracy(correct: Tensor) -> Interval:
@@ -372,6 +339,7 @@ class Attack(Settings, ABC):
         *,
         sample_ids: Tensor | list[int] | None = None,
         report: Tick | None = None,
+        progress: bool = False,
     ) -> AttackResult:
         """Attack ``defense`` on images ``x`` with labels ``y``.
 
@@ -381,7 +349,8 @@ class Attack(Settings, ABC):
             x: [B, C, H, W] float32 in [0, 1].
             y: int64 [B], true classes.
             sample_ids: names of the images for the noise; 0..B-1 if omitted.
-            report: called with (iteration, mean loss) for progress displays.
+            report: called with (iteration, mean loss).
+            progress: show a bar, over the attack's iterations and then over the pairs that are judged.
 
         Raises:
             TypeError, ValueError: images, labels or ids are not as described; the message names the argument.
@@ -392,21 +361,35 @@ class Attack(Settings, ABC):
             problem = _check(target, x, y, sample_ids)
             attack = self.named(problem.ids)
             with attack.conditions(problem.target):
-                return attack._judge(problem, report or (lambda iteration, loss: None))
+                return attack._judge(problem, report, progress)
 
-    def _judge(self, problem: Problem, tick: Tick) -> AttackResult:
+    def _judge(self, problem: Problem, report: Tick | None, progress: bool) -> AttackResult:
         begin = time.perf_counter()
-        proposal = self.propose(problem, tick)
+        name = type(self).__name__
+        with Progress(self.iterations() or None, "iterations", doing=name, shown=progress) as bar:
+
+            def tick(iteration: int, loss: float) -> None:
+                bar.to(iteration + 1, note=f"loss {loss:.4g}" if progress else "")
+                if report is not None:
+                    report(iteration, loss)
+
+            proposal = self.propose(problem, tick)
         seconds = time.perf_counter() - begin
         x_adv, distance = self.admit(proposal, problem)
         arguments = (problem.y, problem.ids, self.eval_draws, self.batch_size)
-        clean_correct = score(problem.target, problem.x, *arguments)
         verdict = proposal.verdict
+        draws = self.eval_draws if problem.target.is_random else 1
+        pairs = len(problem.ids) * draws * (2 if verdict is None else 1)
+        with Progress(pairs, "answers", doing=f"judging {name}", shown=progress) as bar:
+            clean_correct = score(problem.target, problem.x, *arguments, seen=bar.step)
+            robust_correct = (
+                score(problem.target, x_adv, *arguments, seen=bar.step) if verdict is None else verdict
+            )
         _warn_of_zero_gradients(proposal, clean_correct)
         return AttackResult(
             x_adv=x_adv,
             clean_correct=clean_correct,
-            robust_correct=score(problem.target, x_adv, *arguments) if verdict is None else verdict,
+            robust_correct=robust_correct,
             distance=distance,
             losses=proposal.losses,
             seconds=seconds,

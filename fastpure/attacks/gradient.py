@@ -168,16 +168,25 @@ def eot_gradient(
 
 @torch.no_grad()
 def score(
-    target: Target, x: Tensor, y: Tensor, ids: Tensor, n_draws: int, batch_size: int, first: int = 0
+    target: Target,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    n_draws: int,
+    batch_size: int,
+    first: int = 0,
+    seen: Callable[[int], None] = lambda n: None,
 ) -> Tensor:
     """Whether each image is classified correctly on each of ``n_draws`` evaluation draws, bool [B, n_draws].
 
-    The draws are ``first``, ``first`` + 1, ...; a deterministic target is asked once.
+    The draws are ``first``, ``first`` + 1, ...; a deterministic target is asked once. ``seen`` is told of so many more
+    (image, draw) pairs.
     """
     draws = range(first, first + (n_draws if target.is_random else 1))
     correct = torch.empty(len(x) * len(draws), dtype=torch.bool, device=x.device)
     for part, image, logits in answers(target, x, ids, draws, batch_size):
         correct[part] = logits.argmax(1) == y[image]
+        seen(len(image))
     return correct.view(len(x), len(draws))
 
 

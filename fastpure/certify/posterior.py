@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import finite, mistake, whole
 from ..kernels import Domain
+from ..progress import Progress
 from ..purify import NoisedDiffusionClassifier
 from ..purify.inputs import check_range
 from ..shown import Card, Shown, per_image, spread
@@ -86,6 +87,8 @@ class PosteriorSmoothing:
         n0: int = 32,
         n: int = 1024,
         alpha: float = 0.001,
+        *,
+        progress: bool = False,
     ) -> PosteriorCertificates:
         """Certify images; each certificate is wrong with probability <= alpha.
 
@@ -94,6 +97,7 @@ class PosteriorSmoothing:
             sample_ids: names of the images for the noise; 0..B-1 if omitted.
             n0, n: noisy images that choose the class, and that bound the posteriors (draws 0..n0-1, and n0..n0+n-1, of
                 noise that no evaluation sees); each costs ``model.network_calls``.
+            progress: show a bar.
 
         Raises:
             TypeError, ValueError: an argument is not as described; the message names it.
@@ -106,13 +110,14 @@ class PosteriorSmoothing:
         ids = torch.as_tensor(range(len(x)) if sample_ids is None else sample_ids)
         if tuple(ids.shape) != (len(x),):
             raise ValueError(mistake("sample_ids", f"one id per image, {len(x)}", list(ids.shape)))
-        rows = [self._certify(x[i], int(ids[i]), n0, n, alpha) for i in range(len(x))]
+        with Progress(len(x) * (n0 + n), "noisy images", doing="certifying", shown=progress) as bar:
+            rows = [self._certify(x[i], int(ids[i]), n0, n, alpha, bar) for i in range(len(x))]
         predicted, *columns = zip(*rows, strict=True) if rows else ((),) * 4
         numbers = (torch.tensor(column, dtype=torch.float64) for column in columns)
         return PosteriorCertificates(torch.tensor(predicted, dtype=torch.int64), *numbers)
 
     @torch.no_grad()
-    def posteriors(self, image: Tensor, sample_id: int, draws: range) -> Tensor:
+    def posteriors(self, image: Tensor, sample_id: int, draws: range, bar: Progress | None = None) -> Tensor:
         """Posteriors float64 [draws, classes] of one image [C, H, W] under the noise of each draw."""
         parts = []
         for start in range(draws.start, draws.stop, self.batch_size):
@@ -120,13 +125,15 @@ class PosteriorSmoothing:
             ids, many = torch.full_like(draw, sample_id), image.expand(len(draw), *image.shape)
             found = self.classifier.log_posteriors(many, ids, draw, Domain.CERTIFICATE)
             parts.append(finite(found, ids, "the diffusion classifier").double().exp().cpu())
+            if bar is not None:
+                bar.step(len(draw))
         return torch.cat(parts)
 
     def _certify(
-        self, image: Tensor, sample_id: int, n0: int, n: int, alpha: float
+        self, image: Tensor, sample_id: int, n0: int, n: int, alpha: float, bar: Progress
     ) -> tuple[int, float, float, float]:
-        top = int(self.posteriors(image, sample_id, range(n0)).mean(0).argmax())
-        p = self.posteriors(image, sample_id, range(n0, n0 + n))
+        top = int(self.posteriors(image, sample_id, range(n0), bar).mean(0).argmax())
+        p = self.posteriors(image, sample_id, range(n0, n0 + n), bar)
         width = bernstein(p, alpha / p.shape[1])
         lower = max(float(p.mean(0)[top] - width[top]), 0.0)
         others = torch.arange(p.shape[1]) != top

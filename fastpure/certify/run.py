@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data import Dataset
 from ..errors import mistake, positive, whole
+from ..progress import Progress
 from ..purify import NoisedDiffusionClassifier
 from ..shown import Settings
 from .bounds import check_alpha
@@ -50,6 +51,7 @@ def certify_dataset(
     batch_size: int = 512,
     device: str | torch.device = "cpu",
     report: Callable[[Record, bool], None] | None = None,
+    progress: bool = False,
 ) -> list[Record]:
     """Certify every image of ``dataset``, in order, and return all records.
 
@@ -59,6 +61,7 @@ def certify_dataset(
         networks: what names the model's networks, with its settings part of what a continued run must match.
         batch_size: most noisy images in one call; no part of the result.
         report: called with each record, and whether it is new.
+        progress: show a bar.
 
     Raises:
         ResumeError: ``out`` holds another certification; it is not touched then.
@@ -72,14 +75,14 @@ def certify_dataset(
         **smoothing.model.settings(),
     }
 
-    def one(row: int) -> Record:
+    def one(row: int, seen: Callable[[int], None]) -> Record:
         started, image, ids, label = _image(dataset, row, device)
-        found = smoothing.certify(image, ids, config.n0, config.n, config.alpha)
+        found = smoothing.certify(image, ids, config.n0, config.n, config.alpha, seen=seen)
         name, predicted, votes = int(ids[0]), int(found.predicted[0]), int(found.votes[0])
         radius, p_lower = float(found.radius[0]), float(found.p_lower[0])
         return Record(name, label, predicted, radius, p_lower, votes, _since(started))
 
-    return _each(dataset, RECORDS, Path(out), identity, one, report)
+    return _each(dataset, RECORDS, Path(out), identity, one, report, progress, config.n0 + config.n)
 
 
 def certify_posteriors(
@@ -92,6 +95,7 @@ def certify_posteriors(
     batch_size: int = 64,
     device: str | torch.device = "cpu",
     report: Callable[[PosteriorRecord, bool], None] | None = None,
+    progress: bool = False,
 ) -> list[PosteriorRecord]:
     """Certify every image of ``dataset`` by the mean posterior of ``classifier`` (NRDC); see `PosteriorSmoothing`.
 
@@ -117,14 +121,14 @@ def certify_posteriors(
         "model": classifier.model.extra_repr(),
     }
 
-    def one(row: int) -> PosteriorRecord:
+    def one(row: int, seen: Callable[[int], None]) -> PosteriorRecord:
         started, image, ids, label = _image(dataset, row, device)
         found = smoothing.certify(image, ids, config.n0, config.n, config.alpha)
         radius, p_lower, p_upper = (float(v[0]) for v in (found.radius, found.p_lower, found.p_upper))
         name, predicted = int(ids[0]), int(found.predicted[0])
         return PosteriorRecord(name, label, predicted, radius, p_lower, p_upper, _since(started))
 
-    return _each(dataset, POSTERIORS, Path(out), identity, one, report)
+    return _each(dataset, POSTERIORS, Path(out), identity, one, report, progress, config.n0 + config.n)
 
 
 R = TypeVar("R", Record, PosteriorRecord)
@@ -135,20 +139,31 @@ def _each(
     file: RowFile[R],
     path: Path,
     identity: Mapping[str, Any],
-    certify: Callable[[int], R],
+    certify: Callable[[int, Callable[[int], None]], R],
     report: Callable[[R, bool], None] | None,
+    progress: bool,
+    noisy: int,
 ) -> list[R]:
-    """Records of all images, in order: those in the file, and ``certify(row)`` for the rest."""
+    """Records of all images, in order: those in the file, and ``certify(row, seen)`` for the rest.
+
+    ``seen`` may be told of so many more of an image's ``noisy`` ones.
+    """
     done = {record.sample_id: record for record in file.open(path, identity)}
-    records = []
-    for row in range(len(dataset)):
-        known = done.get(int(dataset.sample_ids[row]))
-        record = known if known is not None else certify(row)
-        if known is None:
-            append_row(path, asdict(record).values())
-        if report is not None:
-            report(record, known is None)
-        records.append(record)
+    records, earlier = [], len(set(dataset.sample_ids.tolist()) & done.keys())
+    with Progress(
+        len(dataset), "images", done=earlier, doing="certifying", fractions=True, shown=progress
+    ) as bar:
+        finished = earlier
+        for row in range(len(dataset)):
+            known = done.get(int(dataset.sample_ids[row]))
+            record = known if known is not None else certify(row, lambda n: bar.step(n / noisy))
+            if known is None:
+                append_row(path, asdict(record).values())
+                finished += 1
+                bar.to(finished)
+            if report is not None:
+                report(record, known is None)
+            records.append(record)
     return records
 
 

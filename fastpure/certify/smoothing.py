@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import finite, mistake, positive, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
 from ..kernels.keys import WORD_MAX
+from ..progress import Progress
 from ..purify.inputs import asking, check_range
 from ..shown import Card, Shown, per_image, spread
 from .base import as_base
@@ -87,6 +88,9 @@ class Smoothing:
         n0: int = 100,
         n: int = 100_000,
         alpha: float = 0.001,
+        *,
+        progress: bool = False,
+        seen: Callable[[int], None] | None = None,
     ) -> Certificates:
         """Certify images (Cohen et al. 2019, pseudocode CERTIFY). Each is wrong with probability <= alpha.
 
@@ -94,6 +98,8 @@ class Smoothing:
             x: float32 [B, C, H, W] in [0, 1].
             sample_ids: names of the images for the noise; 0..B-1 if omitted.
             n0, n: draws that choose the class, and that estimate its probability.
+            progress: show a bar.
+            seen: told of so many more noisy images.
 
         Raises:
             TypeError, ValueError: an argument is not as described; the message names it.
@@ -105,7 +111,9 @@ class Smoothing:
             most = f"at most {WORD_MAX // self.model.n_versions:,} draws in all, each of which takes "
             raise ValueError(mistake("n", f"{most}{self.model.n_versions} numbers", f"{n0 + n:,}"))
         ids = ids_of(x, sample_ids)
-        rows = [self._certify(x[i], int(ids[i]), n0, n, alpha) for i in range(len(x))]
+        with Progress(len(x) * (n0 + n), "noisy images", doing="certifying", shown=progress) as bar:
+            told = seen or bar.step
+            rows = [self._certify(x[i], int(ids[i]), n0, n, alpha, told) for i in range(len(x))]
         predicted, radius, p_lower, votes = zip(*rows, strict=True) if rows else ((), (), (), ())
         return Certificates(
             torch.tensor(predicted, dtype=torch.int64),
@@ -115,8 +123,10 @@ class Smoothing:
         )
 
     @torch.no_grad()
-    def counts(self, image: Tensor, sample_id: int, draws: range) -> Tensor:
-        """How often each class wins over ``draws``: int64 [classes], for one image [C, H, W]."""
+    def counts(
+        self, image: Tensor, sample_id: int, draws: range, seen: Callable[[int], None] = lambda n: None
+    ) -> Tensor:
+        """How often each class wins over ``draws``: int64 [classes], for one image [C, H, W]; ``seen`` as above."""
         total: Tensor | None = None
         for noisy, keys in noisy_images(image, sample_id, draws, self.sigma, self.seed, self.batch_size):
             # What draws noise without being told its keys, a `DiffusionClassifier` for instance, must not see the noise
@@ -126,15 +136,16 @@ class Smoothing:
             finite(scores, keys.sample_ids, f"the classifier {self.model.label()}")
             part = torch.bincount(scores.argmax(1), minlength=scores.shape[1]).cpu()
             total = part if total is None else total + part
+            seen(len(keys.draws))
         if total is None:
             raise ValueError(mistake("draws", "at least one draw", draws))
         return total
 
     def _certify(
-        self, image: Tensor, sample_id: int, n0: int, n: int, alpha: float
+        self, image: Tensor, sample_id: int, n0: int, n: int, alpha: float, seen: Callable[[int], None]
     ) -> tuple[int, float, float, int]:
-        top = int(self.counts(image, sample_id, range(n0)).argmax())
-        votes = int(self.counts(image, sample_id, range(n0, n0 + n))[top])
+        top = int(self.counts(image, sample_id, range(n0), seen).argmax())
+        votes = int(self.counts(image, sample_id, range(n0, n0 + n), seen)[top])
         p_lower = lower_bound(votes, n, alpha)
         radius = certified_radius(p_lower, self.sigma)
         return (top if radius > 0 else -1), radius, p_lower, votes

@@ -43,23 +43,21 @@ def attack(
 def run(experiment: Experiment, batch_size: int, device: str) -> AttackResult:
     """Attack all images, ``batch_size`` at a time, with a bar over images."""
     import torch
-    from tqdm import tqdm
 
     from ..attacks import AttackResult
     from ..errors import whole
+    from ..progress import Progress
 
     whole("batch-size", batch_size, 1)
     assert experiment.attack is not None
     data, parts = experiment.dataset, []
     per_image = max(experiment.attack.iterations(), 1)
-    with tqdm(
-        total=len(data), unit="image", bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]"
-    ) as bar:
+    with Progress(len(data), "images", doing="attacking", fractions=True) as bar:
         for begin in range(0, len(data), batch_size):
             rows = torch.arange(begin, min(begin + batch_size, len(data)))
 
             def report(iteration: int, loss: float, first: int = begin, size: int = len(rows)) -> None:
-                bar.update(first + size * min((iteration + 1) / per_image, 1.0) - bar.n)
+                bar.to(first + size * min((iteration + 1) / per_image, 1.0), note=f"loss {loss:.4g}")
 
             x, y = data.batch(rows).to(device), data.labels[rows].to(device)
             parts.append(
@@ -67,7 +65,7 @@ def run(experiment: Experiment, batch_size: int, device: str) -> AttackResult:
                     experiment.defense, x, y, sample_ids=data.sample_ids[rows].to(device), report=report
                 )
             )
-            bar.update(begin + len(rows) - bar.n)
+            bar.to(begin + len(rows))
 
     return AttackResult.joined(parts)
 

@@ -46,11 +46,9 @@ def bench(
 
     Example: fastpure bench --precision fp32,bf16
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from ..baselines import Comparison, compare
     from ..classifiers import load_classifier
+    from ..progress import Progress, on_terminal
 
     if out is not None and out.exists():
         raise ValueError(f"`--out` {out} exists; remove it or choose another name")
@@ -64,9 +62,8 @@ def bench(
         repeats,
         checked_device(device),
     )
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("preparing", total=1.0)
-        tables = compare(what, lambda stage, share: progress.update(task, description=stage, completed=share))
+    with Progress(1.0, "done", doing="preparing", fractions=True, shown=on_terminal()) as bar:
+        tables = compare(what, lambda stage, share: bar.to(share, stage))
     for title, table in tables.items():
         show(f"{title}, {network}, B = {batch_size}, {steps} steps, {device}", table)
     if out is not None:

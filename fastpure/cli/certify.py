@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..progress import Progress
 from . import certify_posterior as nrdc
 from . import options as o
 from .certify_posterior import Report, Start, Task
@@ -213,14 +214,13 @@ class _Bar:
     """Progress with time left; images of an earlier session do not count towards the speed."""
 
     def __init__(self, total: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, unit="image")
+        self._bar = Progress(total, "images", doing="certifying")
 
     def report(self, record: Record | PosteriorRecord, new: bool) -> None:
-        if not new:
-            self._bar.initial += 1
-        self._bar.update()
+        if new:
+            self._bar.step()
+        else:
+            self._bar.earlier()
 
     def __enter__(self) -> _Bar:
         return self

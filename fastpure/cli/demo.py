@@ -153,9 +153,8 @@ def attack_all(
 
     What is among ``parts`` is taken from there.
     """
-    from tqdm import tqdm
-
     import fastpure as fp
+    from fastpure.progress import Progress
 
     attack = fp.attacks.PGD(
         norm=setting.norm,
@@ -168,12 +167,12 @@ def attack_all(
     todo = {name: (defense, attack) for name, defense in defenses.items()}
     todo[DETACHED] = (defenses["COUP"], replace(attack, gradient="detached"))
     results = {}
-    with tqdm(total=len(todo) * setting.n_iter, unit="iteration") as bar:
+    with Progress(len(todo) * setting.n_iter, "iterations") as bar:
         for name, (defense, chosen) in todo.items():
-            bar.set_description(f"attacking {name}")
+            bar.step(0, f"attacking {name}")
 
             def report(iteration: int, loss: float) -> None:
-                bar.update()
+                bar.step()
 
             key = identity(defense, data, chosen)
             found = parts.read(key)
@@ -181,7 +180,7 @@ def attack_all(
                 found = chosen(defense, data.images, data.labels, sample_ids=data.sample_ids, report=report)
                 parts.write(key, found)
             else:
-                bar.update(setting.n_iter)
+                bar.step(setting.n_iter)
             results[name] = found
     return results
 

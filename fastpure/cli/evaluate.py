@@ -77,12 +77,14 @@ def evaluate(
     from ..evaluate import plan
     from ..evaluate.protocol import make
     from ..evaluate.shards import parse_shard
+    from ..progress import on_terminal
 
     rules = make(protocol, draws, **wanted.extra["protocol"])
     part = None if shard is None else parse_shard(shard)
     experiment = build(wanted)
     if dry_run:
-        cost = plan(experiment.defense, experiment.dataset, experiment.attack, rules, batch_size=batch_size)
+        parts = (experiment.defense, experiment.dataset, experiment.attack, rules)
+        cost = plan(*parts, batch_size=batch_size, progress=progress and on_terminal())
         typer.echo(str(cost))
         return
     path = out or default_path(experiment, rules, part, batch_size)

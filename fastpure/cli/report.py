@@ -76,6 +76,7 @@ def report(
     """
     from ..errors import whole
     from ..files import unfinished
+    from ..progress import on_terminal
     from ..report import Options
     from ..report import report as make
     from ..report.export import TABLES, require_pyarrow
@@ -101,6 +102,7 @@ def report(
             options=options,
             force=force,
             say=lambda text: typer.echo(text, err=True),
+            progress=on_terminal(),
             wrote=lambda path: _say([path]),
             measured=found.extend,
             within=batch,

@@ -81,9 +81,11 @@ def reproduce(
         setting = Full(rows=rows, files=files, data_path=data_path, **shared)
     folder = out or Path("reproduced") / experiment.name
     if dry_run:
+        from ..progress import on_terminal
         from ..reproduce import cost
 
-        typer.echo(str(cost(experiment, setting, folder, batch_size=batch_size)))
+        shown = progress and on_terminal()
+        typer.echo(str(cost(experiment, setting, folder, batch_size=batch_size, progress=shown)))
         return
     _run(experiment, setting, folder, batch_size, progress)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import mistake
 from ..methods import Method
+from ..progress import Progress
 from ..purify import Purifier
 from ..reverse import RecordedNoise, Seen, SplitNoise
 from ..schedule import VP, StepTable
@@ -118,6 +119,7 @@ def distance_bound(
     *,
     noise: RecordedNoise | SplitNoise | None = None,
     constants: Constants | None = None,
+    progress: bool = False,
 ) -> DistanceBound:
     """How far the purifier moves each image, the bound by its table, and those of COUP's proposition 2.
 
@@ -129,6 +131,7 @@ def distance_bound(
         x: images [B, C, H, W] in [0, 1], at least one.
         sample_ids, draw, noise: as for calling the purifier.
         constants: for the forms of proposition 2; measured on the way if None.
+        progress: show a bar.
 
     Raises:
         TypeError, ValueError: not a purifier, no such images, a method with a procedure of its own or that prepares the
@@ -150,7 +153,13 @@ def distance_bound(
         expected = f"None for {method.name}: proposition 2 is about {' and '.join(UNDIFFUSED)}"
         raise ValueError(mistake("constants", expected, constants))
     way = _Way(method.steps)
-    end = purifier.watch(x, way.see, sample_ids, draw, noise=noise)
+    with Progress(len(method.steps), "steps", doing="purifying", shown=progress) as bar:
+
+        def see(seen: Seen) -> None:
+            way.see(seen)
+            bar.step()
+
+        end = purifier.watch(x, see, sample_ids, draw, noise=noise)
     way.check(method, end)
     found = DistanceBound(
         moved=norms(end - way.start),

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..attacks.gradient import pairs
 from ..errors import one_of, whole
 from ..kernels import Domain
+from ..progress import Progress
 from ..purify import Purifier
 from ..shown import Card, Shown, per_image, spread
 from .checks import check_ids, check_images, check_purifier, norms
@@ -64,6 +65,7 @@ def compression(
     draws: int = 1,
     noise: str = "fixed",
     batch_size: int = 64,
+    progress: bool = False,
 ) -> Compression:
     """What the purifier leaves of the perturbation of each image.
 
@@ -76,6 +78,7 @@ def compression(
         noise: "fixed": x and x_adv see the same noise, draw 0, 1, ... of the deployed defence. "fresh": x sees draws 0,
             2, ... and x_adv 1, 3, ...; the difference of the noise is then part of the ratio.
         batch_size: most (image, draw) pairs in one pass.
+        progress: show a bar.
 
     Raises:
         TypeError, ValueError: not a purifier, or no such images; the message names the argument.
@@ -88,11 +91,13 @@ def compression(
     apart = one_of("noise", noise, NOISES) == "fresh"
     whole("batch_size", batch_size, 1)
     ratio = torch.empty(len(x) * draws, dtype=torch.float64, device=x.device)
-    for part, image, draw in pairs(len(x), range(draws), batch_size, x.device):
-        first = 2 * draw if apart else draw
-        clean = purifier(x[image], ids[image], first, domain=Domain.DEFENSE)
-        attacked = purifier(x_adv[image], ids[image], first + apart, domain=Domain.DEFENSE)
-        ratio[part] = shrunk(x[image], x_adv[image], clean, attacked)
+    with Progress(len(x) * draws, "pairs", doing="purifying", shown=progress) as bar:
+        for part, image, draw in pairs(len(x), range(draws), batch_size, x.device):
+            first = 2 * draw if apart else draw
+            clean = purifier(x[image], ids[image], first, domain=Domain.DEFENSE)
+            attacked = purifier(x_adv[image], ids[image], first + apart, domain=Domain.DEFENSE)
+            ratio[part] = shrunk(x[image], x_adv[image], clean, attacked)
+            bar.step(len(image))
     return Compression(ratio.view(len(x), draws), norms(x_adv.double() - x.double()), noise)
 
 

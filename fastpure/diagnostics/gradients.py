@@ -12,6 +12,7 @@ from ..attacks.gradient import Objective, objective, require_gradient
 from ..attacks.gradient_modes import GradientMode, has_noise
 from ..attacks.losses import LOSSES
 from ..errors import finite, mistake, one_of, whole
+from ..progress import Progress
 from ..purify import Target, look_through
 from ..shown import Card, Shown, per_image, spread
 from .checks import check_ids, check_images, check_labels
@@ -83,6 +84,7 @@ def gradient_agreement(
     loss: str = "ce",
     gradient: str = "exact",
     batch_size: int = 64,
+    progress: bool = False,
 ) -> GradientAgreement:
     """How far the gradients of the attacker's draws agree. Needs memory for one batch, whatever ``draws``.
 
@@ -95,6 +97,7 @@ def gradient_agreement(
         loss: "ce", "margin" or "dlr".
         gradient: what is differentiated, "exact" or another name of ``fastpure.attacks.MODES``.
         batch_size: most (image, draw) pairs in one pass.
+        progress: show a bar.
 
     Raises:
         TypeError, ValueError: no such target, images or labels; the message names the argument.
@@ -114,16 +117,17 @@ def gradient_agreement(
         known = known.probed(x, ids, int(labels.max()) + 1)
         n = draws if has_noise(known, gradient) else 1
         goal = objective(mode.logits(known), function)
-        parts = [
-            _agreement(goal, x[rows], labels[rows], ids[rows], n, max(batch_size // len(rows), 1))
-            for rows in torch.arange(len(x), device=x.device).split(batch_size)
-        ]
+        with Progress(len(x) * n, "gradients", doing="comparing", shown=progress) as bar:
+            parts = [
+                _agreement(goal, x[rows], labels[rows], ids[rows], n, max(batch_size // len(rows), 1), bar)
+                for rows in torch.arange(len(x), device=x.device).split(batch_size)
+            ]
     cosine, snr = (torch.cat(column) for column in zip(*parts, strict=True))
     return GradientAgreement(cosine, snr, n, loss, gradient)
 
 
 def _agreement(
-    goal: Objective, x: Tensor, y: Tensor, ids: Tensor, n: int, together: int
+    goal: Objective, x: Tensor, y: Tensor, ids: Tensor, n: int, together: int, bar: Progress
 ) -> tuple[Tensor, Tensor]:
     """(cosine [B], snr [B]) of ``n`` draws, ``together`` at a time; only sums over the draws are kept."""
     # In float64, because the square of a saturated classifier's gradient is zero in float32.
@@ -143,6 +147,7 @@ def _agreement(
         squares += found.square().sum((0, 2))
         directions += torch.where(lengths > 0, found / lengths, 0.0).sum(0)
         pointing += (lengths[:, :, 0] > 0).sum(0)
+        bar.step(repeat * len(x))
     if n == 1:
         one = torch.where(pointing > 0, 1.0, torch.nan).double()
         return one, torch.where(pointing > 0, torch.inf, torch.nan).double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, final
@@ -18,6 +18,7 @@ from ..attacks.losses import LOSSES
 from ..data import Dataset, as_dataset
 from ..kernels import Domain
 from ..methods import Method
+from ..progress import Progress
 from ..purify import Target
 from ..purify.inputs import Held, held_noise, holding
 from ..reverse.memory import available_bytes, count_saved_bytes
@@ -125,6 +126,9 @@ def count_queries(
 BUDGET_SECONDS = 2.0
 """About how long one measurement may take."""
 
+REPEATS = 2
+"""How often each of three measurements is made; the shortest counts."""
+
 PROBE_STEPS = 3
 """Network calls in the longer of the two purifications that are timed."""
 
@@ -196,11 +200,13 @@ def plan(
     protocol: Protocol | None = None,
     *,
     batch_size: int = 64,
+    progress: bool = False,
 ) -> Plan:
     """What ``evaluate`` with these arguments will cost: calls counted on a stand-in, time measured on a few steps.
 
     Takes seconds. The attack runs in full against a network that costs nothing and never errs, which gives its
-    number of queries whatever its inner loops are; the real networks are timed over one and three steps.
+    number of queries whatever its inner loops are; the real networks are timed over one and three steps. With
+    ``progress`` a bar is shown.
     """
     protocol = fresh() if protocol is None else protocol
     dataset = as_dataset(dataset)
@@ -210,19 +216,24 @@ def plan(
     n, calls = len(dataset), target.network_calls
     with frozen(target, protocol):
         draws = protocol.draws if target.is_random else 1
-    gradients, judgements = count_queries(
-        dataset,
-        attack,
-        protocol,
-        random=target.numbered or bool(target.own_noise),
-        purifies=target.purifies,
-    )
+    bar = Progress(1 + 3 * REPEATS, "steps", doing="counting queries", shown=progress)
+    with bar:
+        gradients, judgements = count_queries(
+            dataset,
+            attack,
+            protocol,
+            random=target.numbered or bool(target.own_noise),
+            purifies=target.purifies,
+        )
+        bar.step(doing="timing the networks")
+        per_block = min(batch_size, n) * (attack.eot() if attack is not None else 1)
+        rows = max(min(worker.rows, per_block), 1)
+        with_gradient, without, memory = _calibrate(
+            target, dataset, rows, worker.device, gradients > 0, bar.step
+        )
     judgements += draws * (1 if attack is None else 2)
     if attack is not None:
         judgements += protocol.transfer_draws if protocol.noise == "known" else 0
-    per_block = min(batch_size, n) * (attack.eot() if attack is not None else 1)
-    rows = max(min(worker.rows, per_block), 1)
-    with_gradient, without, memory = _calibrate(target, dataset, rows, worker.device, gradients > 0)
     seconds = n * (gradients * with_gradient + judgements * without)
     return Plan(
         n_images=n,
@@ -241,17 +252,22 @@ def plan(
 
 
 def _calibrate(
-    target: Target, dataset: Dataset, rows: int, device: torch.device, attacked: bool
+    target: Target,
+    dataset: Dataset,
+    rows: int,
+    device: torch.device,
+    attacked: bool,
+    step: Callable[[], None],
 ) -> tuple[float, float, int]:
     """Seconds per row with and without gradient, and bytes for ``rows`` rows with gradient."""
     short, long = _truncated(target, 1), _truncated(target, PROBE_STEPS)
     n = min(rows, 4)
     total, steps = target.network_calls, long.network_calls
     between = steps - short.network_calls
-    once = _time(long, dataset, n, device, attacked)
+    once = _time(long, dataset, n, device, attacked, step)
     # As many rows as the budget allows: networks are faster per image in larger batches.
     n = max(min(rows, int(n * BUDGET_SECONDS / max(sum(once), 1e-9))), n)
-    first, last = (_time(part, dataset, n, device, attacked) for part in (short, long))
+    first, last = (_time(part, dataset, n, device, attacked, step) for part in (short, long))
     saved = [_saved(part, dataset, min(n, 4), device) if attacked else 0 for part in (short, long)]
     grown = []
     for a, b in zip((*first, saved[0] * rows), (*last, saved[1] * rows), strict=True):
@@ -264,17 +280,23 @@ def _calibrate(
 
 
 def _time(
-    target: Target, dataset: Dataset, n: int, device: torch.device, attacked: bool
+    target: Target,
+    dataset: Dataset,
+    n: int,
+    device: torch.device,
+    attacked: bool,
+    step: Callable[[], None],
 ) -> tuple[float, float]:
     x, y, ids = _rows(dataset, n, device)
     best = [float("inf"), float("inf")]
-    for _ in range(2):  # the first call builds tables and warms caches
+    for _ in range(REPEATS):  # the first call builds tables and warms caches
         begin = _now(device)
         if attacked:
             eot_gradient(target, x, y, ids, range(1), LOSSES["ce"], n)
         middle = _now(device)
         judge(target, x, y, ids, 1, n)
         best = [min(best[0], middle - begin), min(best[1], _now(device) - middle)]
+        step()
     return best[0], best[1]
 
 

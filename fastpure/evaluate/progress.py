@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TextIO, final
+from typing import TextIO, final
 
 import numpy as np
-from tqdm import tqdm
 
+from ..progress import LINE_PAUSE, Progress
 from ..trackers import Tracker
 from .protocol import Protocol
 from .record import ImageRecord, Judged
@@ -23,82 +21,68 @@ from .summary import accuracy
 
 
 @final
-class Progress:
-    """A bar on a terminal, a line every ``pause`` seconds elsewhere.
+class EvaluationProgress:
+    """Images, iterations, time left and accuracy so far, see `fastpure.progress.Progress`.
 
     Args:
         run: what is finished before this session.
         n_images: images this session's file will hold.
         n_iter: iterations of the attack where it says so, else 0.
+        shown, stream, pause: as there.
     """
 
     def __init__(
-        self, run: Run, n_images: int, n_iter: int, *, stream: TextIO | None = None, pause: float = 15.0
+        self,
+        run: Run,
+        n_images: int,
+        n_iter: int,
+        *,
+        shown: bool = True,
+        stream: TextIO | None = None,
+        pause: float = LINE_PAUSE,
     ) -> None:
-        self._stream = sys.stderr if stream is None else stream
         self._protocol: Protocol = run.protocol
         self._attacked = run.identity["attack"] is not None
         self._which = "adversarial" if self._attacked else "clean"
         self._values = run.values(self._which).tolist() if len(run.positions) else []
-        self._n_images, self._n_iter, self._pause = n_images, n_iter, pause
-        self._first, self._started, self._shown = len(self._values), time.monotonic(), time.monotonic()
-        self._bar: Any = None
-        if self._stream.isatty():
-            form = "{desc} {percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}{postfix}]"
-            self._bar = tqdm(
-                total=n_images, initial=self._first, bar_format=form, file=self._stream, dynamic_ncols=True
-            )
-            self._postfix()
+        self._n_iter = n_iter
+        self._bar = Progress(
+            n_images,
+            "images",
+            done=len(self._values),
+            doing="evaluating",
+            fractions=True,
+            shown=shown,
+            stream=stream,
+            pause=pause,
+        )
+        self._bar.to(len(self._values), note=self._accuracy())
 
     def tick(self, n_block: int, iteration: int) -> None:
         """The attack on a block of ``n_block`` images has done ``iteration`` + 1 iterations."""
         share = min((iteration + 1) / self._n_iter, 1.0) if self._n_iter else 0.0
-        self._show(len(self._values) + share * n_block, f"iteration {iteration + 1}")
+        self._bar.to(len(self._values) + share * n_block, f"iteration {iteration + 1}")
 
     def finished(self, records: Sequence[ImageRecord]) -> None:
         """These images are in the file."""
         self._values += values_of(self._protocol, records, self._which)
-        if self._bar is not None:
-            self._postfix()
-        self._show(float(len(self._values)), "")
+        self._bar.to(float(len(self._values)), "evaluating", self._accuracy())
 
     def note(self, text: str) -> None:
         """Say something between the lines of the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
+        self._bar.say(text)
+
+    def line(self) -> str:
+        """One line of plain text: images, accuracy so far, time left."""
+        return self._bar.line()
 
     def close(self) -> None:
         """Finish the bar's line."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def line(self, done: float, now: float) -> str:
-        """One line of plain text: images, share, accuracy so far, time left."""
-        speed = (done - self._first) / max(now - self._started, 1e-9)
-        left = (self._n_images - done) / speed if speed > 0 else float("inf")
-        remaining = "time left unknown"
-        if left < 1e8:
-            remaining = f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d} left"
-        return f"{done:.1f}/{self._n_images} images  {self._accuracy()}  {remaining}"
+        self._bar.close()
 
     def _accuracy(self) -> str:
         name = "robust" if self._attacked else "clean"
         return f"{name} {accuracy(np.array(self._values))}" if self._values else f"{name} unknown yet"
-
-    def _postfix(self) -> None:
-        self._bar.set_postfix_str(self._accuracy(), refresh=False)
-
-    def _show(self, done: float, doing: str) -> None:
-        if self._bar is not None:
-            self._bar.set_description_str(doing or "evaluating", refresh=False)
-            self._bar.update(done - self._bar.n)
-            return
-        now = time.monotonic()
-        if now - self._shown >= self._pause:
-            self._shown = now
-            print(f"{self.line(done, now)}  {doing}".rstrip(), file=self._stream, flush=True)
 
 
 def values_of(protocol: Protocol, records: Sequence[ImageRecord], which: str) -> list[float]:

@@ -19,7 +19,7 @@ from ..errors import RunInterrupted, mistake, one_of, whole
 from ..purify import Target, look_through
 from ..trackers import Tracker, check_tracker
 from .identity import canonical, environment, identity
-from .progress import Progress, Tracked, terminable
+from .progress import EvaluationProgress, Tracked, terminable
 from .protocol import Protocol, fresh
 from .shards import blocks, describe, share
 from .store import RunStore
@@ -149,7 +149,7 @@ def _run(
 ) -> None:
     n_images = len(store.done) + sum(len(block) for block in todo)
     n_iter = worker.attack.iterations() if worker.attack is not None else 0
-    bar = Progress(store.read(), n_images, n_iter) if progress else None
+    bar = EvaluationProgress(store.read(), n_images, n_iter) if progress else None
     limit = worker.limit
 
     def tick(n_block: int, iteration: int) -> None:

@@ -17,6 +17,7 @@ from ..errors import mistake, whole
 from ..evaluate import Run
 from ..evaluate.identity import canonical
 from ..files import Unfinished, unfinished
+from ..progress import Progress
 from ..purify import Target
 from ..version import __version__
 from . import tables
@@ -74,6 +75,7 @@ def report(
     options: Options | None = None,
     force: bool = False,
     say: Say | None = None,
+    progress: bool = False,
     wrote: Callable[[Path], None] | None = None,
     measured: Callable[[Sequence[Quality]], None] = lambda found: None,
     within: Unfinished | None = None,
@@ -93,7 +95,8 @@ def report(
             bundled networks are tried if this is None. What cannot be rebuilt is left out, and the page says why.
         options: title and numbers of images.
         force: replace files that exist.
-        say: called with what is being done, for progress.
+        say: called with what is being done.
+        progress: show a bar instead where there is a terminal or a notebook.
         wrote: called with the path of every file that was written.
         measured: called with what was measured of purified images, which `write_csv` takes.
         within: the files of a command that writes more than these.
@@ -105,11 +108,14 @@ def report(
         NotADirectoryError: a file is where a folder should be; nothing is written then.
     """
     check_formats(formats)
-    options, say, wrote = options or Options(), say or (lambda text: None), wrote or (lambda path: None)
+    options, wrote = options or Options(), wrote or (lambda path: None)
     given = (defense,) if isinstance(defense, nn.Module) else tuple(defense)
     folder = None if figures is None else Path(figures)
     first = [Path(out)] if out is not None else [folder / "figures"] if folder is not None else []
     with ExitStack() as stack:
+        most = 1 + len(runs) * sum(map(bool, (options.images, options.traced, options.measured)))
+        bar = stack.enter_context(Progress(most, "steps at most", doing="report", shown=progress))
+        say = bar.telling(say)
         batch = stack.enter_context(unfinished(first, within)) if first else None
         if out is not None:
             refuse_existing([Path(out)], force, batch)

@@ -16,6 +16,7 @@ from ..evaluate import Plan, Run, evaluate, plan
 from ..evaluate.protocol import fresh
 from ..evaluate.work import enter
 from ..files import replace_file
+from ..progress import Progress, on_terminal
 from ..report import Options, report
 from ..report.data import Entry, open_entries
 from ..shown import Card, Grid, Shown
@@ -87,7 +88,10 @@ def reproduce(
         )
         clock.done(job)
     with ExitStack() as stack:
-        return _write(experiment, setting, folder, jobs, stack, say)
+        bar = Progress(
+            len(experiment.drawings) + 1, "parts", doing="drawing", shown=progress and on_terminal()
+        )
+        return _write(experiment, setting, folder, jobs, stack, stack.enter_context(bar), say)
 
 
 def runnable(experiment: Experiment, setting: Setting) -> list[Job]:
@@ -194,8 +198,15 @@ def _attack(job: Job, setting: Setting, folder: Path) -> Any:
 
 
 def _write(
-    experiment: Experiment, setting: Setting, folder: Path, jobs: list[Job], stack: ExitStack, say: Say
+    experiment: Experiment,
+    setting: Setting,
+    folder: Path,
+    jobs: list[Job],
+    stack: ExitStack,
+    bar: Progress,
+    say: Say,
 ) -> list[Path]:
+    say = bar.told(say)
     files = [folder / RUNS / job.file(setting.small) for job in jobs]
     entries = open_entries(files, stack) if files else []
     kept = Kept(folder / PIECES)
@@ -214,6 +225,7 @@ def _write(
         for name, content in drawing.draw(made).items():
             written.append(replace_file(folder / name, content))
             contents[name] = content
+        bar.step()
     if entries:
         written.append(_page(experiment, made, entries, folder, say))
         contents[PAGE] = b""
@@ -286,12 +298,18 @@ class Cost(Shown):
 
 
 def cost(
-    experiment: Experiment, setting: Setting, out: str | Path | None = None, *, batch_size: int = 64
+    experiment: Experiment,
+    setting: Setting,
+    out: str | Path | None = None,
+    *,
+    batch_size: int = 64,
+    progress: bool = False,
 ) -> Cost:
     """What `reproduce` with these arguments would cost: calls counted, time measured on a few steps of each run.
 
     Images found by another run's attack cost their judging only. What is finished in the folder ``out`` costs nothing;
-    of figures, only where all of it is. Nothing is written. Errors as for `reproduce`.
+    of figures, only where all of it is. Nothing is written. With ``progress`` a bar is shown. Errors as
+    for `reproduce`.
     """
     jobs = runnable(experiment, setting)
     if out is not None:
@@ -300,7 +318,9 @@ def cost(
     dataset = setting.dataset(experiment.images) if jobs or experiment.roles else None
     plans: list[tuple[str, Plan | None, int]] = []
     hours, speed = 0.0, 0.0
+    bar = Progress(len(jobs), "runs", doing="measuring", shown=progress)
     for job in jobs:
+        bar.to(len(plans), job.row.defence.label)
         assert dataset is not None
         name = f"{job.row.defence.label}, {job.called(setting.small)}"
         if not shares[job]:
@@ -314,6 +334,8 @@ def cost(
         hours += share * one.hours
         speed = max(speed, one.seconds_judgement / max(one.calls, 1))
         plans.append((name, replace(one, network_calls=calls, hours=share * one.hours), calls))
+    bar.to(len(plans), "")
+    bar.close()
     drawn = drawing_calls(experiment, setting, len(dataset) if dataset is not None else 0)
     if out is not None and (Path(out) / TABLE).is_file() and not any(shares.values()):
         drawn = 0  # the table is written last

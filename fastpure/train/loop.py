@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from ..data import Dataset
 from ..errors import NonFiniteError, whole
-from ..trackers import Tracker, check_tracker
+from ..progress import Progress
 from ..shown import Fields
+from ..trackers import Tracker, check_tracker
 from .config import TrainConfig, learning_rate
 from .losses import Loss
-from .progress import Progress, stop_requests
+from .progress import stop_requests
 from .state import METRICS, Metrics, RunFolder
 from .trainer import Group, Trainer
 
@@ -150,20 +151,20 @@ class _Session:
             self.trackers = [Tracker(name, place, step, identity) for name in trackers]
 
     def run(self, config: TrainConfig, save_every: int, progress: bool) -> None:
-        bar = Progress(config.steps, self.trainer.step) if progress and self.main else None
+        bar = Progress(
+            config.steps, "steps", done=self.trainer.step, doing="training", shown=progress and self.main
+        )
         stop, group = False, self.trainer.group
         try:
             with stop_requests() as request:
                 while self.trainer.step < config.steps and not stop:
                     self.one_step(config, save_every)
                     stop = group.any(request.asked)
-                    if bar is not None:
-                        bar.update(self.trainer.step, self.shown)
+                    bar.to(self.trainer.step, note="" if self.shown is None else f"loss {self.shown:.4f}")
                 if stop:
                     self.save()
         finally:
-            if bar is not None:
-                bar.close()
+            bar.close()
             for tracker in self.trackers:
                 tracker.close()
 

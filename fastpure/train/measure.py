@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -14,6 +14,7 @@ from ..data import Dataset
 from ..errors import finite
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
 from ..nets import Denoiser
+from ..progress import Progress
 from ..schedule import VP, DiscreteVP
 from .batches import Batch, StepRandom
 from .losses import Loss
@@ -47,6 +48,7 @@ def score_denoiser(
     *,
     draws: int = 1,
     schedule: VP | None = None,
+    progress: bool = False,
 ) -> tuple[DenoiserScore, ...]:
     """Noise error and PSNR at each of ``times``.
 
@@ -59,23 +61,26 @@ def score_denoiser(
             convention, scored at the noise level of its own schedule that belongs to t; told the labels if it has
             classes.
         draws: noise realisations per image.
+        progress: show a bar.
     """
     schedule = VP() if schedule is None else schedule
     device = next(model.parameters()).device
     scores = []
-    for index, t in enumerate(times):
-        errors, ratios = [], []
-        for draw in range(draws):
-            for rows in torch.arange(len(dataset)).split(BATCH):
-                keys = NoiseKeys.make(0, dataset.sample_ids[rows], draw, Domain.EVALUATION, device)
-                noise = philox_normal(keys, index, Stream.FORWARD, dataset.image_shape)
-                images = dataset.batch(rows).to(device)
-                told = (dataset.labels[rows].to(device),) if getattr(model, "n_classes", 0) else ()
-                error, ratio = _denoise(model, images, t, noise, schedule, *told)
-                finite(error, dataset.sample_ids[rows].to(device), f"the denoiser {type(model).__name__}")
-                errors.append(error)
-                ratios.append(ratio)
-        scores.append(DenoiserScore(t, torch.cat(errors).mean().item(), torch.cat(ratios).mean().item()))
+    with Progress(len(times) * draws * len(dataset), "images", doing="scoring", shown=progress) as bar:
+        for index, t in enumerate(times):
+            errors, ratios = [], []
+            for draw in range(draws):
+                for rows in torch.arange(len(dataset)).split(BATCH):
+                    keys = NoiseKeys.make(0, dataset.sample_ids[rows], draw, Domain.EVALUATION, device)
+                    noise = philox_normal(keys, index, Stream.FORWARD, dataset.image_shape)
+                    images = dataset.batch(rows).to(device)
+                    told = (dataset.labels[rows].to(device),) if getattr(model, "n_classes", 0) else ()
+                    error, ratio = _denoise(model, images, t, noise, schedule, *told)
+                    finite(error, dataset.sample_ids[rows].to(device), f"the denoiser {type(model).__name__}")
+                    errors.append(error)
+                    ratios.append(ratio)
+                    bar.step(len(rows))
+            scores.append(DenoiserScore(t, torch.cat(errors).mean().item(), torch.cat(ratios).mean().item()))
     return tuple(scores)
 
 
@@ -110,11 +115,21 @@ def _level(model: nn.Module, t: float, schedule: VP) -> tuple[float, float, floa
     return schedule.alpha(t), schedule.sigma(t), 999 * t
 
 
-def score_loss(model: nn.Module, loss: Loss, dataset: Dataset, device: torch.device) -> float:
+def _batches(dataset: Dataset, progress: bool) -> Iterator[Tensor]:
+    """Positions of the images of one batch after another; with a bar if wanted."""
+    with Progress(len(dataset), "images", doing="scoring", shown=progress) as bar:
+        for rows in torch.arange(len(dataset)).split(BATCH):
+            yield rows
+            bar.step(len(rows))
+
+
+def score_loss(
+    model: nn.Module, loss: Loss, dataset: Dataset, device: torch.device, *, progress: bool = False
+) -> float:
     """Mean of a training loss over ``dataset`` in evaluation mode, with random numbers that are always the same."""
     was, total = model.training, 0.0
     model.eval()
-    for rows in torch.arange(len(dataset)).split(BATCH):
+    for rows in _batches(dataset, progress):
         start, stop = int(rows[0]), int(rows[-1]) + 1
         random = StepRandom(0, HELD_OUT_STEP, start, stop, device)
         batch = Batch(dataset.batch(rows).to(device), dataset.labels[rows].to(device), random)
@@ -161,10 +176,12 @@ class EnergyScore:
     images: int
 
 
-def score_energy(network: nn.Module, dataset: Dataset, noise: float) -> EnergyScore:
+def score_energy(
+    network: nn.Module, dataset: Dataset, noise: float, *, progress: bool = False
+) -> EnergyScore:
     """Scores of an energy, images in [-1, 1] to energies [B], at noise of deviation ``noise``, always the same."""
     device, error, higher = next(network.parameters()).device, 0.0, 0.0
-    for rows in torch.arange(len(dataset)).split(BATCH):
+    for rows in _batches(dataset, progress):
         x = 2.0 * dataset.batch(rows).to(device) - 1.0
         keys = NoiseKeys.make(0, dataset.sample_ids[rows], 0, Domain.EVALUATION, device)
         drawn = philox_normal(keys, 0, Stream.FORWARD, dataset.image_shape)
@@ -191,11 +208,11 @@ class ClassifierScore:
 
 
 @torch.no_grad()
-def score_classifier(model: nn.Module, dataset: Dataset) -> ClassifierScore:
+def score_classifier(model: nn.Module, dataset: Dataset, *, progress: bool = False) -> ClassifierScore:
     """Accuracy and cross-entropy of a classifier (images in [0, 1] -> logits)."""
     device = next(model.parameters()).device
     right, loss = 0, 0.0
-    for rows in torch.arange(len(dataset)).split(BATCH):
+    for rows in _batches(dataset, progress):
         logits, labels = model(dataset.batch(rows).to(device)), dataset.labels[rows].to(device)
         finite(logits, dataset.sample_ids[rows].to(device), f"the classifier {type(model).__name__}")
         right += int((logits.argmax(1) == labels).sum())

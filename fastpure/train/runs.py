@@ -93,13 +93,14 @@ def train_classifier(
     )
     if not (done.finished and done.main):
         return Outcome(done, None, ())
-    score = score_classifier(done.model, test)
+    shown = session.get("progress", True)
+    score = score_classifier(done.model, test, progress=shown)
     table = [
         f"test accuracy {100 * score.accuracy:.2f} % of {score.images} images, "
         f"cross-entropy {score.cross_entropy:.4f}"
     ]
     if isinstance(recipe.loss, TradesLoss):
-        table.append(_under_attack(done.model, _held_out(test), recipe.loss))
+        table.append(_under_attack(done.model, _held_out(test), recipe.loss, shown))
     metadata = notes(done, recipe.train, train, {"test_accuracy": f"{score.accuracy:.4f}"})
     return export(
         done,
@@ -141,7 +142,7 @@ def train_denoiser(
     if not (done.finished and done.main):
         return Outcome(done, None, ())
     metadata = notes(done, recipe.train, train, {"t_max": str(recipe.loss.t_max)})
-    return _export_denoiser(done, out, held, times, metadata)
+    return _export_denoiser(done, out, held, times, metadata, progress=session.get("progress", True))
 
 
 def train_energy(
@@ -176,7 +177,7 @@ def train_energy(
     if not (done.finished and done.main):
         return Outcome(done, None, ())
     trained = cast("EnergyWithChains", done.model)
-    score = score_energy(trained.network, test, noise)
+    score = score_energy(trained.network, test, noise, progress=session.get("progress", True))
     table = (
         f"error of the noise that the gradient predicts: {score.noise_mse:.4f} at deviation {score.noise:g} "
         f"({score.images} held-out images)",
@@ -235,14 +236,16 @@ def fine_tune(
     )
     if not (done.finished and done.main):
         return Outcome(done, None, ())
+    shown = session.get("progress", True)
     before, after = (
-        score_loss(model, loss, held, device) for model in (copy.deepcopy(start).to(device), done.model)
+        score_loss(model, loss, held, device, progress=shown)
+        for model in (copy.deepcopy(start).to(device), done.model)
     )
     metadata = notes(
         done, recipe.train, train, {"loss": json.dumps(loss.to_dict()), "start": network["start"]}
     )
     line = f"{recipe.loss} loss on held-out images: {before:.4f} before, {after:.4f} after"
-    return _export_denoiser(done, out, held, times, metadata, line)
+    return _export_denoiser(done, out, held, times, metadata, line, progress=shown)
 
 
 def train_flowpure(
@@ -285,9 +288,9 @@ def train_flowpure(
     )
     if not (done.finished and done.main):
         return Outcome(done, None, ())
-    score = FlowScore(
-        score_loss(done.model, loss, held, device), score_loss(Nothing(), loss, held, device), len(held)
-    )
+    shown = session.get("progress", True)
+    found = score_loss(done.model, loss, held, device, progress=shown)
+    score = FlowScore(found, score_loss(Nothing(), loss, held, device), len(held))
     line = f"flowpure loss on held-out images: {score.loss:.4f}, of a network that answers zero: {score.of_zero:.4f}"
     metadata = notes(done, recipe.train, train, {"loss": json.dumps(loss.to_dict())})
     return export(
@@ -337,8 +340,9 @@ def _export_denoiser(
     times: tuple[float, ...],
     metadata: dict[str, str],
     *lines: str,
+    progress: bool,
 ) -> Outcome:
-    scores = score_denoiser(done.model, held, times, draws=4)
+    scores = score_denoiser(done.model, held, times, draws=4, progress=progress)
     table = (
         *lines,
         f"{'t':>5}  {'noise error':>11}  {'PSNR':>8}   ({len(held)} held-out images, 4 draws)",
@@ -354,10 +358,10 @@ def _export_denoiser(
     )
 
 
-def _under_attack(model: nn.Module, test: Dataset, loss: TradesLoss) -> str:
+def _under_attack(model: nn.Module, test: Dataset, loss: TradesLoss, progress: bool) -> str:
     attack = PGD(norm=loss.norm, eps=loss.eps, n_iter=20, eot_iter=1)
     device = next(model.parameters()).device
-    result = attack(model, test.images.to(device), test.labels.to(device))
+    result = attack(model, test.images.to(device), test.labels.to(device), progress=progress)
     return f"under PGD-20, {loss.norm} {loss.eps:g}: {result.robust_accuracy} of {len(test)} images"
 
 

@@ -16,7 +16,7 @@ from fastpure.errors import RunDamaged
 from fastpure.evaluate import schema
 from fastpure.evaluate.identity import identity
 from fastpure.evaluate.plan import plan
-from fastpure.evaluate.progress import Progress
+from fastpure.evaluate.progress import EvaluationProgress
 from fastpure.evaluate.protocol import FIRST_DRAW, Protocol, average, fresh, majority
 from fastpure.evaluate.record import INPUTS
 from fastpure.evaluate.store import RunStore
@@ -144,11 +144,11 @@ def test_the_bar_shows_what_the_protocol_decides(tmp_path):
     stream = io.StringIO()
     with fp.Run.open(tmp_path / "r.sqlite") as run:
         records, empty = list(run.records()), RunStore(None, run.identity).read()
-        bar = Progress(empty, 8, 0, stream=stream, pause=0.0)
+        bar = EvaluationProgress(empty, 8, 0, stream=stream, pause=0.0)
         bar.finished(records[:4])
         bar.finished(records[4:])
         assert str(report.robust) in stream.getvalue().splitlines()[-1]
-        assert str(report.robust) in Progress(run, 8, 0, stream=stream).line(8, 1.0)
+        assert str(report.robust) in EvaluationProgress(run, 8, 0, stream=stream).line()
 
 
 def test_transferred_images_and_single_answers_have_logits_too(tmp_path):

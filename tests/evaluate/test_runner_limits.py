@@ -11,7 +11,7 @@ import torch
 
 import fastpure as fp
 from fastpure.errors import OutOfMemory, RunInterrupted
-from fastpure.evaluate.progress import Progress
+from fastpure.evaluate.progress import EvaluationProgress
 from fastpure.evaluate.store import RunStore
 from fastpure.evaluate.work import Worker, even
 from tests.evaluate.toys import attack, evaluate, run_file
@@ -115,7 +115,7 @@ def test_iterations_for_the_progress_bar():
 def test_progress_shows_images_iterations_accuracy_and_time_left():
     stream = io.StringIO()
     run = run_file(None, [[0, 1], [0, 0]], [[1, 1], [0, 1]]).read()
-    bar = Progress(run, 10, 4, stream=stream, pause=0.0)
+    bar = EvaluationProgress(run, 10, 4, stream=stream, pause=0.0)
     bar.tick(4, 1)
     line = stream.getvalue()
     assert line.startswith("4.0/10 images  robust 25.0 % ["), line

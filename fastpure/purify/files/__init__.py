@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from ...checkpoints import load_denoiser
 from ...errors import mistake, one_of, whole
 from ...methods import diffpure
 from ...nets import Denoiser
+from ...progress import Progress
 from ...shown import LISTED, Card, Grid, Shown
 from ...version import __version__
 from ..purifier import Purifier
@@ -232,16 +232,9 @@ def carry_out(
     run: PurifyRun, purifier: Purifier, force: bool, progress: bool, sheet: Path | None = None
 ) -> Purified:
     """Purify what is missing of ``run``, and draw the contact sheet."""
-    from tqdm.auto import tqdm
-
     work = Fitting(purifier, run.fit or APART[0], run.batch_size)
-    with run.opened(force):
-        # Not on a terminal a line every quarter of a minute is enough.
-        pause = 0.1 if sys.stderr.isatty() else 15.0
-        with tqdm(
-            total=run.total, unit="image", mininterval=pause, file=sys.stderr, disable=not progress
-        ) as bar:
-            new = run.execute(work, bar.update)
+    with run.opened(force), Progress(run.total, "images", doing="purifying", shown=progress) as bar:
+        new = run.execute(work, bar.step)
     usable = [(i, source) for i, source in enumerate(run.sources) if i not in run.broken]
     written = tuple(run.target(draw, i) for draw in range(run.draws) for i, _ in usable)
     if sheet is not None:
