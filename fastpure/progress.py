@@ -39,6 +39,7 @@ class Progress:
         unit: of what, such as "images".
         done: what an earlier session did; it does not count for the time left.
         doing: what is being done, in a word or two.
+        note: a number worth seeing, in words.
         fractions: whether parts of a unit are worth showing.
         shown: nothing is shown if False, and nothing is imported.
         stream: where to; stderr if None.
@@ -52,6 +53,7 @@ class Progress:
         *,
         done: float = 0.0,
         doing: str = "",
+        note: str = "",
         fractions: bool = False,
         shown: bool = True,
         stream: TextIO | None = None,
@@ -59,7 +61,7 @@ class Progress:
     ) -> None:
         self._total, self._unit, self._fractions, self._shown = total, unit, fractions, shown
         self._first = self.done = done
-        self._doing, self._note, self._bar = doing, "", None
+        self._doing, self._note, self._bar = doing, note, None
         if not shown:
             return
         self._stream = sys.stderr if stream is None else stream

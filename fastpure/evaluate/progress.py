@@ -51,12 +51,12 @@ class EvaluationProgress:
             "images",
             done=len(self._values),
             doing="evaluating",
+            note=self._accuracy(),
             fractions=True,
             shown=shown,
             stream=stream,
             pause=pause,
         )
-        self._bar.to(len(self._values), note=self._accuracy())
 
     def tick(self, n_block: int, iteration: int) -> None:
         """The attack on a block of ``n_block`` images has done ``iteration`` + 1 iterations."""
