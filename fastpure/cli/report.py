@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..progress import on_terminal
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -76,7 +78,6 @@ def report(
     """
     from ..errors import whole
     from ..files import unfinished
-    from ..progress import on_terminal
     from ..report import Options
     from ..report import report as make
     from ..report.export import TABLES, require_pyarrow
