@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_everything_that_takes_long_shows_it_when_asked(parts, monkeypatch, caps
     monkeypatch.setattr(Progress, "__init__", watched)
     pgd = fp.attacks.PGD(n_iter=3, eot_iter=1, eps=0.2, eval_draws=2)
     smoothing = certify.Smoothing(certify.OneShotClassifier(denoiser, classifier, 0.25), 0.25)
-    monkeypatch.setattr(sys.modules["fastpure.evaluate.plan"], "BUDGET_SECONDS", 0.0)
+    monkeypatch.setattr(importlib.import_module("fastpure.evaluate.plan"), "BUDGET_SECONDS", 0.0)
     for name, call, totals in (
         ("attack", lambda p: pgd(defense, x, y, progress=p), [3, 12]),
         ("plan", lambda p: fp.plan(defense, data, pgd, progress=p), [7]),
