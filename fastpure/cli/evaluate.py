@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,14 @@ def evaluate(
     workers: Annotated[
         int | None, typer.Option(help="Ray workers. (default: one per GPU or CPU slot)")
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            help="Devices of this machine, separated by commas, such as cuda:0,cuda:1 or cpu,cpu: a process for each, "
+            "one file, one bar. Takes the place of --device."
+        ),
+    ] = None,
+    tracker: o.TrackerName = None,
     progress: Progress = True,
 ) -> None:
     """Attack a defended classifier and judge it, with 95 % intervals; everything goes into one file.
@@ -67,10 +76,17 @@ def evaluate(
 
     The same with --protocol published attacks it twice, as the paper did, and tells the smaller accuracy.
     """
+    wanted, places = on_devices(wanted, devices)
     if protocol == PUBLISHED:
         from .published import evaluate_by_rule
 
-        how = {"engine": engine, "workers": workers, "progress": progress}
+        how = {
+            "engine": engine,
+            "workers": workers,
+            "progress": progress,
+            "devices": places,
+            "tracker": tracker,
+        }
         evaluate_by_rule(wanted, draws, out, batch_size, dry_run, shard, how)
         return
     from ..evaluate import evaluate as run
@@ -102,8 +118,20 @@ def evaluate(
             shard=part,
             engine=engine,
             workers=workers,
+            devices=places,
+            tracker=tracker,
         )
     typer.echo(str(report))
+
+
+def on_devices(wanted: o.Request, devices: str | None) -> tuple[o.Request, list[str] | None]:
+    """The request with the first of ``devices`` as its own, where the defence is built, and all of them by name."""
+    if devices is None:
+        return wanted, None
+    names = [o.checked_device(name.strip()) for name in devices.split(",")]
+    if wanted.device not in ("cpu", names[0]):
+        raise ValueError(f"`--device` must be left out with --devices, got {wanted.device} and {devices}")
+    return replace(wanted, device=names[0]), names
 
 
 def default_path(

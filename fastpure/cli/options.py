@@ -133,6 +133,15 @@ Rows = Annotated[
 ]
 
 
+TrackerName = Annotated[
+    str | None,
+    typer.Option(
+        "--tracker",
+        help="Send what is known so far to tensorboard or wandb too (needs the extra of that name).",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Request:
     """What was asked for on the command line; None stands for "not given"."""

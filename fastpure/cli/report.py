@@ -14,6 +14,20 @@ if TYPE_CHECKING:
 
     from ..files import Unfinished
 
+Formats = Annotated[
+    str,
+    typer.Option(
+        help="What the charts of --figures are written as: svg, png, pdf or several, separated by commas; "
+        "images are PNG, and PDF where that is among them."
+    ),
+]
+RobustBenchJson = Annotated[
+    Path | None,
+    typer.Option(
+        help="RobustBench's JSON of one run of CIFAR or ImageNet; link, title and authors are left to you."
+    ),
+]
+
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run files made by `fastpure evaluate` or `sweep`.")],
@@ -32,13 +46,7 @@ def report(
         Path | None,
         typer.Option(help="Folder for every chart and the images of every run (PNG) as files of their own."),
     ] = None,
-    formats: Annotated[
-        str,
-        typer.Option(
-            help="What the charts of --figures are written as: svg, png, pdf or several, separated by commas; "
-            "images are PNG, and PDF where that is among them."
-        ),
-    ] = "svg",
+    formats: Formats = "svg",
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Robustness report",
     shown: Annotated[int, typer.Option(help="Images shown per run; 0 shows none.")] = 8,
     traced: Annotated[
@@ -60,6 +68,7 @@ def report(
     device: Annotated[
         str, typer.Option(help="Where purified images are computed: cpu, cuda or cuda:N.")
     ] = "cpu",
+    robustbench_json: RobustBenchJson = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
     """Show runs on one self-contained HTML page: accuracies with intervals, comparisons, curves and images.
@@ -75,10 +84,12 @@ def report(
       fastpure report runs/sweep/*.sqlite --out sweep.html --csv tables
 
       fastpure report runs/*.sqlite --figures paper/figures --formats svg,pdf --latex paper/tables
+
+      fastpure report runs/coup.sqlite --robustbench-json model_info/cifar10/Linf/Me2026Paper.json
     """
     from ..errors import whole
     from ..files import unfinished
-    from ..report import Options
+    from ..report import Options, write_robustbench
     from ..report import report as make
     from ..report.export import TABLES, require_pyarrow
     from ..report.latex import LATEX
@@ -89,11 +100,16 @@ def report(
     check_formats(kinds)
     folders = ((csv, "csv", TABLES), (parquet, "parquet", TABLES), (latex, "tex", LATEX))
     tables = [folder / f"{name}.{kind}" for folder, kind, names in folders if folder for name in names]
-    wanted, found = [out, *tables], list[Any]()
+    if robustbench_json is not None and len(runs) != 1:
+        raise ValueError(f"`--robustbench-json` must be given with one run, got {len(runs)}")
+    extra = [] if robustbench_json is None else [robustbench_json]
+    wanted, found = [out, *extra, *tables], list[Any]()
     with unfinished([out]) as batch:
         refuse_existing(wanted, force, batch)  # before any work, and before the first of several files
         if parquet is not None:
             require_pyarrow()
+        for path in extra:  # first, since it refuses runs that have no place there
+            _say([write_robustbench(runs[0], path, force=force, within=batch)])
         make(  # which knows the names of its pictures, and refuses before it writes
             runs,
             out,

@@ -61,6 +61,7 @@ def denoiser(
     clip: given.Clip = None,
     device: given.Device = None,
     save_every: given.SaveEvery = 500,
+    tracker: given.TrackerName = None,
     tensorboard: given.TensorBoard = False,
 ) -> None:
     """Train a denoiser (noise prediction on the continuous or discrete VP schedule, EDM, or flow matching).
@@ -85,7 +86,7 @@ def denoiser(
     where = given.checked_device(device)
     given.announce(recipe.network, images[0].describe(), train.steps, folder)
     outcome = train_denoiser(
-        recipe, *images, folder, device=where, save_every=save_every, tensorboard=tensorboard
+        recipe, *images, folder, device=where, save_every=save_every, **given.watched(tracker, tensorboard)
     )
     given.report(outcome, train.steps, folder)
 
@@ -105,6 +106,7 @@ def classifier(
     clip: given.Clip = None,
     device: given.Device = None,
     save_every: given.SaveEvery = 500,
+    tracker: given.TrackerName = None,
     tensorboard: given.TensorBoard = False,
 ) -> None:
     """Train a classifier (images in [0, 1] to logits).
@@ -127,7 +129,7 @@ def classifier(
     where = given.checked_device(device)
     given.announce(recipe.network, images[0].describe(), train.steps, folder)
     outcome = train_classifier(
-        recipe, *images, folder, device=where, save_every=save_every, tensorboard=tensorboard
+        recipe, *images, folder, device=where, save_every=save_every, **given.watched(tracker, tensorboard)
     )
     given.report(outcome, train.steps, folder)
 
@@ -152,6 +154,7 @@ def energy(
     clip: given.Clip = None,
     device: given.Device = None,
     save_every: given.SaveEvery = 500,
+    tracker: given.TrackerName = None,
     tensorboard: given.TensorBoard = False,
 ) -> None:
     """Train an energy for purification by Langevin dynamics (maximum likelihood by persistent chains).
@@ -175,7 +178,7 @@ def energy(
     where = given.checked_device(device)
     given.announce(recipe.network, images[0].describe(), train.steps, folder)
     outcome = train_energy(
-        recipe, *images, folder, device=where, save_every=save_every, tensorboard=tensorboard
+        recipe, *images, folder, device=where, save_every=save_every, **given.watched(tracker, tensorboard)
     )
     given.report(outcome, train.steps, folder)
 

@@ -45,6 +45,7 @@ def flowpure(
     clip: given.Clip = None,
     device: given.Device = None,
     save_every: given.SaveEvery = 500,
+    tracker: given.TrackerName = None,
     tensorboard: given.TensorBoard = False,
 ) -> None:
     """Train FlowPure's network from random weights: the velocity from an attacked image to the clean one.
@@ -84,6 +85,12 @@ def flowpure(
     what = f"{recipe.network} against classifier {name}" if attacks else f"{recipe.network} against noise"
     given.announce(what, images[0].describe(), train.steps, folder)
     outcome = train_flowpure(
-        recipe, guide, *images, folder, device=where, save_every=save_every, tensorboard=tensorboard
+        recipe,
+        guide,
+        *images,
+        folder,
+        device=where,
+        save_every=save_every,
+        **given.watched(tracker, tensorboard),
     )
     given.report(outcome, train.steps, folder)

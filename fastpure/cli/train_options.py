@@ -55,9 +55,8 @@ Device = Annotated[
     typer.Option(help="cpu, cuda or cuda:N. (default: cpu; under accelerate launch, each process's own)"),
 ]
 SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]
-TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Write TensorBoard events too (needs fastpure[tensorboard]).")
-]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="The same as --tracker tensorboard.")]
+TrackerName = devices.TrackerName
 Start = Annotated[
     str | None,
     typer.Option(
@@ -75,6 +74,11 @@ Guide = Annotated[
 def given(**options: Any) -> dict[str, Any]:
     """The options that were on the command line; the others keep the recipe's value."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def watched(tracker: str | None, tensorboard: bool) -> dict[str, Any]:
+    """``--tracker`` and ``--tensorboard`` as an argument of `fit`."""
+    return {"trackers": [*(["tensorboard"] if tensorboard else []), *([] if tracker is None else [tracker])]}
 
 
 def refuse(name: str, value: object, instead: str) -> None:

@@ -41,6 +41,7 @@ def addt(
     clip: given.Clip = None,
     device: given.Device = None,
     save_every: given.SaveEvery = 500,
+    tracker: given.TrackerName = None,
     tensorboard: given.TensorBoard = False,
 ) -> None:
     """Fine-tune a denoiser by ADDT: noise that hides a perturbation against a classifier.
@@ -66,7 +67,7 @@ def addt(
     recipe = replace(recipe, **given.given(t_max=t_max))
     options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
-    session = {"device": device, "save_every": save_every, "tensorboard": tensorboard}
+    session = {"device": device, "save_every": save_every, **given.watched(tracker, tensorboard)}
     _fine_tune(replace(recipe, train=train), "addt", data, data_path, start, classifier, out, session)
 
 
@@ -91,6 +92,7 @@ def adbm(
     clip: given.Clip = None,
     device: given.Device = None,
     save_every: given.SaveEvery = 500,
+    tracker: given.TrackerName = None,
     tensorboard: given.TensorBoard = False,
 ) -> None:
     """Fine-tune a denoiser by ADBM: from the diffused adversarial image back to the clean one.
@@ -107,7 +109,7 @@ def adbm(
     recipe = _with(recipe, t_end_min=t_end_min, t_end_max=t_end_max, **_ball(eps, steps=1))
     options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
-    session = {"device": device, "save_every": save_every, "tensorboard": tensorboard}
+    session = {"device": device, "save_every": save_every, **given.watched(tracker, tensorboard)}
     _fine_tune(replace(recipe, train=train), "adbm", data, data_path, start, classifier, out, session)
 
 
@@ -149,6 +151,7 @@ def trades(
     clip: given.Clip = None,
     device: given.Device = None,
     save_every: given.SaveEvery = 500,
+    tracker: given.TrackerName = None,
     tensorboard: given.TensorBoard = False,
 ) -> None:
     """Train a robust classifier with TRADES, as AGDM-style guidance wants for its auxiliary network.
@@ -183,7 +186,13 @@ def trades(
     first = None if begin in (None, "none") else load_classifier(begin)
     given.announce(recipe.network, images[0].describe(), train.steps, folder)
     outcome = train_classifier(
-        recipe, *images, folder, start=first, device=where, save_every=save_every, tensorboard=tensorboard
+        recipe,
+        *images,
+        folder,
+        start=first,
+        device=where,
+        save_every=save_every,
+        **given.watched(tracker, tensorboard),
     )
     given.report(outcome, train.steps, folder)
 
