@@ -152,7 +152,7 @@ def test_without_options_it_is_digits_as_ever(chosen):
         images="digits",
         denoiser="digits",
         classifier="digits",
-        n=100,
+        n=40,
         t=0.15,
         steps=12,
         scale=2.0,
@@ -164,7 +164,7 @@ def test_without_options_it_is_digits_as_ever(chosen):
         precision="fp32",
         seed=0,
     )
-    assert data.checksum == load_dataset("digits", "test").subset(100, 0).checksum
+    assert data.checksum == load_dataset("digits", "test").subset(40, 0).checksum
     for name, value in DEFAULTS["digits"].items():
         assert getattr(setting, name) == value, "`fastpure evaluate` promises the demo's settings"
 
@@ -205,7 +205,7 @@ def test_help_names_the_defaults_of_both():
     text = " ".join(run("--help").output.replace("│", " ").split())
     for words in ("0.15 for digits, 0.1 for cifar10", "0.2 for digits, 8/255 for cifar10"):
         assert f"(default: {words})" in text
-    assert "How many test images to attack. (default: 100 for digits, 32 for cifar10)" in text
+    assert "How many test images to attack. (default: 40 for digits, 32 for cifar10)" in text
 
 
 @pytest.mark.parametrize(
