@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .demo_settings import SETTINGS
-from .options import Request, checked_device
+from .options import Request, checked_device, normalisation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +61,7 @@ def build(wanted: Request) -> Experiment:
     from ..purify import Defense, Purifier
 
     device = checked_device(wanted.device)
-    dataset = load_dataset(wanted.data, "test", path=wanted.data_path, key=wanted.key)
+    dataset = load_dataset(wanted.data, "test", path=wanted.data_path, key=wanted.key, size=wanted.size)
     if wanted.n is not None:
         dataset = dataset.subset(wanted.n, wanted.data_seed)
     classifier = _classifier(wanted).to(device)
@@ -91,7 +91,8 @@ def _classifier(wanted: Request) -> nn.Module:
             raise ValueError(
                 f"`--set classifier.{next(iter(settings))}` has no effect: it is for --classifier {DIFFUSION}FILE"
             )
-        return load_classifier(source)
+        return load_classifier(source, **classifier_options(wanted))
+    refuse_options(classifier_options(wanted), f"--classifier {DIFFUSION}...")
     name = wanted.method or "coup"
     if name != "none" and spec(name).network is not None and spec(name).required:
         raise ValueError(
@@ -105,6 +106,19 @@ def _classifier(wanted: Request) -> nn.Module:
     denoiser = load_denoiser(source.removeprefix(DIFFUSION))
     model = DiffusionClassifier(denoiser, seed=wanted.seed, **settings)
     return model if noised is None else NoisedDiffusionClassifier(model, noised)
+
+
+def classifier_options(wanted: Request) -> dict[str, Any]:
+    """What was given of a classifier besides its name, as `fastpure.load_classifier` takes it."""
+    normalise = None if wanted.normalise is None else normalisation(wanted.normalise)
+    options = {"weights": wanted.weights, "num_classes": wanted.num_classes, "normalise": normalise}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def refuse_options(options: Mapping[str, Any], beside: str) -> None:
+    """Raise ValueError for options that nothing reads."""
+    for name in options:
+        raise ValueError(f"`--{name.replace('_', '-')}` has no effect with {beside}")
 
 
 def method_settings(name: str, wanted: Request, published: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -303,6 +317,8 @@ def _preset_defense(preset: Preset, wanted: Request) -> tuple[nn.Module, Dataset
     file = changes.pop(network, None) if network is not None else None
     if file is not None and preset.recipe.takes is None:
         raise ValueError(f"`--set method.{network}` has no effect: {preset.name} is not guided")
+    own = {} if wanted.size is None else {"size": wanted.size}
+    refuse_options({**classifier_options(wanted), **own}, "--preset, which names its own")
     device = checked_device(wanted.device)
     dataset = preset.load_dataset(wanted.data_path, wanted.data_seed or None)
     if wanted.n is not None:

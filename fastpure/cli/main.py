@@ -20,6 +20,7 @@ from . import (
     demo,
     diagnose,
     doctor,
+    download,
     evaluate,
     listing,
     purify,
@@ -49,6 +50,7 @@ register(app, "diagnose", diagnose.diagnose)
 register(app, "reproduce", reproduce.reproduce)
 register(app, "certify", certify.certify, {"--images": "--n", "--n": "--draws", "--n0": "--draws0"})
 app.add_typer(train.app, name="train")
+register(app, "download", download.download)
 register(app, "convert", convert.convert, {"--config": "--model-config"})
 register(app, "list", listing.listing)
 register(app, "doctor", doctor.doctor, {"--checkpoint": "--denoiser", "--config": "--model-config"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -52,9 +53,33 @@ ClassifierFile = Annotated[
     str | None,
     typer.Option(
         "--classifier",
-        help="Classifier: a bundled name or a file; diffusion:FILE is a class-conditional diffusion model. "
+        help="Classifier: a bundled or downloaded name, a file, hf:OWNER/REPOSITORY, or an architecture for --weights "
+        "(torchvision:NAME, timm:NAME, wrn-28-10, ...); diffusion:FILE is a class-conditional diffusion model. "
         "(default: the data set's bundled one)",
         autocompletion=names.among(names.CLASSIFIERS),
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="State dict file of the architecture that --classifier names, or pretrained for the library's own."
+    ),
+]
+NumClasses = Annotated[
+    int | None,
+    typer.Option(help="How many classes --weights tells apart, if not as many as its library says."),
+]
+Normalise = Annotated[
+    str | None,
+    typer.Option(
+        help="What the classifier was trained to see: none, cifar10, cifar100, imagenet, or mean and deviation per "
+        "channel as 0.5,0.5,0.5:0.25,0.25,0.25. (default: what its file or library says)"
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        help="For --data folder and imagenet: pictures become squares of this side. (default: as they are; 224)"
     ),
 ]
 Method = Annotated[
@@ -153,6 +178,10 @@ class Request:
     data_seed: int = 0
     denoiser: str | None = None
     classifier: str | None = None
+    weights: str | None = None
+    num_classes: int | None = None
+    normalise: str | None = None
+    size: int | None = None
     method: str | None = None
     attack: str | None = None
     preset: str | None = None
@@ -172,6 +201,10 @@ def request(
     data_seed: DataSeed = 0,
     denoiser: DenoiserFile = None,
     classifier: ClassifierFile = None,
+    weights: Weights = None,
+    num_classes: NumClasses = None,
+    normalise: Normalise = None,
+    size: Size = None,
     method: Method = None,
     t: T = None,
     steps: Steps = None,
@@ -207,6 +240,10 @@ def request(
         data_seed=data_seed,
         denoiser=denoiser,
         classifier=classifier,
+        weights=weights,
+        num_classes=num_classes,
+        normalise=normalise,
+        size=size,
         method=method,
         attack=attack,
         preset=preset,
@@ -217,6 +254,22 @@ def request(
         given={name: value for name, value in given.items() if value is not None},
         extra=assigned(settings),
     )
+
+
+def normalisation(text: str) -> Any:
+    """The value of --normalise as `fastpure.load_classifier` takes it: a name, or (mean, std).
+
+    Raises:
+        ValueError: numbers of another form.
+    """
+    if ":" not in text:
+        return text
+    try:
+        mean, std = (tuple(float(Fraction(word)) for word in part.split(",")) for part in text.split(":"))
+    except (ValueError, ZeroDivisionError):
+        expected = "a name, or numbers per channel as 0.5,0.5,0.5:0.25,0.25,0.25"
+        raise ValueError(f"`--normalise` must be {expected}, got {text!r}") from None
+    return mean, std
 
 
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -23,7 +23,10 @@ def denoiser(
     data: given.Data = "digits",
     out: given.Out = None,
     data_path: given.DataPath = None,
+    size: given.Size = None,
+    key: given.Key = None,
     steps: given.Steps = None,
+    epochs: given.Epochs = None,
     batch_size: given.BatchSize = None,
     lr: given.Rate = None,
     seed: given.Seed = None,
@@ -71,20 +74,20 @@ def denoiser(
 
     Example: fastpure train denoiser --data digits --out runs/digits-denoiser
     """
-    from ..data import load_dataset
-    from ..errors import one_of
-    from ..train import DENOISER_RECIPES, train_denoiser
+    from ..train import DENOISER_RECIPES, own_denoiser, train_denoiser
 
-    recipe = DENOISER_RECIPES[one_of("data", data, DENOISER_RECIPES)].with_schedule(schedule, t_max)
-    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
+    folder = out or Path("runs") / f"{data}-denoiser"
+    images = given.images(data, data_path, DENOISER_RECIPES, folder, size=size, key=key)
+    recipe = DENOISER_RECIPES[data] if data in DENOISER_RECIPES else own_denoiser(images[0])
+    recipe = recipe.with_schedule(schedule, t_max)
+    count = given.steps(steps, epochs, images[0], batch_size or recipe.train.batch_size)
+    options = {"steps": count, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
     loss = replace(recipe.loss, label_dropout=label_dropout)
     recipe = replace(recipe, loss=loss, class_conditional=class_conditional)
     recipe = replace(recipe, train=train, **given.given(network=network))
-    folder = out or Path("runs") / f"{data}-denoiser"
-    images = (load_dataset(data, "train", path=data_path), load_dataset(data, "test", path=data_path))
     where = given.checked_device(device)
-    given.announce(recipe.network, images[0].describe(), train.steps, folder)
+    given.announce(recipe.name, images[0].describe(), train.steps, folder)
     outcome = train_denoiser(
         recipe, *images, folder, device=where, save_every=save_every, **given.watched(tracker, tensorboard)
     )
@@ -95,7 +98,10 @@ def classifier(
     data: given.Data = "digits",
     out: given.Out = None,
     data_path: given.DataPath = None,
+    size: given.Size = None,
+    key: given.Key = None,
     steps: given.Steps = None,
+    epochs: given.Epochs = None,
     batch_size: given.BatchSize = None,
     lr: given.Rate = None,
     seed: given.Seed = None,
@@ -116,18 +122,17 @@ def classifier(
 
     Example: fastpure train classifier --data digits --out runs/digits-classifier
     """
-    from ..data import load_dataset
-    from ..errors import one_of
-    from ..train import CLASSIFIER_RECIPES, train_classifier
+    from ..train import CLASSIFIER_RECIPES, own_classifier, train_classifier
 
-    recipe = CLASSIFIER_RECIPES[one_of("data", data, CLASSIFIER_RECIPES)]
-    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
+    folder = out or Path("runs") / f"{data}-classifier"
+    images = given.images(data, data_path, CLASSIFIER_RECIPES, folder, size=size, key=key)
+    recipe = CLASSIFIER_RECIPES[data] if data in CLASSIFIER_RECIPES else own_classifier(images[0])
+    count = given.steps(steps, epochs, images[0], batch_size or recipe.train.batch_size)
+    options = {"steps": count, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
     recipe = replace(recipe, train=train, **given.given(network=network))
-    folder = out or Path("runs") / f"{data}-classifier"
-    images = (load_dataset(data, "train", path=data_path), load_dataset(data, "test", path=data_path))
     where = given.checked_device(device)
-    given.announce(recipe.network, images[0].describe(), train.steps, folder)
+    given.announce(recipe.name, images[0].describe(), train.steps, folder)
     outcome = train_classifier(
         recipe, *images, folder, device=where, save_every=save_every, **given.watched(tracker, tensorboard)
     )
@@ -135,10 +140,11 @@ def classifier(
 
 
 def energy(
-    data: given.Data = "digits",
+    data: given.Named = "digits",
     out: given.Out = None,
     data_path: given.DataPath = None,
     steps: given.Steps = None,
+    epochs: given.Epochs = None,
     batch_size: given.BatchSize = None,
     lr: given.Rate = None,
     seed: given.Seed = None,
@@ -164,17 +170,16 @@ def energy(
 
     Example: fastpure train energy --data digits --out runs/digits-energy
     """
-    from ..data import load_dataset
-    from ..errors import one_of
     from ..train import ENERGY_RECIPES, train_energy
 
-    recipe = ENERGY_RECIPES[one_of("data", data, ENERGY_RECIPES)]
-    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
+    folder = out or Path("runs") / f"{data}-energy"
+    images = given.images(data, data_path, ENERGY_RECIPES, folder, own=False)
+    recipe = ENERGY_RECIPES[data]
+    count = given.steps(steps, epochs, images[0], batch_size or recipe.train.batch_size)
+    options = {"steps": count, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, **options)
     loss = replace(recipe.loss, **given.given(tau=tau, n_iter=n_iter))
     recipe = replace(recipe, loss=loss, train=train, **given.given(network=network))
-    folder = out or Path("runs") / f"{data}-energy"
-    images = (load_dataset(data, "train", path=data_path), load_dataset(data, "test", path=data_path))
     where = given.checked_device(device)
     given.announce(recipe.network, images[0].describe(), train.steps, folder)
     outcome = train_energy(

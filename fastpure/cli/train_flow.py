@@ -12,7 +12,7 @@ from . import train_options as given
 
 
 def flowpure(
-    data: given.Data = "digits",
+    data: given.Named = "digits",
     out: given.Out = None,
     data_path: given.DataPath = None,
     classifier: given.Guide = None,
@@ -35,6 +35,7 @@ def flowpure(
         typer.Option(help="Deviation of noise added on the path, images in [-1, 1]. (default: 0)"),
     ] = None,
     steps: given.Steps = None,
+    epochs: given.Epochs = None,
     batch_size: given.BatchSize = None,
     lr: given.Rate = None,
     seed: given.Seed = None,
@@ -57,11 +58,12 @@ def flowpure(
     Example: fastpure train flowpure --data digits --out runs/digits-flowpure
     """
     from ..classifiers import load_classifier
-    from ..data import load_dataset
     from ..errors import one_of
     from ..train import FLOWPURE_RECIPES, train_flowpure
 
-    recipe = FLOWPURE_RECIPES[one_of("data", data, FLOWPURE_RECIPES)]
+    folder = out or Path("runs") / f"{data}-flowpure"
+    images = given.images(data, data_path, FLOWPURE_RECIPES, folder, own=False)
+    recipe = FLOWPURE_RECIPES[data]
     attacks = one_of("perturbation", perturbation, ("attack", "gaussian")) == "attack"
     changed = given.given(path_noise=path_noise)
     if attacks:
@@ -73,12 +75,11 @@ def flowpure(
         given.refuse("classifier", classifier, "--perturbation attack")
         changed |= given.given(sigma=sigma)
         kept = {name: value for name, value in recipe.settings.items() if name == "augment"}
-    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
+    count = given.steps(steps, epochs, images[0], batch_size or recipe.train.batch_size)
+    options = {"steps": count, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
     settings = {**kept, "perturbation": perturbation, **changed}
     recipe = replace(recipe, settings=settings, train=train, **given.given(network=network))
-    folder = out or Path("runs") / f"{data}-flowpure"
-    images = (load_dataset(data, "train", path=data_path), load_dataset(data, "test", path=data_path))
     where = given.checked_device(device)
     name = classifier or recipe.classifier
     guide = load_classifier(name) if attacks and name is not None else None

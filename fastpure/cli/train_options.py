@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,25 +11,43 @@ import typer
 
 from . import options as devices
 from .names import among
+from .options import Key as Key
 
 if TYPE_CHECKING:
+    from ..data import Dataset
     from ..train import Outcome, TrainConfig
 
 Data = Annotated[
     str,
     typer.Option(
-        help="Data set: digits (needs no file) or cifar10 (needs --data-path).",
-        autocompletion=among(("digits", "cifar10")),
+        help="Data set: digits (needs no file), cifar10, or one's own: folder (PATH/train/CLASS and PATH/test/CLASS, "
+        "or PATH/CLASS), imagenet (the same, cut as ImageNet is), arrays (.npz or a folder of .npy).",
+        autocompletion=among(("digits", "cifar10", "folder", "imagenet", "arrays")),
     ),
 ]
+Named = Annotated[
+    str, typer.Option(help="Data set: digits (needs no file).", autocompletion=among(("digits",)))
+]
 DataPath = Annotated[
-    Path | None, typer.Option(help="File or folder with the images; needed for cifar10, not for digits.")
+    Path | None, typer.Option(help="File or folder with the images; needed for all but digits.")
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        help="For folder and imagenet: pictures become squares of this side. (default: as they are; 224 for imagenet)"
+    ),
 ]
 Out = Annotated[
     Path | None,
     typer.Option(help="Folder for checkpoints, metrics and the result. (default: runs/DATA-COMMAND)"),
 ]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps. (default: what the data set needs)")]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        help="Optimiser steps; more than before continue a finished run. (default: what the data set needs)"
+    ),
+]
+Epochs = Annotated[float | None, typer.Option(help="Instead of --steps: how many times every image is seen.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images per step, all processes together.")]
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate. (default: the recipe's)")]
 Seed = Annotated[
@@ -81,6 +100,41 @@ def watched(tracker: str | None, tensorboard: bool) -> dict[str, Any]:
     return {"trackers": [*(["tensorboard"] if tensorboard else []), *([] if tracker is None else [tracker])]}
 
 
+def images(
+    data: str,
+    path: Path | None,
+    recipes: Iterable[str],
+    folder: Path,
+    *,
+    own: bool = True,
+    size: int | None = None,
+    key: str | None = None,
+) -> tuple[Dataset, Dataset]:
+    """Images to train on and to score on, of a data set that has a recipe or, with ``own``, of one's own.
+
+    ``folder``: of the run, where the pixels of large folders are kept.
+    """
+    from ..data import OWN, load_dataset, train_and_test
+    from ..errors import one_of
+
+    one_of("data", data, (*recipes, *(OWN if own else ())))
+    if own and data in OWN:
+        return train_and_test(data, path, key=key, size=size, keep=folder / "pixels")
+    refuse("size", size, "--data folder and imagenet")
+    refuse("key", key, "--data arrays")
+    return load_dataset(data, "train", path=path), load_dataset(data, "test", path=path)
+
+
+def steps(number: int | None, epochs: float | None, data: Dataset, batch_size: int) -> int | None:
+    """The optimiser steps that were asked for, as a number of them or of epochs; None for neither."""
+    from ..train import steps_of
+
+    if epochs is None:
+        return number
+    refuse("steps", number, "a command without --epochs")
+    return steps_of(epochs, len(data), batch_size)
+
+
 def refuse(name: str, value: object, instead: str) -> None:
     """Raise ValueError if an option was given that belongs to another choice."""
     if value is not None:
@@ -118,6 +172,8 @@ def report(outcome: Outcome, steps: int, folder: Path) -> None:
         raise typer.Exit(130)
     if fit.resumed_at == fit.step:
         typer.echo(f"{folder} was finished before ({fit.step} steps); nothing was trained")
+    elif fit.resumed_at in fit.extended:
+        typer.echo(f"went on from a run of {fit.resumed_at} steps that was finished")
     elif fit.resumed_at:
         typer.echo(f"continued at step {fit.resumed_at}")
     typer.echo(f"{fit.step} steps in {fit.seconds:.0f} s")

@@ -11,6 +11,7 @@ import typer
 from . import train_options as given
 
 if TYPE_CHECKING:
+    from ..data import Dataset
     from ..train import FineTuneRecipe
 
 Eps = Annotated[float | None, typer.Option(help="Linf radius of the perturbations, pixels in [0, 1].")]
@@ -20,6 +21,8 @@ def addt(
     data: given.Data = "digits",
     out: given.Out = None,
     data_path: given.DataPath = None,
+    size: given.Size = None,
+    key: given.Key = None,
     start: given.Start = None,
     classifier: given.Guide = None,
     variant: Annotated[
@@ -32,6 +35,7 @@ def addt(
     eps: Eps = None,
     t_max: Annotated[float | None, typer.Option(help="Latest diffusion time trained on (0 to 1).")] = None,
     steps: given.Steps = None,
+    epochs: given.Epochs = None,
     batch_size: given.BatchSize = None,
     lr: given.Rate = None,
     seed: given.Seed = None,
@@ -53,9 +57,12 @@ def addt(
     Example: fastpure train addt --data digits --out runs/digits-addt
     """
     from ..errors import one_of
-    from ..train import FINE_TUNE_RECIPES
+    from ..train import FINE_TUNE_RECIPES, own_fine_tuning
 
-    recipe = FINE_TUNE_RECIPES["addt"][one_of("data", data, FINE_TUNE_RECIPES["addt"])]
+    folder = out or Path("runs") / f"{data}-addt"
+    recipes = FINE_TUNE_RECIPES["addt"]
+    images = given.images(data, data_path, recipes, folder, size=size, key=key)
+    recipe = recipes[data] if data in recipes else own_fine_tuning("addt", images[0])
     if one_of("variant", variant, ("gaussian", "linf")) == "linf":
         given.refuse("unit", unit, "--variant gaussian")
         kept = {name: value for name, value in recipe.settings.items() if name == "augment"}
@@ -65,16 +72,19 @@ def addt(
         given.refuse("eps", eps, "--variant linf")
         recipe = _with(recipe, unit=unit)
     recipe = replace(recipe, **given.given(t_max=t_max))
-    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
+    count = given.steps(steps, epochs, images[0], batch_size or recipe.train.batch_size)
+    options = {"steps": count, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
     session = {"device": device, "save_every": save_every, **given.watched(tracker, tensorboard)}
-    _fine_tune(replace(recipe, train=train), "addt", data, data_path, start, classifier, out, session)
+    _fine_tune(replace(recipe, train=train), data, images, start, classifier, folder, session)
 
 
 def adbm(
     data: given.Data = "digits",
     out: given.Out = None,
     data_path: given.DataPath = None,
+    size: given.Size = None,
+    key: given.Key = None,
     start: given.Start = None,
     classifier: given.Guide = None,
     eps: Eps = None,
@@ -83,6 +93,7 @@ def adbm(
     ] = None,
     t_end_max: Annotated[float | None, typer.Option(help="Latest end of the bridge. (default: 0.2)")] = None,
     steps: given.Steps = None,
+    epochs: given.Epochs = None,
     batch_size: given.BatchSize = None,
     lr: given.Rate = None,
     seed: given.Seed = None,
@@ -102,21 +113,26 @@ def adbm(
 
     Example: fastpure train adbm --data digits --out runs/digits-adbm
     """
-    from ..errors import one_of
-    from ..train import FINE_TUNE_RECIPES
+    from ..train import FINE_TUNE_RECIPES, own_fine_tuning
 
-    recipe = FINE_TUNE_RECIPES["adbm"][one_of("data", data, FINE_TUNE_RECIPES["adbm"])]
+    folder = out or Path("runs") / f"{data}-adbm"
+    recipes = FINE_TUNE_RECIPES["adbm"]
+    images = given.images(data, data_path, recipes, folder, size=size, key=key)
+    recipe = recipes[data] if data in recipes else own_fine_tuning("adbm", images[0])
     recipe = _with(recipe, t_end_min=t_end_min, t_end_max=t_end_max, **_ball(eps, steps=1))
-    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
+    count = given.steps(steps, epochs, images[0], batch_size or recipe.train.batch_size)
+    options = {"steps": count, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
     session = {"device": device, "save_every": save_every, **given.watched(tracker, tensorboard)}
-    _fine_tune(replace(recipe, train=train), "adbm", data, data_path, start, classifier, out, session)
+    _fine_tune(replace(recipe, train=train), data, images, start, classifier, folder, session)
 
 
 def trades(
     data: given.Data = "digits",
     out: given.Out = None,
     data_path: given.DataPath = None,
+    size: given.Size = None,
+    key: given.Key = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -141,6 +157,7 @@ def trades(
         typer.Option(help="Batch normalisation during the inner attack: eval (default) or train."),
     ] = None,
     steps: given.Steps = None,
+    epochs: given.Epochs = None,
     batch_size: given.BatchSize = None,
     lr: given.Rate = None,
     seed: given.Seed = None,
@@ -163,28 +180,27 @@ def trades(
     Example: fastpure train trades --data digits --out runs/digits-trades
     """
     from ..classifiers import load_classifier
-    from ..data import load_dataset
-    from ..errors import one_of
     from ..norms import norm_called
-    from ..train import TRADES_RECIPES, train_classifier
+    from ..train import TRADES_RECIPES, own_trades, train_classifier
 
-    recipe = TRADES_RECIPES[one_of("data", data, TRADES_RECIPES)]
+    folder = out or Path("runs") / f"{data}-trades"
+    images = given.images(data, data_path, TRADES_RECIPES, folder, size=size, key=key)
+    recipe = TRADES_RECIPES[data] if data in TRADES_RECIPES else own_trades(images[0])
     norm = None if norm is None else norm_called("--norm", norm, ("Linf", "L2"))
     if norm == "L2" and eps is None:
         raise ValueError("`--eps` must be given with --norm L2: the data set's own is a radius in Linf")
     settings = {"beta": beta, "n_iter": n_iter, "inner_mode": inner_mode, "distance": distance, "norm": norm}
     changed = given.given(**settings, **_ball(eps, steps=4))
-    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
+    count = given.steps(steps, epochs, images[0], batch_size or recipe.train.batch_size)
+    options = {"steps": count, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
     loss: Any = replace(recipe.loss, **changed)
     recipe = replace(recipe, loss=loss, train=train, **given.given(network=network))
-    folder = out or Path("runs") / f"{data}-trades"
-    images = (load_dataset(data, "train", path=data_path), load_dataset(data, "test", path=data_path))
     where = given.checked_device(device)
     # Another network than the recipe's cannot begin with the recipe's weights.
     begin = start or (recipe.start if network is None else None)
     first = None if begin in (None, "none") else load_classifier(begin)
-    given.announce(recipe.network, images[0].describe(), train.steps, folder)
+    given.announce(recipe.name, images[0].describe(), train.steps, folder)
     outcome = train_classifier(
         recipe,
         *images,
@@ -199,25 +215,21 @@ def trades(
 
 def _fine_tune(
     recipe: FineTuneRecipe,
-    command: str,
     data: str,
-    data_path: Path | None,
+    images: tuple[Dataset, Dataset],
     start: str | None,
     classifier: str | None,
-    out: Path | None,
+    folder: Path,
     session: dict[str, Any],
 ) -> None:
     from ..checkpoints import load_denoiser
     from ..classifiers import load_classifier
-    from ..data import load_dataset
     from ..train import fine_tune
 
     begin, guide = start or recipe.start, classifier or recipe.classifier
     if begin is None or guide is None:
         raise ValueError(f"for data set {data!r} nothing is bundled: give --start and --classifier")
     session["device"] = given.checked_device(session["device"])
-    folder = out or Path("runs") / f"{data}-{command}"
-    images = (load_dataset(data, "train", path=data_path), load_dataset(data, "test", path=data_path))
     networks = (load_denoiser(begin), load_classifier(guide))
     given.announce(
         f"denoiser {begin} against classifier {guide}", images[0].describe(), recipe.train.steps, folder
