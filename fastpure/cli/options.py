@@ -37,7 +37,8 @@ DenoiserFile = Annotated[
     str | None,
     typer.Option(
         "--denoiser",
-        help="Diffusion model: a bundled name or a file. (default: the data set's bundled one)",
+        help="Diffusion model: a bundled or downloaded name, a file, or hf:OWNER/REPOSITORY. "
+        "(default: the data set's bundled one)",
         autocompletion=names.among(names.DENOISERS),
     ),
 ]
