@@ -61,6 +61,7 @@ def addt(
 
     folder = out or Path("runs") / f"{data}-addt"
     recipes = FINE_TUNE_RECIPES["addt"]
+    _check_networks(data, recipes.get(data), start, classifier)
     images = given.images(data, data_path, recipes, folder, size=size, key=key)
     recipe = recipes[data] if data in recipes else own_fine_tuning("addt", images[0])
     if one_of("variant", variant, ("gaussian", "linf")) == "linf":
@@ -76,7 +77,7 @@ def addt(
     options = {"steps": count, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
     session = {"device": device, "save_every": save_every, **given.watched(tracker, tensorboard)}
-    _fine_tune(replace(recipe, train=train), data, images, start, classifier, folder, session)
+    _fine_tune(replace(recipe, train=train), images, start, classifier, folder, session)
 
 
 def adbm(
@@ -117,6 +118,7 @@ def adbm(
 
     folder = out or Path("runs") / f"{data}-adbm"
     recipes = FINE_TUNE_RECIPES["adbm"]
+    _check_networks(data, recipes.get(data), start, classifier)
     images = given.images(data, data_path, recipes, folder, size=size, key=key)
     recipe = recipes[data] if data in recipes else own_fine_tuning("adbm", images[0])
     recipe = _with(recipe, t_end_min=t_end_min, t_end_max=t_end_max, **_ball(eps, steps=1))
@@ -124,7 +126,7 @@ def adbm(
     options = {"steps": count, "batch_size": batch_size, "lr": lr, "seed": seed, "ema": ema}
     train = given.configured(recipe.train, clip, accumulate=accumulate, precision=precision, **options)
     session = {"device": device, "save_every": save_every, **given.watched(tracker, tensorboard)}
-    _fine_tune(replace(recipe, train=train), data, images, start, classifier, folder, session)
+    _fine_tune(replace(recipe, train=train), images, start, classifier, folder, session)
 
 
 def trades(
@@ -213,9 +215,21 @@ def trades(
     given.report(outcome, train.steps, folder)
 
 
+def _check_networks(
+    data: str, recipe: FineTuneRecipe | None, start: str | None, classifier: str | None
+) -> None:
+    """Raise ValueError, before anything is read, if a network is neither given nor bundled for these data."""
+    from ..data import OWN
+
+    if recipe is None and data not in OWN:
+        return  # no data set at all: `given.images` says which there are
+    bundled = (None, None) if recipe is None else (recipe.start, recipe.classifier)
+    if None in (start or bundled[0], classifier or bundled[1]):
+        raise ValueError(f"for data set {data!r} nothing is bundled: give --start and --classifier")
+
+
 def _fine_tune(
     recipe: FineTuneRecipe,
-    data: str,
     images: tuple[Dataset, Dataset],
     start: str | None,
     classifier: str | None,
@@ -226,9 +240,7 @@ def _fine_tune(
     from ..classifiers import load_classifier
     from ..train import fine_tune
 
-    begin, guide = start or recipe.start, classifier or recipe.classifier
-    if begin is None or guide is None:
-        raise ValueError(f"for data set {data!r} nothing is bundled: give --start and --classifier")
+    begin, guide = str(start or recipe.start), str(classifier or recipe.classifier)
     session["device"] = given.checked_device(session["device"])
     networks = (load_denoiser(begin), load_classifier(guide))
     given.announce(

@@ -64,6 +64,7 @@ def test_arrays_become_a_denoiser(tmp_path: Path) -> None:
         (["classifier", "--data", "folder"], "--data-path"),
         (["classifier", "--data", "digits", "--size", "8"], "`--size` belongs to --data folder and imagenet"),
         (["energy", "--data", "folder"], "`data` must be one of 'digits'"),
+        (["addt", "--data", "digit"], "`data` must be one of 'digits'"),
         (["denoiser", "--data", "nothing"], "'digits', 'cifar10', 'folder', 'arrays', 'imagenet'"),
     ],
 )
