@@ -87,7 +87,7 @@ def demo(
 ) -> None:
     """Attack a classifier of small images, bare and behind three purifiers, with exact gradients; print and draw it.
 
-    Handwritten digits need no download and take about two minutes on two CPU cores; CIFAR-10 needs its official
+    Handwritten digits need no download and take less than 100 s on two free CPU cores; CIFAR-10 needs its official
     archive and takes some minutes. The attack is PGD with expectation over transformation: it differentiates
     exactly through the whole purification, guidance included. Accuracies are measured on noise the attack has not
     seen, with 95 % Wilson intervals.
