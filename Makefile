@@ -13,13 +13,14 @@ SETUP := pyproject.toml setup.py constraints.txt $(shell find csrc -type f -not 
 INSTALLED := $(VENV)/.fastpure-installed
 INSTALLED_DEV := $(VENV)/.fastpure-installed-dev
 INSTALLED_BENCH := $(VENV)/.fastpure-installed-bench
+INSTALLED_DOCS := $(VENV)/.fastpure-installed-docs
 
 # Tests of arithmetic: their numbers must hold for every instruction set that torch's kernels may choose. One thread:
 # on tensors this small more of them only wait for each other, and `make test` uses them.
 NUMERICAL := $(addprefix tests/,attacks classifiers guidance kernels methods nets purify reverse) \
 	--ignore=tests/kernels/test_machine_code.py --ignore=tests/kernels/test_launches.py
 
-.PHONY: help setup demo test lint sanitize isa-check cuda-check triton-check gpu bench wheel-check clean
+.PHONY: help setup demo test lint sanitize isa-check cuda-check triton-check gpu bench docs wheel-check clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,12 +67,15 @@ bench: $(INSTALLED_BENCH)  ## every benchmark, as tables of ratios
 	@for name in $(basename $(notdir $(wildcard bench/bench_*.py))); do \
 	echo "== $$name"; $(BIN)/python -m bench.$$name || exit 1; done
 
+docs: $(INSTALLED_DOCS)  ## the site, built strictly into build/site
+	PYTHON=$(BIN)/python bash .ci/docs_check
+
 wheel-check: $(INSTALLED)  ## build a wheel without torch, install it elsewhere, test it there
 	PYTHON=$(BIN)/python bash .ci/wheel_check
 
 clean:  ## remove what was built (the environment stays)
 	rm -rf $(BUILD) dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f fastpure/_C*.so fastpure/_build_report.json $(INSTALLED) $(INSTALLED_DEV) $(INSTALLED_BENCH)
+	rm -f fastpure/_C*.so fastpure/_build_report.json $(INSTALLED) $(INSTALLED_DEV) $(INSTALLED_BENCH) $(INSTALLED_DOCS)
 
 $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
@@ -101,3 +105,7 @@ $(INSTALLED_DEV): $(SETUP) | $(BIN)/python
 
 $(INSTALLED_BENCH): $(SETUP) | $(BIN)/python
 	$(call install,bench)
+
+$(INSTALLED_DOCS): $(SETUP) | $(BIN)/python
+	$(call install,docs)
+	@touch $(INSTALLED)

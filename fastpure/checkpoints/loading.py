@@ -60,7 +60,7 @@ def load_denoiser(
     that the file may be changed or deleted afterwards.
 
     Args:
-        path: a bundled name ("digits"), a file, or a folder of diffusers; "hf:OWNER/REPOSITORY[@REVISION][:FILE]",
+        path: a bundled name ("digits"), a file, or a folder of diffusers; ``"hf:OWNER/REPOSITORY[@REVISION][:FILE]"``,
             fetched from the Hugging Face hub the first time; or a name of `fastpure.hub.CARDS`, once downloaded.
         format: a name of `FORMATS`; None recognises it by what the file holds.
         config: for formats whose files do not describe their network: the original project's configuration,

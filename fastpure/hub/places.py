@@ -89,7 +89,7 @@ def download(name: str, dest: str | Path | None = None, *, progress: bool = True
     """Fetch a network, if it is not there already, and return its file or folder.
 
     Args:
-        name: of `CARDS`, or "hf:OWNER/REPOSITORY[@REVISION][:FILE]".
+        name: of `CARDS`, or ``"hf:OWNER/REPOSITORY[@REVISION][:FILE]"``.
         dest: the folder in which it gets one of its own; `cache_folder` if None. From elsewhere than the cache it is
             loaded by its path.
 
