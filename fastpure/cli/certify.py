@@ -77,7 +77,8 @@ def certify(
 
       fastpure certify --data digits --sigma 0.25 --draws 1000
 
-      fastpure certify --method nrdc --classifier diffusion:conditional.safetensors --n-levels 8
+      fastpure certify --method nrdc --n-levels 8 \\
+          --classifier diffusion:conditional.safetensors
     """
     from ..certify import CertifyConfig
     from ..data import load_dataset

@@ -128,8 +128,10 @@ def place(data: str, images: Path | None) -> Path | None:
 
 def default(text: str, name: str) -> str:
     """``text`` for ``--help``, followed by the default of ``name`` for each data set."""
-    words = (f"{_words(getattr(setting, name))} for {data}" for data, setting in SETTINGS.items())
-    return f"{text} (default: {', '.join(words)})"
+    values = {data: _words(getattr(setting, name)) for data, setting in SETTINGS.items()}
+    if len(set(values.values())) == 1:
+        return f"{text} (default: {next(iter(values.values()))})"
+    return f"{text} (default: {', '.join(f'{value} for {data}' for data, value in values.items())})"
 
 
 def has_bfloat16() -> bool:

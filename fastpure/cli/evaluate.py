@@ -71,8 +71,8 @@ def evaluate(
 
       fastpure evaluate --n 50 --method diffpure --attack apgd-ce --eps 0.2
 
-      fastpure evaluate --preset coup-cifar10-linf --data-path cifar-10-python.tar.gz --denoiser checkpoint_8.pth
-      --classifier wrn.pt --device cuda
+      fastpure evaluate --preset coup-cifar10-linf --classifier wrn.pt \\
+          --denoiser checkpoint_8.pth --data-path cifar-10-python.tar.gz
 
     The same with --protocol published attacks it twice, as the paper did, and tells the smaller accuracy.
     """

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from fractions import Fraction
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -158,6 +159,17 @@ Rows = Annotated[
     int | None, typer.Option(help="Most (image, draw) pairs in one network call. (default: the attack's)")
 ]
 
+RUN = "Run"
+PANELS = {
+    **dict.fromkeys(("data", "data_path", "key", "n", "data_seed"), "Data"),
+    **dict.fromkeys(
+        ("preset", "denoiser", "classifier", "method", "t", "steps", "dt", "scale", "seed", "precision"),
+        "Defence",
+    ),
+    **dict.fromkeys(("attack", "norm", "eps", "n_iter", "eot_iter", "start"), "Attack"),
+}
+"""Headings of ``--help`` for the options of an experiment; the others are about the run."""
+
 
 TrackerName = Annotated[
     str | None,
@@ -289,11 +301,19 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
         wanted = request(**{p.name: values.pop(p.name) for p in shared})
         command(wanted, **values)
 
-    merged = [*shared, *own]
+    merged = [*(_placed(p, PANELS.get(p.name, RUN)) for p in shared), *(_placed(p, RUN) for p in own)]
     wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
     wrapped.__signature__ = Signature(merged)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in merged}
     return wrapped
+
+
+def _placed(parameter: Parameter, panel: str) -> Parameter:
+    """The same below another heading of ``--help``."""
+    kind, *marks = get_args(parameter.annotation)
+    info = copy(marks[0])
+    info.rich_help_panel = panel
+    return parameter.replace(annotation=Annotated[kind, info])
 
 
 @contextmanager

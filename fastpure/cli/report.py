@@ -83,9 +83,10 @@ def report(
 
       fastpure report runs/sweep/*.sqlite --out sweep.html --csv tables
 
-      fastpure report runs/*.sqlite --figures paper/figures --formats svg,pdf --latex paper/tables
+      fastpure report runs/*.sqlite --latex paper/tables \\
+          --figures paper/figures --formats svg,pdf
 
-      fastpure report runs/coup.sqlite --robustbench-json model_info/cifar10/Linf/Me2026Paper.json
+      fastpure report runs/coup.sqlite --robustbench-json Me2026Paper.json
     """
     from ..errors import whole
     from ..files import unfinished

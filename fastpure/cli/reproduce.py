@@ -17,8 +17,9 @@ def reproduce(
     network: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="<role=file>",
             help="Any other network, as ROLE=FILE; may be repeated. What there is for, `fastpure reproduce` says. Rows "
-            "without their networks are left out."
+            "without their networks are left out.",
         ),
     ] = None,
     data_path: o.DataPath = None,
@@ -53,8 +54,8 @@ def reproduce(
 
       fastpure reproduce coup-table1 --small
 
-      fastpure reproduce coup-table1 --denoiser checkpoint_8.pth --classifier wrn.pt --data-path
-      cifar-10-python.tar.gz --device cuda --dry-run
+      fastpure reproduce coup-table1 --classifier wrn.pt --dry-run \\
+          --denoiser checkpoint_8.pth --data-path cifar-10-python.tar.gz
     """
     from ..reproduce import EXPERIMENTS, Full, Setting, Small
 

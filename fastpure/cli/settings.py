@@ -74,7 +74,7 @@ def settled(command: Callable[..., None], former: Former | None = None) -> Calla
         ),
         _added("save_config", "--save-config", "Write all settings to this .toml or .yaml file, and go on."),
     ]
-    run.__name__, run.__doc__ = command.__name__, _escaped(command.__doc__)
+    run.__name__, run.__doc__ = command.__name__, _escaped(_flowing(command.__doc__))
     run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
     run.about = about  # type: ignore[attr-defined]
@@ -350,6 +350,12 @@ def _added(name: str, option: str, help: str, **more: Any) -> inspect.Parameter:
     declared = typer.Option(option, help=help, metavar="<file>", rich_help_panel=PANEL, **more)
     kind = Annotated[Path | None, declared]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+
+def _flowing(text: str | None) -> str:
+    """Paragraphs as one line each, which the terminal breaks; what is indented keeps its lines."""
+    paragraphs = inspect.cleandoc(text or "").split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else " ".join(p.split("\n")) for p in paragraphs)
 
 
 def _escaped(text: str | None) -> str | None:

@@ -22,8 +22,9 @@ def sweep(
     over: Annotated[
         list[str],
         typer.Option(
+            metavar="<name=values>",
             help="NAME=VALUE,VALUE,...; may be repeated, then every combination is run. Names: t, scale, steps, dt, "
-            "eps, n-iter, eot-iter, method.NAME, attack.NAME or classifier.NAME (of a diffusion classifier)."
+            "eps, n-iter, eot-iter, method.NAME, attack.NAME or classifier.NAME (of a diffusion classifier).",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the run files, one per combination.")] = Path(
