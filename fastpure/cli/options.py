@@ -163,9 +163,9 @@ RUN = "Run"
 PANELS = {
     **dict.fromkeys(("data", "data_path", "key", "n", "data_seed"), "Data"),
     **dict.fromkeys(
-        ("preset", "denoiser", "classifier", "method", "t", "steps", "dt", "scale", "seed", "precision"),
-        "Defence",
+        ("preset", "denoiser", "classifier", "weights", "num_classes", "normalise", "size"), "Defence"
     ),
+    **dict.fromkeys(("method", "t", "steps", "dt", "scale", "seed", "precision"), "Defence"),
     **dict.fromkeys(("attack", "norm", "eps", "n_iter", "eot_iter", "start"), "Attack"),
 }
 """Headings of ``--help`` for the options of an experiment; the others are about the run."""
