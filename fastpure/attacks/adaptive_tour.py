@@ -306,12 +306,13 @@ class Tour:
         if self.per_image < MET_FROM or not (choice and self.target.is_random):
             return [(one,) for one in found], calm
         everyone = torch.arange(len(self.problem.x), device=self.problem.x.device)
-        reference = (self._weaker() or [attack_logits(self.target)])[0]
+        weaker = self._weaker() or [attack_logits(self.target)]
         return meet(
             self.problem,
             found,
             calm,
-            reference,
+            weaker[0],
+            weaker[1] if len(weaker) == 2 else None,
             (self.draws(), MET_DRAWS),
             self.batch_size,
             lambda cost: self.ledger.charge(cost, everyone),

@@ -5,8 +5,7 @@ of one draw's gradient does. One exponential step from the image itself costs a 
 next to no noise; how well it knows the mean gradient depends on the diffusion time that it starts from, and differs
 between networks, so that the defence is asked which of several knows it best. One exponential step from the diffused
 image has noise, though less than the defence's own, and for defences that diffuse next to no bias
-(``python -m bench.attack_efficiency`` measures both); where small networks make straight steps know little, it helps
-against defences that do not diffuse as well.
+(``python -m bench.attack_efficiency`` measures both); strong guidance makes it worth its noise against others, too.
 """
 
 from __future__ import annotations
@@ -113,6 +112,7 @@ def meet(
     found: tuple[Relative, ...],
     calm: Relative | None,
     reference: Logits,
+    guided: Logits | None,
     draws: tuple[int, int],
     batch_size: int,
     charge: Callable[[float], None],
@@ -122,13 +122,15 @@ def meet(
     The defence is asked at the images themselves, and what a relative answers is held against each of its draws, over
     all images, so that the noise of single draws averages out. Those that know it about as well as the best are one
     group; ``calm``, on as many draws as cost one of the defence, must come closer to its draws than they do to each
-    other, or than everybody in ``found``.
+    other. Where guidance turns the gradient, relatives without guidance are searched for something that the defence is
+    not: there it is enough to come closer than everybody in ``found``.
 
     Args:
         problem: the images.
         found: relatives with next to no noise.
         calm: one with noise, or None.
         reference: logits of the defence, without guidance where it has some.
+        guided: with guidance, differentiated as a constant, or None.
         draws: the number of the first draw, and on how many the defence is asked, at least two.
         batch_size: most (image, draw) pairs in one network call.
         charge: told what was asked, in gradients of the defence for each image.
@@ -159,5 +161,10 @@ def meet(
         begin = first + n_draws
         asked = range(begin, begin + max(1, round(1.0 / calm.cost)))
         answer = near(directions(attack_logits(calm.target), asked, calm.cost), own)
-        calm = calm if answer > min(near(own[0], own[1:]), max(known)) else None
+        needed = near(own[0], own[1:])
+        if guided is not None and max(known) < answer <= needed:
+            # Under the first draw itself, so that nothing but the guidance makes a difference.
+            turned = near(directions(guided, range(first, first + 1), 1.0), own[:1])
+            needed = max(known) if turned < AS_WELL * len(problem.x) else needed
+        calm = calm if answer > needed else None
     return groups, calm

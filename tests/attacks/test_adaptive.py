@@ -414,7 +414,9 @@ def test_relatives_are_met_even_where_all_are_against_the_defence(sign):
     )
     charged = []
     own, calm = Linear(weights, 3.0), Relative("calm", Linear(weights), 0.5)
-    groups, kept = meet(Problem(own, x, y, ids), found, calm, attack_logits(own), (100, 2), 8, charged.append)
+    groups, kept = meet(
+        Problem(own, x, y, ids), found, calm, attack_logits(own), None, (100, 2), 8, charged.append
+    )
     names = [[one.name for one in group] for group in groups]
     assert sorted(name for group in names for name in group) == ["far", "near", "near too"]
     assert names[0] == (["near", "near too"] if sign > 0 else ["far"])
@@ -424,31 +426,44 @@ def test_relatives_are_met_even_where_all_are_against_the_defence(sign):
     assert kept is calm
 
 
-def met(noise, known, calm, calm_noise):
-    """Whether ``calm`` is kept: weights of the one relative and of the calm one, which has noise of its own."""
-    x, y, ids = torch.rand(64, 1, 2, 2), torch.zeros(64, dtype=torch.int64), torch.arange(64)
-    own = Linear(torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]), noise)
-    wide = [torch.tensor([w, [0.0] * 4]) for w in (known, calm)]
-    found, candidate = (
-        Relative("one", Linear(wide[0]), 0.1),
-        Relative("calm", Linear(wide[1], calm_noise), 0.25),
-    )
-    problem = Problem(own, x, y, ids)
-    return (
-        meet(problem, (found,), candidate, attack_logits(own), (0, 2), 64, lambda cost: None)[1] is not None
-    )
-
-
 SAME, OTHER, FAR = [1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0], [4.0, -3.0, 2.0, -1.0]
 
 
-def test_what_is_calmer_is_kept_where_it_knows_more_than_draws_of_the_defence_or_than_all_others():
-    assert met(3.0, SAME, SAME, 0.5)  # calmer than the defence, though the other one is calmer still
-    assert met(
-        0.0, FAR, SAME, 0.5
-    )  # not calmer than a defence without noise, but the other one knows nothing
-    assert not met(0.0, SAME, SAME, 0.5)
-    assert not met(0.5, OTHER, FAR, 0.0)
+def met(noise, known, calm, calm_noise, guided=None):
+    """Whether ``calm`` is kept, and what was paid: weights of the relative, of the calm one, and under guidance."""
+    x, y, ids = torch.rand(64, 1, 2, 2), torch.zeros(64, dtype=torch.int64), torch.arange(64)
+
+    def linear(weights, noise=0.0):
+        return Linear(torch.tensor([weights, [0.0] * 4]), noise)
+
+    own, charged = linear(SAME, noise), []
+    one, candidate = Relative("one", linear(known), 0.1), Relative("calm", linear(calm, calm_noise), 0.25)
+    _, kept = meet(
+        Problem(own, x, y, ids),
+        (one,),
+        candidate,
+        attack_logits(own),
+        None if guided is None else attack_logits(linear(guided, noise)),
+        (0, 2),
+        64,
+        charged.append,
+    )
+    return kept is candidate, sum(charged)
+
+
+def test_what_is_calmer_is_kept_where_it_knows_more_than_draws_of_the_defence():
+    assert met(3.0, SAME, SAME, 0.5)[0]  # though the other one is calmer still
+    assert not met(0.0, FAR, SAME, 0.5)[0]  # a defence without noise
+    assert not met(0.5, OTHER, FAR, 0.0)[0]
+
+
+def test_where_guidance_turns_the_gradient_knowing_more_than_the_others_is_enough():
+    spent = met(0.0, FAR, SAME, 0.5)[1]
+    assert met(0.0, FAR, SAME, 0.5, guided=FAR) == (True, pytest.approx(spent + 1.0))
+    assert met(0.0, FAR, SAME, 0.5, guided=SAME) == (False, pytest.approx(spent + 1.0))
+    # Not asked where the answer is known.
+    assert met(0.0, SAME, SAME, 0.5, guided=FAR) == (False, pytest.approx(spent))
+    assert met(3.0, SAME, SAME, 0.5, guided=FAR) == (True, pytest.approx(spent))
 
 
 def test_the_calmer_relative_is_offered_against_defences_that_do_not_diffuse():
