@@ -26,7 +26,7 @@ from tests.docs.pages import PAGES, ROOT, blocks
 
 ELSEWHERE = {"extending.md": "tests/test_extending.py"}
 """Pages that another test runs."""
-SMALL = {"n_iter": 2, "eot_iter": 2, "draws": 4, "n": 40, "n0": 20, "budget": 60, "runs": 1}
+SMALL = {"n_iter": 2, "eot_iter": 2, "draws": 4, "n": 40, "n0": 20, "budget": 25, "runs": 1}
 """Settings that say how much is computed -> what is enough to see that it runs."""
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 RUN = [
