@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import fastpure as fp
 from fastpure import trackers
 from fastpure.errors import MissingExtra, RunInterrupted
+from fastpure.evaluate.runner import tracked_folder
 from fastpure.trackers import Tracker, check_tracker
 from tests.evaluate import toys
 
@@ -54,6 +56,14 @@ def test_accuracies_so_far_survive_an_interruption(tmp_path, monkeypatch):
             (last,) = found[f"accuracy/{which}"]
             assert last == (8, pytest.approx(float(np.mean(run.values(which))))), "the first four count too"
     assert found["seconds"][0][1] > 0
+
+
+def test_runs_whose_names_have_points_have_folders_of_their_own():
+    names = ("eps0.1", "eps0.2", "eps0", "run.sqlite", "run.sqlite.old")
+    folders = [tracked_folder(Path("runs", name)).as_posix() for name in names]
+    assert folders == [
+        f"runs/{name}.tracked" for name in ("eps0.1", "eps0.2", "eps0", "run", "run.sqlite.old")
+    ]
 
 
 def test_weights_and_biases_continue_one_run(tmp_path, monkeypatch):

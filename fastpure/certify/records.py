@@ -48,7 +48,7 @@ class Record(Settings):
 
 @final
 @dataclass(frozen=True)
-class PosteriorRecord:
+class PosteriorRecord(Settings):
     """One image, certified by the mean posterior of a diffusion classifier.
 
     Fields:

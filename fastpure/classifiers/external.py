@@ -136,11 +136,10 @@ def _downloaded(build: Callable[[], nn.Module], what: str) -> nn.Module:
 
 
 def _unknown(library: str, name: str, known: Sequence[str]) -> str:
-    import difflib
+    from ..words import did_you_mean
 
-    close = difflib.get_close_matches(name, known, 3, 0.5)
-    remedy = f"Close names: {', '.join(close)}" if close else ""
-    return mistake("source", f"a network of {library} ({len(known)} known)", repr(name), remedy)
+    expected = f"a network of {library} ({len(known)} known)"
+    return mistake("source", expected, repr(name), did_you_mean(name, known))
 
 
 def load_timm_folder(folder: Path, normalise: str | Sequence[Sequence[float]] | None = None) -> nn.Module:

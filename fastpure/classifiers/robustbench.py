@@ -7,7 +7,6 @@ the GitHub version of AutoAttack provides. While robustbench is being imported, 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -45,10 +44,10 @@ def load_robustbench(
     package = import_robustbench()
     known = _names(dataset, threat_model)
     if name not in known:
-        close = difflib.get_close_matches(name, known, 3, 0.4)
-        remedy = f"Close names: {', '.join(close)}" if close else ""
+        from ..words import did_you_mean
+
         expected = f"a RobustBench model for {dataset} {threat_model} ({len(known)} known)"
-        raise ValueError(mistake("source", expected, repr(name), remedy))
+        raise ValueError(mistake("source", expected, repr(name), did_you_mean(name, known)))
     try:
         model = package.load_model(name, model_dir=model_dir, dataset=dataset, threat_model=threat_model)
     except Exception as error:  # gdown, requests, pickle and torch raise what they like here

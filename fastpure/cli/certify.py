@@ -91,7 +91,7 @@ def certify(
     given = {"runs": runs, "steps": steps, "copies": copies, "local_sigma": local_sigma, "combine": combine,
              "n_levels": n_levels, "weight": weight}  # fmt: skip
     options = _options(method, {name: value for name, value in given.items() if value is not None})
-    nrdc.check_classifier(method, classifier)
+    nrdc.check_networks(method, classifier, denoiser)
     known = "certify" if method == "oneshot" else f"certify-{method}"
     path = out or Path("runs") / f"{data}-{known}-{sigma:g}.csv"
     task = Task(dataset, config, path, batch_size, o.checked_device(device or "cpu"))

@@ -72,8 +72,8 @@ def draws(method: str, choosing: int | None, estimating: int | None) -> tuple[in
     return usual[0] if choosing is None else choosing, usual[1] if estimating is None else estimating
 
 
-def check_classifier(method: str, classifier: str | None) -> None:
-    """Raise ValueError where the method and the kind of classifier do not belong together."""
+def check_networks(method: str, classifier: str | None, denoiser: str | None) -> None:
+    """Raise ValueError where the method and the networks that were given do not belong together."""
     from ..errors import mistake
 
     diffusion = classifier is not None and str(classifier).startswith(DIFFUSION)
@@ -81,6 +81,9 @@ def check_classifier(method: str, classifier: str | None) -> None:
         remedy = "FILE is a class-conditional diffusion model, which classifies by itself"
         got = "none" if classifier is None else repr(classifier)
         raise ValueError(mistake("--classifier", f"{DIFFUSION}FILE with --method {NRDC}", got, remedy))
+    if method == NRDC and denoiser is not None:
+        remedy = f"{NRDC} denoises nothing: the model that is certified is --classifier"
+        raise ValueError(mistake("--denoiser", f"left out with --method {NRDC}", repr(denoiser), remedy))
     if method != NRDC and diffusion:
         remedy = "The others denoise an image for a classifier of clean ones"
         raise ValueError(mistake("--method", f"{NRDC} for --classifier {DIFFUSION}FILE", method, remedy))

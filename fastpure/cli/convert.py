@@ -40,7 +40,7 @@ WhichWeights = Annotated[
 Normalise = Annotated[
     str | None,
     typer.Option(
-        help="Of a classifier: none, cifar10, cifar100, imagenet, or means and deviations as 0.5,0.5,0.5/0.5,0.5,0.5."
+        help="Of a classifier: none, cifar10, cifar100, imagenet, or means and deviations as 0.5,0.5,0.5:0.5,0.5,0.5."
     ),
 ]
 Architecture = Annotated[
@@ -86,7 +86,7 @@ def convert(
     from ..checkpoints import load_denoiser, save_denoiser
     from ..checkpoints.weights import read_metadata
     from ..errors import mistake, one_of
-    from .examine import normalisation
+    from .options import normalisation
 
     if target.suffix != ".safetensors":
         raise ValueError(mistake("OUT", "a file name that ends in .safetensors", str(target)))

@@ -56,11 +56,12 @@ def doctor(
     """
     if classifier is not None:
         from . import examine
+        from .options import normalisation
 
         if denoiser is not None:
             raise ValueError("`--denoiser` must be left out with --classifier")
         options = {
-            "normalise": examine.normalisation(normalise),
+            "normalise": normalisation(normalise),
             "architecture": architecture,
             "activation": activation,
         }

@@ -7,28 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import mistake
-
 if TYPE_CHECKING:
     from torch import nn
 
 _DEFAULT_N = 500
-
-
-def normalisation(text: str | None) -> str | list[list[float]] | None:
-    """The value of ``--normalise``: a name, or "mean,mean,mean/std,std,std".
-
-    Raises:
-        ValueError: neither.
-    """
-    if text is None or "/" not in text:
-        return text
-    try:
-        mean, std = ([float(word) for word in part.split(",")] for part in text.split("/"))
-    except ValueError:
-        expected = "a name, or the means and the deviations as 0.5,0.5,0.5/0.5,0.5,0.5"
-        raise ValueError(mistake("--normalise", expected, repr(text))) from None
-    return [mean, std]
 
 
 def classifier(

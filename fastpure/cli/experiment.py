@@ -110,7 +110,7 @@ def _classifier(wanted: Request) -> nn.Module:
 
 def classifier_options(wanted: Request) -> dict[str, Any]:
     """What was given of a classifier besides its name, as `fastpure.load_classifier` takes it."""
-    normalise = None if wanted.normalise is None else normalisation(wanted.normalise)
+    normalise = normalisation(wanted.normalise)
     options = {"weights": wanted.weights, "num_classes": wanted.num_classes, "normalise": normalise}
     return {name: value for name, value in options.items() if value is not None}
 

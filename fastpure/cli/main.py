@@ -39,7 +39,7 @@ app = typer.Typer(
     epilog="Start with: fastpure demo",
 )
 register(app, "demo", demo.demo, {"--images": "--data-path", "--eval-draws": "--draws"})
-register(app, "purify", purify.purify)
+register(app, "purify", purify.purify, bare=purify.BARE)
 register(app, "attack", attack.attack)
 register(app, "evaluate", evaluate.evaluate)
 register(app, "sweep", sweep.sweep)

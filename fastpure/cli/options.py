@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
-from fractions import Fraction
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
@@ -16,7 +15,7 @@ import typer
 from ..errors import RunInterrupted
 from ..signatures import arguments
 from . import names
-from .values import KINDS, assigned
+from .values import KINDS, assigned, number
 
 Data = Annotated[
     str,
@@ -269,17 +268,20 @@ def request(
     )
 
 
-def normalisation(text: str) -> Any:
+def normalisation(text: str | None) -> Any:
     """The value of --normalise as `fastpure.load_classifier` takes it: a name, or (mean, std).
+
+    Numbers are "m,m,m:s,s,s" and may be fractions; "m,m,m/s,s,s", as `doctor` and `convert` once had it, is still read.
 
     Raises:
         ValueError: numbers of another form.
     """
-    if ":" not in text:
+    if text is None or not {":", "/", ","} & set(text):
         return text
+    between = ":" if ":" in text else "/"
     try:
-        mean, std = (tuple(float(Fraction(word)) for word in part.split(",")) for part in text.split(":"))
-    except (ValueError, ZeroDivisionError):
+        mean, std = (tuple(number(word) for word in part.split(",")) for part in text.split(between))
+    except ValueError:
         expected = "a name, or numbers per channel as 0.5,0.5,0.5:0.25,0.25,0.25"
         raise ValueError(f"`--normalise` must be {expected}, got {text!r}") from None
     return mean, std

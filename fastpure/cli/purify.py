@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..purify import Purifier
 
 
+BARE = "method"
+"""Of what ``--set NAME=VALUE`` is a setting here, as it was once written."""
+
 Inputs = Annotated[
     list[Path],
     typer.Argument(metavar="IN...", help="Image files, folders of them (read recursively), .npy or .npz."),
@@ -275,7 +278,7 @@ def _assigned(settings: list[str] | None) -> dict[str, Any]:
         name, equals, _ = text.partition("=")
         if equals and name.strip().isidentifier():
             print(f"fastpure: --set {text} is now written --set method.{text}", file=sys.stderr)
-    extra = assigned(settings, bare="method")
+    extra = assigned(settings, BARE)
     others = [kind for kind, own in extra.items() if own and kind != "method"]
     if others:
         raise ValueError(f"`--set {others[0]}...` has no effect: purify has settings of the method only")

@@ -123,14 +123,12 @@ def _listing() -> list[str]:
 
 
 def _known(name: str) -> str:
-    import difflib
-
     from ..errors import mistake
     from ..reproduce import EXPERIMENTS
+    from ..words import did_you_mean
 
     if name not in EXPERIMENTS:
-        close = difflib.get_close_matches(name, EXPERIMENTS, 3, 0.4)
-        remedy = f"Did you mean {' or '.join(close)}?" if close else "`fastpure reproduce` lists them"
+        remedy = did_you_mean(name, EXPERIMENTS) or "`fastpure reproduce` lists them"
         raise ValueError(mistake("name", f"one of {', '.join(EXPERIMENTS)}", repr(name), remedy))
     return name
 

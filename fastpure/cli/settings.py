@@ -19,14 +19,13 @@ import typer
 
 from ..errors import mistake
 from ..signatures import REQUIRED, arguments
-from .values import assigned, assignments, number
-from .vocabulary import Former, Vocabulary
+from .values import assignments, number, tables
+from .vocabulary import SETTINGS_FILES, Former, Vocabulary
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 PANEL = "Settings file"
-SUFFIXES = (".toml", ".yaml", ".yml")
 COMMAND = "command"
 """The key that says whose settings a file holds."""
 
@@ -38,18 +37,22 @@ NAMED = {
     Path: "a path",
 }
 _SET = "--set"
+_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z")
 _TAG = re.compile(r"(?<!\\)\[(?=[a-z#/@])")
 
 
-def settled(command: Callable[..., None], former: Former | None = None) -> Callable[..., None]:
+def settled(
+    command: Callable[..., None], former: Former | None = None, bare: str | None = None
+) -> Callable[..., None]:
     """``command`` with ``--config`` and ``--save-config``; its numbers may be written as fractions.
 
-    ``former`` are old spellings of its options and their new ones, which ``Vocabulary`` reads.
+    ``former`` are old spellings of its options and their new ones, which ``Vocabulary`` reads; ``bare`` is the kind of
+    settings by ``--set`` that name none.
     """
     hints = get_type_hints(command, include_extras=True)
     hints.pop("return", None)
     taken = arguments(command)
-    about = About(command.__name__, hints, taken, dict(former or {}))
+    about = About(command.__name__, hints, taken, dict(former or {}), bare)
 
     def run(ctx: typer.Context, config_file: Path | None, save_config: Path | None, **values: Any) -> None:
         settings = about.settings(_with_set(ctx, about, values))
@@ -81,9 +84,15 @@ def settled(command: Callable[..., None], former: Former | None = None) -> Calla
     return run
 
 
-def register(app: typer.Typer, name: str, command: Callable[..., None], former: Former | None = None) -> None:
+def register(
+    app: typer.Typer,
+    name: str,
+    command: Callable[..., None],
+    former: Former | None = None,
+    bare: str | None = None,
+) -> None:
     """Make ``command`` one of ``app``, with settings files and its old spellings."""
-    app.command(name, cls=Vocabulary)(settled(command, former))
+    app.command(name, cls=Vocabulary)(settled(command, former, bare))
 
 
 class About:
@@ -92,13 +101,20 @@ class About:
     Attributes:
         hints, taken: types and defaults by parameter.
         former: old spellings of options -> new ones.
+        bare: the kind of a setting by ``--set`` that names none; None if it must.
         keys: names in files -> parameters.
     """
 
     def __init__(
-        self, name: str, hints: Mapping[str, Any], taken: Mapping[str, Any], former: Mapping[str, str]
+        self,
+        name: str,
+        hints: Mapping[str, Any],
+        taken: Mapping[str, Any],
+        former: Mapping[str, str],
+        bare: str | None = None,
     ) -> None:
         self.name, self.hints, self.taken, self.former = name, dict(hints), dict(taken), dict(former)
+        self.bare = bare
         self.options = {parameter: _option(parameter, hint) for parameter, hint in hints.items()}
         self.keys = {_key(option): parameter for parameter, option in self.options.items()}
 
@@ -180,7 +196,7 @@ def write(path: Path, command: str, about: About, settings: BaseModel) -> None:
     for name, value in settings.model_dump(mode="json", exclude_none=True).items():
         option = about.options[name]
         if option == _SET:
-            value = {kind: own for kind, own in assigned(value).items() if own}
+            value = tables(value, about.bare)
         if value not in ([], {}):
             kept[_key(option)] = value
     data = _dumped(path, kept).encode()
@@ -247,7 +263,7 @@ def _load(path: Path) -> dict[str, Any]:
         else:
             import yaml
 
-            found = yaml.safe_load(text)
+            found = yaml.load(text, _with_exponents(yaml.SafeLoader))
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("tomlkit", "yaml"):
             raise
@@ -264,12 +280,20 @@ def _dumped(path: Path, kept: Mapping[str, Any]) -> str:
         return tomlkit.dumps(kept)
     import yaml
 
-    return str(yaml.safe_dump(dict(kept), sort_keys=False, allow_unicode=True))
+    dumper = _with_exponents(yaml.SafeDumper)
+    return str(yaml.dump(dict(kept), Dumper=dumper, sort_keys=False, allow_unicode=True))
+
+
+def _with_exponents(kind: Any) -> Any:
+    """A reader or writer of YAML to which 1e-3 is a number: for YAML 1.1 one without a point is text."""
+    own: Any = type(kind.__name__, (kind,), {})
+    own.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+    return own
 
 
 def _kind(path: Path) -> str:
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(mistake("--config", f"a file that ends in {', '.join(SUFFIXES)}", str(path)))
+    if path.suffix.lower() not in SETTINGS_FILES:
+        raise ValueError(mistake("--config", f"a file that ends in {', '.join(SETTINGS_FILES)}", str(path)))
     return path.suffix.lower()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -12,9 +13,13 @@ KINDS = ("method", "attack", "protocol", "classifier")
 
 
 def number(text: str) -> float:
-    """A decimal number or fraction. Raises ValueError if it is neither."""
+    """A decimal number, or a fraction of such: 125.3/255. Raises ValueError if it is neither."""
+    above, stroke, below = text.partition("/")
     try:
-        return float(Fraction(text.strip()))
+        if "/" in below:
+            raise ValueError
+        # Divided as Python does it, so that a script that writes 125.3/255 has the same number.
+        return float(Fraction(above.strip())) / (float(Fraction(below.strip())) if stroke else 1.0)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"must be a number or a fraction such as 8/255, got {text!r}") from None
 
@@ -22,8 +27,8 @@ def number(text: str) -> float:
 def literal(text: str) -> Any:
     """A number, fraction, True, False, None or list as written; anything else is text."""
     try:
-        return float(Fraction(text)) if "/" in text else ast.literal_eval(text)
-    except (ValueError, SyntaxError, ZeroDivisionError):
+        return number(text) if "/" in text else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
@@ -47,6 +52,25 @@ def assigned(settings: Sequence[str] | None, bare: str | None = None) -> dict[st
             raise ValueError(f"`--set` must be {kinds}, got {text!r}")
         extra[kind][name.replace("-", "_")] = literal(value.strip())
     return extra
+
+
+def tables(settings: Sequence[str], bare: str | None = None) -> dict[str, dict[str, Any]] | list[str]:
+    """What ``--set`` says, as a file holds it: tables by kind, or its words where a value is none that files have.
+
+    Raises:
+        ValueError: as `assigned`.
+    """
+    found = {kind: own for kind, own in assigned(settings, bare).items() if own}
+    values = [value for own in found.values() for value in own.values()]
+    same = all(_kept_by_files(value) and literal(_written(value)) == value for value in values)
+    return found if same else list(settings)
+
+
+def _kept_by_files(value: Any) -> bool:
+    """Whether TOML and YAML both give it back: there is no None in TOML, and no tuple in either."""
+    if isinstance(value, list):
+        return all(map(_kept_by_files, value))
+    return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def assignments(value: Any) -> Any:

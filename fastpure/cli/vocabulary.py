@@ -35,21 +35,35 @@ class Vocabulary(TyperCommand):
             raise
 
 
-def _means_another(name: str, value: str, former: Former, options: list[str]) -> bool:
-    """Whether an old spelling that is also a new one has its new meaning: nobody said otherwise."""
+def _means_another(name: str, value: str, former: Former, options: set[str]) -> bool:
+    """Whether an old spelling that is also a new one has its new meaning: nothing else on the line is an old one."""
     if name == "--config":
         return value.lower().endswith(SETTINGS_FILES)
-    taken_by = [old for old, now in former.items() if now == name]
-    return bool(taken_by) and not any(word.partition("=")[0] in taken_by for word in options)
+    taken_by = _taken_by(name, former)
+    if not taken_by or taken_by & options:
+        return False
+    # What it was is on the line under its new name already, or no option has the spelling of that time.
+    return former[name] in options or not (former.keys() - set(former.values())) & options
+
+
+def _taken_by(name: str, former: Former) -> set[str]:
+    """The old spellings of what ``name`` is now."""
+    return {old for old, now in former.items() if now == name}
 
 
 def _renamed(args: list[str], former: Former, silent: bool) -> Iterator[str]:
-    options = args[: args.index("--")] if "--" in args else args
+    read = args[: args.index("--")] if "--" in args else args
+    options = {word.partition("=")[0] for word in read if word.startswith("--")}
     for position, word in enumerate(args):
         name, equals, value = word.partition("=")
-        now = former.get(name) if position < len(options) else None
+        now = former.get(name) if position < len(read) else None
         following = value if equals else " ".join(args[position + 1 : position + 2])
         if now is None or _means_another(name, following, former, options):
+            others = sorted(_taken_by(name, former))
+            if not silent and now is not None and others and now not in options:
+                typer.echo(
+                    f"fastpure: {name} is {others[0].strip('-')}; {now.strip('-')} are {now}", err=True
+                )
             yield word
             continue
         if not silent:

@@ -127,12 +127,17 @@ def evaluate(
             warnings.warn(remark, stacklevel=2)
 
 
+def tracked_folder(path: Path) -> Path:
+    """Beside the run file. Only its own ending is taken off: eps0.1 and eps0.2 are two runs."""
+    return path.with_name(f"{path.name.removesuffix('.sqlite')}.tracked")
+
+
 @contextmanager
 def _tracked(name: str | None, store: RunStore) -> Iterator[Tracked | None]:
     if name is None or store.path is None:
         yield None
         return
-    tracker = Tracker(name, store.path.with_suffix(".tracked"), len(store.done), canonical(store.identity))
+    tracker = Tracker(name, tracked_folder(store.path), len(store.done), canonical(store.identity))
     try:
         yield Tracked(store.read(), tracker)
     finally:

@@ -102,13 +102,10 @@ def download(name: str, dest: str | Path | None = None, *, progress: bool = True
     if name.startswith(HUB):
         return _of_hub(name, ANY, root, progress)
     if name not in CARDS:
-        import difflib
+        from ..words import did_you_mean
 
-        close = difflib.get_close_matches(name, CARDS, 3, 0.4)
-        remedy = f"Did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(
-            mistake("name", f"one of {', '.join(CARDS)}, or hf:OWNER/REPOSITORY", repr(name), remedy)
-        )
+        expected = f"one of {', '.join(CARDS)}, or hf:OWNER/REPOSITORY"
+        raise ValueError(mistake("name", expected, repr(name), did_you_mean(name, CARDS)))
     card = CARDS[name]
     if card.source.startswith(HUB):
         return _of_hub(card.source, card.kind, root, progress)

@@ -177,13 +177,10 @@ class Presets(Shown, Mapping[str, Preset]):
     def __getitem__(self, name: str) -> Preset:
         if name in self._presets:
             return self._presets[name]
-        import difflib
+        from ..words import did_you_mean
 
-        close = difflib.get_close_matches(str(name), self._presets, 3, 0.3)
         expected = f"one of {', '.join(self._presets)}"
-        raise UnknownPreset(
-            mistake("preset", expected, repr(name), f"Close: {', '.join(close)}" if close else "")
-        )
+        raise UnknownPreset(mistake("preset", expected, repr(name), did_you_mean(name, self._presets)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._presets)

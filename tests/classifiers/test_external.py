@@ -107,7 +107,7 @@ def test_our_layouts_compute_what_robustbench_s_networks_do(robustbench, tmp_pat
 
 
 def test_robustbench_refuses_in_words(robustbench, tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(ValueError, match=r"a RobustBench model for cifar10 Linf .*Close names: .*Standard"):
+    with pytest.raises(ValueError, match=r"a RobustBench model for cifar10 Linf .*Did you mean .*Standard"):
         load_classifier("robustbench:Standart")
     with pytest.raises(ValueError, match="`dataset` must be one of 'cifar10'"):
         load_classifier("robustbench:Standard", dataset="mnist")
@@ -188,7 +188,7 @@ def test_torchvision_by_name_with_local_weights(torchvision, tmp_path: Path) -> 
     assert torch.equal(load_classifier("torchvision:resnet18", weights=file, normalise="none")(x), net(x))
     with pytest.raises(ValueError, match=r"`weights` must be the file of the weights, or 'pretrained'"):
         load_classifier("torchvision:resnet18")
-    with pytest.raises(ValueError, match=r"a network of torchvision .*Close names: .*resnet18"):
+    with pytest.raises(ValueError, match=r"a network of torchvision .*Did you mean .*resnet18"):
         load_classifier("torchvision:resnet17", weights=file)
     torch.save({**net.state_dict(), "fc.bias": torch.zeros(3)}, file)
     with pytest.raises(

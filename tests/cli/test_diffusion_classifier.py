@@ -75,6 +75,7 @@ def test_certify_command(file, tmp_path):
         (["--weight", "edm"], "belongs to another certification"),
         (["--copies", "3"], "`--copies` must be left out: nrdc takes n_levels, weight"),
         (["--classifier", "digits"], "`--classifier` must be diffusion:FILE with --method nrdc"),
+        (["--denoiser", "digits"], "`--denoiser` must be left out with --method nrdc, got 'digits'"),
         (["--method", "oneshot"], "`--n-levels` must be left out"),
         (["--method", "nrcd"], "'diffsmooth', 'nrdc'"),
     ):

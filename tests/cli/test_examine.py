@@ -135,13 +135,13 @@ def test_convert_writes_the_normalisation_down(tmp_path):
         "raw",
         "--normalise",
     )
-    result = run(*words, "0.5,0.5,0.5/0.25,0.25,0.25")
+    result = run(*words, "127.5/255,0.5,0.5:0.25,0.25,0.25")
     assert result.exit_code == 0, result.output
     assert "raw (state_dict)" in result.output
     loaded = load_classifier(target)
     torch.testing.assert_close(loaded(X), net((X - 0.5) / 0.25))
     assert "source_weights: raw (state_dict)" in report_of(loaded).notes
-    with pytest.raises(ValueError, match="`--normalise` must be a name, or the means"):
+    with pytest.raises(ValueError, match="`--normalise` must be a name, or numbers"):
         raise run(
             "convert", "--classifier", "x", str(tmp_path / "b.safetensors"), "--normalise", "a/b"
         ).exception

@@ -44,7 +44,7 @@ def here(tmp_path, monkeypatch):
 
 def made(former=None):
     made = typer.Typer()
-    register(made, "toy", toy, former)
+    register(made, "toy", toy, former, bare="method")
     register(made, "other", toy)
     return made
 
@@ -102,6 +102,26 @@ def test_what_is_kept_is_taken_again(here, suffix):
     with pytest.raises(ValueError, match="which holds other settings"):
         call("--config", f"s{suffix}", "--n", 8, "--save-config", f"t{suffix}")
     assert Path(f"t{suffix}").read_bytes() == Path(f"s{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".toml", ".yaml"])
+@pytest.mark.parametrize(
+    "text",
+    ["method.x=none", "x=2", "method.x=[None, 1]", "attack.x=(1, 2)", "method.x='8/255'", "method.x='1e-3'"],
+)
+def test_every_setting_can_be_kept(here, suffix, text):
+    first, _ = call(*NEEDED, "--set", text, "--set", "attack.y=1e-05", "--save-config", f"s{suffix}")
+    again, _ = call("--config", f"s{suffix}")
+    read = [assigned(seen["settings"], "method") for seen in (first, again)]
+    assert read[0] == read[1]
+    assert repr(read[0]) == repr(read[1]), "of the same kind"
+
+
+def test_a_power_of_ten_in_a_yaml_file_is_a_number(here):
+    Path("s.yaml").write_text("set: {attack: {step_size: 1e-3, n: -2E+3, loss: '1e-3', key: 1e-3b}}\n")
+    seen, _ = call(*NEEDED, "--config", "s.yaml")
+    found = assigned(seen["settings"])["attack"]
+    assert found == {"step_size": 1e-3, "n": -2000.0, "loss": "1e-3", "key": "1e-3b"}
 
 
 def test_explicit_options_win_over_the_file(here):
@@ -186,10 +206,17 @@ def test_old_spellings_work_with_a_word(here):
     assert seen["eps"] == 0.5
     assert "--radius is now" in result.stderr
     seen, result = call(*NEEDED, "--n", "3", former=FORMER)
-    assert (seen["n"], result.stderr) == (3, ""), "the new meaning"
+    assert (seen["n"], result.stderr) == (3, "fastpure: --n is images; eps are --eps\n"), "the new meaning"
+    seen, result = call(*NEEDED, "--n", "3", "--eps", "0.1", former=FORMER)
+    assert (seen["n"], seen["eps"], result.stderr) == (3, 0.1, "")
     seen, result = call(*NEEDED, "--images", "3", "--n", "0.1", former=FORMER)
     assert (seen["n"], seen["eps"]) == (3, 0.1), "the old meaning of both"
     assert len(result.stderr.splitlines()) == 2
+    beside = {**FORMER, "--old": "--sigma"}
+    seen, _ = call(*NEEDED, "--old", "0.5", "--n=0.1", former=beside)
+    assert (seen["n"], seen["eps"], seen["sigma"]) == (None, 0.1, 0.5), "a line of that time"
+    seen, _ = call(*NEEDED, "--old", "0.5", "--n", "3", "--eps", "0.1", former=beside)
+    assert (seen["n"], seen["eps"]) == (3, 0.1)
     Path("s.toml").write_text("radius = 0.5\n")
     seen, result = call(*NEEDED, "--config", "s.toml", former=FORMER)
     assert seen["eps"] == 0.5
@@ -272,6 +299,11 @@ def test_numbers():
     assert literal("[1, 2]") == [1, 2]
     with pytest.raises(ValueError, match="fraction"):
         number("inf")
+    assert (number("125.3/255"), literal("125.3/1e2")) == (125.3 / 255, 1.253)
+    for wrong in ("1/0", "1/", "/2", "1/2/3"):
+        assert literal(wrong) == wrong
+        with pytest.raises(ValueError, match="fraction"):
+            number(wrong)
 
 
 def test_help_loads_neither_torch_nor_readers_of_files():

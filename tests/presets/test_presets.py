@@ -264,7 +264,9 @@ def test_adaptive_attacks_are_exact_pgd() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match=r"`preset` must be one of .*got 'coup-cifar'. Close: coup-cifar10"):
+    with pytest.raises(
+        ValueError, match=r"`preset` must be one of .*got 'coup-cifar'. Did you mean coup-cifar10"
+    ):
         fp.presets["coup-cifar"]
     with pytest.raises(KeyError):
         fp.presets["coup-cifar"]

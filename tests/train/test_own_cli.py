@@ -108,8 +108,12 @@ def test_an_architecture_with_weights_and_normalisation(
     with pytest.raises(ValueError, match="`num_classes` must be 10, as"):
         load_classifier(name, weights=tmp_path / "weights.pt", normalise="none", num_classes=7)
     assert normalisation("imagenet") == "imagenet"
-    with pytest.raises(ValueError, match="`--normalise` must be a name, or numbers"):
-        normalisation("0.5:x")
+    assert normalisation(None) is None
+    assert normalisation("125.3/255,1/2:0.25,1e-1") == ((125.3 / 255, 0.5), (0.25, 0.1))
+    assert normalisation("0.5,0.5/0.25,0.1") == ((0.5, 0.5), (0.25, 0.1)), "as `doctor` once had it"
+    for wrong in ("0.5:x", "a/b", "0.5,0.5", "1/2,1/2/1/4,1/4"):
+        with pytest.raises(ValueError, match="`--normalise` must be a name, or numbers"):
+            normalisation(wrong)
 
 
 @pytest.mark.parametrize(
