@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +19,10 @@ SPELLINGS = {
     "l1": "l1",
     "1": "l1",
 }
-"""Lower case without dashes, underscores and blanks -> the norm."""
+"""Lower case without dashes, underscores and blanks inside -> the norm."""
+
+_JOINT = re.compile(r"(?<=[a-z0-9])[-_ ](?=[a-z0-9∞])")
+"""A dash, underscore or blank inside a name; what stands before one is a sign, and no norm is negative."""
 
 
 def norm_called(argument: str, value: Any, allowed: Iterable[str]) -> str:
@@ -32,7 +36,7 @@ def norm_called(argument: str, value: Any, allowed: Iterable[str]) -> str:
         return value
     number = isinstance(value, int | float) and not isinstance(value, bool)
     text = f"{value:g}" if number else value if isinstance(value, str) else ""
-    meant = SPELLINGS.get(text.strip().lower().translate({ord(mark): None for mark in "-_ "}))
+    meant = SPELLINGS.get(_JOINT.sub("", text.strip().lower()))
     for choice in choices:
         if meant is not None and choice.lower() == meant:
             return choice

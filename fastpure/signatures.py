@@ -24,5 +24,10 @@ def arguments(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in _parameters(function).items()}
 
 
+def takes_any(function: Callable[..., Any]) -> bool:
+    """Whether ``function`` takes arguments of any name (``**options``)."""
+    return any(one.kind is inspect.Parameter.VAR_KEYWORD for one in _parameters(function).values())
+
+
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(function).parameters

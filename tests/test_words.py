@@ -62,6 +62,12 @@ def test_attacks_are_made_copied_and_inherited_as_before():
     with pytest.raises(TypeError, match="Did you mean grey_levels"):
         Own(grey_level=8)
 
+    class Open(fp.attacks.PGD):
+        def __init__(self, grey_levels: int, **anything: object) -> None:
+            super().__init__(eps=grey_levels / 255)
+
+    assert Open(grey_levels=8, label="mine").eps == 8 / 255
+
 
 @pytest.mark.parametrize(
     ("call", "message"),
@@ -150,3 +156,9 @@ def test_a_methods_norm_is_kept_in_one_way():
 def test_no_norms(written):
     with pytest.raises(ValueError, match="`norm` must be one of 'Linf', 'L2', 'L1'"):
         Budget(written, 0.1)
+
+
+@pytest.mark.parametrize("written", [-2, "-2", float("-inf"), "-inf", "-1", "l--2", "- 2", "l-"])
+def test_a_sign_is_no_dash(written):
+    with pytest.raises(ValueError, match="`norm` must be one of"):
+        norm_called("norm", written, ("Linf", "L2", "L1"))

@@ -154,7 +154,7 @@ class FoolboxAttack:
         inputs: Tensor,
         criterion: Any,
         *,
-        epsilons: float | Sequence[float | None] | None = None,
+        epsilons: float | Sequence[float | None] | np.ndarray | Tensor | None = None,
         **ignored: Any,
     ) -> tuple[Any, Any, Tensor]:
         """Adversarial images [N, C, H, W] twice (always clipped), and success bool [N]; lists for several radii.
@@ -165,7 +165,8 @@ class FoolboxAttack:
             model: a foolbox model around this attack's one, with bounds (0, 1) and without preprocessing.
             inputs: [N, C, H, W] float32 in [0, 1].
             criterion: true classes int64 [N], or foolbox' ``Misclassification`` of them.
-            epsilons: one radius, or several; the attack's own if None. A list adds a first axis to success.
+            epsilons: one radius, or several (also as a vector, such as ``np.linspace(0, 0.1, 5)``); the attack's own if
+                None. Several add a first axis to success.
 
         Raises:
             TypeError, ValueError: as for the attack itself, another criterion, bounds or an argument it does not have.
@@ -183,10 +184,11 @@ class FoolboxAttack:
             expected = "true classes, or Misclassification of them"
             remedy = "For targets use Targets of fastpure's PGD or APGD"
             raise TypeError(mistake("criterion", expected, type(criterion).__name__, remedy))
-        several = isinstance(epsilons, Sequence)
+        radii = _plain(epsilons)
+        several = isinstance(radii, Sequence)
         found = [
             _in_batches(self._within(eps), self.model, inputs, labels, self.batch_size)
-            for eps in (epsilons if isinstance(epsilons, Sequence) else [epsilons])
+            for eps in (radii if isinstance(radii, Sequence) else [radii])
         ]
         images = [result.x_adv.to(inputs.device) for result in found]
         success = torch.stack([2 * result.robust_correct.double().mean(1) <= 1 for result in found])
@@ -199,6 +201,17 @@ class FoolboxAttack:
         if "eps" not in {field.name for field in fields(self.attack)}:  # type: ignore[arg-type]
             raise ValueError(mistake("epsilons", f"None for {type(self.attack).__name__}", eps))
         return replace(self.attack, eps=eps)  # type: ignore[type-var]
+
+
+def _plain(epsilons: Any) -> float | Sequence[float | None] | None:
+    """Numbers of NumPy and torch as Python's own."""
+    if not isinstance(epsilons, np.ndarray | np.generic | Tensor):
+        return epsilons
+    if epsilons.ndim > 1:
+        raise ValueError(
+            mistake("epsilons", "a number or a vector of numbers", f"shape {list(epsilons.shape)}")
+        )
+    return epsilons.tolist()
 
 
 def _in_batches(

@@ -22,7 +22,7 @@ from ..purify import Target, look_through
 from ..purify.inputs import check_range
 from ..reverse import Execution
 from ..shown import Card, Fields, Settings, Shown
-from ..signatures import arguments
+from ..signatures import arguments, takes_any
 from .budget import Admissible, Budget
 from .gradient import score
 from .printed import result_card
@@ -246,10 +246,10 @@ class Attack(Settings, ABC):
     def __new__(cls, *args: Any, **settings: Any) -> Any:
         """Refuses settings that it has not, as the dataclass would, and says what was meant."""
         own = getattr(cls, "__dataclass_fields__", {})
-        if any(name not in own for name in settings):
-            known = arguments(cls.__init__)  # which a subclass may have written itself
-            error = unexpected(cls.__name__, settings, [name for name in known if name != "self"])
-            if error is not None and "kwargs" not in known:
+        # A subclass may have written its ``__init__`` itself.
+        if any(name not in own for name in settings) and not takes_any(cls.__init__):
+            known = [name for name in arguments(cls.__init__) if name != "self"]
+            if error := unexpected(cls.__name__, settings, known):
                 raise error
         return super().__new__(cls)
 

@@ -11,6 +11,7 @@ from .base import Dataset, from_torch
 from .batches import as_dataset
 from .cifar import cifar10, cifar100
 from .digits import digits
+from .given import needed, no_key, no_size
 from .image_folder import read_image_folder
 from .jpeg_pack import read_jpeg_pack
 from .pictures import IMAGENET, TORCHVISION, Reading
@@ -48,8 +49,8 @@ def _whole(name: str, read: Callable[[str, Where], Dataset]) -> Reader:
     def reader(
         split: str, path: Where, n: int | None, data_seed: int, key: str | None, size: int | None
     ) -> Dataset:
-        _no_key(name, key)
-        _no_size(name, size)
+        no_key(key, f"data set {name!r}")
+        no_size(size, name)
         dataset = read(split, path)
         return dataset if n is None else dataset.subset(n, data_seed)
 
@@ -63,8 +64,8 @@ def _folder(name: str, reading: Reading, resize: int | None, crop: int | None) -
         split: str, path: Where, n: int | None, data_seed: int, key: str | None, size: int | None
     ) -> Dataset:
         one_of("split", split, ("train", "test"))
-        _no_key(name, key)
-        folder = _needed(path, name)
+        no_key(key, f"data set {name!r}")
+        folder = needed(path, name)
         sides = {"resize": resize, "crop": crop} if size is None else squares(name, size)
         return read_image_folder(folder, name, split, n=n, data_seed=data_seed, reading=reading, **sides)
 
@@ -74,28 +75,10 @@ def _folder(name: str, reading: Reading, resize: int | None, crop: int | None) -
 def _arrays(
     split: str, path: Where, n: int | None, data_seed: int, key: str | None, size: int | None
 ) -> Dataset:
-    _no_size("arrays", size)
+    no_size(size, "arrays")
     one_of("split", split, ("train", "test"))
-    dataset = read_arrays(_needed(path, "arrays"), split=split, key=key)
+    dataset = read_arrays(needed(path, "arrays"), split=split, key=key)
     return dataset if n is None else dataset.subset(n, data_seed)
-
-
-def _no_key(name: str, key: str | None) -> None:
-    if key is not None:
-        raise ValueError(f"`key` must not be given for data set {name!r} (it is for 'arrays'), got {key!r}")
-
-
-def _no_size(name: str, size: int | None) -> None:
-    if size is not None:
-        raise ValueError(
-            f"`size` must not be given for data set {name!r} (it is for 'folder' and 'imagenet'), got {size}"
-        )
-
-
-def _needed(path: Where, name: str) -> str | Path:
-    if path is None:
-        raise ValueError(f"`path` must be given for data set {name!r} (on the command line: --data-path)")
-    return path
 
 
 DATASETS: dict[str, Reader] = {

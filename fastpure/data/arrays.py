@@ -10,6 +10,7 @@ import torch
 
 from ..errors import DataError, mistake, one_of
 from .base import Dataset, class_names, numbered
+from .given import no_key
 from .jpeg_pack import is_jpeg_pack, read_jpeg_pack
 from .listing import contents, left_out
 from .numpy_files import Arrays, images_of
@@ -56,12 +57,12 @@ def read_arrays(
     one_of("layout", layout, LAYOUTS)
     file = Path(path)
     if file.is_dir():
-        _no_key(key, file)
+        no_key(key, str(file), "it holds one set of images")
         arrays, note = _from_folder(file)
     else:
         found = Arrays.open(file, "an .npz with images and labels")
         if is_jpeg_pack(found.headers):
-            _no_key(key, file)
+            no_key(key, str(file), "it holds one set of images")
             return read_jpeg_pack(file, name or file.stem, split)
         arrays, note = _from_npz(found, key)
     if note and key is None:
@@ -124,11 +125,6 @@ def _integers(arrays: dict[str, np.ndarray], key: str, count: int, path: str | P
         found = f"{values.dtype} {values.shape}"
         raise DataError(f"{path}: {key} must be {count} integers, one per image, found {found}")
     return values.astype(np.int64)
-
-
-def _no_key(key: str | None, path: Path) -> None:
-    if key is not None:
-        raise ValueError(mistake("key", f"left out: {path} holds one set of images", repr(key)))
 
 
 def _from_folder(path: Path) -> tuple[dict[str, np.ndarray], str]:

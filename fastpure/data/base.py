@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import index
 from typing import Any, cast, final
 
 import numpy as np
@@ -81,7 +82,7 @@ class Dataset(Shown):
         return Card(
             f"Dataset {self.name}/{self.split}: {len(self)} images of {size(self.image_shape)}",
             (("pixels", pixels), ("classes", classes), ("sample ids", _ids(self.sample_ids)), *note),
-            (("checksum", self.checksum[:12]),),
+            (("checksum", self.checksum[:12]),) if "checksum" in self.__dict__ else (),  # it reads all pixels
             (Grid("most frequent classes", ("", "images"), tuple((name, str(k)) for name, k in most)),),
         )
 
@@ -225,6 +226,7 @@ def from_torch(
     split: str = "test",
     rows: Iterable[int] | None = None,
     classes: Sequence[str] | None = None,
+    named: bool = False,
 ) -> Dataset:
     """The items ``(image, label)`` of a map-style torch Dataset.
 
@@ -235,9 +237,10 @@ def from_torch(
         name, split: for reports; the class of ``source`` if ``name`` is None.
         rows: which positions to read; all if None.
         classes: class names; ``source.classes`` or numbers if None.
+        named: items are (image, label, id) with an integer that names the image; else what follows a label is ignored.
 
     Returns:
-        The data set in the order of ``rows``; ``sample_ids`` are the positions in ``source``.
+        The data set in the order of ``rows``; ``sample_ids`` are the positions in ``source``, with ``named`` the ids.
 
     Raises:
         TypeError: ``source`` cannot be indexed.
@@ -251,8 +254,9 @@ def from_torch(
         raise ValueError(mistake("rows", f"positions in 0..{len(source) - 1}", f"{len(chosen)} positions"))
     images: list[Tensor] = []
     labels: list[int] = []
+    ids = chosen if not named else []
     for row in chosen:
-        image, label = _item(source, row)
+        image, label, sample_id = _item(source, row, named)
         if images and (image.shape, image.dtype) != (images[0].shape, images[0].dtype):
             found = f"{image.dtype} {list(image.shape)}"
             raise DataError(
@@ -260,12 +264,14 @@ def from_torch(
             )
         images.append(image)
         labels.append(label)
+        if named:
+            ids.append(sample_id)
     names = classes if classes is not None else getattr(source, "classes", None)
     try:
         return Dataset(
             pixels=torch.stack(images),
             labels=torch.tensor(labels, dtype=torch.int64),
-            sample_ids=torch.tensor(chosen, dtype=torch.int64),
+            sample_ids=torch.tensor(ids, dtype=torch.int64),
             classes=numbered(max(labels)) if names is None else tuple(map(str, names)),
             name=name or type(source).__name__,
             split=split,
@@ -274,15 +280,21 @@ def from_torch(
         raise DataError(f"{type(source).__name__}: {error}") from error
 
 
-def _item(source: Any, row: int) -> tuple[Tensor, int]:
+def _item(source: Any, row: int, named: bool) -> tuple[Tensor, int, int]:
     item = source[row]
-    if not isinstance(item, tuple | list) or len(item) < 2:
-        raise DataError(f"item {row} is {type(item).__name__}, expected (image, label)")
+    if not isinstance(item, tuple | list) or len(item) < 2 + named:
+        expected = "(image, label, id)" if named else "(image, label)"
+        raise DataError(f"item {row} is {_kind(item)}, expected {expected}")
     try:
         label = int(item[1])
     except (TypeError, ValueError) as error:
         raise DataError(f"item {row} has label {item[1]!r}, expected an integer") from error
-    return _image(item[0], row), label
+    try:
+        sample_id = index(item[2]) if named else row
+    except TypeError as error:
+        remedy = "Give items (image, label), or call fastpure.data.from_torch, which ignores what follows"
+        raise DataError(f"item {row} has id {item[2]!r}, expected an integer. {remedy}") from error
+    return _image(item[0], row), label, sample_id
 
 
 def _image(image: Any, row: int) -> Tensor:

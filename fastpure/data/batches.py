@@ -30,11 +30,11 @@ def as_dataset(source: Any, argument: str = "dataset") -> Dataset:
 
     Args:
         source: a `Dataset`; a ``DataLoader`` or any iterable of batches (images, labels) or (images, labels, ids); a
-            pair (images, labels) of tensors or arrays; or a map-style torch data set of (image, label). Images are
-            ``[B, C, H, W]``, floating in [0, 1] or uint8, labels integers ``[B]``.
+            pair (images, labels) of tensors or arrays; or a map-style torch data set of (image, label) or (image,
+            label, id). Images are ``[B, C, H, W]``, floating in [0, 1] or uint8, labels integers ``[B]``.
 
     Returns:
-        The data set. Ids are the third part of the batches where there is one, and the images are then put in their
+        The data set. Ids are the third part of batches and items where there is one; the images are then put in their
         order, so that a shuffling loader gives the same run again. Otherwise they are positions: among all images, or
         in the data set of which a ``Subset`` was taken. Class names are those of the loader's data set, or numbers.
 
@@ -62,28 +62,47 @@ def as_dataset(source: Any, argument: str = "dataset") -> Dataset:
 def _of_loader(loader: Any, argument: str) -> Dataset:
     beneath, ids = _beneath(loader.dataset)
     names = getattr(beneath, "classes", None)
-    sampler = loader.sampler
-    ordered = isinstance(sampler, torch_data.SequentialSampler) or isinstance(
-        loader.dataset, torch_data.IterableDataset
-    )
-    if loader.drop_last and loader.batch_size and (left := _left_over(loader)):
+    if isinstance(loader.dataset, torch_data.IterableDataset):
+        return _gathered(loader, argument, type(beneath).__name__, names, None)
+    sampler, left = _order(loader)
+    if left:
         found = f"drop_last=True, which leaves out {left} of {len(loader.dataset)} images"
         raise ValueError(mistake(argument, "a loader of all its images", found, "Pass drop_last=False"))
+    ordered = type(sampler) is torch_data.SequentialSampler  # what a subclass does, nobody knows
     if not ordered:
         ids = None  # of the images as the data set has them, not as they come
     return _gathered(loader, argument, type(beneath).__name__, names, ids, None if ordered else sampler)
 
 
-def _left_over(loader: Any) -> int:
-    if isinstance(loader.dataset, torch_data.IterableDataset) or loader.batch_size is None:
-        return 0
-    return len(loader.sampler) % int(loader.batch_size)
+def _order(loader: Any) -> tuple[Any, int]:
+    """What decides on the order of the images, and how many are left out at the end.
+
+    The loader's own ``sampler`` and ``drop_last`` say nothing where a ``batch_sampler`` was given: torch then shows
+    those of a loader that was given none.
+    """
+    batches = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if type(batches) is not torch_data.BatchSampler:
+        return batches, 0
+    sampler: Any = batches.sampler
+    return sampler, len(sampler) % batches.batch_size if batches.drop_last else 0
 
 
 def _of_map_style(source: Any) -> Dataset:
     beneath, ids = _beneath(source)
-    found = from_torch(source, name=type(beneath).__name__, classes=_named(getattr(beneath, "classes", None)))
+    classes = _named(getattr(beneath, "classes", None))
+    if _brings_ids(source):
+        found = from_torch(source, name=type(beneath).__name__, classes=classes, named=True)
+        return found.select(torch.argsort(found.sample_ids))  # as out of a loader
+    found = from_torch(source, name=type(beneath).__name__, classes=classes)
     return found if ids is None else replace(found, sample_ids=torch.tensor(ids))
+
+
+def _brings_ids(source: Any) -> bool:
+    """Whether the items are (image, label, id), as the first one is."""
+    if not hasattr(source, "__len__") or not len(source):
+        return False
+    first = source[0]
+    return isinstance(first, tuple | list) and len(first) == 3
 
 
 def _beneath(source: Any) -> tuple[Any, list[int] | None]:

@@ -18,6 +18,7 @@ from ..errors import DataError, one_of
 from ..pickles import RestrictedUnpickler
 from .archive import Archive
 from .base import Dataset
+from .given import needed
 from .jpeg_pack import read_jpeg_pack
 from .regular import reason
 
@@ -96,9 +97,8 @@ def cifar10(split: str = "test", path: str | Path | None = None) -> Dataset:
             to run code. The message gives the file and the reason.
     """
     one_of("split", split, ("train", "test"))
-    if path is None:
-        raise ValueError(_no_path("cifar10", "the .npz JPEG pack, or the folder with cifar10_train.npz"))
-    where = Path(path)
+    otherwise = "the .npz JPEG pack, or the folder with cifar10_train.npz"
+    where = Path(needed(path, "cifar10", f"cifar-10-python.tar.gz, or {otherwise}"))
     pack = where / f"cifar10_{split}.npz" if where.is_dir() else where
     if pack.suffix != ".npz" or (where.is_dir() and not pack.exists()):
         return _official(CIFAR10, split, where)
@@ -115,14 +115,8 @@ def cifar100(split: str = "test", path: str | Path | None = None) -> Dataset:
     the folder that holds one of these. Splits and errors as for `cifar10`.
     """
     one_of("split", split, ("train", "test"))
-    if path is None:
-        raise ValueError(_no_path("cifar100", "its extracted folder"))
-    return _official(CIFAR100, split, Path(path))
-
-
-def _no_path(name: str, otherwise: str) -> str:
-    archive = f"cifar-{name.removeprefix('cifar')}-python.tar.gz"
-    return f"`path` must be given for data set {name!r} (on the command line: --data-path): {archive}, or {otherwise}"
+    where = needed(path, "cifar100", "cifar-100-python.tar.gz, or its extracted folder")
+    return _official(CIFAR100, split, Path(where))
 
 
 def _official(layout: _Layout, split: str, path: Path) -> Dataset:

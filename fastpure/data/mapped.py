@@ -12,12 +12,13 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import disk
+from ..progress import Progress
 
 LARGE = 2**28
 """Bytes of pixels beyond which a mapped file is used, where there is a folder for it."""
 
 _MANY = 5000
-"""Pictures beyond which a bar is shown."""
+"""Pictures from which on progress is shown."""
 
 
 def decoded(
@@ -61,15 +62,14 @@ def decoded(
 
 
 def _fill(pixels: np.ndarray, files: Sequence[Path], decode: Callable[[Path], np.ndarray]) -> None:
-    from tqdm.auto import tqdm
-
-    bar = tqdm(files, desc="reading pictures", disable=len(files) < _MANY, leave=False)
-    for position, path in enumerate(bar):
-        image = decode(path)
-        if image.shape != pixels.shape[1:]:
-            expected, found = ("x".join(map(str, shape)) for shape in (pixels.shape[1:], image.shape))
-            raise DataError(f"{path}: {found}, the first one is {expected}; give `resize` and `crop`")
-        pixels[position] = image
+    with Progress(len(files), "pictures", doing="reading", shown=len(files) >= _MANY) as bar:
+        for position, path in enumerate(files):
+            image = decode(path)
+            if image.shape != pixels.shape[1:]:
+                expected, found = ("x".join(map(str, shape)) for shape in (pixels.shape[1:], image.shape))
+                raise DataError(f"{path}: {found}, the first one is {expected}; give `resize` and `crop`")
+            pixels[position] = image
+            bar.step()
 
 
 def _key(files: Sequence[Path], root: Path, shape: tuple[int, ...], settings: Any) -> str:

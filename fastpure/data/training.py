@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import mistake, one_of, whole
 from .arrays import read_arrays
 from .base import Dataset
+from .given import needed, no_key, no_size
 from .image_folder import read_image_folder, split_folder
 from .pictures import IMAGENET, TORCHVISION
 
@@ -64,16 +65,12 @@ def train_and_test(
         DataError: as `read_image_folder` and `read_arrays`; or test images with classes that the others do not have.
     """
     one_of("data", name, OWN)
-    if path is None:
-        raise ValueError(f"`path` must be given for data set {name!r} (on the command line: --data-path)")
+    path = Path(needed(path, name))
     if name == "arrays":
-        if size is not None:
-            remedy = "Store them in the size that is wanted, or give the pictures with --data folder"
-            raise ValueError(mistake("size", "left out for arrays, which have one", size, remedy))
-        return _of_arrays(Path(path), key)
-    if key is not None:
-        raise ValueError(mistake("key", "left out but for arrays", repr(key)))
-    return _of_folder(name, Path(path), size, keep)
+        no_size(size, name)
+        return _of_arrays(path, key)
+    no_key(key, f"data set {name!r}")
+    return _of_folder(name, path, size, keep)
 
 
 def _of_folder(name: str, path: Path, size: int | None, keep: str | Path | None) -> tuple[Dataset, Dataset]:

@@ -94,3 +94,16 @@ def test_foolbox_mistakes_are_named():
         call(None, X, object())
     with pytest.raises(ValueError, match="got early_stop"):
         call(None, X, Y, early_stop=0.1)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_foolbox_radii_may_be_a_vector(kind):
+    call = as_foolbox(ATTACK, Pixels())
+    wanted = call(None, X, Y, epsilons=[0.0625, 0.125])
+    found = call(None, X, Y, epsilons=kind([0.0625, 0.125]))
+    assert torch.equal(found[2], wanted[2])
+    assert all(map(torch.equal, found[0], wanted[0]))
+    one = call(None, X, Y, epsilons=kind(0.125))
+    assert torch.equal(one[0], wanted[0][1])
+    with pytest.raises(ValueError, match="`epsilons` must be a number or a vector"):
+        call(None, X, Y, epsilons=kind([[0.1]]))

@@ -7,11 +7,20 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 import fastpure as fp
 from fastpure.data import as_dataset
-from fastpure.errors import ResumeError
+from fastpure.errors import DataError, ResumeError
+from tests.datasets.test_sources import Items
 from tests.evaluate.toys import FRESH, attack, dataset, defense
 
 TOY = dataset(10)
@@ -157,3 +166,43 @@ def test_arrays_of_numpy_that_cannot_be_written_to():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert as_dataset((x, np.asarray(Y))).images.equal(X)
+
+
+@pytest.mark.parametrize(
+    "source", [Named(X, Y), Subset(Named(X, Y), [3, 5, 7, 9, 1])], ids=["whole", "subset"]
+)
+def test_batches_that_a_sampler_put_together(source):
+    """torch shows sampler and drop_last of a loader without batch sampler beside one that has one."""
+
+    def of(batches):
+        return as_dataset(DataLoader(source, batch_sampler=batches))
+
+    class Backwards(BatchSampler):
+        def __iter__(self):
+            yield from reversed(list(super().__iter__()))
+
+    ordered = BatchSampler(SequentialSampler(source), 4, False)
+    assert of(ordered).checksum == as_dataset(DataLoader(source, batch_size=4)).checksum
+    with pytest.raises(ValueError, match="RandomSampler"):
+        of(BatchSampler(RandomSampler(source), 4, False))
+    with pytest.raises(ValueError, match="Backwards"):
+        of(Backwards(SequentialSampler(source), 4, False))
+    with pytest.raises(ValueError, match=f"leaves out {len(source) % 4} of {len(source)}"):
+        of(BatchSampler(SequentialSampler(source), 4, True))
+    with pytest.raises(ValueError, match="list"):
+        of([[4, 2], [0]])
+
+
+def test_ids_of_items_are_those_of_their_batches():
+    ids = 100 - 3 * torch.arange(10)
+    source = Subset(TensorDataset(X, Y, ids), [8, 2, 5])
+    found = as_dataset(source)
+    assert found.sample_ids.tolist() == [76, 85, 94]
+    assert found.images.equal(X[[8, 5, 2]])
+    assert found.checksum == as_dataset(DataLoader(source, batch_size=2)).checksum
+    with pytest.raises(DataError, match="item 0 has id 'dark', expected an integer"):
+        as_dataset(Items([(X[0], 0, "dark")]))
+    with pytest.raises(DataError, match="distinct"):
+        as_dataset(TensorDataset(X, Y, Y))
+    with pytest.raises(DataError, match=r"item 1 is tuple, expected \(image, label, id\)"):
+        as_dataset(Items([(X[0], 0, 7), (X[1], 1)]))

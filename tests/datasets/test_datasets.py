@@ -201,3 +201,11 @@ def _pack(path: Path, size: int = 32, **change: np.ndarray | None) -> Path:
     }
     np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
     return path
+
+
+def test_showing_a_data_set_does_not_read_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _plain(3)
+    assert "checksum" not in data._repr_html_()
+    assert "checksum" not in data.__dict__
+    known = data.checksum[:12]
+    assert known in data._repr_html_()

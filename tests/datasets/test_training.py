@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from fastpure.data import mapped, read_image_folder, train_and_test
 from fastpure.data.training import held_out
 from fastpure.errors import DataError
+from fastpure.progress import Progress
 
 
 def folder(root: Path, counts: dict[str, int], size: tuple[int, int] = (12, 10), seed: int = 0) -> Path:
@@ -131,8 +133,8 @@ def test_arrays_in_one_file_and_in_two(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("arrays", {"size": 8}, "left out for arrays"),
-        ("folder", {"key": "x"}, "left out but for arrays"),
+        ("arrays", {"size": 8}, "`size` must not be given for data set 'arrays'"),
+        ("folder", {"key": "x"}, "`key` must not be given for data set 'folder'"),
         ("folder", {"size": 2}, "size"),
         ("digits", {}, "one of 'folder'"),
     ],
@@ -151,3 +153,13 @@ def test_the_held_out_tenth():
     assert len(held_out(2)[0]) == len(held_out(2)[1]) == 1
     with pytest.raises(ValueError, match="number of images"):
         held_out(1)
+
+
+def test_reading_many_pictures_is_told_like_everything_else(tmp_path, monkeypatch, capsys):
+    """A log has no bars in it; and a terminal's bar is that of `Progress`."""
+    monkeypatch.setattr(mapped, "_MANY", 2)
+    read_image_folder(folder(tmp_path, {"a": 3}))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(mapped, "Progress", partial(Progress, pause=0.0))
+    read_image_folder(tmp_path)
+    assert "3/3 pictures" in capsys.readouterr().err
