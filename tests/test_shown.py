@@ -161,7 +161,7 @@ def holds_arrays(annotation: str) -> bool:
     ("name", "numbers"),
     [
         ("result", lambda v: [str(v.clean_accuracy), str(v.robust_accuracy), f"{float(v.distance[3]):.4g}"]),
-        ("data", lambda v: ["12 images of 1x8x8", v.checksum[:12]]),
+        ("data", lambda v: ["12 images of 1x8x8", "sample ids"]),
         ("table", lambda v: [f"{v.rows[0].sigma:.6g}", f"{v.rows[1].d:.6g}", "2 of the network, guided"]),
         ("method", lambda v: ["0.02", "scale", f"{v.steps.rows[0].b:.6g}"]),
         (
