@@ -47,10 +47,14 @@ def run(experiment: Experiment, batch_size: int, device: str) -> AttackResult:
     from ..attacks import AttackResult
     from ..errors import whole
     from ..progress import Progress
+    from ..purify.entry import door
 
     whole("batch-size", batch_size, 1)
     assert experiment.attack is not None
     data, parts = experiment.dataset, []
+    first = torch.arange(1)
+    images, ids = data.batch(first).to(device), data.sample_ids[first].to(device)
+    data.fits(door(experiment.defense, images, ids).n_classes)
     per_image = max(experiment.attack.iterations(), 1)
     with Progress(len(data), "images", doing="attacking", fractions=True) as bar:
         for begin in range(0, len(data), batch_size):

@@ -12,6 +12,7 @@ from . import certify_posterior as nrdc
 from . import options as o
 from .certify_posterior import Report, Start, Task
 from .experiment import network_of
+from .images import test_images
 from .names import DATASETS, among
 from .values import number
 
@@ -81,12 +82,11 @@ def certify(
           --classifier diffusion:conditional.safetensors
     """
     from ..certify import CertifyConfig
-    from ..data import load_dataset
 
     wanted = parse_radii(radii)
     counts = nrdc.draws(method, draws0, draws)
     config = CertifyConfig(sigma, *counts, alpha, seed)
-    dataset = load_dataset(data, "test", path=data_path)
+    dataset = test_images(data, data_path)
     dataset = dataset.subset(_counted(n, len(dataset)), data_seed)
     given = {"runs": runs, "steps": steps, "copies": copies, "local_sigma": local_sigma, "combine": combine,
              "n_levels": n_levels, "weight": weight}  # fmt: skip

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .images import test_images
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -74,9 +76,8 @@ def _inputs(
 ) -> tuple[dict[str, Any], list[str]]:
     """(the table as plain values, its lines)."""
     from ..classifiers.inputs import best, try_inputs
-    from ..data import load_dataset
 
-    dataset = load_dataset(data, "test", path=data_path)
+    dataset = test_images(data, data_path)
     count = min(len(dataset), n if n is not None else _DEFAULT_N)
     dataset = dataset.subset(count, 0) if count < len(dataset) else dataset
     tried = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .demo_settings import SETTINGS
+from .images import test_images
 from .options import Request, checked_device, normalisation
 
 if TYPE_CHECKING:
@@ -57,11 +58,10 @@ def build(wanted: Request) -> Experiment:
     if wanted.preset is not None:
         return _from_preset(wanted)
     from ..checkpoints import load_denoiser
-    from ..data import load_dataset
     from ..purify import Defense, Purifier
 
     device = checked_device(wanted.device)
-    dataset = load_dataset(wanted.data, "test", path=wanted.data_path, key=wanted.key, size=wanted.size)
+    dataset = test_images(wanted.data, wanted.data_path, key=wanted.key, size=wanted.size)
     if wanted.n is not None:
         dataset = dataset.subset(wanted.n, wanted.data_seed)
     classifier = _classifier(wanted).to(device)

@@ -14,8 +14,7 @@ from .digits import digits
 from .given import needed, no_key, no_size
 from .image_folder import read_image_folder
 from .jpeg_pack import read_jpeg_pack
-from .pictures import IMAGENET, TORCHVISION, Reading
-from .training import OWN, squares, train_and_test
+from .training import OWN, of_split, train_and_test
 
 __all__ = [
     "DATASETS",
@@ -57,7 +56,7 @@ def _whole(name: str, read: Callable[[str, Where], Dataset]) -> Reader:
     return reader
 
 
-def _folder(name: str, reading: Reading, resize: int | None, crop: int | None) -> Reader:
+def _folder(name: str) -> Reader:
     """A reader that decodes the chosen images only."""
 
     def reader(
@@ -65,9 +64,7 @@ def _folder(name: str, reading: Reading, resize: int | None, crop: int | None) -
     ) -> Dataset:
         one_of("split", split, ("train", "test"))
         no_key(key, f"data set {name!r}")
-        folder = needed(path, name)
-        sides = {"resize": resize, "crop": crop} if size is None else squares(name, size)
-        return read_image_folder(folder, name, split, n=n, data_seed=data_seed, reading=reading, **sides)
+        return of_split(name, Path(needed(path, name)), split, n, data_seed, size)
 
     return reader
 
@@ -85,8 +82,8 @@ DATASETS: dict[str, Reader] = {
     "digits": _whole("digits", _digits),
     "cifar10": _whole("cifar10", cifar10),
     "cifar100": _whole("cifar100", cifar100),
-    "imagenet": _folder("imagenet", IMAGENET, 256, 224),
-    "folder": _folder("folder", TORCHVISION, None, None),
+    "imagenet": _folder("imagenet"),
+    "folder": _folder("folder"),
     "arrays": _arrays,
 }
 
@@ -107,7 +104,8 @@ def load_dataset(
         name: ``"digits"`` (needs no file); ``"cifar10"``, ``"cifar100"`` (official archives or their folders,
             or JPEG packs for CIFAR-10); ``"imagenet"`` (class folders, shorter side to 256, central 224x224);
             ``"folder"`` (class folders of images of one size); ``"arrays"`` (.npz, or a folder of .npy).
-        split: ``"train"`` or ``"test"``.
+        split: ``"train"`` or ``"test"``. Of folders with ``train`` alone, the parts of `train_and_test`; test images
+            are labelled by the class folders of ``train`` where there are such.
         path: the file or folder with the images, for data sets that do not ship with a dependency.
         n, data_seed: keep only ``n`` images, those of ``Dataset.subset(n, data_seed)``; None keeps all.
         key: for ``"arrays"``: which array of the ``.npz`` holds the images, where several could.

@@ -35,6 +35,7 @@ class Dataset(Shown):
         name, split: where the images come from, for reports.
         levels: the byte value that stands for 1.0 (255 for photographs, 16 for digits).
         note: which array was taken, and what else was there and was not read; in words, empty if nothing.
+        named_by: the folder whose class folders gave the class names; empty where the data bring or somebody gave them.
 
     Two data sets are the same when their `checksum` is; ``==`` compares identity only.
 
@@ -50,6 +51,7 @@ class Dataset(Shown):
     split: str
     levels: int = 255
     note: str = ""
+    named_by: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(str(label) for label in self.classes))
@@ -114,6 +116,20 @@ class Dataset(Shown):
                 )  # not a copy: pixels may be a mapped file
         digest.update("\n".join(self.classes).encode(errors="surrogateescape"))
         return digest.hexdigest()
+
+    def fits(self, n_classes: int) -> None:
+        """Refuse a network of more classes than there are class folders: labels are positions among these.
+
+        Raises:
+            ValueError: ``n_classes`` is larger than the number of classes, and folders gave these.
+        """
+        if self.named_by and n_classes > len(self.classes):
+            expected = f"a classifier of the {len(self.classes)} classes that {self.named_by} has folders of"
+            remedy = (
+                "Labels are positions among these folders: make a folder `train` beside those of the split with one "
+                "for each class of the network (may be empty), or give `classes` to fastpure.data.read_image_folder"
+            )
+            raise ValueError(mistake("defense", expected, f"{n_classes} classes", remedy))
 
     def batch(self, rows: Tensor) -> Tensor:
         """The images at positions ``rows`` (int64 ``[B]``), float32 ``[B, C, H, W]`` in [0, 1]."""

@@ -57,7 +57,7 @@ def read_image_folder(
     Raises:
         TypeError, ValueError: a size is not a positive integer.
         DataError: no such folder, a class without images, a class that is not listed, a file that cannot be decoded,
-            or images of different sizes without ``resize`` and ``crop``. The message gives the file.
+            images of different sizes without ``resize`` and ``crop``, or another split. The message gives the file.
     """
     for argument, value in (("resize", resize), ("crop", crop)):
         if value is not None:
@@ -85,6 +85,7 @@ def read_image_folder(
         name=name,
         split=split,
         note=note,
+        named_by=str(root) if classes is None else "",
     )
 
 
@@ -120,26 +121,34 @@ def _shorter_side(size: tuple[int, int], side: int) -> tuple[int, int]:
 def split_folder(path: Path, split: str) -> Path | None:
     """The folder in ``path`` that is this split's own (``val`` counts as ``test``), or None.
 
+    A folder called like the split is one if it holds folders; ImageNet's own ``test`` holds unlabelled files.
+
     Raises:
         DataError: no such folder.
-    """
-    found = _root(path, split)[0]
-    return None if found == path else found
-
-
-def _root(path: Path, split: str) -> tuple[Path, str]:
-    """The folder of the class folders, and what stands beside it unread, in words.
-
-    A folder called like the split is one if it holds folders; ImageNet's own ``test`` holds unlabelled files.
     """
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; expected one subfolder per class")
     for name in (split, "val") if split == "test" else (split,):
         folder = path / name
         if folder.is_dir() and any(entry.is_dir() for entry in contents(folder)):
-            others = [entry.name for entry in contents(path) if entry.name not in _SPLITS]
-            shown = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
-            return folder, f"not read beside it: {shown}" if others else ""
+            return folder
+    return None
+
+
+def _root(path: Path, split: str) -> tuple[Path, str]:
+    """The folder of the class folders, and what stands beside it unread, in words."""
+    folder = split_folder(path, split)
+    if folder is not None:
+        others = [entry.name for entry in contents(path) if entry.name not in _SPLITS]
+        shown = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+        return folder, f"not read beside it: {shown}" if others else ""
+    another = split_folder(path, "train" if split == "test" else "test")
+    if another is not None:  # which is no class
+        wanted = "test or val" if split == "test" else split
+        raise DataError(
+            f"{path}: holds {another.name}, but no folder {wanted}; expected that, or class folders alone. "
+            f"To read {another.name}, give {another} itself"
+        )
     return path, ""
 
 

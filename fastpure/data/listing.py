@@ -73,6 +73,11 @@ def list_classes(root: Path) -> Listing:
     return Listing(tuple(files), tuple(sorted(folders)), note)
 
 
+def class_folders(root: Path) -> tuple[str, ...]:
+    """Names of the class folders of ``root``, sorted, whatever is in them. Raises DataError: it cannot be listed."""
+    return tuple(sorted(entry.name for entry in _scan(root) if _is_folder(entry)))
+
+
 def walk(top: Path) -> Iterator[Path]:
     """Everything below ``top`` that is not a folder: sorted by folder, as text, then by name. Nothing is opened.
 

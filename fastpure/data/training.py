@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..errors import mistake, one_of, whole
+from ..errors import DataError, listed, mistake, one_of, whole
 from .arrays import read_arrays
-from .base import Dataset
+from .base import Dataset, literature_rows
 from .given import needed, no_key, no_size
 from .image_folder import read_image_folder, split_folder
+from .listing import class_folders
 from .pictures import IMAGENET, TORCHVISION
 
 OWN = ("folder", "arrays", "imagenet")
@@ -73,22 +75,72 @@ def train_and_test(
     return _of_folder(name, path, size, keep)
 
 
-def _of_folder(name: str, path: Path, size: int | None, keep: str | Path | None) -> tuple[Dataset, Dataset]:
+def of_split(
+    name: str, path: Path, split: str, n: int | None = None, data_seed: int = 0, size: int | None = None
+) -> Dataset:
+    """Pictures of one split, labelled as in training, and wherever that can be told none that training sees.
+
+    Args:
+        name, path, size: as for `train_and_test`, "folder" or "imagenet".
+        split: "train" or "test". Where ``path`` has ``train`` alone, the part that `train_and_test` gives; where it has
+            no splits, or ``test`` alone, every picture is of the split "test", and the note says so.
+        n, data_seed: as for `read_image_folder`; no others are decoded.
+
+    Raises:
+        ValueError, DataError: as for `read_image_folder`; test images of classes that ``train`` has not; only
+            test images, and ``split`` is "train".
+    """
+    train, test = split_folder(path, "train"), split_folder(path, "test")
+    options: dict[str, Any] = {"n": n, "data_seed": data_seed, **_cut(name, size)}
+    if train is not None and test is not None:
+        if split == "train":
+            return read_image_folder(path, name, split, **options)
+        dataset = read_image_folder(path, name, split, classes=_known(train, test), **options)
+        return replace(dataset, named_by=str(train))
+    if train is not None:
+
+        def part(count: int) -> np.ndarray:
+            rows = held_out(count)[split == "test"]
+            return rows if n is None else rows[literature_rows(len(rows), n, data_seed)]
+
+        said = "the tenth" if split == "test" else "all but the tenth"
+        said += " that is held out, since there are no test images"
+        dataset = read_image_folder(train, name, split, part=part, **_cut(name, size))
+    elif test is not None and split == "train":
+        remedy = "train_and_test holds a tenth of it out"
+        raise DataError(f"{path}: holds {test.name}, but no folder train; expected both. {remedy}")
+    else:
+        said = "all pictures, also those `train` trains on"
+        dataset = read_image_folder(path, name, split, **options)
+    return replace(dataset, note="; ".join(filter(None, (dataset.note, said))))
+
+
+def _known(train: Path, test: Path) -> tuple[str, ...]:
+    """The classes of ``train``, of which those of ``test`` are some."""
+    classes = class_folders(train)
+    if unknown := [name for name in class_folders(test) if name not in classes]:
+        remedy = f"To have them labelled by their own order, give {test} itself"
+        raise DataError(f"{test}: has classes that {train} has not: {listed(unknown)}. {remedy}")
+    return classes
+
+
+def _cut(name: str, size: int | None) -> dict[str, Any]:
+    """How pictures are read and cut: arguments of `read_image_folder`."""
     reading = IMAGENET if name == "imagenet" else TORCHVISION
     size = 224 if size is None and name == "imagenet" else size
-    sides = {} if size is None else squares(name, size)
+    return {"reading": reading, **({} if size is None else squares(name, size))}
 
+
+def _of_folder(name: str, path: Path, size: int | None, keep: str | Path | None) -> tuple[Dataset, Dataset]:
     def read(
         split: str, part: Callable[[int], np.ndarray] | None, classes: tuple[str, ...] | None = None
     ) -> Dataset:
-        return read_image_folder(
-            path, name, split, classes=classes, reading=reading, part=part, keep=keep, **sides
-        )
+        return read_image_folder(path, name, split, classes=classes, part=part, keep=keep, **_cut(name, size))
 
     own = split_folder(path, "train"), split_folder(path, "test")
     if all(own):
         train = read("train", None)
-        return train, read("test", None, classes=train.classes)
+        return train, replace(read("test", None, classes=train.classes), named_by=train.named_by)
     path = own[0] or own[1] or path
     train, test = read("train", lambda n: held_out(n)[0]), read("test", lambda n: held_out(n)[1])
     return _noted(train, test)

@@ -247,6 +247,7 @@ def enter(defense: nn.Module | Target, dataset: Dataset, protocol: Protocol) -> 
     first = torch.arange(1)
     x, ids = dataset.batch(first).to(target.device), dataset.sample_ids[first].to(target.device)
     target = target.probed(x, ids, n_labels=int(dataset.labels.max()) + 1)
+    dataset.fits(target.n_classes)
     with frozen(target, protocol):
         return target
 

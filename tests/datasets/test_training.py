@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastpure.data import mapped, read_image_folder, train_and_test
+import fastpure as fp
+from fastpure.data import load_dataset, mapped, read_image_folder, train_and_test
 from fastpure.data.training import held_out
 from fastpure.errors import DataError
 from fastpure.progress import Progress
@@ -163,3 +164,59 @@ def test_reading_many_pictures_is_told_like_everything_else(tmp_path, monkeypatc
     monkeypatch.setattr(mapped, "Progress", partial(Progress, pause=0.0))
     read_image_folder(tmp_path)
     assert "3/3 pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_what_is_evaluated_is_what_training_held_out(tmp_path, name):
+    folder(tmp_path / "train", {"cat": 15, "dog": 10})
+    held = train_and_test(name, tmp_path, size=8)
+    for split, wanted in zip(("train", "test"), held, strict=True):
+        found = load_dataset(name, split, path=tmp_path, size=8)
+        assert found.checksum == wanted.checksum
+        assert "held out" in found.note
+    assert (
+        load_dataset(name, path=tmp_path, size=8, n=1, data_seed=2).checksum == held[1].subset(1, 2).checksum
+    )
+    with pytest.raises(DataError, match="holds train, but no folder test or val"):
+        read_image_folder(tmp_path)
+
+
+def test_what_is_evaluated_is_labelled_as_in_training(tmp_path):
+    folder(tmp_path / "train", {"cat": 2, "dog": 2})
+    folder(tmp_path / "val", {"dog": 3}, seed=1)
+    found = load_dataset("folder", path=tmp_path)
+    assert (found.classes, found.labels.tolist()) == (("cat", "dog"), [1, 1, 1])
+    assert found.checksum == train_and_test("folder", tmp_path)[1].checksum
+    assert not found.note
+    folder(tmp_path / "val", {"emu": 1})
+    with pytest.raises(DataError, match=r"classes that .*train has not: emu"):
+        load_dataset("folder", path=tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["", "val"])
+def test_pictures_that_training_may_see_are_said(tmp_path, inside):
+    folder(tmp_path / inside, {"cat": 2, "dog": 2})
+    found = load_dataset("folder", path=tmp_path)
+    assert len(found) == 4
+    assert "also those `train` trains on" in found.note
+    if inside:
+        with pytest.raises(DataError, match="holds val, but no folder train"):
+            load_dataset("folder", "train", path=tmp_path)
+
+
+def test_folders_of_some_classes_of_a_network_are_refused_until_all_are_named(tmp_path):
+    class Three(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3]
+
+    def evaluated(dataset):
+        return fp.evaluate(Three().eval(), dataset, None, fp.protocols.fresh(1), progress=False)
+
+    folder(tmp_path / "train", {"cat": 2, "dog": 2})
+    folder(tmp_path / "val", {"dog": 3}, seed=1)
+    for dataset in (load_dataset("folder", path=tmp_path), train_and_test("folder", tmp_path)[1]):
+        with pytest.raises(ValueError, match="`defense` must be a classifier of the 2 classes"):
+            evaluated(dataset)
+    assert evaluated(read_image_folder(tmp_path, classes=["cat", "dog", "emu"])).n_images == 3
+    (tmp_path / "train" / "emu").mkdir()
+    assert evaluated(load_dataset("folder", path=tmp_path)).n_images == 3

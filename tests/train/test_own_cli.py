@@ -46,7 +46,8 @@ def test_a_folder_becomes_a_classifier_that_is_extended_and_evaluated(tmp_path: 
     assert load_classifier(out / "classifier.safetensors").config.classes == 2
     run = tmp_path / "run.sqlite"
     wanted = [*data, "--method", "none", "--attack", "none", "--out", str(run)]
-    _run("evaluate", *wanted, "--classifier", str(out / "classifier.safetensors"), "--no-progress")
+    said = _run("evaluate", *wanted, "--classifier", str(out / "classifier.safetensors"), "--no-progress")
+    assert "also those `train` trains on" in said
     assert run.is_file()
 
 
@@ -126,6 +127,12 @@ def test_an_architecture_with_weights_and_normalisation(
 def test_options_that_nothing_reads(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="has no effect with"):
         _run("evaluate", "--n", "2", *arguments)
+
+
+def test_a_wrong_data_set_is_one_of_the_option() -> None:
+    for command in (["evaluate", "--n", "1"], ["certify", "--n", "1", "--draws", "1"]):
+        with pytest.raises(ValueError, match=r"`--data` must be one of .* Did you mean digits"):
+            _run(*command, "--data", "digitz")
 
 
 def test_pixels_of_large_folders_lie_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
