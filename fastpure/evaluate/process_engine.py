@@ -14,7 +14,7 @@ import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -24,6 +24,7 @@ import torch
 
 from ..errors import EngineUnavailable, mistake
 from ..threads import share
+from .numerics import numerics, set_numerics
 from .work import Block, Worker
 
 MAX_LOSSES = 1
@@ -95,7 +96,7 @@ class _Child:
 class _Pool:
     def __init__(self, worker: Worker, devices: Sequence[str], tick: Callable[[int, int], None]) -> None:
         self.worker, self.devices, self.tick = worker, devices, tick
-        self.payload = _packed(worker)
+        self.payload, self.numerics = _packed(worker), numerics()
         # What a process prints and how it is stopped is the caller's business; fork would share CUDA's state.
         self.context = multiprocessing.get_context("spawn")
         self.children: list[_Child] = []
@@ -165,7 +166,7 @@ class _Pool:
 
     def _start(self, number: int, device: str) -> _Child:
         ours, theirs = self.context.Pipe()
-        arguments = (theirs, self.payload, device, share(len(self.devices)))
+        arguments = (theirs, self.payload, device, share(len(self.devices)), self.numerics)
         process = self.context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
@@ -197,12 +198,15 @@ def _packed(worker: Worker) -> bytes:
     return buffer.getvalue()
 
 
-def _serve(pipe: Connection, payload: bytes, device: str, threads: int) -> None:
+def _serve(
+    pipe: Connection, payload: bytes, device: str, threads: int, arithmetic: Mapping[str, Any]
+) -> None:
     """What runs in a process: blocks of positions come, finished blocks go, until the pipe is closed."""
     # Ctrl-C reaches all processes of a terminal: the first one decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
     torch.set_num_threads(threads)
+    set_numerics(arithmetic)
     place = torch.device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from ..errors import EngineUnavailable, MissingExtra
 from ..threads import available, share_of_hosts, told
+from .numerics import numerics, set_numerics
 from .work import Block, Worker
 
 MAX_LOSSES = 3
@@ -19,9 +20,10 @@ PATIENCE = 300
 
 
 class Remote:
-    """What runs in a Ray actor: a `Worker` of its own, with its share of the cores as threads."""
+    """What runs in a Ray actor: a `Worker` of its own, with its share of the cores and the driver's arithmetic."""
 
-    def __init__(self, worker: Worker, threads: int) -> None:
+    def __init__(self, worker: Worker, threads: int, arithmetic: Mapping[str, Any]) -> None:
+        set_numerics(arithmetic)
         torch.set_num_threads(min(threads, available()))
         self.worker = worker
 
@@ -83,7 +85,7 @@ class _Pool:
             )  # not where somebody has some already: an actor might wait for ever
         options = {"num_gpus": share, "num_cpus": 0} if cuda else {"num_cpus": reserved}
         self.actor = ray.remote(**options)(Remote)
-        self.payload = ray.put(worker)
+        self.payload, self.numerics = ray.put(worker), numerics()
 
     def run(self, todo: list[list[int]]) -> Iterator[Block]:
         waiting, losses = list(reversed(todo)), dict.fromkeys((tuple(block) for block in todo), 0)
@@ -137,5 +139,5 @@ class _Pool:
 
     def _start(self) -> tuple[Any, Any]:
         """A sign that a new actor answers, and the actor."""
-        actor = self.actor.remote(self.payload, self.threads)
+        actor = self.actor.remote(self.payload, self.threads, self.numerics)
         return actor.run.remote([]), actor

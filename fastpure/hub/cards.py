@@ -145,14 +145,4 @@ CARDS: dict[str, Card] = {
         options={"dataset": "cifar10", "threat_model": "Linf"},
         note="adversarially trained",
     ),
-    "resnet-50-imagenet": Card(
-        kind="classifier",
-        source="robustbench:Standard_R50",
-        data="ImageNet",
-        architecture="ResNet-50",
-        licence=UNKNOWN,
-        paper="1512.03385",
-        options={"dataset": "imagenet", "threat_model": "Linf"},
-        note="RobustBench's standardly trained network (torchvision's weights)",
-    ),
 }

@@ -10,10 +10,12 @@ from typing import Any
 
 from ..errors import DownloadError, MissingExtra
 from ..files import replace_file
+from ..progress import Progress
 
 CONFIGS = ("config.json", "scheduler_config.json", "model_index.json")
 _CODED = ("vae", "vqvae", "movq", "vqgan")
 _BLOCK = 1 << 16
+MEGABYTE = 1e6
 ANY = "any"
 """Kind of a network when the name alone was given: a denoiser if there is one, else a classifier."""
 
@@ -50,7 +52,6 @@ def fetch_file(url: str, target: Path, progress: bool = True) -> None:
 def _continued(url: str, output: Path, target: Path, progress: bool) -> None:
     """Download ``url`` to ``output`` by way of a part beside ``target`` that outlives an interruption."""
     import requests
-    from tqdm.auto import tqdm
 
     part, about = (target.with_name(f".{target.name}.{end}") for end in ("part", "part.json"))
     begun = _known(about) if part.is_file() else {}
@@ -72,13 +73,12 @@ def _continued(url: str, output: Path, target: Path, progress: bool) -> None:
         tag = strong if strong and not strong.startswith("W/") else response.headers.get("Last-Modified", "")
         if not done:
             replace_file(about, json.dumps({"url": url, "tag": tag}).encode())
-        bar = tqdm(
-            total=total, initial=done, unit="B", unit_scale=True, desc=target.name, disable=not progress
-        )
+        of = None if total is None else total / MEGABYTE
+        bar = Progress(of, "MB", done=done / MEGABYTE, doing=target.name, fractions=True, shown=progress)
         with part.open("ab" if done else "wb") as file, bar:
             for block in response.iter_content(_BLOCK):
                 file.write(block)
-                bar.update(len(block))
+                bar.step(len(block) / MEGABYTE)
     if total is not None and part.stat().st_size != total:
         raise DownloadError(
             f"{url}: {part.stat().st_size} of {total} bytes came. The same command continues where it stopped"

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from ..errors import CheckpointError, DownloadError, mistake
+from ..errors import CheckpointError, DownloadError, RunLocked, mistake
 from ..files import FileLock
 from ..readers import READERS
 from .cards import CARDS, Card
 from .fetching import ANY, fetch_file, fetch_repository
 from .records import RECORD, check, read_record, write_record
+
+PAUSE = 0.5
+"""Seconds between two looks at the lock of another download."""
+
+SILENT = 5.0
+"""Seconds to wait for another download before it is said."""
 
 HUB = "hf:"
 ROBUSTBENCH = "robustbench:"
@@ -118,13 +127,30 @@ def download(name: str, dest: str | Path | None = None, *, progress: bool = True
     if card.by_hand:
         raise DownloadError(_how(name, card, folder))
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / card.file)
+    with _alone(folder / card.file):
+        there = _kept(name, card, folder)  # which another process may have fetched meanwhile
+        if there is None:
+            fetch_file(card.source, folder / card.file, progress)
+            write_record(folder, card.source, [card.file])
+    return folder / card.file
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock of ``path``; while another process downloads there, wait for it, and say so after a while."""
+    lock, waited = None, 0.0
+    while lock is None:
+        try:
+            lock = FileLock(path)
+        except RunLocked as held:
+            time.sleep(PAUSE)
+            waited += PAUSE
+            if waited - PAUSE < SILENT <= waited:
+                print(f"fastpure: waiting for another download: {held}", file=sys.stderr, flush=True)
     try:
-        fetch_file(card.source, folder / card.file, progress)
-        write_record(folder, card.source, [card.file])
+        yield
     finally:
         lock.release()
-    return folder / card.file
 
 
 def _kept(name: str, card: Card, folder: Path) -> Path | None:
@@ -147,12 +173,11 @@ def _of_hub(name: str, kind: str, root: Path | None, progress: bool) -> Path:
         return there
     folder = _hub_folder(name, root)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "download")
-    try:
-        commit, files = fetch_repository(repository, revision, kind, file, folder, progress)
-        write_record(folder, name, files, commit=commit)
-    finally:
-        lock.release()
+    with _alone(folder / "download"):
+        there = _kept_of_hub(name, root)  # which another process may have fetched meanwhile
+        if there is None:
+            commit, files = fetch_repository(repository, revision, kind, file, folder, progress)
+            write_record(folder, name, files, commit=commit)
     return folder / file if file else folder
 
 
@@ -199,12 +224,18 @@ def _of_robustbench(card: Card, root: Path) -> str | None:
 def _fetch_of_robustbench(card: Card, root: Path) -> Path:
     """RobustBench's own package fetches; what came is recorded like everything else."""
     file = _robustbench_file(card, root)
-    if _of_robustbench(card, root) is None:
-        name = card.source.removeprefix(ROBUSTBENCH)
-        READERS["robustbench"](name, **card.options, model_dir=root / "robustbench")
-        folder = file.with_suffix("")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_record(folder, card.source, [f"../{file.name}"])
+    if _of_robustbench(card, root) is not None:
+        return file
+    folder, name = file.with_suffix(""), card.source.removeprefix(ROBUSTBENCH)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder / "download"):
+        if _of_robustbench(card, root) is None:
+            READERS["robustbench"](name, **card.options, model_dir=root / "robustbench")
+            if not file.is_file():
+                raise DownloadError(
+                    f"robustbench wrote no {file} for {name}: it loads that network elsewhere"
+                )
+            write_record(folder, card.source, [f"../{file.name}"])
     return file
 
 

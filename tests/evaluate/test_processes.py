@@ -14,6 +14,7 @@ import torch
 
 import fastpure as fp
 from fastpure.errors import EngineUnavailable
+from fastpure.evaluate.numerics import numerics, set_numerics
 from fastpure.evaluate.process_engine import checked_devices, process_blocks
 from fastpure.evaluate.work import Worker, enter
 from tests.evaluate import toys
@@ -136,6 +137,63 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+OLD = """
+torch.set_default_dtype(torch.float64)
+torch.set_float32_matmul_precision("medium")
+torch.use_deterministic_algorithms(True, warn_only=True)
+torch.backends.cudnn.benchmark = torch.backends.cudnn.deterministic = True
+torch.backends.cudnn.allow_tf32 = False
+torch.backends.cuda.enable_flash_sdp(False)
+"""
+NEW = """
+torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "ieee"
+torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+torch.set_float32_matmul_precision("high")
+torch.backends.cuda.matmul.fp32_precision = "ieee"
+"""
+
+
+@pytest.mark.parametrize("settings", [OLD, NEW])
+def test_settings_of_arithmetic_can_be_told_and_taken(settings):
+    before = numerics()
+    try:
+        exec(settings)
+        told = numerics()
+        assert told != before
+        set_numerics(before)
+        assert numerics() == before
+        set_numerics(told)
+        assert numerics() == told
+    finally:
+        set_numerics(before)
+
+
+@pytest.mark.slow
+def test_processes_compute_with_the_arithmetic_of_the_caller():
+    """Through the pool and its `_serve`: one that answers only where the caller's settings hold."""
+    target = toys.defense()
+    target.classifier = Exact(target.classifier)
+    was = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        assert evaluate(None, target, n=2, devices=["cpu"]).n_images == 2
+    finally:
+        torch.backends.cudnn.deterministic = was
+
+
+class Exact(torch.nn.Module):
+    """Wants deterministic kernels."""
+
+    def __init__(self, classifier: torch.nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.eval()
+
+    def forward(self, u):
+        assert torch.backends.cudnn.deterministic
+        return self.classifier(u)
 
 
 def test_no_process_is_started_for_nothing():

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -338,6 +341,64 @@ def test_a_network_that_robustbench_fetches(server, monkeypatch):
     path.write_bytes(b"others")
     with pytest.raises(DownloadError, match="is not what was downloaded"):
         fp.load_classifier("wrn-28-10-cifar10")
+
+
+@pytest.mark.parametrize("source", ["file", "repository", "robustbench"])
+def test_two_at_once_fetch_once(server, monkeypatch, capsys, source):
+    from fastpure.hub import places
+
+    begun, waiting, calls = threading.Event(), threading.Event(), []
+
+    def fetching(folder, name):
+        calls.append(name)
+        begun.set()
+        assert waiting.wait(60)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"weights")
+
+    def of_robustbench(name, dataset, threat_model, model_dir):
+        fetching(Path(model_dir) / dataset / threat_model, f"{name}.pt")
+
+    def of_hub(repository, revision, kind, file, folder, progress):
+        fetching(folder, file)
+        return COMMIT, [file]
+
+    monkeypatch.setattr(
+        places, "fetch_file", lambda url, target, progress: fetching(target.parent, target.name)
+    )
+    monkeypatch.setattr(places, "fetch_repository", of_hub)
+    monkeypatch.setitem(places.READERS, "robustbench", of_robustbench)
+    monkeypatch.setattr(places, "SILENT", 2 * places.PAUSE)
+    sleep, slept = places.time.sleep, []
+
+    def sleeping(seconds):
+        slept.append(seconds)
+        if len(slept) > 3:
+            waiting.set()
+        sleep(0.05)
+
+    monkeypatch.setattr(places, "time", SimpleNamespace(sleep=sleeping))
+    name = {"file": NAME, "repository": "hf:a/b:weights.pt", "robustbench": "wrn-28-10-cifar10"}[source]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(fetch, name)
+        assert begun.wait(60)
+        second = pool.submit(fetch, name)
+        assert second.result(60) == first.result(60)
+    assert len(calls) == 1
+    assert capsys.readouterr().err.count("fastpure: waiting for another download: ") == 1
+
+
+def test_robustbench_that_writes_no_file_is_named(server, monkeypatch):
+    from fastpure.readers import READERS
+
+    monkeypatch.setitem(READERS, "robustbench", lambda name, **options: nn.Identity())
+    with pytest.raises(DownloadError, match=r"robustbench wrote no .*Standard\.pt"):
+        fetch("wrn-28-10-cifar10")
+    # It takes these from torchvision, so that there is no file to keep.
+    elsewhere = [
+        c for c in hub.CARDS.values() if c.options.get("dataset") == "imagenet" and "Standard" in c.source
+    ]
+    assert elsewhere == []
 
 
 @pytest.mark.parametrize("name", sorted(hub.CARDS))
