@@ -132,6 +132,8 @@ def counts(row: Row) -> bool:
 
 def write(folder: Path) -> None:
     found = finished(ROWS, folder)
+    missing = sum(row not in found for row in ROWS)
+    more = f"\n{missing} rows are not finished yet; the command above adds them.\n" if missing else ""
     text = f"""# Robustness on digits
 
 Written by `python -m bench.robustness_digits`: bundled networks, {IMAGES} images of
@@ -145,7 +147,7 @@ defences under PGD with other gradients and under AutoAttack, measured earlier: 
 Gradients per image: of the defence, as the attack counted them; a forward pass is a half, a cheaper gradient its share
 of the network passes. Network calls: images through the network, a gradient counts twice; at most, where the attack
 does not count. Hours: shared cores, not comparable.
-
+{more}
 {chr(10).join(lines(found))}
 
 ## What each defence withstands
