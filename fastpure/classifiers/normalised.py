@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake, one_of
+from ..shown import Card, ShownModule, described
 from .config import CIFAR10_MEAN, CIFAR10_STD, check_normalisation
 
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
@@ -42,7 +43,7 @@ def mean_and_std(normalise: str | Sequence[Sequence[float]]) -> MeanStd | None:
 
 
 @final
-class Normalised(nn.Module):
+class Normalised(ShownModule, nn.Module):
     """``module((x - mean) / std)``; mean and std are constants per channel, not in the state dict.
 
     Args:
@@ -72,6 +73,12 @@ class Normalised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.module((x - self.mean) / self.std)
+
+    def _shown(self) -> Card:
+        rows = [
+            (name, " ".join(f"{v:.4g}" for v in getattr(self, name).flatten())) for name in ("mean", "std")
+        ]
+        return Card(f"Normalised: {described(self.module)}", tuple(rows))
 
 
 def per_channel(mean: Any, std: Any) -> MeanStd:
