@@ -66,8 +66,8 @@ def test_random_start_fills_the_ball(norm):
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match="`norm` must be one of 'Linf', 'L2', 'L1', got 'linf'"):
-        Budget("linf", 0.1)
+    with pytest.raises(ValueError, match="`norm` must be one of 'Linf', 'L2', 'L1', got 'L3'"):
+        Budget("L3", 0.1)
     with pytest.raises(ValueError, match=r"`eps` must be a finite number above 0"):
         Budget("Linf", 0.0)
 

@@ -186,10 +186,9 @@ def test_files_come_back(tmp_path):
     kept, loaded = network.state_dict(), again.state_dict()
     assert kept.keys() == loaded.keys()
     assert all(torch.equal(kept[name], loaded[name]) for name in kept)
-    # With a gradient to come, another convolution may be chosen, which rounds otherwise.
+    # At another address, or with a gradient to come, another convolution may be chosen, which rounds otherwise.
     x = torch.randn(3, *SHAPE)
-    with torch.no_grad():
-        assert torch.equal(again(x), network(x))
+    assert torch.allclose(again(x), network(x), rtol=1e-5, atol=1e-5)
     assert not again.training
     assert not any(p.requires_grad for p in again.parameters())
     half = load_energy(save_energy(network, tmp_path / "half.safetensors", dtype=torch.float16))

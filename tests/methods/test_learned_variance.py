@@ -184,7 +184,7 @@ def test_a_variance_of_no_diffusion_is_refused(conventions):
         two_answers().network, image_shape=SHAPE, learned_sigma=True, **conventions
     )
     with pytest.raises(
-        ValueError, match=r"`denoiser` must be a network trained on a diffusion, .* got one that predicts '"
+        ValueError, match=r"`denoiser` must be a network of a diffusion, .* got one that predicts '"
     ):
         fp.Purifier(denoiser, CASES["gdmp"]()[0])
 

@@ -70,7 +70,9 @@ def runs(network, x: torch.Tensor, labels: torch.Tensor = LABELS) -> bool:
 # ------------------------------------------------------------------------------------------------ results
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SHAPES)
-def test_output_and_gradient_are_those_of_float64(name, dtype):
+def test_output_and_gradient_are_those_of_float64(name, dtype, monkeypatch):
+    # Beside AMX wider networks of bfloat16 are left to oneDNN; what a program computes is the same there.
+    monkeypatch.setattr(programs, "_has_amx", lambda: False)
     network = made(name, dtype)
     exact_network = made(name).to(dtype).double()
     x, v = image(network), image(network, seed=1)
