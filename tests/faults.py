@@ -385,7 +385,7 @@ def reporting(inputs: Path) -> Job:
 
     def run(folder: Path) -> None:
         page, tables, pictures = folder / "report.html", folder / "tables", folder / "figures"
-        report(runs, out=page, csv=tables, figures=pictures, images=1, traced=0)
+        report(runs, out=page, csv=tables, figures=pictures, shown=1, traced=0)
 
     def content(folder: Path) -> dict[str, Any]:
         found = _bytes_of(folder)
@@ -451,7 +451,7 @@ def demonstrating(inputs: Path) -> Job:
     )
 
     def run(folder: Path) -> None:
-        demo.demo(folder / "demo.png", n=2, steps=2, n_iter=1, eot_iter=1, eval_draws=1)
+        demo.demo(folder / "demo.png", n=2, steps=2, n_iter=1, eot_iter=1, draws=1)
 
     _once(run)
     return Job(run, _bytes_of)
