@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from functools import wraps
+from typing import Any, Final, ParamSpec, TypeVar
+
+from .errors import unexpected
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 REQUIRED: Final = inspect.Parameter.empty
 """Stands where an argument has no default."""
@@ -27,6 +33,23 @@ def arguments(function: Callable[..., Any]) -> dict[str, Any]:
 def takes_any(function: Callable[..., Any]) -> bool:
     """Whether ``function`` takes arguments of any name (``**options``)."""
     return any(one.kind is inspect.Parameter.VAR_KEYWORD for one in _parameters(function).values())
+
+
+def suggests_names(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, whose error for an argument of another name also says what was meant."""
+    known = [name for name in arguments(function) if name != "self"]
+    name = function.__qualname__.removesuffix(".__init__")
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not kwargs.keys() <= names:
+            error = unexpected(name, kwargs, known)
+            if error is not None:
+                raise error
+        return function(*args, **kwargs)
+
+    names = set(known)
+    return call
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

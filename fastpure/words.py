@@ -56,7 +56,7 @@ ELSEWHERE: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "bs": (("batch_size", "AutoAttack"),),
     "dataset": (("data", "RobustBench"),),
     "domain": (("data", "DiffPure"),),
-    "data_dir": (("data_path", "RobustBench"),),
+    "data_dir": (("data_path", "RobustBench"), ("path", "RobustBench")),
     "classifier_name": (("classifier", "DiffPure"),),
     "model_name": (("classifier", "RobustBench"),),
     "model": (("classifier", "torchattacks"),),

@@ -14,13 +14,14 @@ from fastpure.anomaly.attack import AnomalyAttack
 from fastpure.attacks import ATTACKS, Budget, from_settings
 from fastpure.attacks.gradient_modes import MODES
 from fastpure.attacks.losses import LOSSES
-from fastpure.data import DATASETS
+from fastpure.data import DATASETS, load_dataset
 from fastpure.errors import one_of
 from fastpure.evaluate import CONTROLS
 from fastpure.evaluate.protocol import PROTOCOLS
 from fastpure.methods import METHODS, spec
 from fastpure.norms import norm_called
 from fastpure.purify.description import plain
+from fastpure.signatures import arguments
 from fastpure.train import TradesLoss
 from fastpure.words import ELSEWHERE, did_you_mean
 
@@ -45,6 +46,45 @@ def test_attacks_say_what_was_meant(kind, name, meant):
     ) as stop:
         kind(**{name: 1})
     assert f"Did you mean {meant}" in str(stop.value)
+
+
+CALLED = (
+    fp.Purifier,
+    fp.Defense,
+    fp.evaluate,
+    fp.load_classifier,
+    fp.load_denoiser,
+    load_dataset,
+    fp.purify_files,
+)
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "meant"),
+    [
+        (fp.Purifier, "unet", "denoiser (unet in diffusers)"),
+        (fp.Purifier, "torch_dtype", "precision (torch_dtype in diffusers)"),
+        (fp.Defense, "model", "classifier (model in torchattacks)"),
+        (fp.evaluate, "bs", "batch_size (bs in AutoAttack)"),
+        (fp.evaluate, "out_dir", "out (out_dir in DiffBreak)"),
+        (fp.load_classifier, "model_dirs", "model_dir?"),
+        (fp.load_denoiser, "weight", "weights?"),
+        (load_dataset, "data_dir", "path (data_dir in RobustBench)"),
+        (fp.purify_files, "batchsize", "batch_size?"),
+    ],
+)
+def test_what_one_calls_first_says_what_was_meant(function, name, meant):
+    with pytest.raises(TypeError, match="got an unexpected keyword argument") as stop:
+        function(**{name: 1})
+    assert str(stop.value).startswith(f"{function.__name__}() got")
+    assert f"Did you mean {meant}" in str(stop.value)
+
+
+def test_other_wrong_calls_keep_pythons_own_error():
+    with pytest.raises(TypeError, match="missing 2 required positional arguments: 'denoiser' and 'method'"):
+        fp.Purifier()
+    with pytest.raises(TypeError, match="multiple values for argument 'name'"):
+        load_dataset("digits", name="digits")
 
 
 def test_attacks_are_made_copied_and_inherited_as_before():
@@ -118,6 +158,8 @@ def test_every_word_of_another_project_has_one_here():
         names |= set(spec(name).arguments)
     for command in get_command(app).commands.values():
         names |= {param.name for param in command.params}
+    for function in CALLED:
+        names |= set(arguments(function))
     for word, meanings in ELSEWHERE.items():
         assert word == word.lower().replace("-", "_")
         for ours, source in meanings:

@@ -16,6 +16,7 @@ from ..errors import mistake, positive, whole
 from ..progress import Progress
 from ..purify import NoisedDiffusionClassifier
 from ..shown import Settings
+from ..signatures import suggests_names
 from .bounds import check_alpha
 from .posterior import PosteriorSmoothing
 from .records import POSTERIORS, RECORDS, PosteriorRecord, Record, RowFile, append_row
@@ -41,6 +42,7 @@ class CertifyConfig(Settings):
         check_alpha(self.alpha)
 
 
+@suggests_names
 def certify_dataset(
     model: torch.nn.Module,
     dataset: Dataset,

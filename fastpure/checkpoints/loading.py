@@ -17,6 +17,7 @@ from ..errors import CheckpointError, mistake, one_of
 from ..hub import find
 from ..nets import Denoiser, build, config_dict
 from ..nets.registry import Config, with_class
+from ..signatures import suggests_names
 from .diffusers import is_diffusers, plan_diffusers
 from .edm import is_edm, plan_edm
 from .guided_diffusion import is_guided_diffusion, plan_guided_diffusion
@@ -45,6 +46,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
+@suggests_names
 @torch.inference_mode(False)
 def load_denoiser(
     path: str | Path,

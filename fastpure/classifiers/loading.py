@@ -12,6 +12,7 @@ from torch import nn
 from .. import zoo
 from ..errors import CheckpointError, mistake
 from ..hub import Place, find
+from ..signatures import suggests_names
 from .base import require_eval
 from .cifar_resnet import CIFAR_RESNETS
 from .external import EXTERNAL, load_external, load_timm_folder
@@ -28,6 +29,7 @@ def is_foreign(source: str | Path) -> bool:
     return str(source) not in zoo.CLASSIFIERS and path.is_file() and not is_native_classifier(path)
 
 
+@suggests_names
 @torch.inference_mode(False)
 def load_classifier(
     source: str | Path | nn.Module,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import one_of
+from ..signatures import suggests_names
 from .arrays import read_arrays
 from .base import Dataset, from_torch
 from .batches import as_dataset
@@ -88,6 +89,7 @@ DATASETS: dict[str, Reader] = {
 }
 
 
+@suggests_names
 def load_dataset(
     name: str,
     split: str = "test",

@@ -17,6 +17,7 @@ from ..attacks.pgd import DWPGD, VARIANTS
 from ..data import Dataset, as_dataset
 from ..errors import RunInterrupted, mistake, one_of, whole
 from ..purify import Target, look_through
+from ..signatures import suggests_names
 from ..trackers import Tracker, check_tracker
 from .identity import canonical, environment, identity
 from .progress import EvaluationProgress, Tracked, terminable
@@ -30,6 +31,7 @@ ENGINES = ("local", "ray")
 Blocks = Callable[[Worker, list[list[int]], Callable[[int, int], None]], Iterator[Block]]
 
 
+@suggests_names
 @torch.inference_mode(False)
 @torch.enable_grad()
 def evaluate(

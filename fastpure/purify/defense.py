@@ -16,6 +16,7 @@ from ..kernels import Domain, NoiseKeys
 from ..methods import Method
 from ..reverse import Execution, SplitNoise
 from ..shown import Card, described
+from ..signatures import suggests_names
 from ..threads import layer_work
 from .inputs import asking, sealed
 from .numbered import Numbered, as_pairs, calls_inside, outermost
@@ -66,6 +67,7 @@ class Defense(Numbered):
             method without the normalisation given here.
     """
 
+    @suggests_names
     def __init__(
         self, purifier: Purifier, classifier: nn.Module, *, mean: Any = None, std: Any = None
     ) -> None:

@@ -40,6 +40,7 @@ from ..reverse import (
 )
 from ..reverse.step import evaluate
 from ..shown import Card, ShownModule, described, size
+from ..signatures import suggests_names
 from .engine import Engine, Source
 from .inputs import Asked, check_range, check_seed, current_question, differ, sealed
 from .precision import precision as precision_named
@@ -80,6 +81,7 @@ class Purifier(ShownModule, Asked):
     order or device. A purifier is not trained and is always in evaluation mode.
     """
 
+    @suggests_names
     def __init__(
         self,
         denoiser: Denoiser,

@@ -18,6 +18,7 @@ from ...methods import diffpure
 from ...nets import Denoiser
 from ...progress import Progress
 from ...shown import LISTED, Card, Grid, Shown
+from ...signatures import suggests_names
 from ...version import __version__
 from ..purifier import Purifier
 from ..tiled import TiledPurifier
@@ -90,6 +91,7 @@ def photo_method() -> Any:
     return diffpure(0.05, 0.0125, solver="exponential")
 
 
+@suggests_names
 def purify_files(
     inputs: str | Path | Sequence[str | Path],
     out: str | Path,
