@@ -76,7 +76,7 @@ class Bench:
         defences: name -> maker.
         eps: Linf radius.
         budgets: name of a family -> its points, the largest first, because they say most.
-        published_on: the defences that pyautoattack is run on.
+        autoattack_on: the defences that AutoAttack is run on, ours and pyautoattack's, which take longest by far.
         protocol: who decides.
         n: images.
         batch_size: images per block, which share what Adaptive may spend.
@@ -89,7 +89,7 @@ class Bench:
     defences: Makers
     eps: float
     budgets: Mapping[str, Sequence[Settings]]
-    published_on: Sequence[str]
+    autoattack_on: Sequence[str]
     protocol: Protocol
     n: int
     batch_size: int
@@ -100,7 +100,7 @@ class Bench:
         """All points: each at its place in every defence before the next."""
         found = []
         for name, settings in self.points():
-            on = self.published_on if name == "pyautoattack rand" else self.defences
+            on = self.autoattack_on if "autoattack" in name.lower() else self.defences
             found += [Row(one, called(name, settings), self.protocol, self.n) for one in on]
         return tuple(found)
 
