@@ -21,12 +21,13 @@ def ebm_langevin(
     """Langevin dynamics of an energy (Hill et al. 2021): x - (``tau``^2 / 2) gradient of U + tau z, from the input.
 
     ``energy`` maps images in [-1, 1], [B, C, H, W], to energies [B]; ``tau`` is in its units. Any such network in
-    evaluation mode will do: ``fastpure.load_energy("digits")`` is one. The purifier's denoiser is not called and only
+    evaluation mode will do: ``fastpure.load_energy`` has a small one, "digits", and reads those that Hill et al.
+    published, whose own module answers U times ``tau``^2 / 2 instead. The purifier's denoiser is not called and only
     says the images' shape. Hill et al. average the logits of several runs, which is the evaluation protocol's part.
     ``guidance_grad`` "exact" differentiates every step, the Hessian of U included; "detached" takes the gradient of
     U to be a constant, so that what an attacker sees is the identity.
 
-    ``n_steps`` is about what is published; ``tau`` and the unclamped output are ours. ``coarser`` steps are as long
+    ``n_steps``, ``tau`` and the unclamped output are those of their code. ``coarser`` steps are as long
     as these, so fewer steps go less far.
     """
     step = positive("tau", tau)

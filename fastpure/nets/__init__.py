@@ -7,7 +7,7 @@ from .conversion import FLOWS, PREDICTIONS, SCHEDULES, TIME_INPUTS, FlowPath
 from .ddpmpp import CONFIGS, DDPMpp, DDPMppConfig
 from .denoiser import Denoiser
 from .edm import EDM, EDMConfig
-from .energy import EnergyConfig, EnergyNet
+from .energy import EnergyConfig, EnergyNet, HillEnergyNet
 from .narrow import runs_in_one_call
 from .registry import ARCHITECTURES, NETWORKS, build, config_dict, named_config
 
@@ -30,6 +30,7 @@ __all__ = [
     "EnergyConfig",
     "EnergyNet",
     "FlowPath",
+    "HillEnergyNet",
     "HoistedNetwork",
     "Weights",
     "build",

@@ -1,10 +1,10 @@
-"""A small network whose answer is an energy: low where images are likely (for purification by Langevin dynamics)."""
+"""Networks whose answer is an energy, low where images are likely (for purification by Langevin dynamics)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,38 @@ class EnergyNet(nn.Module):
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.reset_parameters()
         return self
+
+
+@final
+class HillEnergyNet(nn.Module):
+    """U(x) of the networks published by Hill et al. 2021: images [B, C, 32, 32] in [-1, 1] to energies [B].
+
+    There a Langevin step is x - f'(x) + `STEP` z, without a factor, so that what their network f answers is
+    U `STEP`^2 / 2. Here it is divided by that: ``fp.methods.ebm_langevin`` with tau = `STEP` takes their steps.
+
+    It is linear between the kinks of its activations: U has no curvature there, and the exact gradient of a
+    purification is the identity.
+
+    Args:
+        channels: of the images.
+        width: of the first convolution; the others have 2, 4 and 8 times as many channels.
+    """
+
+    STEP: Final = 0.01
+    """Their ``langevin_eps``, of training and of purification, for all three data sets."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU(0.05)]
+        for inputs in (width, 2 * width, 4 * width):
+            layers += [nn.Conv2d(inputs, 2 * inputs, 4, stride=2, padding=1), nn.LeakyReLU(0.05)]
+        self.f = nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The energies [B]. Raises ValueError for images that are not 32 x 32."""
+        if x.shape[-2:] != (32, 32):
+            raise ValueError(mistake("x", "images of 32 x 32", f"{x.shape[-2]} x {x.shape[-1]}"))
+        return self.f(x).flatten(1)[:, 0] / (0.5 * self.STEP**2)
 
 
 CONFIGS = {"energy-digits": EnergyConfig((1, 8, 8), (12, 20, 28))}

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fastpure as fp
-from fastpure.checkpoints import load_energy, save_energy
+from fastpure.checkpoints import load_denoiser, load_energy, save_denoiser, save_energy
 from fastpure.errors import CheckpointError, NonFiniteError
-from fastpure.nets import EnergyConfig, EnergyNet
+from fastpure.nets import EnergyConfig, EnergyNet, HillEnergyNet
 from tests.methods.cases import error, inputs, ours
 from tests.reverse.toys import SHAPE, toy_classifier, toy_denoiser
 
@@ -202,18 +202,87 @@ def test_files_come_back(tmp_path):
 def test_other_files_are_refused_with_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"`source` must be a bundled name \(digits\), a file or a module"):
         load_energy("no-such")
-    foreign = tmp_path / "hill.pth"
-    torch.save({"f.0.weight": torch.zeros(1)}, foreign)
+    foreign = tmp_path / "other.pth"
+    torch.save({"w": torch.zeros(1)}, foreign)
     with pytest.raises(CheckpointError, match="Build the network with its own code and give the module"):
         load_energy(foreign)
     named = tmp_path / "foreign.safetensors"
     save_file({"w": torch.zeros(1)}, named)
-    with pytest.raises(CheckpointError, match="expected format fastpure, kind energy"):
+    with pytest.raises(CheckpointError, match=r"neither an energy of fastpure nor .* Hill et al\."):
         load_energy(named)
+    image = load_denoiser("digits")
+    with pytest.raises(CheckpointError, match="found format fastpure, kind denoiser"):
+        load_energy(save_denoiser(image, tmp_path / "denoiser.safetensors"))
     path = save_energy(energy(torch.float32), tmp_path / "cut.safetensors")
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(CheckpointError):
         load_energy(path)
+
+
+def published(width=4):
+    """Weights as Hill et al. save them, and the network that answers as theirs."""
+    torch.manual_seed(5)
+    layers, inputs_ = [nn.Conv2d(3, width, 3, padding=1)], width
+    for _ in range(3):
+        layers += [nn.LeakyReLU(0.05), nn.Conv2d(inputs_, 2 * inputs_, 4, 2, 1)]
+        inputs_ *= 2
+    network = nn.Sequential(*layers, nn.LeakyReLU(0.05), nn.Conv2d(inputs_, 1, 4)).double()
+    return {f"f.{name}": value for name, value in network.state_dict().items()}, network
+
+
+def prefixed(weights):
+    return {f"module.{name}": value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize("saved", [lambda w: w, prefixed, lambda w: {"ebm": w}])
+def test_published_networks_descend_as_published(tmp_path, saved):
+    """There a step is x - f'(x) + 0.01 z, so that what the network answers is U times 0.01^2 / 2."""
+    weights, network = published()
+    torch.save(saved(weights), tmp_path / "ebm.pth")
+    loaded = load_energy(tmp_path / "ebm.pth")
+    assert isinstance(loaded, HillEnergyNet)
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    assert loaded(x).shape == (2,)
+    (theirs,) = torch.autograd.grad(network(x).sum(), x)
+    (row,) = set(fp.methods.ebm_langevin(loaded, 3).table().rows)
+    (gradient,) = torch.autograd.grad(loaded(x).sum(), x)
+    assert theirs.abs().max() > 1e-4
+    assert (row.c * gradient - theirs).abs().max() < 1e-14
+    assert row.d == 0.01
+
+
+def test_the_exact_gradient_of_the_published_network_is_the_identity(tmp_path):
+    """It is linear between its kinks, so that the energy has no curvature: the adversary sees none of the steps."""
+    torch.save(published()[0], tmp_path / "ebm.pth")
+    denoiser = fp.Denoiser.from_module(nn.Identity().eval(), image_shape=(3, 32, 32))
+    method = fp.methods.ebm_langevin(load_energy(tmp_path / "ebm.pth"), 4)
+    x = torch.rand(2, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    v = torch.randn_like(x)
+    out = fp.Purifier(denoiser, method, precision="fp64")(x)
+    assert not torch.allclose(out, x, atol=1e-3)
+    (gradient,) = torch.autograd.grad((out * v).sum(), x)
+    assert torch.allclose(gradient, v, rtol=1e-12, atol=1e-12)
+
+
+def test_published_networks_that_are_not_whole_are_refused(tmp_path):
+    weights, _ = published()
+    for name, changed, text in (
+        ("less", {key: value for key, value in weights.items() if key != "f.8.bias"}, "missing: f.8.bias"),
+        ("more", {**weights, "f.9.weight": torch.zeros(1)}, "unknown: f.9.weight"),
+        ("other", {**weights, "f.2.weight": torch.zeros(3, 4, 4, 4)}, "of another shape: f.2.weight"),
+        ("flat", {**weights, "f.0.weight": torch.zeros(3)}, "f.0.weight"),
+        ("nan", {**weights, "f.4.bias": torch.full((16,), math.nan)}, "NaN or Inf: f.4.bias"),
+    ):
+        torch.save(changed, tmp_path / f"{name}.pth")
+        with pytest.raises(CheckpointError, match=text):
+            load_energy(tmp_path / f"{name}.pth")
+    torch.save(weights, tmp_path / "ebm.pth")
+    loaded = load_energy(tmp_path / "ebm.pth")
+    denoiser = fp.Denoiser.from_module(nn.Identity().eval(), image_shape=(3, 16, 16))
+    with pytest.raises(ValueError, match=r"`energy` must be a network from images \[3, 16, 16\]"):
+        fp.Purifier(denoiser, fp.methods.ebm_langevin(loaded, 2))
 
 
 @pytest.mark.parametrize(
