@@ -46,6 +46,7 @@ def bench(**changes) -> efficiency.Bench:
         defences={"a & b": defense, "c": defense},
         eps=0.05,
         budgets=budgets,
+        reference="APGD-CE 40 x 8",
         autoattack_on=("c",),
         n=6,
         batch_size=6,
