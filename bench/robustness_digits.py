@@ -11,7 +11,7 @@ beforehand; nothing is tuned on the images reported on. COUP's scale 2 is the de
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from torch import nn
 import fastpure as fp
 from fastpure.attacks.base import Attack
 from fastpure.data import Dataset, load_dataset
-from fastpure.evaluate import Protocol
+from fastpure.evaluate import Protocol, Run
 
-from .robustness import Row, Study, alarms, comparisons, finished, held, lines, lowest, run_rows
+from .robustness import Row, Study, alarms, comparisons, finished, held, lines, lowest, points, run_rows
 
 T, STEPS, EPS, IMAGES = 0.15, 12, 0.2, 100
 DT = T / STEPS
@@ -34,7 +34,7 @@ BUDGET = 328.0
 """As much as one APGD-CE of 40 iterations and 8 draws takes."""
 
 # Names as in `bench.attack_efficiency`: the same run in the same folder is one file.
-ADAPTIVE, PGD_20, APGD_40 = "Adaptive 328", "PGD 20 x 4", "APGD-CE 40 x 8"
+ADAPTIVE, QUARTER, PGD_20, APGD_40 = "Adaptive 328", "Adaptive 82", "PGD 20 x 4", "APGD-CE 40 x 8"
 STANDARD = "AutoAttack standard"
 TRAINED, COUP = "adversarially trained", "COUP scale 2"
 PGD = {"norm": "Linf", "eps": EPS, "n_iter": 20, "eot_iter": 4}
@@ -44,6 +44,7 @@ APGD = {"norm": "Linf", "eps": EPS, "n_iter": 40, "eot_iter": 8}
 ATTACKS: dict[str, Callable[[], Attack | None]] = {
     "none": lambda: None,
     ADAPTIVE: lambda: fp.attacks.Adaptive(norm="Linf", eps=EPS, budget=BUDGET),
+    QUARTER: lambda: fp.attacks.Adaptive(norm="Linf", eps=EPS, budget=BUDGET / 4),
     PGD_20: lambda: fp.attacks.PGD(**PGD),
     f"{PGD_20}, detached": lambda: fp.attacks.PGD(**PGD, gradient="detached"),
     APGD_40: lambda: fp.attacks.APGDCE(**APGD),
@@ -79,6 +80,10 @@ DEFENCES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+SOURCES = ("DiffPure", "COUP unguided", COUP, "likelihood max.")
+"""The defences that a whole APGD-CE is spent on, beside Adaptive with as much and with a quarter of it."""
+
+
 def _row(defence: str, attack: str, protocol: Protocol = FRESH, n: int = IMAGES) -> Row:
     return Row(defence, attack, protocol, n)
 
@@ -94,7 +99,7 @@ def _moved(source: str) -> Iterator[Row]:
 ROWS: tuple[Row, ...] = (
     *(_row(name, ADAPTIVE) for name in DEFENCES),
     _row(TRAINED, STANDARD),
-    *(_row(name, APGD_40) for name in ("DiffPure", "COUP unguided", COUP, "likelihood max.")),
+    *(_row(name, attack) for attack in (APGD_40, QUARTER) for name in SOURCES),
     _row(COUP, f"{APGD_40}, detached"),
     *_moved("DiffPure"),
     *_moved("COUP unguided"),
@@ -130,6 +135,20 @@ def counts(row: Row) -> bool:
     return row.protocol is FRESH and row.n == IMAGES and "pepper" not in row.attack
 
 
+def quarters(found: Mapping[Row, Run]) -> Iterator[str]:
+    """What Adaptive leaves with a quarter of what the one beside it may spend."""
+    yield f"| defence | {QUARTER} % | {APGD_40} % | difference, points | p |"
+    yield "|---|---|---|---|---|"
+    for name in SOURCES:
+        small, large = (found.get(_row(name, attack)) for attack in (QUARTER, APGD_40))
+        if small is not None and large is not None:
+            result = fp.compare(large, small)
+            robust = [str(fp.Report.of(run).robust).replace(" %", "") for run in (small, large)]
+            yield f"| {name} | {' | '.join(robust)} | {points(result)} | {result.p_value:.2g} |".replace(
+                " %", ""
+            )
+
+
 def write(folder: Path) -> None:
     found = finished(ROWS, folder)
     missing = sum(row not in found for row in ROWS)
@@ -138,8 +157,8 @@ def write(folder: Path) -> None:
 
 Written by `python -m bench.robustness_digits`: bundled networks, {IMAGES} images of
 `load_dataset("digits", "test").subset(n, data_seed=0)`, Linf {EPS}, t = {T}, {STEPS} steps where a method has them.
-Adaptive: a budget of {BUDGET:g} gradients per image and nothing else; PGD: 20 iterations, 4 draws; APGD: 40
-iterations, 8 draws; DW-box: PGD-40 on one known draw, also judged on ten fresh ones. "{TRAINED}": a classifier
+Adaptive: a budget of {BUDGET:g} or {BUDGET / 4:g} gradients per image and nothing else; PGD: 20 iterations, 4 draws;
+APGD: 40 iterations, 8 draws; DW-box: PGD-40 on one known draw, also judged on ten fresh ones. "{TRAINED}": a classifier
 trained with TRADES alone, without a purifier, where AutoAttack standard (as published, no setting changed) says what is
 true. Accuracy is the mean over ten fresh draws unless said otherwise, with 95 % Wilson intervals over images. The same
 defences under PGD with other gradients and under AutoAttack, measured earlier: [digits_pgd.md](digits_pgd.md).
@@ -163,6 +182,13 @@ chooses for each image the attack that worked best on half of the draws, and is 
 Beside the lowest of all other rows, paired on the same images; the minimum over many rows is low by chance too.
 
 {chr(10).join(held(found, ADAPTIVE, counts))}
+
+## A quarter of the budget
+
+Adaptive with {BUDGET / 4:g} gradients per image beside {APGD_40}, which may take {BUDGET:g}; negative: Adaptive leaves
+less.
+
+{chr(10).join(quarters(found))}
 
 ## Where an attack was weak
 
