@@ -9,7 +9,7 @@ not settle is refused until it is told.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -24,10 +24,13 @@ _AVERAGED = re.compile(
     r"(?<![a-z])(?<!non[_\-])(ema|averaged|average|swa|polyak|shadow)(?![a-z])", re.IGNORECASE
 )
 _RAW = re.compile(
-    r"^(?:(?:non[_\-]?ema|raw|online_model|current_model_state)$|"
+    r"^(?:(?:non[_\-]?ema|raw|online_model|current_model_state)$|unaveraged(?![a-z])|"
     r"(?=.)(?:model|net|network|unet|module|weights|params|classifier|denoiser)?_?(?:state)?_?(?:dict)?$)",
     re.IGNORECASE,
 )
+_UNAVERAGED = "unaveraged_"
+"""Robust training code keeps "model_state_dict", the average, beside "unaveraged_model_state_dict"."""
+
 #: Entries of a training file whose tensors are no network's.
 _OTHER = re.compile(r"optim|sched|scaler|loss|rng|random|amp|config|args|hyper|metric|history", re.IGNORECASE)
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)*([A-Za-z0-9_\-]+)\.")
@@ -76,8 +79,8 @@ def choose(sets: Mapping[str, Any], weights: str | None, source: str) -> Chosen:
         ValueError: ``weights`` names what is not there.
         CheckpointError: more than one is left.
     """
-    averaged = [name for name in sets if is_averaged(name)]
-    raw = [name for name in sets if is_raw(name)]
+    kinds = {name: _kind(name, sets) for name in sets}
+    averaged, raw = ([name for name in sets if kinds[name] == kind] for kind in ("averaged", "raw"))
     unknown = [name for name in sets if name not in averaged and name not in raw]
     if weights is None:
         # A set of unknown meaning beside averaged ones may be anything: no reason to take it, or them.
@@ -95,15 +98,19 @@ def choose(sets: Mapping[str, Any], weights: str | None, source: str) -> Chosen:
             f"{source}: expected one set of weights, found {len(candidates)}: {listed(candidates)}. {remedy}"
         )
     (name,) = candidates
-    others = tuple(f"{other} ({_kind(other)} weights)" for other in sets if other != name)
-    kind = _kind(name)
+    others = tuple(f"{other} ({kinds[other]} weights)" for other in sets if other != name)
+    kind = kinds[name]
     # A lone "model" or "state_dict" is how many people store the weights they mean.
     silent = kind == "other" or (kind == "raw" and not others)
     return Chosen(name, sets[name], "as in the file" if silent else f"{kind} ({name})", others)
 
 
-def _kind(name: str) -> str:
-    return "averaged" if is_averaged(name) else "raw" if is_raw(name) else "other"
+def _kind(name: str, beside: Iterable[str] = ()) -> str:
+    """What a set of weights is by its name, and by those of the sets ``beside`` it."""
+    folder, slash, last = name.rpartition("/")
+    if is_averaged(name) or f"{folder}{slash}{_UNAVERAGED}{last}" in beside:
+        return "averaged"
+    return "raw" if is_raw(name) else "other"
 
 
 def is_tensors(content: Any) -> bool:

@@ -67,6 +67,10 @@ BOTH = {
         lambda: {"model": prefixed("module.", raw()), "ema": prefixed("module.", adm())},
         "averaged (ema)",
     ),
+    "robust training": (
+        lambda: {"model_state_dict": adm(), "unaveraged_model_state_dict": raw(), "epoch": 3},
+        "averaged (model_state_dict)",
+    ),
     "callback": (
         lambda: {"state_dict": raw(), "callbacks": {"EMA": {"ema_state_dict": adm()}}},
         "averaged (callbacks/EMA/ema_state_dict)",
