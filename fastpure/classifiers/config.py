@@ -50,8 +50,11 @@ def check_images(image_shape: tuple[int, ...], classes: int) -> None:
 
 
 def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
-    """Raise ValueError unless there is one mean and one positive standard deviation per channel."""
+    """Raise ValueError unless each channel has a mean in [-1, 1] and a positive standard deviation."""
     if len(mean) != channels or len(std) != channels:
         raise ValueError(mistake("mean and std", f"{channels} numbers each", (mean, std)))
     for value in std:
         positive("std", value)
+    if not all(abs(value) <= 1 for value in mean):
+        remedy = "Means and deviations of images in 0..255 are to be divided by 255"
+        raise ValueError(mistake("mean", "that of images in [0, 1]", mean, remedy))

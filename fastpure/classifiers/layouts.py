@@ -17,16 +17,22 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, listed, mistake, one_of
 from .base import ClassifierReport, keep
+from .biased_wide_resnet import BIASED_WIDE_RESNETS, BiasedWideResNet, BiasedWideResNetConfig
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet, CifarResNetConfig
-from .config import CIFAR10_MEAN, CIFAR10_STD
 from .fitting import fit
 from .normalised import MeanStd, mean_and_std
-from .state_dicts import read_weights
+from .state_dicts import read_weights, refuse_another
 from .wide_resnet import WIDE_RESNETS, WideResNet, WideResNetConfig
 
-Config = WideResNetConfig | CifarResNetConfig
-AnyConfig = TypeVar("AnyConfig", WideResNetConfig, CifarResNetConfig)
+Config = WideResNetConfig | BiasedWideResNetConfig | CifarResNetConfig
+AnyConfig = TypeVar("AnyConfig", WideResNetConfig, BiasedWideResNetConfig, CifarResNetConfig)
 Tensors = dict[str, Tensor]
+
+_NETWORKS: dict[type[Any], Any] = {
+    WideResNetConfig: WideResNet,
+    BiasedWideResNetConfig: BiasedWideResNet,
+    CifarResNetConfig: CifarResNet,
+}
 
 
 class _ImpossibleSizes(Exception):
@@ -52,6 +58,8 @@ class Layout:
     configs: dict[str, Any]
     translate: Callable[[Tensors], Tensors]
     configure: Callable[[Tensors, Wanted], Config]
+    seen: tuple[str, ...] = ("classes",)
+    """Fields that names and shapes show, whatever architecture is named."""
 
 
 def read_foreign(path: Path, wanted: Wanted) -> nn.Module:
@@ -70,9 +78,8 @@ def read_foreign(path: Path, wanted: Wanted) -> nn.Module:
         config = layout.configure(tensors, wanted)
         if wanted.architecture is not None:
             known = layout.configs
-            config = replace(
-                known[one_of("architecture", wanted.architecture, known)], classes=config.classes
-            )
+            shown = {field: getattr(config, field) for field in layout.seen}
+            config = replace(known[one_of("architecture", wanted.architecture, known)], **shown)
     except (KeyError, IndexError, _ImpossibleSizes) as error:
         raise CheckpointError(
             f"{path}: has the names of {layout.whose}, but not the sizes: {error}"
@@ -80,7 +87,7 @@ def read_foreign(path: Path, wanted: Wanted) -> nn.Module:
     config = _normalised(config, wanted)
     if wanted.activation is not None:
         config = _activated(config, wanted.activation)
-    kind: Any = WideResNet if isinstance(config, WideResNetConfig) else CifarResNet
+    kind = _NETWORKS[type(config)]
     network = fit(lambda: kind(config), tensors, str(path))
     plain = "images in [0, 1] as they are" if config.mean is None else f"mean {config.mean}, std {config.std}"
     report = ClassifierReport(
@@ -123,8 +130,7 @@ def _recognise(tensors: Tensors, path: Path) -> tuple[str, Layout]:
 def _with_own_normalisation(wanted: Wanted, own: MeanStd | None, path: Path) -> Wanted:
     if own is None:
         return wanted
-    if wanted.normalise is not None and mean_and_std(wanted.normalise) != own:
-        raise ValueError(mistake("normalise", f"None, since {path} has its own, {own}", wanted.normalise))
+    refuse_another(wanted.normalise, own, str(path))
     return replace(wanted, normalise=own)
 
 
@@ -165,7 +171,8 @@ def _trades(tensors: Tensors) -> Tensors:
 def _wide_config(tensors: Tensors, wanted: Wanted) -> WideResNetConfig:
     if wanted.architecture is None and wanted.normalise is None:
         remedy = (
-            "RobustBench's and TRADES' networks see images in [0, 1]: normalise='none'; DiffPure's WRN-70-16 is "
+            "TRADES' network and RobustBench's 'Standard' see images in [0, 1]: normalise='none'; many others of "
+            "RobustBench normalise in its code: load_classifier('robustbench:NAME'). DiffPure's WRN-70-16 is "
             "architecture='wrn-70-16-dropout'. `fastpure doctor --classifier FILE --data ...` tries the usual ones"
         )
         raise ValueError(mistake("normalise", "given for wide ResNets in this layout", "None", remedy))
@@ -207,11 +214,37 @@ def _deepmind_config(tensors: Tensors, wanted: Wanted) -> WideResNetConfig:
     if wanted.activation is None and wanted.architecture is None:
         remedy = "Gowal 2020, 2021, Rebuffi 2021, Wang 2023 and DiffPure's WRN-70-16 use 'silu'"
         raise ValueError(mistake("activation", "given for DeepMind's layout", "None", remedy))
-    # This family normalises with CIFAR-10's statistics; 100 classes have their own.
     plain = _wide_config(tensors, replace(wanted, normalise="none"))
-    if plain.classes != 10 and wanted.normalise is None:
-        raise ValueError(mistake("normalise", f"given for {plain.classes} classes", "None"))
-    return replace(plain, same_padding=True, mean=CIFAR10_MEAN, std=CIFAR10_STD)
+    if plain.image_shape[0] != 3:
+        # Their network for MNIST frames its images, for which no tensor stands in the file.
+        raise _ImpossibleSizes(
+            f"images of {plain.image_shape[0]} channels, which are padded first; expected 3"
+        )
+    # Ten classes are CIFAR-10's or SVHN's, which the same code trains.
+    if wanted.normalise is None and (wanted.architecture is None or plain.classes != 10):
+        remedy = (
+            "Networks of CIFAR-10 and CIFAR-100 see 'cifar10' and 'cifar100', of SVHN ((0.5, 0.5, 0.5), "
+            "(0.5, 0.5, 0.5)); the names dm-wrn-... are CIFAR-10's"
+        )
+        expected = f"given for DeepMind's layout with {plain.classes} classes"
+        raise ValueError(mistake("normalise", expected, "None", remedy))
+    return replace(plain, same_padding=True)
+
+
+def _biased_config(tensors: Tensors, wanted: Wanted) -> BiasedWideResNetConfig:
+    if wanted.normalise is None:
+        remedy = (
+            "Hill et al. 2021 show it [-1, 1], ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)); ADP CIFAR-10's mean and deviations "
+            "of its own, ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201))"
+        )
+        raise ValueError(mistake("normalise", "given for wide ResNets with biases", "None", remedy))
+    return _sized(
+        BiasedWideResNetConfig,
+        depth=6 * max(_blocks(tensors, "layer1"), 1) + 4,
+        widen=max(tensors["layer1.0.conv1.weight"].shape[0] // 16, 1),
+        classes=tensors["linear.weight"].shape[0],
+        image_shape=(tensors["conv1.weight"].shape[1], 32, 32),
+    )
 
 
 def _cifar_config(tensors: Tensors, wanted: Wanted) -> CifarResNetConfig:
@@ -225,10 +258,13 @@ def _cifar_config(tensors: Tensors, wanted: Wanted) -> CifarResNetConfig:
         raise ValueError(
             mistake("architecture", f"given for pre-activation: {' or '.join(known)}", "None", remedy)
         )
+    blocks = tuple(_blocks(tensors, f"layer{stage}") for stage in (1, 2, 3, 4))
+    if 0 in blocks:
+        raise _ImpossibleSizes(f"{blocks} blocks in layer1 to layer4; networks of three stages are others'")
     return _sized(
         CifarResNetConfig,
         block="bottleneck" if bottleneck else "preact" if preact else "basic",
-        blocks=tuple(max(_blocks(tensors, f"layer{stage}"), 1) for stage in (1, 2, 3, 4)),
+        blocks=blocks,
         width=tensors["conv1.weight"].shape[0],
         classes=tensors["linear.weight"].shape[0],
         image_shape=(tensors["conv1.weight"].shape[1], 32, 32),
@@ -252,7 +288,20 @@ LAYOUTS: dict[str, Layout] = {
         _deepmind,
         _deepmind_config,
     ),
+    # Before "cifar_resnet", which has a layer called linear too.
+    "biased_wide_resnet": Layout(
+        "wide ResNets with biases, as of Hill et al. 2021 and ADP",
+        "layer1.0.conv1.bias",
+        BIASED_WIDE_RESNETS,
+        dict,
+        _biased_config,
+    ),
     "cifar_resnet": Layout(
-        "CIFAR ResNets of RobustBench and DiffPure", "linear.weight", CIFAR_RESNETS, dict, _cifar_config
+        "CIFAR ResNets of RobustBench and DiffPure",
+        "linear.weight",
+        CIFAR_RESNETS,
+        dict,
+        _cifar_config,
+        ("classes", "final_norm"),
     ),
 }

@@ -14,13 +14,11 @@ from ..errors import CheckpointError, mistake
 from ..hub import Place, find
 from ..signatures import suggests_names
 from .base import require_eval
-from .cifar_resnet import CIFAR_RESNETS
 from .external import EXTERNAL, load_external, load_timm_folder
-from .layouts import Wanted, read_foreign
+from .layouts import LAYOUTS, Wanted, read_foreign
 from .native import is_native_classifier, read_classifier
 from .normalised import Normalised, mean_and_std
 from .robustbench import load_robustbench
-from .wide_resnet import WIDE_RESNETS
 
 
 def is_foreign(source: str | Path) -> bool:
@@ -52,14 +50,14 @@ def load_classifier(
             ``"robustbench:NAME"`` with ``dataset`` and ``threat_model``, which RobustBench downloads if need be;
             ``"hf:OWNER/REPOSITORY"`` with a network of timm or of fastpure, fetched the first time; a name of
             `fastpure.hub.CARDS`, downloaded before; or any ``nn.Module`` in evaluation mode.
-        architecture: for state dicts: a name of `WIDE_RESNETS` or `CIFAR_RESNETS`, which settles what names
-            and shapes leave open, for example ``"wrn-70-16-dropout"`` for DiffPure's file.
+        architecture: for state dicts: a name of `WIDE_RESNETS`, `BIASED_WIDE_RESNETS` or `CIFAR_RESNETS`, which settles
+            what names and shapes leave open, for example ``"wrn-70-16-dropout"`` for DiffPure's file.
         normalise: done inside, in front of the network: ``"none"``, ``"cifar10"``, ``"cifar100"``,
             ``"imagenet"`` or (mean, std). None takes what the architecture or the library says.
         activation: for wide ResNet state dicts, ``"relu"`` or ``"silu"``.
         weights: for a file that holds several sets: ``"ema"`` (averaged), ``"raw"`` or a name in it; None takes
             averaged ones where they are there. For torchvision and timm: a state dict file, (file, such a choice), or
-            ``"pretrained"`` to let them download.
+            ``"pretrained"`` to let them download, for torchvision also ("pretrained", "IMAGENET1K_V1").
         dataset, threat_model, model_dir: for RobustBench; "cifar10", "Linf" and "models" if None.
         num_classes: for torchvision and timm, how many classes the network of ``weights`` tells apart, if not as many
             as its library says; for a state dict, how many it must have.
@@ -106,7 +104,7 @@ def load_classifier(
         _only(given, (), "a bundled classifier")
         return read_classifier(zoo.weights_path("classifier", source))
     if isinstance(source, str) and not Path(source).exists():
-        if source in {**WIDE_RESNETS, **CIFAR_RESNETS} and weights is not None:
+        if any(source in layout.configs for layout in LAYOUTS.values()) and weights is not None:
             file, which = weights if isinstance(weights, tuple) else (weights, None)
             of = {"weights": which} if which is not None else {}
             rest = {key: value for key, value in given.items() if key != "weights"}

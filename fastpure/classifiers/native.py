@@ -14,6 +14,7 @@ from ..checkpoints.weights import parse_json, read_metadata, read_safetensors, r
 from ..errors import CheckpointError, mistake
 from ..files import replace_file
 from .base import ClassifierReport, keep
+from .biased_wide_resnet import BiasedWideResNet, BiasedWideResNetConfig
 from .cifar_resnet import CifarResNet, CifarResNetConfig
 from .config import ClassifierConfig
 from .fitting import fit
@@ -24,6 +25,7 @@ from .wide_resnet import WideResNet, WideResNetConfig
 ARCHITECTURES: dict[str, tuple[type[nn.Module], type[ClassifierConfig]]] = {
     "resnet": (ResNet, ResNetConfig),
     "wide_resnet": (WideResNet, WideResNetConfig),
+    "biased_wide_resnet": (BiasedWideResNet, BiasedWideResNetConfig),
     "cifar_resnet": (CifarResNet, CifarResNetConfig),
 }
 

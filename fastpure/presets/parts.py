@@ -118,12 +118,14 @@ class ClassifierSpec:
         options: for ``load_classifier``, what its file cannot say.
         source: ``load_classifier``'s name for it if it is another library's, "" if it is a plain file.
         size: side of its images, if the diffusion model's are of another size.
+        pretrained: which of that library's own weights, if it has several.
     """
 
     name: str
     options: Settings = ()
     source: str = ""
     size: int | None = None
+    pretrained: str | None = None
 
     def load(self, path: str | Path) -> nn.Module:
         """The classifier from its published file; errors as for ``load_classifier``.
@@ -132,7 +134,8 @@ class ClassifierSpec:
         themselves and are loaded as they are. "pretrained" lets torchvision or timm download its own.
         """
         if self.source and path == PRETRAINED:
-            return load_classifier(self.source, weights=PRETRAINED, **dict(self.options))
+            weights = PRETRAINED if self.pretrained is None else (PRETRAINED, self.pretrained)
+            return load_classifier(self.source, weights=weights, **dict(self.options))
         if not Path(path).is_file() or is_native_classifier(Path(path)):
             return load_classifier(path)
         if self.source:
@@ -312,10 +315,15 @@ WRN_70_16 = ClassifierSpec(
 )
 WANG = ClassifierSpec(
     "an adversarially trained network of Wang et al. 2023 (Linf 8/255), clean accuracy 92.44, normalises inside",
-    (("activation", "silu"),),
+    (("activation", "silu"), ("normalise", "cifar10")),
 )
-RN_50 = ClassifierSpec("ResNet-50, torchvision", source="torchvision:resnet50", size=224)
-WRN_50_2 = ClassifierSpec("WRN-50-2, torchvision", source="torchvision:wide_resnet50_2", size=224)
+# DiffPure's code says pretrained=True, which in torchvision means the first weights, not today's default.
+RN_50 = ClassifierSpec(
+    "ResNet-50, torchvision", source="torchvision:resnet50", size=224, pretrained="IMAGENET1K_V1"
+)
+WRN_50_2 = ClassifierSpec(
+    "WRN-50-2, torchvision", source="torchvision:wide_resnet50_2", size=224, pretrained="IMAGENET1K_V1"
+)
 DEIT_S = ClassifierSpec("DeiT-S, timm", source="timm:deit_small_patch16_224", size=224)
 
 CIFAR10_512 = DataSpec("cifar10", 512, 0)

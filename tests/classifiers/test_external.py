@@ -17,6 +17,7 @@ from fastpure.classifiers import (
     Normalised,
     WideResNet,
     load_classifier,
+    report_of,
 )
 from fastpure.errors import CheckpointError
 from tests.classifiers.helpers import used
@@ -71,7 +72,7 @@ def test_robustbench_by_name_and_our_network_agree(robustbench, tmp_path: Path) 
     x = torch.rand(1, 3, 32, 32)
     expected = theirs(x)
     torch.testing.assert_close(
-        load_classifier(file)(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max()
+        load_classifier(file, normalise="none")(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max()
     )
 
 
@@ -83,15 +84,15 @@ def test_our_layouts_compute_what_robustbench_s_networks_do(robustbench, tmp_pat
 
     x = torch.rand(2, 3, 32, 32)
     cases = [
-        (wide_resnet.WideResNet(depth=16, widen_factor=2), {}),
-        (wide_resnet.WideResNet(depth=16, widen_factor=2, sub_block1=True), {}),
+        (wide_resnet.WideResNet(depth=16, widen_factor=2), {"normalise": "none"}),
+        (wide_resnet.WideResNet(depth=16, widen_factor=2, sub_block1=True), {"normalise": "none"}),
         (
             dm_wide_resnet.DMWideResNet(depth=16, width=2, activation_fn=nn.SiLU),
-            {"activation": "silu"},
+            {"activation": "silu", "normalise": "cifar10"},
         ),
         (
             dm_wide_resnet.DMWideResNet(depth=16, width=2, activation_fn=nn.ReLU),
-            {"activation": "relu"},
+            {"activation": "relu", "normalise": "cifar10"},
         ),
         (resnet.ResNet(resnet.BasicBlock, [1, 2, 1, 1]), {"normalise": "none"}),
         (resnet.ResNet(resnet.Bottleneck, [1, 1, 2, 1]), {"normalise": "none"}),
@@ -211,6 +212,88 @@ def test_timm_by_name_with_local_weights(torchvision, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     with pytest.raises(ValueError, match="a network of timm"):
         load_classifier("timm:resnet17x", weights=file)
+
+
+HALVES = ((0.5,) * 3, (0.5,) * 3)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"), [("efficientnet_v2_s", IMAGENET), ("efficientnet_v2_l", HALVES), ("vgg16", IMAGENET)]
+)
+def test_torchvision_says_what_its_weights_see(torchvision, name: str, pair) -> None:
+    """Not all see ImageNet's mean and deviation; vgg16 has a set without classifier that sees bytes."""
+    from fastpure.classifiers.external import EXTERNAL, Asked
+
+    with torch.device("meta"):
+        built = EXTERNAL["torchvision"](Asked(name))
+    assert (built.normalisation, built.unsaid) == (pair, "")
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_networks_that_transform_their_input_where_torchvision_downloads_them(
+    torchvision, tmp_path: Path, name: str
+) -> None:
+    """With its own weights torchvision makes [-1, 1] of ImageNet's normalisation; built without them it does not."""
+    file = tmp_path / "weights.pt"
+    net = torchvision.models.get_model(name, weights=None, init_weights=False, transform_input=True)
+    torch.save(used(net).state_dict(), file)
+    source = f"torchvision:{name}"
+    with pytest.raises(ValueError, match=r"`normalise` must be given for a file of torchvision:.*\[-1, 1\]"):
+        load_classifier(source, weights=file)
+    x = torch.rand(1, 3, 96, 96)
+    mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in IMAGENET)
+    expected = net((x - mean) / std)  # what a download of the same weights answers
+    found = load_classifier(source, weights=file, normalise=HALVES)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+def test_torchvision_s_own_weights_by_name(torchvision, monkeypatch) -> None:
+    seen = []
+    build = torchvision.models.get_model
+    monkeypatch.setattr(
+        torchvision.models, "get_model", lambda name, weights: seen.append(weights) or build(name)
+    )
+    for weights, name in (
+        ("pretrained", "IMAGENET1K_V2"),
+        (("pretrained", "IMAGENET1K_V1"), "IMAGENET1K_V1"),
+    ):
+        loaded = load_classifier("torchvision:resnet50", weights=weights)
+        assert seen[-1].name == name
+        assert report_of(loaded).weights == f"as downloaded ({name})"
+    with pytest.raises(ValueError, match=r"'pretrained' with one of IMAGENET1K_V1, IMAGENET1K_V2"):
+        load_classifier("torchvision:resnet50", weights=("pretrained", "ema"))
+
+
+def test_another_number_of_classes_is_named(torchvision, tmp_path: Path) -> None:
+    net = torchvision.models.get_model("resnet18", weights=None, num_classes=7)
+    torch.save(used(net).state_dict(), tmp_path / "seven.pt")
+    with pytest.raises(CheckpointError, match=r"fc\.weight.*For 7 classes give num_classes"):
+        load_classifier("torchvision:resnet18", weights=tmp_path / "seven.pt")
+
+
+def test_weights_of_timm_that_see_different_things_are_named(torchvision, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    file = tmp_path / "weights.pt"
+    torch.save(used(timm.create_model("tf_efficientnet_b0")).state_dict(), file)
+    with pytest.raises(ValueError, match=r"`normalise` must be given for .*\(0\.5, 0\.5, 0\.5\) of ap_in1k"):
+        load_classifier("timm:tf_efficientnet_b0", weights=file)
+    for name, pair in (("ap_in1k", HALVES), ("aa_in1k", IMAGENET)):
+        loaded = load_classifier(f"timm:tf_efficientnet_b0.{name}", weights=file)
+        assert [tuple(part.flatten().tolist()) for part in (loaded.mean, loaded.std)] == [
+            pytest.approx(part) for part in pair
+        ]
+    with pytest.raises(ValueError, match=r"'pretrained' alone for timm.*timm:NAME\.TAG"):
+        load_classifier("timm:resnet18", weights=("pretrained", "a1_in1k"))
+
+
+def test_a_normalisation_in_a_file_is_not_overruled(torchvision, tmp_path: Path) -> None:
+    net = used(torchvision.models.get_model("resnet18", weights=None))
+    pair = {"mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.5)}
+    torch.save({**net.state_dict(), **pair}, tmp_path / "weights.pt")
+    assert load_classifier("torchvision:resnet18", weights=tmp_path / "weights.pt").mean.max() == 0.5
+    with pytest.raises(ValueError, match="`normalise` must be None, since"):
+        load_classifier("torchvision:resnet18", weights=tmp_path / "weights.pt", normalise="imagenet")
 
 
 def test_an_absent_library_is_named(monkeypatch, tmp_path: Path) -> None:

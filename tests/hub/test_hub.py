@@ -223,13 +223,13 @@ def test_one_file_and_a_revision_of_a_repository(server):
 class Answer(nn.Module):
     """What stands for a network of timm."""
 
-    def __init__(self, num_classes=1000) -> None:
+    def __init__(self, num_classes=1000, gain=1.0) -> None:
         super().__init__()
-        self.fc = nn.Linear(3, num_classes)
+        self.fc, self.gain = nn.Linear(3, num_classes), gain
         self.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
     def forward(self, x):
-        return self.fc(x.mean((2, 3)))
+        return self.fc(self.gain * x.mean((2, 3)))
 
 
 @pytest.fixture
@@ -259,6 +259,23 @@ def test_a_network_of_timm_brings_classes_and_normalisation(server, timm):
     x = torch.from_numpy(np.random.default_rng(0).random((2, 3, 4, 4), dtype=np.float32))
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), network((x - 0.4) / 0.2))
+    # What the network was built with besides, and what is for the library.
+    config["model_args"] = {"gain": 3.0}
+    server.repositories["timm/answer.v2"] = {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors": save(network.state_dict()),
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fp.load_classifier("hf:timm/answer.v2")(x), network(3 * (x - 0.4) / 0.2), rtol=1e-5, atol=1e-5
+        )
+    config["model_args"] = {"pretrained": True}
+    server.repositories["timm/answer.v3"] = {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors": save(network.state_dict()),
+    }
+    with pytest.raises(CheckpointError, match="model_args must be those of the network, found pretrained"):
+        fp.load_classifier("hf:timm/answer.v3")
     server.repositories["some/transformer"] = {
         "config.json": json.dumps({"model_type": "vit"}).encode(),
         "model.safetensors": b"x",

@@ -382,10 +382,10 @@ def test_files_are_loaded_with_what_they_cannot_say_themselves(tmp_path: Path, m
         (file, {"architecture": "wrn-70-16-dropout"}),
         ("robustbench:Standard", {}),
         ("pretrained", {}),
-        (file, {"activation": "silu"}),
+        (file, {"activation": "silu", "normalise": "cifar10"}),
         ("robustbench:Standard", {}),
         ("pretrained", {}),
         ("torchvision:resnet50", {"weights": file}),
         ("robustbench:Standard", {}),
-        ("torchvision:resnet50", {"weights": "pretrained"}),
+        ("torchvision:resnet50", {"weights": ("pretrained", "IMAGENET1K_V1")}),
     ]
