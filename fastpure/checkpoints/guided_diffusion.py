@@ -161,6 +161,9 @@ def translate(content: Any, source: str) -> Understood:
         assumed = []
     assumed += [f"{name} {value!r}" for name, value in _DEFAULTS.items() if name not in values]
     values = {**_DEFAULTS, **values}
+    if "num_heads" not in values and values["num_head_channels"] in (-1, None):
+        values["num_heads"] = _heads(values)
+        assumed.append(f"num_heads {values['num_heads']}")
     try:
         predicts_image = one_of("predict_xstart", values["predict_xstart"], (False, True))
         return Understood(
@@ -209,7 +212,7 @@ def _network(values: dict[str, Any]) -> ADMConfig:
     outputs = values.get("out_channels", 2 * channels if values.get("learn_sigma") else channels)
     if outputs not in (channels, 2 * channels):
         raise ValueError(f"out_channels must be {channels} or {2 * channels}, found {outputs}")
-    heads = values.get("num_heads", 4 if "num_channels" in values else 1)
+    heads = values.get("num_heads", _heads(values))
     head_channels = values.get("num_head_channels", -1)
     if values.get("num_heads_upsample", -1) not in (-1, None, heads):
         found = values["num_heads_upsample"]
@@ -232,6 +235,11 @@ def _network(values: dict[str, Any]) -> ADMConfig:
         classes=classes,
         dropout=values.get("dropout", 0.0),
     )
+
+
+def _heads(values: dict[str, Any]) -> int:
+    """How many attention heads ``create_model_and_diffusion`` and ``UNetModel`` take where none are named."""
+    return 4 if "num_channels" in values else 1
 
 
 def _widths(multipliers: Any, size: int, base: int) -> tuple[int, ...]:
@@ -257,7 +265,11 @@ def _schedule(values: dict[str, Any]) -> tuple[str, int]:
     steps = values.get("diffusion_steps", values.get("steps", 1000))
     if name == "linear" and steps == 1000:
         return name, steps
-    if name == "cosine" and (values.get("rescale_timesteps", True) or steps == 1000):
-        return name, steps
+    if name == "cosine":
+        if steps != 1000 and "rescale_timesteps" not in values:
+            # True by default in improved-diffusion, False in guided-diffusion: labels of another scale.
+            raise KeyError("rescale_timesteps")
+        if steps == 1000 or values["rescale_timesteps"]:
+            return name, steps
     expected = "'linear' in 1000 steps, or 'cosine' with rescale_timesteps"
     raise ValueError(f"noise_schedule must be {expected}, found {shown(name)} in {shown(steps)} steps")

@@ -98,7 +98,8 @@ def plan_score_sde(source: Source, config: Any = None) -> Plan:
         config: the reference implementation's configuration as a dict or JSON file: sections "data"
             (image_size, num_channels), "model" (nf, ch_mult, num_res_blocks, attn_resolutions,
             resblock_type, dropout, beta_min, beta_max, ...) and "training" (sde, continuous), possibly inside
-            "config". None if the weights are those of the official ``vp/cifar10_ddpmpp_deep_continuous``.
+            "config". None if the weights are those of the official ``vp/cifar10_ddpmpp_deep_continuous``. The official
+            network of the sub-VP SDE has the same names and shapes, and no file says which it is: the notes do.
 
     The network predicts noise. Its time input is "continuous" (999 t) unless the configuration says
     ``training.continuous: false``, then "index". One trained with other rates than 0.1 to 20 is told the time at which
@@ -118,7 +119,10 @@ def plan_score_sde(source: Source, config: Any = None) -> Plan:
     weights = {name: value for name, value in raw.items() if name != _BUFFER}
     if config is None:
         understood = Understood(_official(weights), "continuous", _BETAS, ())
-        notes: tuple[str, ...] = (f"recognised as {_OFFICIAL} by its names and shapes",)
+        notes: tuple[str, ...] = (
+            f"recognised as {_OFFICIAL} by its names and shapes; assumed: vpsde, trained continuously, beta from "
+            f"{_BETAS[0]} to {_BETAS[1]} (subvp/cifar10_ddpmpp_deep_continuous looks the same and is another network)",
+        )
     else:
         understood = translate(*read_config(config))
         notes = understood.notes

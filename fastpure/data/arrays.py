@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError, mistake, one_of
-from .base import Dataset, class_names, numbered
+from .base import Dataset, class_names, faint, numbered
 from .given import no_key
 from .jpeg_pack import is_jpeg_pack, read_jpeg_pack
 from .listing import contents, left_out
@@ -47,7 +47,7 @@ def read_arrays(
 
     Returns:
         The data set; ``sample_ids`` are positions where the file has none. Its ``note``, and a warning, say which
-        array was taken where there was a choice, and what was not read.
+        array was taken where there was a choice, what was not read, and if bytes seem to have other levels than 255.
 
     Raises:
         ValueError: an unknown layout, or a ``key`` for a folder or a JPEG pack.
@@ -65,9 +65,11 @@ def read_arrays(
             no_key(key, str(file), "it holds one set of images")
             return read_jpeg_pack(file, name or file.stem, split)
         arrays, note = _from_npz(found, key)
-    if note and key is None:
-        warnings.warn(f"{path}: {note}", stacklevel=2)
     images = channels_first(arrays["images"], layout, str(path))
+    dark = faint(torch.from_numpy(images))
+    if said := "; ".join(filter(None, (note if key is None else "", dark))):
+        warnings.warn(f"{path}: {said}", stacklevel=2)
+    note = "; ".join(filter(None, (note, dark)))
     labels, ids = (_integers(arrays, part, len(images), path) for part in ("labels", "ids"))
     if labels is None:
         raise DataError(f"{path}: lacks labels ({' or '.join(_KEYS['labels'])})")

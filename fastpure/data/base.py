@@ -210,6 +210,19 @@ def class_names(names: np.ndarray, source: str) -> tuple[str, ...]:
     )
 
 
+FAINT = 16
+"""Bytes that never exceed this are levels of something else: binary images, scikit-learn's digits."""
+
+
+def faint(pixels: Tensor) -> str:
+    """What is strange about bytes that are nearly black if 255 is white, in words; "" if nothing is."""
+    top = int(pixels.max()) if pixels.dtype == torch.uint8 and pixels.numel() else 255
+    if not 0 < top <= FAINT:
+        return ""
+    remedy = "images of other levels are to be divided by their highest"
+    return f"no byte exceeds {top}, though 255 is read as white: {remedy}"
+
+
 def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
@@ -303,8 +316,11 @@ def _item(source: Any, row: int, named: bool) -> tuple[Tensor, int, int]:
         raise DataError(f"item {row} is {_kind(item)}, expected {expected}")
     try:
         label = int(item[1])
-    except (TypeError, ValueError) as error:
+        whole_number = float(item[1]) == label  # int() cuts off what follows the point
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"item {row} has label {item[1]!r}, expected an integer") from error
+    if not whole_number:
+        raise DataError(f"item {row} has label {item[1]!r}, expected an integer")
     try:
         sample_id = index(item[2]) if named else row
     except TypeError as error:

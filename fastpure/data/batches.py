@@ -6,6 +6,7 @@ not after hours of an attack on something else.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils import data as torch_data
 
 from ..errors import mistake
-from .base import Dataset, from_torch, numbered
+from .base import Dataset, faint, from_torch, numbered
 
 _NORMALISED = (
     "Leave normalisation out of the transforms and give it to the defence: fp.Defense(purifier, network, mean=..., "
@@ -142,8 +143,10 @@ def _gathered(
     else:
         ids = torch.arange(len(labels)) if positions is None else torch.tensor(list(positions))
     names = _named(classes) or numbered(int(labels.max()), "are these labels?")
+    if note := faint(pixels):
+        warnings.warn(f"`{argument}`: {note}", stacklevel=2)
     try:
-        return Dataset(pixels, labels, ids, names, name, "test")
+        return Dataset(pixels, labels, ids, names, name, "test", note=note)
     except ValueError as error:
         raise ValueError(f"`{argument}`: {error}") from error
 

@@ -168,4 +168,14 @@ def _labels(
             "classifier of all 1000 does not use. Give `classes` (all 1000 names in order).",
             stacklevel=3,
         )
+    if classes is None and all(name.isdecimal() for name in names):
+        moved = [(label, name) for label, name in enumerate(names) if int(name) != label]
+        if moved:
+            label, name = moved[0]
+            warnings.warn(
+                f"{root}: class folders are numbered, but labels are positions among their names sorted as text, as "
+                f"torchvision has them: folder {name} is label {label}. If the numbers are the labels of the "
+                "classifier, give `classes` (all numbers in order)",
+                stacklevel=3,
+            )
     return names, tuple(names.index(name) for name in found.classes)

@@ -172,6 +172,16 @@ def test_what_is_assumed_is_said():
     assert told.checkpoint.notes == ()
 
 
+def test_the_number_of_heads_is_no_silent_guess():
+    """It shows in no shape: four heads and one have the same weights."""
+    whole = config("adm_tiny")["create_model_kwargs"]
+    heads = {name: value for name, value in whole.items() if name not in ("num_heads", "num_head_channels")}
+    found = load_denoiser(FOLDER / "adm_tiny.pt", config=heads)
+    assert "num_heads 4" in str(found.checkpoint.notes)
+    assert found.network.config.heads == 4
+    assert "num_heads" not in str(adm(num_heads=2, num_head_channels=-1).checkpoint.notes)
+
+
 def test_fields_beside_a_nested_configuration_are_read():
     whole = config("adm_tiny")
     assert load_denoiser(FOLDER / "adm_tiny.pt", config={**whole, "predict_xstart": True}).prediction == "x0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import torch
 from fastpure import load_denoiser
 from fastpure.checkpoints import save_denoiser
 from fastpure.checkpoints.guided_diffusion import _recognised
-from fastpure.checkpoints.score_sde import _official
+from fastpure.checkpoints.score_sde import _official, plan_score_sde
+from fastpure.checkpoints.sources import Source
 from fastpure.errors import CheckpointError
 from fastpure.nets import CONFIGS
 from tests.checkpoints.helpers import SCORE_SDE, SCORE_SDE_CONFIG, state
@@ -88,6 +90,10 @@ def test_official_sizes_are_recognised_without_a_configuration():
         assert (name, settings.image_size) == (expected, published(keys)["config"]["image_size"])
     weights = shapes(config("keys_score_sde_cifar10_ddpmpp_deep_continuous"))
     assert _official(weights).config == CONFIGS["ddpmpp-cifar10"]
+    plan = plan_score_sde(Source(Path("checkpoint_18.pth"), "torch", dict(weights)))
+    # The official network of the sub-VP SDE has the same names and shapes: which of them it is, is said to be assumed.
+    assert "assumed: vpsde, trained continuously, beta from 0.1 to 20.0" in str(plan.notes)
+    assert "subvp/" in str(plan.notes)
     weights.pop("all_modules.90.bias")
     with pytest.raises(ValueError, match="not those of ddpmpp-cifar10"):
         _official(weights)

@@ -84,6 +84,7 @@ def test_cosine_schedule_is_wrapped():
         **config("adm_tiny")["create_model_kwargs"],
         "noise_schedule": "cosine",
         "diffusion_steps": 4000,
+        "rescale_timesteps": True,
     }
     denoiser = load_denoiser(FOLDER / "adm_tiny.pt", config=settings)
     assert (denoiser.time_input, denoiser.learned_sigma) == ("sigma", False)
@@ -101,6 +102,8 @@ def test_cosine_schedule_is_wrapped():
     ("change", "message"),
     [
         ({"noise_schedule": "cosine", "diffusion_steps": 4000, "rescale_timesteps": False}, "noise_schedule"),
+        # The default of improved-diffusion is True, that of guided-diffusion False.
+        ({"noise_schedule": "cosine", "diffusion_steps": 4000}, "rescale_timesteps is missing"),
         ({"noise_schedule": "linear", "diffusion_steps": 4000}, "noise_schedule"),
         ({"predict_xstart": 1.5}, "`predict_xstart` must be one of False, True"),
         ({"num_heads_upsample": 2}, "num_heads_upsample"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastpure.data import Dataset, load_dataset, read_arrays, read_image_folder
+from fastpure.data import Dataset, as_dataset, load_dataset, read_arrays, read_image_folder
 from fastpure.errors import DataError
 
 RANDOM = np.random.RandomState(0)
@@ -183,6 +183,36 @@ def test_a_part_of_imagenet_is_announced_and_can_be_labelled(tmp_path: Path) -> 
     assert read_image_folder(tmp_path, classes=every).labels.tolist() == [0, 2]
 
 
+@pytest.mark.parametrize(
+    ("folders", "moved"),
+    [((0, 1, 2, 10), "folder 10 is label 2"), ((1, 2, 3), "folder 1 is label 0"), ((0, 1, 2), None)],
+)
+def test_numbered_folders_whose_labels_are_other_numbers_are_announced(
+    tmp_path: Path, folders: tuple[int, ...], moved: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    """torchvision sorts as text: a folder 10 comes before 2, and the first folder is label 0 whatever it is called."""
+    photographs(tmp_path, {f"{number}/0.png": (4, 4) for number in folders})
+    dataset = read_image_folder(tmp_path)
+    assert dataset.classes == tuple(sorted(map(str, folders)))
+    assert [moved in str(one.message) for one in recwarn.list] == ([True] if moved else [])
+    numbers = [str(number) for number in range(11)]
+    assert sorted(read_image_folder(tmp_path, classes=numbers).labels.tolist()) == list(folders)
+    assert len(recwarn.list) == (moved is not None)
+
+
+def test_bytes_of_other_levels_are_announced(tmp_path: Path) -> None:
+    """Nothing in a file says which byte is white; one that is nearly black throughout is probably read wrongly."""
+    levels = (PIXELS % 17).astype(np.uint8)
+    np.savez(tmp_path / "levels.npz", images=levels, labels=LABELS)
+    with pytest.warns(UserWarning, match="no byte exceeds 16, though 255 is read as white"):
+        dataset = read_arrays(tmp_path / "levels.npz")
+    assert "no byte exceeds 16" in dataset.note
+    with pytest.warns(UserWarning, match="`dataset`: no byte exceeds 1,"):
+        as_dataset((levels // 16, LABELS))
+    np.savez(tmp_path / "bytes.npz", images=PIXELS, labels=LABELS)
+    assert read_arrays(tmp_path / "bytes.npz").note == ""
+
+
 class Items(torch.utils.data.Dataset):
     """Whatever it is given."""
 
@@ -216,6 +246,9 @@ def test_from_torch_takes_pil_images_and_tensors() -> None:
     [
         ([PIXELS[0]], r"item 0 is ndarray, expected \(image, label\)"),
         ([(PIXELS[0, 0], "cat")], "item 0 has label 'cat', expected an integer"),
+        ([(PIXELS[0, 0], 2.7)], r"item 0 has label 2\.7, expected an integer"),
+        ([(PIXELS[0, 0], torch.tensor(0.5))], r"item 0 has label tensor\(0\.5.*expected an integer"),
+        ([(PIXELS[0, 0], float("inf"))], "item 0 has label inf, expected an integer"),
         ([(PIXELS[0, 0] / 2, 0)], "item 0 is float64"),
         ([(torch.zeros(5, 6), 0)], r"item 0 is torch\.float32 \[5, 6\]"),
         (
