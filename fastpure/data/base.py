@@ -296,6 +296,7 @@ def from_torch(
         if named:
             ids.append(sample_id)
     names = classes if classes is not None else getattr(source, "classes", None)
+    folder = class_folder(source) if classes is None else ""
     try:
         return Dataset(
             pixels=torch.stack(images),
@@ -304,9 +305,17 @@ def from_torch(
             classes=numbered(max(labels)) if names is None else tuple(map(str, names)),
             name=name or type(source).__name__,
             split=split,
+            named_by=folder,
         )
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # torch's word for a label of 2**63
         raise DataError(f"{type(source).__name__}: {error}") from error
+
+
+def class_folder(source: Any) -> str:
+    """The folder whose class folders number the labels of a torch data set, as torchvision's ``ImageFolder`` has it; ""
+    where something else does: the data, or a ``target_transform``."""
+    likewise = all(hasattr(source, name) for name in ("root", "samples", "class_to_idx"))
+    return str(source.root) if likewise and getattr(source, "target_transform", None) is None else ""
 
 
 def _item(source: Any, row: int, named: bool) -> tuple[Tensor, int, int]:

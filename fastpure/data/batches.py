@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import data as torch_data
 
 from ..errors import mistake
-from .base import Dataset, faint, from_torch, numbered
+from .base import Dataset, class_folder, faint, from_torch, numbered
 
 _NORMALISED = (
     "Leave normalisation out of the transforms and give it to the defence: fp.Defense(purifier, network, mean=..., "
@@ -72,7 +72,8 @@ def _of_loader(loader: Any, argument: str) -> Dataset:
     ordered = type(sampler) is torch_data.SequentialSampler  # what a subclass does, nobody knows
     if not ordered:
         ids = None  # of the images as the data set has them, not as they come
-    return _gathered(loader, argument, type(beneath).__name__, names, ids, None if ordered else sampler)
+    dataset = _gathered(loader, argument, type(beneath).__name__, names, ids, None if ordered else sampler)
+    return replace(dataset, named_by=class_folder(beneath))
 
 
 def _order(loader: Any) -> tuple[Any, int]:
@@ -93,9 +94,11 @@ def _of_map_style(source: Any) -> Dataset:
     classes = _named(getattr(beneath, "classes", None))
     if _brings_ids(source):
         found = from_torch(source, name=type(beneath).__name__, classes=classes, named=True)
-        return found.select(torch.argsort(found.sample_ids))  # as out of a loader
-    found = from_torch(source, name=type(beneath).__name__, classes=classes)
-    return found if ids is None else replace(found, sample_ids=torch.tensor(ids))
+        found = found.select(torch.argsort(found.sample_ids))  # as out of a loader
+    else:
+        found = from_torch(source, name=type(beneath).__name__, classes=classes)
+        found = found if ids is None else replace(found, sample_ids=torch.tensor(ids))
+    return replace(found, named_by=class_folder(beneath))
 
 
 def _brings_ids(source: Any) -> bool:

@@ -178,4 +178,11 @@ def _labels(
                 "classifier, give `classes` (all numbers in order)",
                 stacklevel=3,
             )
+    elif classes is None and len(names) == 1000 and not any(map(_WORDNET.fullmatch, names)):
+        warnings.warn(
+            f"{root} has 1000 class folders that are not called by WordNet's ids ({names[0]}, ...): labels are "
+            "positions among their sorted names, and networks trained on ImageNet number its ids. If these are "
+            "ImageNet's classes, give `classes` in their order",
+            stacklevel=3,
+        )
     return names, tuple(names.index(name) for name in found.classes)

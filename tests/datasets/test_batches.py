@@ -206,3 +206,32 @@ def test_ids_of_items_are_those_of_their_batches():
         as_dataset(TensorDataset(X, Y, Y))
     with pytest.raises(DataError, match=r"item 1 is tuple, expected \(image, label, id\)"):
         as_dataset(Items([(X[0], 0, 7), (X[1], 1)]))
+
+
+class Folders(Items):
+    """What torchvision's ImageFolder has besides its items."""
+
+    def __init__(self, items: list, target_transform=None) -> None:
+        super().__init__(items)
+        self.root, self.samples, self.classes = "photos", [("cat/0.png", 0)], ["cat", "dog"]
+        self.class_to_idx, self.target_transform = {"cat": 0, "dog": 1}, target_transform
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_folders_of_some_classes_of_a_network_are_refused_however_they_come(whole):
+    """Labels of an ImageFolder are positions among its folders, which a network of more classes does not use."""
+    items = [(torch.rand(1, 4, 4), label) for label in (0, 1, 1)]
+
+    def given(source):
+        return as_dataset(DataLoader(source, batch_size=2) if whole else source)
+
+    found = given(Folders(items))
+    assert found.named_by == "photos"
+    found.fits(2)
+    with pytest.raises(ValueError, match="the 2 classes that photos has folders of, got 1000 classes"):
+        found.fits(1000)
+    assert given(Subset(Folders(items), [0, 2])).named_by == "photos"
+    given(Folders(items, target_transform=lambda label: label)).fits(1000)  # which may know better
+    given(Items(items)).fits(1000)
+    assert fp.data.from_torch(Folders(items)).named_by == "photos"
+    assert fp.data.from_torch(Folders(items), classes=["cat", "dog", "emu"]).named_by == ""

@@ -200,6 +200,13 @@ def test_numbered_folders_whose_labels_are_other_numbers_are_announced(
     assert len(recwarn.list) == (moved is not None)
 
 
+def test_a_thousand_classes_by_other_names_are_announced(tmp_path: Path) -> None:
+    """ImageNet's labels number WordNet's ids: the alphabet of its words, or of its numbers, is another order."""
+    photographs(tmp_path, {f"class {i}/0.png": (1, 1) for i in range(1000)})
+    with pytest.warns(UserWarning, match="1000 class folders that are not called by WordNet's ids"):
+        read_image_folder(tmp_path)
+
+
 def test_bytes_of_other_levels_are_announced(tmp_path: Path) -> None:
     """Nothing in a file says which byte is white; one that is nearly black throughout is probably read wrongly."""
     levels = (PIXELS % 17).astype(np.uint8)
