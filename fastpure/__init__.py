@@ -113,7 +113,9 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name != full:
                 raise
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .words import no_attribute
+
+    raise no_attribute(__name__, name, __all__)
 
 
 _READERS["run"] = lambda path: __getattr__("Run").open(path)

@@ -145,7 +145,10 @@ def finite(answer: Any, ids: Any, who: str) -> Any:
 def positive(argument: str, value: float) -> float:
     """Return ``value`` as float if it is a finite number above zero; otherwise raise."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(mistake(argument, "a positive number", f"{type(value).__name__} {value!r}"))
+        text = str(value).strip()
+        written = type(value).__name__ == "str" and text and not text.strip("0123456789./ ")
+        remedy = f"Write {text} without quotes" if written else ""
+        raise TypeError(mistake(argument, "a positive number", f"{type(value).__name__} {value!r}", remedy))
     if not 0 < value < float("inf"):
         raise ValueError(mistake(argument, "a finite number above 0", repr(value)))
     try:

@@ -13,7 +13,11 @@ ELSEWHERE: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "eps_iter": (("step_size", "CleverHans"),),
     "stepsize": (("step_size", "foolbox"),),
     "lr": (("step_size", "torchattacks"), ("rate", "PyTorch")),
-    "steps": (("n_iter", "torchattacks and foolbox"), ("n_steps", "torchattacks and foolbox")),
+    "steps": (
+        ("n_iter", "torchattacks and foolbox"),
+        ("n_steps", "torchattacks and foolbox"),
+        ("dt", "other methods"),
+    ),
     "max_iter": (("n_iter", "ART"),),
     "nb_iter": (("n_iter", "CleverHans"),),
     "num_steps": (("n_iter", "TRADES"), ("n_steps", "TRADES"), ("steps", "TRADES")),
@@ -42,6 +46,7 @@ ELSEWHERE: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "timesteps": (("n_steps", "diffusers"), ("steps", "diffusers")),
     "num_inference_steps": (("n_steps", "diffusers"), ("steps", "diffusers"), ("dt", "diffusers")),
     "diffusion_steps": (("n_steps", "DiffBreak"), ("steps", "DiffBreak"), ("t", "DiffBreak")),
+    "n_steps": (("dt", "other methods"),),
     "sample_step": (("rounds", "DiffPure"),),
     "purify_step": (("t", "GDMP"),),
     "guidance_scale": (("scale", "diffusers and DiffBreak"), ("guide_scale", "diffusers and DiffBreak")),
@@ -75,6 +80,9 @@ ELSEWHERE: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "l2pgd": (("pgd", "foolbox"),),
     "pgdl2": (("pgd", "torchattacks"),),
     "projectedgradientdescent": (("pgd", "ART"),),
+    "fgsm": (("pgd", "torchattacks and foolbox"),),
+    "aa": (("autoattack", "RobustBench"),),
+    "autopgd": (("apgd-ce", "papers"),),
     "apgd": (("apgd-ce", "torchattacks and DiffBreak"),),
     "apgdt": (("apgd-t", "torchattacks"),),
     "autoprojectedgradientdescent": (("apgd-ce", "ART"),),
@@ -82,6 +90,14 @@ ELSEWHERE: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "lf": (("low-frequency", "DiffBreak"),),
     "diffattack_apgd": (("diffattack", "DiffBreak"),),
     "dw_box": (("dw-pgd", "ADDT"),),
+    # Precisions.
+    "float16": (("fp16", "PyTorch"),),
+    "half": (("fp16", "PyTorch"),),
+    "bfloat16": (("bf16", "PyTorch"),),
+    "float32": (("fp32", "PyTorch"),),
+    "float64": (("fp64", "PyTorch"),),
+    # Functions.
+    "load_model": (("load_classifier", "RobustBench"),),
     # Gradients and losses.
     "full": (("exact", "DiffBreak"),),
     "cross_entropy": (("ce", "PyTorch"),),
@@ -125,10 +141,20 @@ def did_you_mean(name: object, allowed: Iterable[Any]) -> str:
         return f"Did you mean {known[asked]}?"
     for word in (asked, asked.replace("_", "")):
         for ours, where in ELSEWHERE.get(word, ()):
-            if ours.replace("-", "_") in known:
-                return f"Did you mean {known[ours.replace('-', '_')]} ({name.lstrip('-')} in {where})?"
+            # Classes of attacks are written without dashes.
+            for spelt in (ours.replace("-", "_"), ours.replace("-", "")):
+                if spelt in known:
+                    return f"Did you mean {known[spelt]} ({name.lstrip('-')} in {where})?"
     near = difflib.get_close_matches(asked, known, 3, CLOSE)
+    if not near and len(asked) >= 3:
+        near = [word for word in known if word.startswith(asked)][:3]
     return f"Did you mean {' or '.join(known[word] for word in near)}?" if near else ""
+
+
+def no_attribute(module: str, name: str, there: Iterable[str]) -> AttributeError:
+    """The error for an attribute that ``module`` has not, as Python's own, and what was meant among ``there``."""
+    hint = "" if name.startswith("_") else did_you_mean(name, there)
+    return AttributeError(f"module {module!r} has no attribute {name!r}" + (f". {hint}" if hint else ""))
 
 
 def _plain(name: str) -> str:

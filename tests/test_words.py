@@ -21,6 +21,7 @@ from fastpure.evaluate.protocol import PROTOCOLS
 from fastpure.methods import METHODS, spec
 from fastpure.norms import norm_called
 from fastpure.purify.description import plain
+from fastpure.purify.precision import PRECISIONS
 from fastpure.signatures import arguments
 from fastpure.train import TradesLoss
 from fastpure.words import ELSEWHERE, did_you_mean
@@ -160,6 +161,7 @@ def test_every_word_of_another_project_has_one_here():
         names |= {param.name for param in command.params}
     for function in CALLED:
         names |= set(arguments(function))
+    names |= {*PRECISIONS, *fp.__all__}
     for word, meanings in ELSEWHERE.items():
         assert word == word.lower().replace("-", "_")
         for ours, source in meanings:

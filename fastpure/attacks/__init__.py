@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import mistake, one_of
-from ..words import did_you_mean
+from ..words import did_you_mean, no_attribute
 from .adapters import as_art, as_autoattack, as_foolbox, as_torchattack
 from .adaptive import Adaptive
 from .apgd import APGDCE, APGDDLR, APGDT
@@ -95,3 +95,9 @@ def from_settings(name: str, **settings: Any) -> Attack:
             hint = did_you_mean(setting, known)
             raise ValueError(mistake(f"settings of {name}", f"among {', '.join(known)}", repr(setting), hint))
     return kind(**settings)
+
+
+if not TYPE_CHECKING:  # which would take every name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        raise no_attribute(__name__, name, __all__)

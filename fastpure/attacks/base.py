@@ -19,7 +19,7 @@ from ..errors import NonFiniteError, mistake, named, unexpected, whole
 from ..intervals import Interval, wilson
 from ..progress import Progress
 from ..purify import Target, look_through
-from ..purify.inputs import check_range
+from ..purify.inputs import check_range, images_remedy
 from ..reverse import Execution
 from ..shown import Card, Fields, Settings, Shown
 from ..signatures import arguments, takes_any
@@ -245,6 +245,12 @@ class Attack(Settings, ABC):
 
     def __new__(cls, *args: Any, **settings: Any) -> Any:
         """Refuses settings that it has not, as the dataclass would, and says what was meant."""
+        if model := next((one for one in args if isinstance(one, nn.Module)), None):
+            # In torchattacks and ART an attack is made for one model.
+            name, given = cls.__name__, type(model).__name__
+            raise TypeError(
+                f"{name}() takes settings, got {given}. Call what {name}(...) returns: {name}(...)(defense, x, y)"
+            )
         own = getattr(cls, "__dataclass_fields__", {})
         # A subclass may have written its ``__init__`` itself.
         if any(name not in own for name in settings) and not takes_any(cls.__init__):
@@ -457,14 +463,19 @@ def _warn_of_zero_gradients(proposal: Proposal, clean_correct: Tensor) -> None:
 def _check(target: Target, x: Tensor, y: Tensor, sample_ids: Tensor | list[int] | None) -> Problem:
     if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.dim() != 4:
         got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(mistake("x", "a float32 tensor [B, C, H, W]", got))
+        raise TypeError(mistake("x", "a float32 tensor [B, C, H, W]", got, images_remedy(x)))
     if len(x):
         check_range(x)
+    columns = isinstance(y, Tensor) and y.dim() == 2
+    remedy = "One column per class: y.argmax(1) are the classes" if columns else ""
     if not isinstance(y, Tensor) or y.dtype not in (torch.int64, torch.int32, torch.uint8):
         got = str(y.dtype) if isinstance(y, Tensor) else type(y).__name__
-        raise TypeError(mistake("y", "an integer tensor [B]", got))
+        remedy = remedy or ("Use y.long()" if isinstance(y, Tensor) else "Use torch.as_tensor(y)")
+        raise TypeError(mistake("y", "an integer tensor [B]", got, remedy))
     if tuple(y.shape) != (len(x),):
-        raise ValueError(mistake("y", f"of shape [{len(x)}], one label per image", f"{list(y.shape)}"))
+        raise ValueError(
+            mistake("y", f"of shape [{len(x)}], one label per image", f"{list(y.shape)}", remedy)
+        )
     ids = torch.arange(len(x)) if sample_ids is None else torch.as_tensor(sample_ids)
     if tuple(ids.shape) != (len(x),):
         raise ValueError(mistake("sample_ids", f"one id per image, {len(x)}", f"{list(ids.shape)}"))

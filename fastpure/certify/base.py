@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..classifiers import call_frozen, require_eval
-from ..errors import finite, mistake, positive
+from ..errors import finite, mistake
 from ..kernels import Domain, NoiseKeys
 from ..nets import Conditioning, Denoiser
+from ..purify import Defense
 from ..schedule import VP, DiscreteVP
 from ..shown import Card, ShownModule, brief, described
+from .bounds import check_sigma
 
 COMBINE: dict[str, Callable[[Tensor], Tensor]] = {
     "logits": lambda logits: logits,
@@ -117,7 +119,7 @@ class DenoisedBase(SmoothedBase):
             raise TypeError(mistake("denoiser", "a fastpure.Denoiser", type(denoiser).__name__))
         denoiser.check_levels()
         denoiser.check_needs_no_class()
-        self.sigma = positive("sigma", sigma)
+        self.sigma = check_sigma(sigma)
         self.denoiser = denoiser.frozen()
         self.classifier = require_eval(classifier, "classifier")
         ratio = 2 * self.sigma
@@ -176,11 +178,15 @@ def as_base(model: nn.Module) -> SmoothedBase:
     """``model`` in evaluation mode as a base classifier.
 
     Raises:
-        TypeError, ValueError: it is no module, or in training mode.
+        TypeError, ValueError: it is no module, a ``Defense``, or in training mode.
     """
     if isinstance(model, SmoothedBase):
         require_eval(model, "model")
         return model
+    if isinstance(model, Defense):
+        got = "a Defense, which refuses noisy images, because they leave [0, 1]"
+        remedy = "Use fastpure.certify.OneShotClassifier(denoiser, classifier, sigma)"
+        raise TypeError(mistake("model", "a SmoothedBase or a classifier of noisy images", got, remedy))
     return Undenoised(model)
 
 

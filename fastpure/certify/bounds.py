@@ -7,6 +7,17 @@ from collections.abc import Sequence
 
 from ..errors import mistake, positive, whole
 
+MOST_SIGMA = 5.0
+"""Deviation of noise, in [0, 1] units, under which nothing of an image is left: above it were meant grey levels."""
+
+
+def check_sigma(sigma: float) -> float:
+    """Return ``sigma`` as float if it is a deviation of noise in [0, 1] units."""
+    if positive("sigma", sigma) > MOST_SIGMA:
+        remedy = f"Images are in [0, 1]: write {sigma:g}/255 for {sigma:g} grey levels"
+        raise ValueError(mistake("sigma", f"at most {MOST_SIGMA:g}", sigma, remedy))
+    return float(sigma)
+
 
 def check_alpha(alpha: float) -> float:
     """Return ``alpha`` if it is an error probability in (0, 1)."""

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..data import Dataset
-from ..errors import mistake, positive, whole
+from ..errors import mistake, whole
 from ..progress import Progress
 from ..purify import NoisedDiffusionClassifier
 from ..shown import Settings
 from ..signatures import suggests_names
-from .bounds import check_alpha
+from .bounds import check_alpha, check_sigma
 from .posterior import PosteriorSmoothing
 from .records import POSTERIORS, RECORDS, PosteriorRecord, Record, RowFile, append_row
 from .smoothing import NOISE, Smoothing
@@ -35,7 +35,7 @@ class CertifyConfig(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive("sigma", self.sigma)
+        check_sigma(self.sigma)
         whole("n0", self.n0, 1)
         whole("n", self.n, 1)
         whole("seed", self.seed, 0, 2**64 - 1)

@@ -9,14 +9,14 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ..errors import finite, mistake, positive, whole
+from ..errors import finite, mistake, whole
 from ..kernels import Domain, NoiseKeys, Stream, philox_normal
 from ..kernels.keys import WORD_MAX
 from ..progress import Progress
 from ..purify.inputs import asking, check_range
 from ..shown import Card, Shown, per_image, spread
 from .base import as_base
-from .bounds import certified_radius, check_alpha, lower_bound
+from .bounds import certified_radius, check_alpha, check_sigma, lower_bound
 
 NOISE = {"noise": f"domain {Domain.CERTIFICATE:d}, certification's own"}
 """Part of every file's identity. Files without it drew the noise of evaluations, and are not continued with another."""
@@ -75,7 +75,7 @@ class Smoothing:
 
     def __init__(self, model: nn.Module, sigma: float, seed: int = 0, batch_size: int = 512) -> None:
         self.model = as_base(model)
-        self.sigma = positive("sigma", sigma)
+        self.sigma = check_sigma(sigma)
         if self.model.sigma is not None and self.model.sigma != self.sigma:
             raise ValueError(mistake("sigma", f"the model's own noise level, {self.model.sigma}", self.sigma))
         self.seed = whole("seed", seed, 0, 2**64 - 1)

@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import zoo
 from ..errors import CheckpointError, mistake, one_of
-from ..hub import find
+from ..hub import find, hub_remedy
 from ..nets import Denoiser, build, config_dict
 from ..nets.registry import Config, with_class
 from ..signatures import suggests_names
@@ -96,7 +96,7 @@ def load_denoiser(
         bundled = ", ".join(zoo.DENOISERS)
         raise CheckpointError(
             f"`path` {str(path)!r} is neither a file nor a bundled denoiser (bundled: {bundled}), nor one that "
-            "`fastpure download` lists, nor hf:OWNER/REPOSITORY"
+            f"`fastpure download` lists, nor hf:OWNER/REPOSITORY{hub_remedy(str(path))}"
         )
     with _collector_paused():
         source = open_source(file, weights)

@@ -6,6 +6,7 @@ The network normalises inside itself if it wants to; nobody outside shifts or sc
 from __future__ import annotations
 
 import threading
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, final
 from weakref import WeakKeyDictionary
@@ -89,6 +90,24 @@ def require_eval(module: nn.Module, argument: str) -> nn.Module:
     raise ValueError(
         mistake(argument, "in evaluation mode", f"training mode in {shown}", f"Call {argument}.eval() first.")
     )
+
+
+def not_probabilities(answers: Tensor, argument: str) -> Tensor:
+    """Return ``answers`` [B, classes]; warn (UserWarning) if they seem to be probabilities instead of logits.
+
+    Losses take the softmax of answers: of numbers between 0 and 1 it is nearly the same for every class, and its
+    gradient small. Answers of 0 and 1 alone are decisions, for which attacks without gradients ask.
+    """
+    p = answers.detach().double()
+    shares = p.shape[1] > 1 and bool(((p >= 0) & (p <= 1)).all()) and bool(((p > 0) & (p < 1)).any())
+    if shares and bool(((p.sum(1) - 1).abs() < 1e-3).all()):
+        warnings.warn(
+            f"`{argument}` seems to answer with probabilities (none below 0, sum 1), where logits are expected: losses "
+            "take their softmax once more, which weakens attacks. Leave out the softmax, or return its logarithm",
+            UserWarning,
+            stacklevel=2,
+        )
+    return answers
 
 
 @final

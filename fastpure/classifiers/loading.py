@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import zoo
 from ..errors import CheckpointError, mistake
-from ..hub import Place, find
+from ..hub import Place, find, hub_remedy
 from ..signatures import suggests_names
 from .base import require_eval
 from .external import EXTERNAL, load_external, load_timm_folder
@@ -133,6 +133,7 @@ def _from_file(path: Path, given: dict[str, Any]) -> nn.Module:
         raise CheckpointError(
             f"`source` {str(path)!r} is neither a file nor a bundled classifier "
             f"(bundled: {', '.join(zoo.CLASSIFIERS)}), nor one that `fastpure download` lists, nor hf:OWNER/REPOSITORY"
+            f", torchvision:NAME, timm:NAME or robustbench:NAME{hub_remedy(str(path))}"
         )
     if is_native_classifier(path):
         _only(given, (), "a fastpure file, which has its own")

@@ -54,7 +54,8 @@ class Normalised(ShownModule, nn.Module):
         UserWarning: the module seems to normalise already.
 
     Raises:
-        TypeError, ValueError: no module, other than numbers, as many means as deviations, or a deviation not above 0.
+        TypeError, ValueError: no module, other than numbers, as many means as deviations, a deviation not above 0, or
+            numbers for images in 0..255; images of another number of channels, when called.
     """
 
     mean: Tensor
@@ -72,6 +73,11 @@ class Normalised(ShownModule, nn.Module):
         warn_if_twice(self, "module")
 
     def forward(self, x: Tensor) -> Tensor:
+        channels = self.mean.shape[1]
+        if channels not in (1, x.shape[1]):  # one channel would be broadcast to several
+            raise ValueError(
+                mistake("x", f"images of {channels} channels, as mean and std are", list(x.shape))
+            )
         return self.module((x - self.mean) / self.std)
 
     def _shown(self) -> Card:

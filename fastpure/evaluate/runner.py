@@ -208,8 +208,10 @@ def _check(dataset: Dataset, attack: Any, protocol: Any) -> None:
     if not len(dataset):
         raise ValueError(mistake("dataset", "at least one image", "an empty data set"))
     if attack is not None and not isinstance(attack, Attack):
-        remedy = "Use for example fp.attacks.PGD(eps=8/255)"
-        raise TypeError(mistake("attack", "an Attack or None", type(attack).__name__, remedy))
+        got, remedy = type(attack).__name__, "Use for example fp.attacks.PGD(eps=8/255)"
+        if isinstance(attack, type):
+            got, remedy = f"the class {attack.__name__}", f"Make one: {attack.__name__}(eps=8/255)"
+        raise TypeError(mistake("attack", "an Attack or None", got, remedy))
     if not isinstance(protocol, Protocol):
         remedy = "Use for example fp.protocols.fresh(10)"
         raise TypeError(mistake("protocol", "a Protocol", type(protocol).__name__, remedy))

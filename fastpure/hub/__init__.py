@@ -5,7 +5,7 @@
 """
 
 from .cards import CARDS, Card
-from .places import Place, cache_folder, download, find, is_here
+from .places import Place, cache_folder, download, find, hub_remedy, is_here
 from .records import RECORD
 
-__all__ = ["CARDS", "RECORD", "Card", "Place", "cache_folder", "download", "find", "is_here"]
+__all__ = ["CARDS", "RECORD", "Card", "Place", "cache_folder", "download", "find", "hub_remedy", "is_here"]

@@ -30,6 +30,7 @@ ROBUSTBENCH = "robustbench:"
 _HUB_NAME = re.compile(
     r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<file>[\w./-]+))?"
 )
+_WEIGHTS = frozenset({".pt", ".pth", ".pkl", ".ckpt", ".bin", ".safetensors", ".npz"})
 
 
 @final
@@ -51,6 +52,13 @@ def cache_folder() -> Path:
     if own := os.environ.get("FASTPURE_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastpure"
+
+
+def hub_remedy(source: str) -> str:
+    """What a message ends with where a file that is not there is written as diffusers and timm write repositories."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or Path(source).suffix.lower() in _WEIGHTS:
+        return ""
+    return f". Did you mean {HUB}{source}?"
 
 
 def find(name: str, kind: str) -> Place | None:

@@ -6,9 +6,10 @@ function decorated with ``method`` in a file of this folder and one line in ``ME
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import one_of
+from ..words import no_attribute
 from .adaptive import adp
 from .base import Factory, Method, Spec, spaced_indices
 from .diffpure import coup, coup_unguided, diffpure, diffpure_ode
@@ -101,3 +102,9 @@ def make(name: str, **settings: Any) -> Method:
 def spec(name: str) -> Spec:
     """What the method called ``name`` takes; ValueError lists the known names."""
     return METHODS[one_of("method", name, METHODS)].spec
+
+
+if not TYPE_CHECKING:  # which would take every name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        raise no_attribute(__name__, name, __all__)

@@ -14,6 +14,7 @@ from ..classifiers.normalised import Normalised, warn_if_twice
 from ..errors import finite, mistake
 from ..kernels import Domain, NoiseKeys
 from ..methods import Method
+from ..nets import Denoiser
 from ..reverse import Execution, SplitNoise
 from ..shown import Card, described
 from ..signatures import suggests_names
@@ -73,7 +74,10 @@ class Defense(Numbered):
     ) -> None:
         super().__init__()
         if not isinstance(purifier, Purifier):
-            raise TypeError(mistake("purifier", "a fastpure.Purifier", type(purifier).__name__))
+            remedy = "Write fp.Defense(purifier, classifier)" if isinstance(classifier, Purifier) else ""
+            if isinstance(purifier, Denoiser):
+                remedy = "Give it a method first: fp.Purifier(denoiser, method)"
+            raise TypeError(mistake("purifier", "a fastpure.Purifier", type(purifier).__name__, remedy))
         if not isinstance(classifier, nn.Module):
             expected = "an nn.Module mapping [0, 1] images to logits"
             raise TypeError(mistake("classifier", expected, type(classifier).__name__))

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from ..classifiers.normalised import warn_if_twice
 from ..errors import mistake
+from ..nets import Denoiser
 from .defense import Defense
 from .inputs import Asked
+from .purifier import Purifier
 from .target import Bare, Defended, Target
 
 
@@ -19,12 +21,16 @@ def look_through(defense: nn.Module | Target) -> Target:
     """``defense`` as a target, not asked anything yet; wrappers that only pass images on are taken off.
 
     Raises:
-        TypeError: it is no module.
+        TypeError: it is no module, or one that classifies nothing.
     """
     if isinstance(defense, Target):
         return defense
     if not isinstance(defense, nn.Module):
         raise TypeError(mistake("defense", "a Defense or an nn.Module", type(defense).__name__))
+    if isinstance(defense, Purifier | Denoiser):
+        purifier = "purifier" if isinstance(defense, Purifier) else "fp.Purifier(denoiser, method)"
+        remedy = f"Put it before a classifier: fp.Defense({purifier}, classifier)"
+        raise TypeError(mistake("defense", "a Defense or a classifier", type(defense).__name__, remedy))
     module = _unwrapped(defense)
     if isinstance(module, Defense):
         return Defended(module)

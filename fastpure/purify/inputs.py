@@ -46,6 +46,29 @@ RANGE_SLACK = 1e-6
 """How far outside [0, 1] a pixel may lie: attacks project in float32 and miss by a rounding error."""
 
 
+def images_remedy(x: Any, argument: str = "x", channels: int | None = None) -> str:
+    """What makes float32 images [B, C, H, W] of what was given instead; "" where nothing is plain."""
+    if not isinstance(x, Tensor):
+        return f"Use torch.from_numpy({argument}).float()" if type(x).__name__ == "ndarray" else ""
+    if not x.is_floating_point():
+        return f"Use {argument}.float(), and divide 8-bit images by 255"
+    if x.dim() == 3:
+        return f"Add the batch dimension with {argument}[None]"
+    if x.dim() == 4 and channels is not None and x.shape[1] != channels == x.shape[3]:
+        return f"Use {argument}.permute(0, 3, 1, 2)"
+    return f"Use {argument}.float()" if x.dtype != torch.float32 else ""
+
+
+def check_shape(x: Tensor, image_shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless ``x`` is [B, C, H, W] for ``image_shape`` (C, H, W)."""
+    if x.dim() != 4 or tuple(x.shape[1:]) != image_shape:
+        channels, height, width = image_shape
+        remedy = images_remedy(x, channels=channels)
+        raise ValueError(
+            mistake("x", f"of shape [B, {channels}, {height}, {width}]", f"{list(x.shape)}", remedy)
+        )
+
+
 def check_range(x: Tensor, argument: str = "x") -> None:
     """Raise ValueError unless every pixel is finite and in [0, 1] up to a float32 rounding error."""
     low, high = (float(v) for v in torch.aminmax(x.detach()))

@@ -42,7 +42,16 @@ from ..reverse.step import evaluate
 from ..shown import Card, ShownModule, described, size
 from ..signatures import suggests_names
 from .engine import Engine, Source
-from .inputs import Asked, check_range, check_seed, current_question, differ, sealed
+from .inputs import (
+    Asked,
+    check_range,
+    check_seed,
+    check_shape,
+    current_question,
+    differ,
+    images_remedy,
+    sealed,
+)
 from .precision import precision as precision_named
 
 _FOLLOWING = threading.RLock()
@@ -456,14 +465,12 @@ class Purifier(ShownModule, Asked):
         channels, height, width = self.denoiser.image_shape
         shape = f"[B, {channels}, {height}, {width}]"
         if not isinstance(x, Tensor):
-            raise TypeError(mistake("x", f"a float32 tensor {shape}", type(x).__name__))
+            raise TypeError(mistake("x", f"a float32 tensor {shape}", type(x).__name__, images_remedy(x)))
         allowed = (torch.float32, torch.float64) if self.precision == "fp64" else (torch.float32,)
         if x.dtype not in allowed:
-            remedy = "Use x.float(), and divide 8-bit images by 255" if not x.is_floating_point() else ""
-            raise TypeError(mistake("x", "of dtype float32", str(x.dtype).removeprefix("torch."), remedy))
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.denoiser.image_shape:
-            remedy = "Add the batch dimension with x[None]" if x.dim() == 3 else ""
-            raise ValueError(mistake("x", f"of shape {shape}", f"{list(x.shape)}", remedy))
+            got = str(x.dtype).removeprefix("torch.")
+            raise TypeError(mistake("x", "of dtype float32", got, images_remedy(x)))
+        check_shape(x, self.denoiser.image_shape)
         if x.device != self.device:
             remedy = "Move one with .to(device)"
             raise ValueError(mistake("x", f"on {self.device} like the denoiser", f"{x.device}", remedy))

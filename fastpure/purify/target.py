@@ -17,7 +17,7 @@ from typing import Any, NoReturn, final
 import torch
 from torch import Tensor, nn
 
-from ..classifiers.base import call_constant, call_frozen, require_eval
+from ..classifiers.base import call_constant, call_frozen, not_probabilities, require_eval
 from ..errors import finite, mistake, whole
 from ..kernels import Domain
 from ..methods import Method
@@ -25,7 +25,7 @@ from ..reverse import Execution
 from ..shown import Card, Shown, described
 from .defense import Defense
 from .description import describe_module, kept_of, plain, probe_images, weights_sha256
-from .inputs import Asked, Held, Question, asking, differ, held_noise, holding
+from .inputs import Asked, Held, Question, asking, check_shape, differ, held_noise, holding
 from .numbered import Numbered, calls_inside, outermost
 from .precision import PRECISIONS
 
@@ -393,12 +393,12 @@ class Defended(Target):
 
     def _probed(self, x: Tensor, ids: Tensor) -> Defended:
         # Its parts one by one: a whole purification would cost as much as an attack's step.
-        first = self.classify(x, ids)
+        check_shape(x, self.image_shape)
+        first = not_probabilities(self.classify(x, ids), "classifier")
         asked = 2 if self.classifier_calls else ASKED
         own = "the classifier" if _differs(first, lambda: self.classify(x, ids), asked) else ""
-        return replace(
-            self, n_classes=first.shape[1], own_noise=own or self.module.purifier.own_noise(x, ids)
-        )
+        own = own or self.module.purifier.own_noise(x, ids)
+        return replace(self, n_classes=first.shape[1], own_noise=own)
 
 
 @final
@@ -482,7 +482,7 @@ class Bare(Target):
         with torch.random.fork_rng(devices):  # a module that draws from the global generator must not move it
             inside = bool(outermost(self.module))
             first, question = self._ask(x, ids, draws, Domain.EVALUATION, inside)
-            first = self._looked_at(first, ids)
+            first = not_probabilities(self._looked_at(first, ids), "defense")
             again = lambda: self._ask(x, ids, draws, Domain.EVALUATION, inside)[0]  # noqa: E731
             own = "the module" if _differs(first, again, 2 if question.calls else ASKED) else ""
         return replace(self, n_classes=first.shape[1], own_noise=own, inside=question.calls)
