@@ -322,15 +322,14 @@ def still_rising(traces: np.ndarray, robust: np.ndarray, effort: Effort | None =
 
 def _too_few(effort: Effort, robust: np.ndarray) -> Finding | None:
     left = int((robust > 0).sum())
-    for made, least, what in (
-        (effort.steps, MIN_ITERATES, "iterations"),
-        (effort.queries, MIN_QUERIES, "queries"),
+    for made, least, what, one in (
+        (effort.steps, MIN_ITERATES, "iterations", "iteration"),
+        (effort.queries, MIN_QUERIES, "queries", "query"),
     ):
         if 0 < made < least and left:
-            text = (
-                f"{made} {what} are too few to tell whether more would break the {left} images that are left; take "
-                f"{least} or more"
-            )
+            few = f"{made} {what} are" if made > 1 else f"1 {one} is"
+            images = f"the {left} images that are left" if left > 1 else "the image that is left"
+            text = f"{few} too few to tell whether more would break {images}; take {least} or more"
             return Finding(what, float(made), True, text)
     return None
 

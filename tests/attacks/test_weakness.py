@@ -65,7 +65,8 @@ def test_too_few_iterations_are_an_alarm(n_iter):
     y = Pixels()(x).argmax(1)
     result = PGD(eps=0.001, n_iter=n_iter)(Pixels(), x, y)
     assert "iterations" in alarms(result)
-    assert f"WARNING  iterations: {n_iter} iterations are too few to tell" in str(result)
+    few = "1 iteration is" if n_iter == 1 else f"{n_iter} iterations are"
+    assert f"WARNING  iterations: {few} too few to tell" in str(result)
     assert "iterations" not in alarms(PGD(eps=0.001, n_iter=10)(Pixels(), x, y))
 
 
