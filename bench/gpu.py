@@ -22,8 +22,8 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,11 +106,23 @@ def _start(words: list[str], log: Path, environment: Mapping[str, str]) -> subpr
         "TORCHINDUCTOR_CACHE_DIR": str(ROOT / "build" / "inductor-cache"),
     }
     variables = {**caches, **os.environ, "PYTHONUNBUFFERED": "1", **environment}
-    with log.open("wb") as file:
+    with log.open("wb") as file, _heard():
         # A group of its own, so that children of a process that hangs end with it.
         return subprocess.Popen(
             words, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """A shell that starts this in the background has told it, and so all it starts, to ignore Ctrl-C: not these."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _wait(running: Mapping[str, subprocess.Popen[bytes]], deadline: float) -> dict[str, tuple[str, float]]:

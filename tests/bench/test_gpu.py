@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 
@@ -84,10 +85,16 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_all_that_are_stopped_have_the_time_to_say_where_they_were(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "inherited", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"]
+)
+def test_all_that_are_stopped_have_the_time_to_say_where_they_were(tmp_path, monkeypatch, request, inherited):
+    before = signal.signal(signal.SIGINT, inherited)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     monkeypatch.setattr(gpu, "GRACE", 60.0)  # a loaded machine may take many seconds to end a process
     slow = python("import time\ntry:\n    time.sleep(600)\nfinally:\n    time.sleep(0.4)\n    print('tidy')")
     assert run([Stage("slow", 22, {"a": slow, "b": slow})], tmp_path, 100) == 1
+    assert signal.getsignal(signal.SIGINT) is inherited
     for row in read(tmp_path / ROWS):
         assert row["outcome"] == "stopped: its time was over"
         log = (tmp_path / f"{row['process']}.log").read_text()
