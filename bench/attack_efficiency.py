@@ -250,7 +250,8 @@ Paired on the same images; negative: Adaptive leaves less.
 
 Mean gradients of the cross entropy on {bench.sizes.images} images, at the originals and at points that PGD found (20
 iterations, 4 draws). Cosine: between the mean gradient of the relative and that of the defence, corrected for the noise
-of both means, the median over images; in brackets of how many, since draws can leave no positive squared length. Signal
+of both means, which can take it above 1 where a draw is nearly all noise, the median over images; in brackets of how
+many, since draws can leave no positive squared length. Signal
 to noise: squared length of the mean gradient by the variance of the gradient of one draw, summed over pixels, the
 median over images. Cost: of a gradient, in gradients of the defence.
 
