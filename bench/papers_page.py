@@ -20,11 +20,16 @@ from fastpure.reproduce import EXPERIMENTS, Small, reproduce
 
 DOCS = Path(__file__).parents[1] / "docs"
 PICTURES = "papers"
+SAID_ABOVE = (
+    r"^(Ours with 95 % Wilson intervals .*|\[all runs, with comparisons and checks\]\(report\.html\))\n\n"
+)
+"""Of ``table.md``: what the page says once for all, and the report, which lies where the command was run."""
 
 
 def section(name: str, table: str) -> str:
     """The section of an entry, of the ``table.md`` that its command wrote."""
     title, body = table.split("\n", 1)
+    body = re.sub(SAID_ABOVE, "", body, flags=re.MULTILINE)
     body = re.sub(r"(!\[[^\]]*\])\((?=[^):/]+\))", rf"\1({PICTURES}/", body.strip())
     return f"#{title}\n\n```\nfastpure reproduce {name} --small\n```\n\n{body}\n"
 

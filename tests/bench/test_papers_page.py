@@ -16,7 +16,13 @@ NAME = "coup-figure3b"
 def test_the_page_we_have_is_kept_where_nothing_is_new():
     page = (DOCS / "papers.md").read_text(encoding="utf-8")
     assert merged(page, {}) == page
-    text = section(NAME, "# A title\n\nOurs.\n\n![a picture](a.svg) [elsewhere](other.md)\n")
+    text = section(
+        NAME,
+        "# A title\n\nOurs.\n\n![a picture](a.svg) [elsewhere](other.md)\n\n"
+        "[all runs, with comparisons and checks](report.html)\n\n"
+        "Ours with 95 % Wilson intervals over images; more.\n\n- note\n",
+    )
+    assert text.endswith("(other.md)\n\n- note\n")
     assert text.startswith(f"## A title\n\n```\nfastpure reproduce {NAME} --small\n```\n\nOurs.\n")
     assert "![a picture](papers/a.svg) [elsewhere](other.md)" in text
     changed = merged(page, {NAME: text})
