@@ -38,6 +38,7 @@ def takes_any(function: Callable[..., Any]) -> bool:
 def suggests_names(function: Callable[P, R]) -> Callable[P, R]:
     """``function``, whose error for an argument of another name also says what was meant."""
     known = [name for name in arguments(function) if name != "self"]
+    names = set(known)
     name = function.__qualname__.removesuffix(".__init__")
 
     @wraps(function)
@@ -48,7 +49,6 @@ def suggests_names(function: Callable[P, R]) -> Callable[P, R]:
                 raise error
         return function(*args, **kwargs)
 
-    names = set(known)
     return call
 
 

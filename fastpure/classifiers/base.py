@@ -98,7 +98,7 @@ def not_probabilities(answers: Tensor, argument: str) -> Tensor:
     Losses take the softmax of answers: of numbers between 0 and 1 it is nearly the same for every class, and its
     gradient small. Answers of 0 and 1 alone are decisions, for which attacks without gradients ask.
     """
-    p = answers.detach().double()
+    p = answers.detach().float()  # not every device has float64
     shares = p.shape[1] > 1 and bool(((p >= 0) & (p <= 1)).all()) and bool(((p > 0) & (p < 1)).any())
     if shares and bool(((p.sum(1) - 1).abs() < 1e-3).all()):
         warnings.warn(
