@@ -78,8 +78,8 @@ class GradientMode:
             return 1.0
         total, own = target.network_calls, target.classifier_calls
         if self.name == "surrogate":
-            steps, fewer = target.method.steps, target.method.coarser(self.steps, self.dt).steps
-            return ((total - own) * fewer.n_network_calls / steps.n_network_calls + own) / total
+            method, fewer = target.method, target.method.coarser(self.steps, self.dt)
+            return ((total - own) * fewer.network_calls / method.network_calls + own) / total
         if self.name == "blind":
             return own / total
         return 0.5 + 0.5 * own / total if self.name == "bpda" else 1.0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import mistake
+from ..schedule import StepTable
 
 VJP = Callable[[Tensor], tuple["Tensor | None", tuple["Tensor | None", ...]]]
 """A vector-Jacobian product: the cotangents of x and of every context tensor for one of g; None stands for zero."""
@@ -96,6 +97,13 @@ class Guidance(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raise ValueError if a network is in a state that makes the guidance wrong, such as training mode."""
+
+    def passes(self, table: StepTable) -> int:
+        """Passes through the denoiser that it makes besides one forward where the ``table``'s rows call it.
+
+        Those of networks of its own count only where no row calls a denoiser; their way forward is in the table then.
+        """
+        return 0
 
     def check_images(self, image_shape: tuple[int, int, int]) -> None:  # noqa: B027
         """Raise ValueError if a network inside does not take images of this shape (C, H, W)."""

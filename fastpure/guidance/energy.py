@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..classifiers.base import call_frozen, require_eval
 from ..errors import mistake, one_of
+from ..schedule import StepTable
 from .base import GuidanceStep, Objective
 
 
@@ -39,6 +40,10 @@ class EnergyDescent(Objective):
     def objective(self, x: Tensor, context: tuple[Tensor, ...], step: GuidanceStep) -> Tensor:
         """-U, summed."""
         return -self._energies(x).sum()
+
+    def passes(self, table: StepTable) -> int:
+        """The energy's way back in every row."""
+        return table.n_network_calls
 
     def networks(self) -> tuple[nn.Module, ...]:
         """The energy."""

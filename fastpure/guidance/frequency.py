@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import mistake, one_of, positive
+from ..schedule import StepTable
 from .base import GRADS, GuidanceStep, Opening
 from .prediction import Correction
 
@@ -47,6 +48,10 @@ class FrequencyCorrection(Correction):
         if self.grad != "exact":
             x0 = x0.detach()
         return (opening.clean_image(x0 + self.ratio * opening.noise(), self.ratio),)
+
+    def passes(self, table: StepTable) -> int:
+        """The guide's."""
+        return 1
 
     def corrected(self, clean: Tensor, context: tuple[Tensor, ...], step: GuidanceStep) -> Tensor:
         """See ``Correction.corrected``."""

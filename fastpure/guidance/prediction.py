@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..schedule import StepTable
 from .base import VJP, Guidance, GuidanceStep, range_scale
 
 JointVJP = Callable[[Tensor, Tensor], tuple[Tensor, tuple["Tensor | None", ...]]]
@@ -129,6 +130,10 @@ class CleanPull(PredictionGuidance):
     @abstractmethod
     def pull(self, clean: Tensor, context: tuple[Tensor, ...], step: GuidanceStep) -> Tensor:
         """w [B, C, H, W]: the objective's gradient by ``clean``, in differentiable operations."""
+
+    def passes(self, table: StepTable) -> int:
+        """The way back of every guided row."""
+        return sum(row.calls_guidance for row in table.rows)
 
     def field(
         self, x: Tensor, noise_pred: Tensor, context: tuple[Tensor, ...], step: GuidanceStep, record: bool

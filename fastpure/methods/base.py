@@ -131,6 +131,16 @@ class Method(Shown):
         settings = tuple((resolved or {}).items())
         return Method("", settings, table, guidance, clip_output, procedure, schedule, note, prepare=prepare)
 
+    @property
+    def network_calls(self) -> int:
+        """Passes of an image through the denoiser, forth or back, in one purification, at most.
+
+        Every call is one, and so is every way back of a step that itself differentiates the network; of a method that
+        never calls a denoiser the same of its energy. An attacker's gradient takes twice as many.
+        """
+        parts = (self.guidance, self.procedure)
+        return self.steps.n_network_calls + sum(part.passes(self.steps) for part in parts if part is not None)
+
     def table(self) -> StepTable:
         """The step table, one row per step, the diffusion of the input (if any) being row 0."""
         return self.steps
@@ -266,7 +276,7 @@ class Method(Shown):
     def __str__(self) -> str:
         text = ", ".join(f"{name}={value!r}" for name, value in self.settings)
         note = f" ({self.note})" if self.note else ""
-        return f"{self.name}({text}): {self.steps.n_network_calls} network calls{note}"
+        return f"{self.name}({text}): {self.network_calls} network calls{note}"
 
 
 def method(

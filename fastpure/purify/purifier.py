@@ -139,8 +139,8 @@ class Purifier(ShownModule, Asked):
 
     @property
     def network_calls(self) -> int:
-        """Calls of the denoiser in one purification."""
-        return self.method.steps.n_network_calls
+        """Passes of an image through the denoiser in one purification; see ``Method.network_calls``."""
+        return self.method.network_calls
 
     @property
     def methods(self) -> tuple[Method, ...]:

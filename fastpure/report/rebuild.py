@@ -162,7 +162,7 @@ def calls_per_purification(identity: Mapping[str, Any]) -> int | None:
     if identity["defense"]["kind"] == "module":
         return own or 1
     try:
-        return own + rebuild_method(identity["defense"]["method"], Head().eval()).steps.n_network_calls
+        return own + rebuild_method(identity["defense"]["method"], Head().eval()).network_calls
     except CannotRebuild:
         return None
 

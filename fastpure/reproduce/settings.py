@@ -117,7 +117,7 @@ class Setting(ABC):
 
     def steps(self, defence: Defence) -> int:
         """Network calls in one purification; no network is loaded for that."""
-        return 1 if defence.bare else self.recipe(defence).build(_Stub().eval()).steps.n_network_calls
+        return 1 if defence.bare else self.recipe(defence).build(_Stub().eval()).network_calls
 
     def _made(self, defence: Defence) -> nn.Module:
         classifier: nn.Module = self.network(defence.classifier)

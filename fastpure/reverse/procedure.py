@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import NonFiniteError, named
 from ..guidance.base import range_scale
 from ..nets import Denoiser
+from ..schedule import StepTable
 from .loop import Call
 from .memory import count_saved_bytes
 from .noise import NoiseSource
@@ -57,6 +58,10 @@ class Procedure(ABC):
     @abstractmethod
     def image(self, state: State) -> Tensor:
         """The image in ``state``, [B, C, H, W] in [-1, 1]."""
+
+    def passes(self, table: StepTable) -> int:
+        """Passes through the denoiser that it makes besides one forward where the ``table``'s rows call it."""
+        return 0
 
     def check_denoiser(self, denoiser: Denoiser) -> None:  # noqa: B027
         """Raise ValueError if ``denoiser`` does not answer what the rule asks it."""

@@ -68,7 +68,7 @@ class Meter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, defense: fp.Defense) -> None:
         self.spent: dict[int, float] = defaultdict(float)
-        own, forward = defense.purifier.method.steps.n_network_calls, fp.Purifier.forward
+        own, forward = defense.purifier.network_calls, fp.Purifier.forward
 
         def counted(
             purifier: fp.Purifier, x: Tensor, sample_ids: Tensor, draw: Tensor, **rest: Any
@@ -76,7 +76,7 @@ class Meter:
             if rest["domain"] is Domain.ATTACK:
                 unit = 1.0 if x.requires_grad and torch.is_grad_enabled() else 0.5
                 for name in sample_ids.tolist():
-                    self.spent[name] += unit * purifier.method.steps.n_network_calls / own
+                    self.spent[name] += unit * purifier.network_calls / own
             return forward(purifier, x, sample_ids, draw, **rest)
 
         monkeypatch.setattr(fp.Purifier, "forward", counted)

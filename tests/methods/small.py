@@ -61,12 +61,11 @@ CONVENTIONS = {
 """Of the denoisers that some methods ask for."""
 
 
-def denoiser(method, dtype=torch.float64):
-    """The toy network with the conventions that the method asks for."""
-    toy = toy_denoiser(dtype)
-    if method.schedule not in CONVENTIONS:
-        return toy
-    return fp.Denoiser.from_module(toy.network, image_shape=SHAPE, **CONVENTIONS[method.schedule])
+def denoiser(method, dtype=torch.float64, around=None):
+    """The toy network, or what ``around`` makes of it, with the conventions that the method asks for."""
+    network = toy_denoiser(dtype).network
+    told = CONVENTIONS.get(method.schedule, {"time_input": "continuous"})
+    return fp.Denoiser.from_module(around(network) if around else network, image_shape=SHAPE, **told)
 
 
 def purifier(method, **settings):
