@@ -1,12 +1,13 @@
 """What does an attack find for what it costs? Robust accuracy against gradients per image; runs what is missing.
 
-    python -m bench.attack_efficiency --only digits          an estimated two hours of one core; continues
-    python -m bench.attack_efficiency --only cifar10 --data-path cifar-10-python.tar.gz    as long
+    python -m bench.attack_efficiency --only digits          two hours of one core and more; continues
+    python -m bench.attack_efficiency --only cifar10 --data-path cifar-10-python.tar.gz    four to six hours
     (with --runs holding a link "digits" to the runs of bench.robustness_digits, what both need is run once)
     python -m bench.attack_efficiency --table-only           only write attack_efficiency.md and the pictures
 
 Start the command several times to use several cores (OMP_NUM_THREADS=1): each takes points that no other is busy with.
-Every point is a run of `fp.evaluate` in its own file under --runs, the comparison of relatives a file per defence.
+Every point is a run of `fp.evaluate` in its own file under --runs, the comparison of relatives a file per defence. What
+came out is kept in attack_efficiency.json, and is not run again, also where the run files are gone; --anew forgets it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,17 @@ from typing import Any
 import fastpure as fp
 from fastpure.attacks.base import Attack
 from fastpure.data import Dataset
-from fastpure.evaluate import Protocol, Run
+from fastpure.evaluate import Protocol
 from fastpure.files import replace_file
-from fastpure.report.charts import Chart, Series, picture, warned
-from fastpure.report.data import open_entries
+from fastpure.report.charts import Chart, Series, picture
 
 from . import cifar10_defences, robustness_cifar10, robustness_digits
+from .points import HEADER, Known, Point, load, paired, save, warned
 from .published import PublishedRand
 from .relatives import Sizes, measure
-from .robustness import Makers, Row, Study, finished, gradients, lines, points, run_rows
+from .robustness import Makers, Row, Study, finished, run_rows
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS, KEPT = Path(__file__).parent / "results", "attack_efficiency.json"
 
 Settings = tuple[int, ...]
 """Of a point: iterations and draws per gradient, or a budget."""
@@ -189,6 +189,7 @@ CIFAR10 = Bench(
 
 SMALL = replace(
     DIGITS,
+    name="trial",
     title="digits, a trial",
     defences=_some(robustness_digits.DEFENCES, "DiffPure", robustness_digits.COUP),
     budgets={
@@ -207,13 +208,13 @@ SMALL = replace(
 )
 
 
-def run(bench: Bench, folder: Path) -> None:
+def run(bench: Bench, folder: Path, known: Known) -> None:
     """Every point that is missing, then the comparisons of relatives that are."""
     study = bench.study()
-    run_rows(study, bench.rows(), folder)
+    run_rows(study, (row for row in bench.rows() if row.file not in known.points), folder)
     for name in bench.defences:
         place = compared(folder, name)
-        if not place.exists():
+        if name not in known.relatives and not place.exists():
             data = study.data(Row(name, "none", bench.protocol, bench.sizes.images))
             found = measure(study.defences[name](), data, bench.eps, bench.sizes)
             replace_file(place, json.dumps(found, indent=1).encode())
@@ -225,14 +226,37 @@ def compared(folder: Path, defence: str) -> Path:
     return folder / f"{'-'.join(defence.replace('.', ' ').split())}-relatives.json"
 
 
-def section(bench: Bench, folder: Path) -> str:
+def gather(bench: Bench, folder: Path, known: Known) -> None:
+    """Add what has been finished in ``folder``."""
+    for row, found in finished(bench.rows(), folder).items():
+        known.points[row.file] = Point.of(row.defence, row.attack, found)
+    for one in points(bench, known):
+        reference = reached(bench, known, one.defence, bench.reference)
+        if one.attack.startswith("Adaptive ") and reference is not None:
+            known.pair(reference, one)
+    for name in bench.defences:
+        if compared(folder, name).exists():
+            known.relatives[name] = json.loads(compared(folder, name).read_text(encoding="utf-8"))
+
+
+def points(bench: Bench, known: Known) -> list[Point]:
+    """The bench's points that are known, a defence after the other."""
+    found = [known.points[row.file] for row in bench.rows() if row.file in known.points]
+    return sorted(found, key=lambda point: list(bench.defences).index(point.defence))
+
+
+def reached(bench: Bench, known: Known, defence: str, attack: str) -> Point | None:
+    """What is known of an attack on a defence."""
+    return next((one for one in points(bench, known) if (one.defence, one.attack) == (defence, attack)), None)
+
+
+def section(bench: Bench, known: Known) -> str:
     """What is known of a data set; a sentence where nothing is."""
-    found = finished(bench.rows(), folder)
+    found = points(bench, known)
     missing = len(bench.rows()) - len(found)
     more = f"\n{missing} points are not finished yet; the command above adds them.\n" if missing else ""
     if not found:
         return f"## {bench.title}\n{more}"
-    ordered = dict(sorted(found.items(), key=lambda item: list(bench.defences).index(item[0].defence)))
     return f"""## {bench.title}
 
 {bench.n} images, Linf {bench.eps:.4g}; accuracy is the mean over {bench.protocol.draws} fresh draws, with 95 % Wilson
@@ -244,7 +268,7 @@ intervals over images.
 
 Paired on the same images; negative: Adaptive leaves less.
 
-{chr(10).join(beside(found, bench.reference))}
+{chr(10).join(beside(bench, known))}
 
 ### Relatives of the defence
 
@@ -255,37 +279,37 @@ many, since draws can leave no positive squared length. Signal
 to noise: squared length of the mean gradient by the variance of the gradient of one draw, summed over pixels, the
 median over images. Cost: of a gradient, in gradients of the defence.
 
-{chr(10).join(kin(bench, folder))}
+{chr(10).join(kin(bench, known))}
 
 ### All points
 
-{chr(10).join(lines(ordered))}
+{chr(10).join((*HEADER, *(point.line for point in found)))}
 """
 
 
-def beside(found: Mapping[Row, Run], reference: str) -> Iterator[str]:
+def beside(bench: Bench, known: Known) -> Iterator[str]:
     """What Adaptive leaves at each budget, minus what the reference leaves."""
-    yield f"| defence | attack | gradients per image | robust % | {reference} % | difference, points | p |"
+    yield f"| defence | attack | gradients per image | robust % | {bench.reference} % | difference, points | p |"
     yield "|---|---|---|---|---|---|---|"
-    for name in dict.fromkeys(row.defence for row in found):
-        runs = {row.attack: run for row, run in found.items() if row.defence == name}
-        for attack in sorted(
-            (a for a in runs if a.startswith("Adaptive ")), key=lambda a: int(a.split()[-1])
-        ):
-            if reference in runs:
-                result = fp.compare(runs[reference], runs[attack])
-                robust = [fp.Report.of(runs[one]).robust for one in (attack, reference)]
-                cells = (name, attack, f"{gradients(runs[attack]):.0f}", *robust, points(result))
-                yield f"| {' | '.join(map(str, cells))} | {result.p_value:.2g} |".replace(" %", "")
+    smallest_first = sorted(at[0] for at in bench.budgets["Adaptive"])
+    for name in bench.defences:
+        reference = reached(bench, known, name, bench.reference)
+        for attack in (called("Adaptive", (budget,)) for budget in smallest_first):
+            one, key = reached(bench, known, name, attack), paired(name, attack, bench.reference)
+            if reference is not None and one is not None and key in known.pairs:
+                difference, low, high, p = known.pairs[key]
+                apart = f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+                cells = (name, attack, f"{one.gradients or 0:.0f}", one.robust, reference.robust, apart)
+                yield f"| {' | '.join(map(str, cells))} | {p:.2g} |".replace(" %", "")
 
 
-def kin(bench: Bench, folder: Path) -> Iterator[str]:
+def kin(bench: Bench, known: Known) -> Iterator[str]:
     """The table of relatives."""
     yield "| defence | relative | cost | cosine | signal to noise | cosine, attacked | signal to noise, attacked |"
     yield "|---|---|---|---|---|---|---|"
     for name in bench.defences:
-        if compared(folder, name).exists():
-            own, *others = json.loads(compared(folder, name).read_text(encoding="utf-8"))
+        if name in known.relatives:
+            own, *others = known.relatives[name]
             for one in (own, *others):
                 cells = [f"{one['cost']:.3g}"]
                 for where in ("", " attacked"):
@@ -294,64 +318,59 @@ def kin(bench: Bench, folder: Path) -> Iterator[str]:
                 yield f"| {name} | {one['relative']} | {' | '.join(cells)} |"
 
 
-def charts(bench: Bench, folder: Path) -> list[Chart]:
-    """A chart per defence, a line per family, from the finished runs that say what they spent."""
+def charts(bench: Bench, known: Known) -> list[Chart]:
+    """A chart per defence, a line per family, from the points that say what they spent."""
     drawn = []
-    found = finished(bench.rows(), folder)
     for name in bench.defences:
-        runs = {row.attack: run for row, run in found.items() if row.defence == name}
-        lines_ = [
+        found = {point.attack: point for point in points(bench, known) if point.defence == name}
+        lines = [
             series
             for style, family in enumerate(FAMILIES)
-            if (series := _line(family.name, style, bench, runs)) is not None
+            if (series := _line(family.name, style, bench, found)) is not None
         ]
-        if lines_:
-            drawn.append(_chart(bench, name, lines_, list(runs.values())))
+        if lines:
+            drawn.append(_chart(bench, name, lines, list(found.values())))
     return drawn
 
 
-def _line(name: str, style: int, bench: Bench, runs: Mapping[str, Run]) -> Series | None:
+def _line(name: str, style: int, bench: Bench, found: Mapping[str, Point]) -> Series | None:
     spots = []
     for settings in bench.budgets.get(name, ()):
-        run = runs.get(called(name, settings))
-        spent = None if run is None else gradients(run)
-        if run is not None and spent:
-            robust = fp.Report.of(run).robust
-            assert robust is not None
-            spots.append((spent, robust.estimate, robust.low, robust.high))
+        point = found.get(called(name, settings))
+        if point is not None and point.gradients and point.robust is not None:
+            robust = point.robust
+            spots.append((point.gradients, robust.estimate, robust.low, robust.high))
     if not spots:
         return None
     x, y, low, high = zip(*sorted(spots), strict=True)
     return Series(name, x, y, low, high, style)
 
 
-def _chart(bench: Bench, name: str, series: list[Series], runs: list[Run]) -> Chart:
-    with ExitStack() as stack:
-        entries = open_entries(runs, stack)
-        clean = entries[0].summary.clean.estimate
-        return Chart(
-            f"attack-efficiency-{bench.name}-{name}",
-            f"{name}, {bench.title}",
-            f"{100 * clean:.1f} % are right without attack. Each point is an attack of its own; 95 % Wilson intervals "
-            "over images.",
-            tuple(entries),
-            tuple(series),
-            x_label="gradients spent per image (a forward pass is a half)",
-            y_label="robust accuracy, %",
-            percent=True,
-            logarithmic=True,
-            warnings=warned(entries),
-        )
+def _chart(bench: Bench, name: str, series: list[Series], found: list[Point]) -> Chart:
+    return Chart(
+        f"attack-efficiency-{bench.name}-{name}",
+        f"{name}, {bench.title}",
+        f"{100 * found[0].clean.estimate:.1f} % are right without attack. Each point is an attack of its own on "
+        f"{bench.n} images, Linf {bench.eps:.4g}, decided on {bench.protocol}; 95 % Wilson intervals over images.",
+        (),
+        tuple(series),
+        x_label="gradients spent per image (a forward pass is a half)",
+        y_label="robust accuracy, %",
+        percent=True,
+        logarithmic=True,
+        warnings=warned(found),
+    )
 
 
-def write(benches: Sequence[Bench], runs: Path, out: Path) -> Path:
-    """attack_efficiency.md and the pictures in ``out``."""
+def write(benches: Sequence[Bench], known: dict[str, Known], out: Path) -> Path:
+    """attack_efficiency.json, attack_efficiency.md and the pictures in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
+    save(known, out / KEPT)
     sections = []
     for bench in benches:
-        folder = runs / bench.name
-        sections.append(section(bench, folder))
-        if drawn := charts(bench, folder):
+        one = known.get(bench.name, Known())
+        sections.append(section(bench, one))
+        if drawn := charts(bench, one):
             for kind in ("svg", "png"):
                 replace_file(out / f"attack_efficiency-{bench.name}.{kind}", picture(drawn, kind))
     text = f"""# What attacks find for what they cost
@@ -363,6 +382,7 @@ and member), Adaptive by its budget. Attacks leave alone what they take for brok
 might; an Adaptive that spent clearly less than its budget has stopped by itself. "AutoAttack rand" is ours, which gives
 an image up when no choosing draw is right; pyautoattack's gives it up on one wrong draw, so that on fresh draws it
 leaves more than it believes, and it counts gradients for all images together. Hours: shared cores, not comparable.
+[{KEPT}]({KEPT}) has what came out for each image of the points measured since it exists.
 
 {chr(10).join(sections)}"""
     return replace_file(out / "attack_efficiency.md", text.encode())
@@ -371,26 +391,32 @@ leaves more than it believes, and it counts gradients for all images together. H
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/efficiency"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="bench/results; for a trial the folder of its runs")
     parser.add_argument("--only", choices=("digits", "cifar10"))
     parser.add_argument(
         "--data-path", type=Path, help="CIFAR-10: official archive, its folder, or JPEG packs"
     )
     parser.add_argument("--table-only", action="store_true")
+    parser.add_argument("--anew", action="store_true", help="run what was measured before, too")
     parser.add_argument("--small", action="store_true", help="a trial on four digits, which shows nothing")
     options = parser.parse_args(words)
     benches = [SMALL] if options.small else [DIGITS, CIFAR10]
     chosen = [bench for bench in benches if options.only in (None, bench.name)]
-    if not options.table_only:
-        for bench in chosen:
-            folder = options.runs / bench.name
+    out = options.out or (options.runs if options.small else RESULTS)
+    known = load(out / KEPT)
+    if options.anew:
+        known = {name: one for name, one in known.items() if name not in {bench.name for bench in chosen}}
+    for bench in chosen:
+        folder, one = options.runs / bench.name, known.setdefault(bench.name, Known())
+        if not options.table_only:
             folder.mkdir(parents=True, exist_ok=True)
             if bench is CIFAR10:
                 if options.data_path is None:
                     parser.error("--data-path is needed, unless --table-only or --only digits")
                 bench = replace(bench, data=robustness_cifar10.images(options.data_path))
-            run(bench, folder)
-    print(f"wrote {write(benches, options.runs, options.out)}")
+            run(bench, folder, one)
+        gather(bench, folder, one)
+    print(f"wrote {write(benches, known, out)}")
 
 
 if __name__ == "__main__":

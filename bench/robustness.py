@@ -20,7 +20,8 @@ from fastpure.errors import RunLocked
 from fastpure.evaluate import Protocol, Run, across, worst_of
 from fastpure.evaluate.statistics import Comparison, compare_values
 from fastpure.evaluate.summary import accuracy
-from fastpure.report.rebuild import network_calls
+
+from .points import HEADER, Point
 
 WORST = "worst of all, chosen image by image on other draws"
 Makers = Mapping[str, Callable[[], nn.Module]]
@@ -109,35 +110,9 @@ def finished(rows: Iterable[Row], folder: Path) -> dict[Row, Run]:
 
 def lines(found: Mapping[Row, Run]) -> Iterator[str]:
     """The table, one line per finished run."""
-    yield (
-        "| defence | attack | decided on | images | clean % | robust % | on fresh noise % | "
-        "gradients per image | network calls | hours | warnings |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    yield from HEADER
     for row, run in found.items():
-        report = fp.Report.of(run)
-        numbers = [
-            str(value).replace(" %", "") if value else ""
-            for value in (report.clean, report.robust, report.transfer)
-        ]
-        judged = sum(run.predicted(which).size for which in ("clean", "adversarial", "transfer"))
-        spent = gradients(run)
-        total = None if spent is None else spent * len(run.positions)
-        calls = network_calls(run.identity, run.protocol, judged, len(run.positions), total)
-        warnings = "; ".join(finding.name for finding in report.warnings)
-        yield (
-            f"| {row.defence} | {row.attack} | {row.protocol} | {row.n} | "
-            + " | ".join(numbers)
-            + f" | {'' if spent is None else f'{spent:.0f}'}"
-            f" | {'' if calls is None else f'{calls / 1e3:,.0f}k'}"
-            f" | {sum(report.seconds.values()) / 3600:.2f} | {warnings} |"
-        )
-
-
-def gradients(run: Run) -> float | None:
-    """Gradients of the defence that the attack spent per image, on average; None where it does not say."""
-    spent = run.spent
-    return float(spent.mean()) if len(spent) and bool(np.isfinite(spent).all()) else None
+        yield Point.of(row.defence, row.attack, run).line
 
 
 def comparisons(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -12,9 +13,10 @@ import torch
 
 import fastpure as fp
 from bench import attack_efficiency as efficiency
+from bench.points import Known, gradients, load, paired
 from bench.published import PublishedRand
 from bench.relatives import Means, Sizes, cosine
-from bench.robustness import finished, gradients
+from bench.robustness import finished
 from fastpure.data import Dataset
 from fastpure.report.charts import picture
 from tests.attacks.toys import Pixels, images, mixture_defense
@@ -68,7 +70,7 @@ def test_points_are_run_once_and_said_as_they_are(tmp_path, monkeypatch):
     assert "14 points are not finished yet" in write(tmp_path, monkeypatch, "--table-only")
     text = write(tmp_path, monkeypatch)
     assert "not finished" not in text
-    found = finished(bench().rows(), tmp_path / "runs" / "digits")
+    found = finished(bench().rows(), tmp_path / "runs" / "trial")
     assert len(found) == 14
     for row, run in found.items():
         assert gradients(run) > 0, row
@@ -78,14 +80,28 @@ def test_points_are_run_once_and_said_as_they_are(tmp_path, monkeypatch):
     pairs = [line for line in text.splitlines() if line.startswith("| c | Adaptive") and "points" not in line]
     assert [line.split(" | ")[1] for line in pairs[:2]] == ["Adaptive 20", "Adaptive 40"]
     for name in ("a & b", "c"):
-        own, *others = json.loads(efficiency.compared(tmp_path / "runs" / "digits", name).read_text())
+        own, *others = json.loads(efficiency.compared(tmp_path / "runs" / "trial", name).read_text())
         assert (own["relative"], own["cosine"], own["cosine attacked"]) == ("itself", 1.0, 1.0)
         assert others
         assert all(0 < one["cost"] < 1 for one in others)
     seconds = [run.seconds() for run in found.values()]
     assert write(tmp_path, monkeypatch) == text
-    again = finished(bench().rows(), tmp_path / "runs" / "digits")
+    again = finished(bench().rows(), tmp_path / "runs" / "trial")
     assert [run.seconds() for run in again.values()] == seconds, "nothing was attacked twice"
+
+    known = load(tmp_path / "out" / efficiency.KEPT)["trial"]
+    runs = {row.attack: run for row, run in found.items() if row.defence == "c"}
+    pair = fp.compare(runs["APGD-CE 40 x 8"], runs["Adaptive 20"])
+    assert known.pairs[paired("c", "Adaptive 20", "APGD-CE 40 x 8")] == (
+        pair.difference,
+        pair.low,
+        pair.high,
+        pair.p_value,
+    )
+    shutil.rmtree(tmp_path / "runs")
+    assert write(tmp_path, monkeypatch) == text, "what is known outlives the run files"
+    assert not list((tmp_path / "runs").rglob("*.sqlite")), "and is not run again"
+    assert "14 points are not finished yet" in write(tmp_path, monkeypatch, "--anew", "--table-only")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -94,10 +110,11 @@ def test_the_picture_has_every_point_where_it_was_measured(tmp_path):
 
     few = {"Adaptive": [(20,)], "PGD": [(3, 2), (2, 1)]}
     one = bench(budgets=few, sizes=Sizes(2, 2, 64))
-    folder = tmp_path / "digits"
+    folder, known = tmp_path / "trial", Known()
     folder.mkdir()
-    efficiency.run(one, folder)
-    first, _ = efficiency.charts(one, folder)
+    efficiency.run(one, folder, known)
+    efficiency.gather(one, folder, known)
+    first, _ = efficiency.charts(one, known)
     by_name = {series.name: series for series in first.series}
     assert by_name["PGD"].x == (2.0, 6.0)
     assert first.logarithmic
@@ -108,11 +125,11 @@ def test_the_picture_has_every_point_where_it_was_measured(tmp_path):
         (interval.estimate, interval.low) for interval in robust
     )
     assert "few images" in first.conditions, "warnings go with numbers"
-    root = ElementTree.fromstring(picture(efficiency.charts(one, folder)))
+    root = ElementTree.fromstring(picture(efficiency.charts(one, known)))
     assert root.find(f"{SVG}title").text == "a & b, digits, a trial; c, digits, a trial"
     lines = [group.find(f"{SVG}title") for group in root.iter(f"{SVG}g")]
     assert [line.text for line in lines if line is not None] == 2 * ["Adaptive", "PGD"]
-    image = Image.open(io.BytesIO(picture(efficiency.charts(one, folder), "png")))
+    image = Image.open(io.BytesIO(picture(efficiency.charts(one, known), "png")))
     units = [float(root.attrib[name].removesuffix("pt")) for name in ("width", "height")]
     assert image.size == tuple(round(2 * unit) for unit in units), "144 pixels an inch"
 
