@@ -18,6 +18,7 @@ LAYERS = [
     {
         "errors",
         "files",
+        "heap",
         "intervals",
         "locks",
         "neighbours",

@@ -119,7 +119,7 @@ def environment() -> dict[str, Any]:
 
     import fastpure
 
-    from .. import neighbours, openmp, threads
+    from .. import heap, neighbours, openmp, threads
 
     cuda = torch.cuda.is_available()
     return {
@@ -131,6 +131,7 @@ def environment() -> dict[str, Any]:
         "threads": threads.available(),
         "because": ", ".join(f"{name} = {number}" for name, number in threads.limits().items()),
         "waiting": f"{openmp.policy()}; {neighbours.effect()}",
+        "freed memory": heap.policy(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if cuda else "none: " + _why_no_gpu(),
     }

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import FastpureError
+from ..heap import keep_freed
 from ..openmp import choose_policy
 from ..version import __version__
 from . import (
@@ -87,6 +88,7 @@ def main() -> None:
     # Runtimes read how threads wait when they are loaded, and torch loads one: no command may import it up here.
     if "torch" not in sys.modules:
         choose_policy()
+    keep_freed()
     words, debug = _without_debug(sys.argv[1:])
     try:
         app(words)

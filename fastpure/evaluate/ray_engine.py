@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from ..errors import EngineUnavailable, MissingExtra
+from ..heap import keep_freed
 from ..threads import available, share_of_hosts, told
 from .numerics import numerics, set_numerics
 from .work import Block, Worker
@@ -25,6 +27,7 @@ class Remote:
     def __init__(self, worker: Worker, threads: int, arithmetic: Mapping[str, Any]) -> None:
         set_numerics(arithmetic)
         torch.set_num_threads(min(threads, available()))
+        keep_freed(max((os.cpu_count() or 1) // threads, 1))
         self.worker = worker
 
     def run(self, positions: list[int]) -> list[Block]:
