@@ -1,6 +1,7 @@
 """Kills and full disks at every I/O call of the commands that write, and what the same command then makes of it.
 
-`fault_counts()` does it for all of them, ``python -m tests.faults`` prints the counts as a table.
+`fault_counts()` does it for all of them, ``python -m tests.faults`` prints the counts as a table, for every call. The
+tests try every third one (`stride`), which third the day decides: FASTPURE_FAULTS=every makes them try all.
 
 Each trial is a forked process in a folder of its own. A *kill* ends it before its n-th call (a write is cut in half),
 as SIGKILL would: nothing is flushed, rolled back or released. A *full disk* refuses every call that needs space from
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import datetime
 import errno
 import gc
 import io
@@ -37,6 +39,7 @@ from fastpure.evaluate.work import Worker
 COUNTS = ("kills", "full disks", "differences", "damaged", "refused", "tracebacks")
 COMPLETED, SURVIVED, OURS, THEIRS, KILLED = 0, 3, 4, 5, 137
 MOST_CALLS = 2000
+THIRD = 3
 
 GROWING_SQL = (
     "INSERT",
@@ -190,8 +193,24 @@ def attempt(job: Job, folder: Path, kind: str = "full", at: int = sys.maxsize) -
     return code, said.read_text() if code in (OURS, THEIRS) else ""
 
 
-def every_fault(job: Job, place: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, int]:
-    """Both kinds of fault at every I/O call of ``job``; how many there were, and what they spoilt."""
+def stride() -> tuple[int, int]:
+    """(of how many calls one is tried, which): all for who asks for it, otherwise another third every day."""
+    if os.environ.get("FASTPURE_FAULTS") == "every":
+        return 1, 0
+    return THIRD, datetime.date.today().toordinal() % THIRD
+
+
+def every_fault(
+    job: Job,
+    place: Path,
+    say: Callable[[str], None] = lambda text: None,
+    tried: tuple[int, int] = (1, 0),
+) -> dict[str, int]:
+    """Both kinds of fault at every I/O call of ``job``; how many there were, and what they spoilt.
+
+    ``tried`` (n, k): only at every n-th call, from the (k + 1)-th on.
+    """
+    step, first = tried
     counts = dict.fromkeys(COUNTS, 0)
     gc.collect()
     gc.freeze()  # forks then share their memory
@@ -200,7 +219,7 @@ def every_fault(job: Job, place: Path, say: Callable[[str], None] = lambda text:
     assert code == COMPLETED, text
     whole, names = job.content(place / "whole"), _names(place / "whole")
     for kind, counted in (("kill", "kills"), ("full", "full disks")):
-        for at in range(1, MOST_CALLS):
+        for at in range(1 + first, MOST_CALLS, step):
             folder = place / f"{kind}-{at}"
             folder.mkdir()
             code, text = attempt(job, folder, kind, at)
@@ -492,7 +511,9 @@ def memory_folder() -> Iterator[Path]:
 
 
 def fault_counts(
-    names: tuple[str, ...] = tuple(JOBS), say: Callable[[str], None] = lambda text: None
+    names: tuple[str, ...] = tuple(JOBS),
+    say: Callable[[str], None] = lambda text: None,
+    tried: tuple[int, int] = (1, 0),
 ) -> dict[str, dict[str, int]]:
     """By command: {"kills": n, "full disks": n, "differences": 0, "damaged": 0, "refused": 0, "tracebacks": 0}.
 
@@ -507,7 +528,7 @@ def fault_counts(
                 os.close(reader)
                 with memory_folder() as folder:
                     (folder / "inputs").mkdir()
-                    found = every_fault(JOBS[name](folder / "inputs"), folder / "trials", say)
+                    found = every_fault(JOBS[name](folder / "inputs"), folder / "trials", say, tried)
                 os.write(writer, json.dumps(found).encode())
             except BaseException:
                 traceback.print_exc()
