@@ -83,8 +83,7 @@ def sorter(target: Target) -> Relative:
 
 def _begin(target: Target) -> float:
     """The diffusion time at which the reverse process begins; 0 where nothing purifies."""
-    rows = target.method.steps.rows if target.purifies else ()
-    return max((row.t for row in rows if row.calls_network), default=0.0)
+    return target.method.steps.last_time if target.purifies else 0.0
 
 
 def itself(target: Target) -> Relative:
@@ -95,6 +94,14 @@ def itself(target: Target) -> Relative:
 def _straight(target: Target, t: float, steps: int) -> Relative | None:
     if not target.purifies or t <= T_EPS or steps > target.method.steps.n_network_calls:
         return None
+    report = target.defense.purifier.denoiser.checkpoint
+    if (
+        t > _begin(target)
+        and report is not None
+        and report.t_max is not None
+        and t > report.t_max * (1.0 + 1e-6)
+    ):
+        return None  # nobody knows what the network says where it was not trained
     method = coup_unguided(t, t / steps, clip_output=target.method.clip_output, solver="exponential")
     return _made(target, method, f"{steps} step{'s' if steps > 1 else ''} from t = {t:.3g}")
 

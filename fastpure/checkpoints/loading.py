@@ -177,5 +177,6 @@ def _loaded(source: Source, name: str, plan: Plan) -> Denoiser:
         learned_sigma=denoiser.learned_sigma,
         bytes=status.st_size,
         modified_ns=status.st_mtime_ns,
+        t_max=plan.t_max,
     )
     return denoiser

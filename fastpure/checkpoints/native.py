@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,34 @@ def plan_native(source: Source, config: Any = None) -> Plan:
             **flow,
             learned_sigma=one_of("learned_sigma", said["learned_sigma"], (False, True)),
             notes=tuple(f"{name}: {metadata[name]}" for name in sorted(set(metadata) - set(_RESERVED))),
+            t_max=None if said["schedule"] in ("flow", "flowpure") else _trained_to(metadata),
         )
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: damaged description in the metadata: {error!r}") from error
+
+
+def _trained_to(metadata: Mapping[str, str]) -> float | None:
+    """Latest diffusion time in what training noted, None where it noted none."""
+    # Notes are free text; these are `fastpure.train`'s, its first files' outside the loss.
+    noted = [_number(metadata.get("t_max"))]
+    try:
+        loss = json.loads(metadata.get("loss", "null"))
+    except ValueError:
+        loss = None
+    if isinstance(loss, dict):
+        levels = loss.get("levels")
+        noted += [_number(loss.get(name)) for name in ("t_max", "t_end_max")]
+        noted += [_number(levels.get("t_max"))] if isinstance(levels, dict) else []
+    return next((time for time in noted if time is not None and 0 < time <= 1), None)
+
+
+def _number(noted: object) -> float | None:
+    try:
+        return float(noted) if isinstance(noted, str | int | float) else None
+    except ValueError:
+        return None
 
 
 def require_complete(fields: dict[str, Any], source: str) -> dict[str, Any]:

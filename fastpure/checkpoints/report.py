@@ -39,6 +39,7 @@ class Plan:
     dropped: tuple[str, ...] = ()
     ema: str = "as in the file"
     notes: tuple[str, ...] = ()
+    t_max: float | None = None
     network: nn.Module | None = None
 
 
@@ -57,6 +58,7 @@ class CheckpointReport(Shown):
         notes: what was assumed because the file does not say it.
         prediction, time_input, schedule, image_shape, learned_sigma: as for `Denoiser`.
         bytes: size of the file.
+        t_max: latest diffusion time that the network was trained at; None where the file does not say.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class CheckpointReport(Shown):
     learned_sigma: bool
     bytes: int
     modified_ns: int = field(repr=False)
+    t_max: float | None = None
 
     @cached_property
     def sha256(self) -> str:

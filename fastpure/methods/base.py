@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -259,6 +260,17 @@ class Method(Shown):
         if found != self.schedule and (not adapts or {found, self.schedule} & set(_OWN)):
             expected = f"{_TRAINED.get(self.schedule, _ON).format(self.schedule)} for {self.name}"
             raise ValueError(mistake("denoiser", expected, f"one {_TRAINED.get(found, _ON).format(found)}"))
+
+    def warn_untrained(self, denoiser: Denoiser) -> None:
+        """Warn (UserWarning) where a row asks the ``denoiser`` at a later time than it is known to be trained at."""
+        known = None if denoiser.checkpoint is None else denoiser.checkpoint.t_max
+        asked = self.steps.last_time
+        if known is not None and asked > known * (1.0 + 1e-6):
+            said = f"the denoiser was trained at times up to t = {known:g}, and {self.name} asks it at t = {asked:.3g}"
+            remedy = (
+                "What it answers there is a guess. Use a smaller t, or a denoiser that was trained further"
+            )
+            warnings.warn(f"{said}. {remedy}", stacklevel=4)
 
     def _shown(self) -> Card:
         network = [] if self.network is None else [("network", type(self.network).__name__)]

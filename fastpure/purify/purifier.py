@@ -110,6 +110,7 @@ class Purifier(ShownModule, Asked):
             remedy = "Use for example fp.methods.diffpure(t=0.1)"
             raise TypeError(mistake("method", "a Method", type(method).__name__, remedy))
         method.check_denoiser(denoiser)
+        method.warn_untrained(denoiser)
         self.precision = precision
         self.gradient_precision = gradient_precision or precision
         self.method = method

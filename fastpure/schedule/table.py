@@ -158,6 +158,11 @@ class StepTable(Shown):
         return denoised if any(denoised) else tuple(row.calls_guidance for row in self.rows)
 
     @property
+    def last_time(self) -> float:
+        """Latest diffusion time at which the denoiser is asked; 0 where it never is."""
+        return max((row.t for row in self.rows if row.calls_network), default=0.0)
+
+    @property
     def n_forward_rows(self) -> int:
         """How many rows diffuse instead of denoise."""
         return sum(row.forward for row in self.rows)

@@ -267,6 +267,19 @@ def test_every_method_has_relatives_that_answer(name):
     assert Adaptive(eps=0.1, budget=60)(defense, x, torch.tensor([0, 1])).spent.mean() <= 60
 
 
+def test_relatives_do_not_ask_a_network_where_it_was_never_trained():
+    denoiser = fp.load_denoiser("digits")
+    assert denoiser.checkpoint.t_max == 0.3
+
+    def starts(t: float) -> list[float]:
+        purifier = fp.Purifier(denoiser, fp.methods.coup_unguided(t=t, dt=t / 4))
+        target = look_through(fp.Defense(purifier, fp.load_classifier("digits")))
+        return sorted(one.target.method.steps.last_time for one in relatives(target))
+
+    assert starts(0.21) == pytest.approx([0.105, 0.21, 0.28])
+    assert starts(0.24) == pytest.approx([0.12, 0.24])
+
+
 # Strength
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+
 import pytest
 import torch
 
 import fastpure as fp
+from fastpure.checkpoints import save_denoiser
 from fastpure.errors import NonFiniteError
 from fastpure.kernels import Domain
 from fastpure.nets import Denoiser
@@ -243,3 +247,32 @@ def test_classifier_put_into_training_mode_later_is_noticed(purifier, classifier
         purifier(images(1))
     with pytest.raises(ValueError, match="evaluation mode"):
         defense(images(1))
+
+
+@pytest.mark.parametrize(
+    ("notes", "t_max"),
+    [
+        ({}, None),
+        ({"t_max": "0.3"}, 0.3),
+        ({"loss": json.dumps({"kind": "denoiser", "t_min": 0.001, "t_max": 0.25})}, 0.25),
+        ({"loss": json.dumps({"kind": "addt", "levels": {"kind": "vp", "t_max": 0.2}})}, 0.2),
+        ({"loss": json.dumps({"kind": "adbm", "t_end_min": 0.1, "t_end_max": 0.2})}, 0.2),
+        ({"loss": "a hinge", "t_max": "as far as it went"}, None),
+        ({"loss": "[1]", "t_max": "-3"}, None),
+        ({"loss": json.dumps({"kind": "denoiser", "levels": "many", "t_max": None})}, None),
+    ],
+    ids=str,
+)
+def test_a_denoiser_that_is_asked_beyond_its_training_is_not_asked_in_silence(tmp_path, notes, t_max):
+    denoiser = fp.Denoiser.from_config("ddpmpp-digits")
+    loaded = fp.load_denoiser(save_denoiser(denoiser, tmp_path / "d.safetensors", notes=notes))
+    assert loaded.checkpoint.t_max == t_max
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.Purifier(denoiser, fp.methods.diffpure(t=0.9, dt=0.3))
+        fp.Purifier(loaded, fp.methods.diffpure(t=t_max or 0.9, dt=0.1))
+    if t_max is not None:
+        expected = f"up to t = {t_max:g}, and diffpure asks it at t = 0.4.*Use a smaller t"
+        with pytest.warns(UserWarning, match=expected) as caught:
+            fp.Purifier(loaded, fp.methods.diffpure(t=0.4, dt=0.1))
+        assert caught[0].filename == __file__, "the caller's line"
