@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import mistake, whole
-from .config import MOST_BLOCKS, WIDEST, ClassifierConfig, check_images, check_normalisation
+from .config import ClassifierConfig, as_tuples, check_own_normalisation, check_wide
+from .normalised import OwnNormalisation
 
 
 @final
@@ -43,20 +42,9 @@ class BiasedWideResNetConfig(ClassifierConfig):
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("image_shape", "mean", "std"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_images(self.image_shape, self.classes)
-        whole("depth", self.depth, 10, 6 * MOST_BLOCKS + 4)
-        whole("widen", self.widen, 1, WIDEST // 64)
-        if (self.depth - 4) % 6:
-            raise ValueError(mistake("depth", "6 n + 4", self.depth))
-        if any(size % 4 for size in self.image_shape[1:]):
-            raise ValueError(mistake("image_shape", "of height and width divisible by 4", self.image_shape))
-        if (self.mean is None) != (self.std is None):
-            raise ValueError(mistake("mean and std", "given both or neither", (self.mean, self.std)))
-        if self.mean is not None and self.std is not None:
-            check_normalisation(self.mean, self.std, self.image_shape[0])
+        as_tuples(self, "image_shape", "mean", "std")
+        check_wide(self)
+        check_own_normalisation(self)
 
 
 class _Block(nn.Module):
@@ -81,21 +69,15 @@ def _stage(before: int, after: int, stride: int, blocks: int) -> nn.Sequential:
 
 
 @final
-class BiasedWideResNet(nn.Module):
+class BiasedWideResNet(OwnNormalisation):
     """The network; ReLU only, so its logits are piece-wise linear in the image in evaluation mode.
 
-    ``forward``: images float32 ``[B, C, H, W]`` in [0, 1] -> logits ``[B, classes]``.
+    Called as `OwnNormalisation` says.
     """
 
-    mean: Tensor | None
-    std: Tensor | None
-
     def __init__(self, config: BiasedWideResNetConfig) -> None:
-        super().__init__()
+        super().__init__(config.mean, config.std)
         self.config = config
-        for name, values in (("mean", config.mean), ("std", config.std)):
-            column = None if values is None else torch.tensor(values, device="cpu").view(1, -1, 1, 1)
-            self.register_buffer(name, column, persistent=False)
         blocks = (config.depth - 4) // 6
         widths = (16, *(16 * 2**stage * config.widen for stage in range(3)))
         self.conv1 = nn.Conv2d(config.image_shape[0], 16, 3, padding=1)
@@ -105,9 +87,8 @@ class BiasedWideResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.linear = nn.Linear(widths[3], config.classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.mean is not None and self.std is not None:
-            x = (x - self.mean) / self.std
+    def logits(self, x: Tensor) -> Tensor:
+        """See `OwnNormalisation`."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         return self.linear(F.relu(self.bn1(x)).mean(dim=(2, 3)))
 

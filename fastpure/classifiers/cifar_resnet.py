@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import mistake, one_of, whole
-from .config import MOST_BLOCKS, WIDEST, ClassifierConfig, check_images, check_normalisation
+from .config import MOST_BLOCKS, WIDEST, ClassifierConfig, as_tuples, check_images, check_own_normalisation
+from .normalised import OwnNormalisation
 
 _SHORTCUTS = ("input", "activated")
 
@@ -50,9 +50,7 @@ class CifarResNetConfig(ClassifierConfig):
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("blocks", "image_shape", "mean", "std"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        as_tuples(self, "blocks", "image_shape", "mean", "std")
         one_of("block", self.block, _BLOCKS)
         one_of("shortcut", self.shortcut, _SHORTCUTS)
         check_images(self.image_shape, self.classes)
@@ -66,10 +64,7 @@ class CifarResNetConfig(ClassifierConfig):
         if self.block != "preact" and (self.final_norm or self.shortcut != "input"):
             found = f"{self.shortcut!r} and {self.final_norm}"
             raise ValueError(mistake("shortcut and final_norm", "left alone but for preact blocks", found))
-        if (self.mean is None) != (self.std is None):
-            raise ValueError(mistake("mean and std", "given both or neither", (self.mean, self.std)))
-        if self.mean is not None and self.std is not None:
-            check_normalisation(self.mean, self.std, self.image_shape[0])
+        check_own_normalisation(self)
 
 
 class _Basic(nn.Module):
@@ -156,21 +151,15 @@ def _stages(config: CifarResNetConfig) -> list[nn.Sequential]:
 
 
 @final
-class CifarResNet(nn.Module):
+class CifarResNet(OwnNormalisation):
     """The network; ReLU only, so its logits are piece-wise linear in the image in evaluation mode.
 
-    ``forward``: images float32 ``[B, C, H, W]`` in [0, 1] -> logits ``[B, classes]``.
+    Called as `OwnNormalisation` says.
     """
 
-    mean: Tensor | None
-    std: Tensor | None
-
     def __init__(self, config: CifarResNetConfig) -> None:
-        super().__init__()
+        super().__init__(config.mean, config.std)
         self.config = config
-        for name, values in (("mean", config.mean), ("std", config.std)):
-            column = None if values is None else torch.tensor(values, device="cpu").view(1, -1, 1, 1)
-            self.register_buffer(name, column, persistent=False)
         self.conv1 = nn.Conv2d(config.image_shape[0], config.width, 3, 1, 1, bias=False)
         if config.block != "preact":
             self.bn1 = nn.BatchNorm2d(config.width)
@@ -180,9 +169,8 @@ class CifarResNet(nn.Module):
             self.bn = nn.BatchNorm2d(widest)
         self.linear = nn.Linear(widest, config.classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.mean is not None and self.std is not None:
-            x = (x - self.mean) / self.std
+    def logits(self, x: Tensor) -> Tensor:
+        """See `OwnNormalisation`."""
         x = self.conv1(x)
         if self.config.block != "preact":
             x = F.relu(self.bn1(x))

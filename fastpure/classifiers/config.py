@@ -49,6 +49,32 @@ def check_images(image_shape: tuple[int, ...], classes: int) -> None:
     whole("classes", classes, 2, 1_000_000)
 
 
+def as_tuples(config: Any, *names: str) -> None:
+    """Lists in these fields of a frozen ``config``, as json gives them, become tuples."""
+    for name in names:
+        if getattr(config, name) is not None:
+            object.__setattr__(config, name, tuple(getattr(config, name)))
+
+
+def check_own_normalisation(config: Any) -> None:
+    """Raise ValueError unless ``mean`` and ``std`` of a ``config`` are both None or fit its ``image_shape``."""
+    if (config.mean is None) != (config.std is None):
+        raise ValueError(mistake("mean and std", "given both or neither", (config.mean, config.std)))
+    if config.mean is not None:
+        check_normalisation(config.mean, config.std, config.image_shape[0])
+
+
+def check_wide(config: Any) -> None:
+    """Raise TypeError or ValueError unless depth, width and image of a wide residual network fit together."""
+    check_images(config.image_shape, config.classes)
+    whole("depth", config.depth, 10, 6 * MOST_BLOCKS + 4)
+    whole("widen", config.widen, 1, WIDEST // 64)
+    if (config.depth - 4) % 6:
+        raise ValueError(mistake("depth", "6 n + 4", config.depth))
+    if any(size % 4 for size in config.image_shape[1:]):
+        raise ValueError(mistake("image_shape", "of height and width divisible by 4", config.image_shape))
+
+
 def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
     """Raise ValueError unless each channel has a mean in [-1, 1] and a positive standard deviation."""
     if len(mean) != channels or len(std) != channels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -40,6 +41,32 @@ def mean_and_std(normalise: str | Sequence[Sequence[float]]) -> MeanStd | None:
         raise TypeError(mistake("normalise", expected, repr(normalise))) from error
     check_normalisation(mean, std, len(mean))
     return mean, std
+
+
+class OwnNormalisation(nn.Module, ABC):
+    """Base of networks that normalise their input themselves, where a mean and a deviation are given.
+
+    ``forward``: images float32 ``[B, C, H, W]`` in [0, 1] -> logits ``[B, classes]``.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            column = None if values is None else torch.tensor(values, device="cpu").view(1, -1, 1, 1)
+            self.register_buffer(name, column, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images in [0, 1]."""
+        if self.mean is not None and self.std is not None:
+            x = (x - self.mean) / self.std
+        return self.logits(x)
+
+    @abstractmethod
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of normalised images."""
 
 
 @final

@@ -8,20 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import mistake, one_of, whole
+from ..errors import mistake, one_of
 from .config import (
     CIFAR10_MEAN,
     CIFAR10_STD,
-    MOST_BLOCKS,
-    WIDEST,
     ClassifierConfig,
-    check_images,
-    check_normalisation,
+    as_tuples,
+    check_own_normalisation,
+    check_wide,
 )
+from .normalised import OwnNormalisation
 
 _ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
 
@@ -58,23 +57,12 @@ class WideResNetConfig(ClassifierConfig):
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("image_shape", "mean", "std"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_images(self.image_shape, self.classes)
-        whole("depth", self.depth, 10, 6 * MOST_BLOCKS + 4)
-        whole("widen", self.widen, 1, WIDEST // 64)
-        if (self.depth - 4) % 6:
-            raise ValueError(mistake("depth", "6 n + 4", self.depth))
-        if any(size % 4 for size in self.image_shape[1:]):
-            raise ValueError(mistake("image_shape", "of height and width divisible by 4", self.image_shape))
+        as_tuples(self, "image_shape", "mean", "std")
+        check_wide(self)
         if not 0 <= self.dropout < 1:
             raise ValueError(mistake("dropout", "in [0, 1)", self.dropout))
         one_of("activation", self.activation, _ACTIVATIONS)
-        if (self.mean is None) != (self.std is None):
-            raise ValueError(mistake("mean and std", "given both or neither", (self.mean, self.std)))
-        if self.mean is not None and self.std is not None:
-            check_normalisation(self.mean, self.std, self.image_shape[0])
+        check_own_normalisation(self)
 
     @property
     def blocks(self) -> int:
@@ -117,21 +105,15 @@ class _Stage(nn.Module):
 
 
 @final
-class WideResNet(nn.Module):
+class WideResNet(OwnNormalisation):
     """The network. With ReLU its logits are piece-wise linear in the image in evaluation mode.
 
-    ``forward``: images float32 ``[B, C, H, W]`` in [0, 1] -> logits ``[B, classes]``.
+    Called as `OwnNormalisation` says.
     """
 
-    mean: Tensor | None
-    std: Tensor | None
-
     def __init__(self, config: WideResNetConfig) -> None:
-        super().__init__()
+        super().__init__(config.mean, config.std)
         self.config = config
-        for name, values in (("mean", config.mean), ("std", config.std)):
-            column = None if values is None else torch.tensor(values, device="cpu").view(1, -1, 1, 1)
-            self.register_buffer(name, column, persistent=False)
         widths = (16, *(16 * 2**stage * config.widen for stage in range(3)))
         self.activation = _ACTIVATIONS[config.activation]
         self.conv1 = nn.Conv2d(config.image_shape[0], 16, 3, 1, 1, bias=False)
@@ -144,9 +126,8 @@ class WideResNet(nn.Module):
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.mean is not None and self.std is not None:
-            x = (x - self.mean) / self.std
+    def logits(self, x: Tensor) -> Tensor:
+        """See `OwnNormalisation`."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
         return self.fc(self.activation(self.bn1(x)).mean(dim=(2, 3)))
 
