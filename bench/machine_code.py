@@ -12,6 +12,7 @@ when the table is older than the kernels.
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import math
@@ -285,6 +286,16 @@ def _cell(value: Any) -> str:
     return ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
+def fingerprint() -> str:
+    """A digest of what Triton compiles and of what it is told: all of fastpure/kernels, and this file.
+
+    Comments and line breaks make no difference.
+    """
+    files = [*sorted((ROOT / "fastpure" / "kernels").rglob("*.py")), Path(__file__)]
+    texts = [ast.unparse(ast.parse(path.read_text(encoding="utf-8"))) for path in files]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -294,7 +305,12 @@ def main(words: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     import triton
 
-    report = {"triton": triton.__version__, "cuda": cuda_code.fingerprint(), "rows": table(options.only)}
+    report = {
+        "triton": triton.__version__,
+        "kernels": fingerprint(),
+        "cuda": cuda_code.fingerprint(),
+        "rows": table(options.only),
+    }
     if options.write and not options.only:
         if cuda_code.sources() and all("dtype" in row for row in report["rows"]):
             raise SystemExit("nvcc was not found: the table would lose the kernels of csrc/cuda")

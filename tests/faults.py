@@ -1,7 +1,7 @@
 """Kills and full disks at every I/O call of the commands that write, and what the same command then makes of it.
 
 `fault_counts()` does it for all of them, ``python -m tests.faults`` prints the counts as a table, for every call. The
-tests try every third one (`stride`), which third the day decides: FASTPURE_FAULTS=every makes them try all.
+tests try every third one (`tests.thirds`).
 
 Each trial is a forked process in a folder of its own. A *kill* ends it before its n-th call (a write is cut in half),
 as SIGKILL would: nothing is flushed, rolled back or released. A *full disk* refuses every call that needs space from
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import datetime
 import errno
 import gc
 import io
@@ -39,7 +38,6 @@ from fastpure.evaluate.work import Worker
 COUNTS = ("kills", "full disks", "differences", "damaged", "refused", "tracebacks")
 COMPLETED, SURVIVED, OURS, THEIRS, KILLED = 0, 3, 4, 5, 137
 MOST_CALLS = 2000
-THIRD = 3
 
 GROWING_SQL = (
     "INSERT",
@@ -191,13 +189,6 @@ def attempt(job: Job, folder: Path, kind: str = "full", at: int = sys.maxsize) -
             os._exit(ended)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return code, said.read_text() if code in (OURS, THEIRS) else ""
-
-
-def stride() -> tuple[int, int]:
-    """(of how many calls one is tried, which): all for who asks for it, otherwise another third every day."""
-    if os.environ.get("FASTPURE_FAULTS") == "every":
-        return 1, 0
-    return THIRD, datetime.date.today().toordinal() % THIRD
 
 
 def every_fault(

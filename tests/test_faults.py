@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults import JOBS, Job, every_fault, fault_counts, memory_folder, stride
+from tests.faults import JOBS, Job, every_fault, fault_counts, memory_folder
+from tests.thirds import stride
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
