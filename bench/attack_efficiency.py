@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 import fastpure as fp
 from fastpure.attacks.base import Attack
 from fastpure.data import Dataset
@@ -95,6 +97,11 @@ class Bench:
     batch_size: int
     data: Callable[[Row], Dataset] | None
     sizes: Sizes
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What all points share and a row's name does not say."""
+        return {"eps": self.eps, "batch_size": self.batch_size, "draws": self.protocol.draws}
 
     def rows(self) -> tuple[Row, ...]:
         """All points: each at its place in every defence before the next."""
@@ -364,7 +371,6 @@ def _chart(bench: Bench, name: str, series: list[Series], found: list[Point]) ->
 
 def write(benches: Sequence[Bench], known: dict[str, Known], out: Path) -> Path:
     """attack_efficiency.json, attack_efficiency.md and the pictures in ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
     save(known, out / KEPT)
     sections = []
     for bench in benches:
@@ -397,26 +403,38 @@ def main(words: list[str] | None = None) -> None:
         "--data-path", type=Path, help="CIFAR-10: official archive, its folder, or JPEG packs"
     )
     parser.add_argument("--table-only", action="store_true")
-    parser.add_argument("--anew", action="store_true", help="run what was measured before, too")
+    parser.add_argument("--anew", action="store_true", help="forget what is known without a run file")
     parser.add_argument("--small", action="store_true", help="a trial on four digits, which shows nothing")
     options = parser.parse_args(words)
     benches = [SMALL] if options.small else [DIGITS, CIFAR10]
     chosen = [bench for bench in benches if options.only in (None, bench.name)]
     out = options.out or (options.runs if options.small else RESULTS)
-    known = load(out / KEPT)
-    if options.anew:
-        known = {name: one for name, one in known.items() if name not in {bench.name for bench in chosen}}
-    for bench in chosen:
-        folder, one = options.runs / bench.name, known.setdefault(bench.name, Known())
-        if not options.table_only:
-            folder.mkdir(parents=True, exist_ok=True)
-            if bench is CIFAR10:
-                if options.data_path is None:
-                    parser.error("--data-path is needed, unless --table-only or --only digits")
-                bench = replace(bench, data=robustness_cifar10.images(options.data_path))
-            run(bench, folder, one)
-        gather(bench, folder, one)
-    print(f"wrote {write(benches, known, out)}")
+    for bench in chosen if not options.table_only else ():
+        folder = options.runs / bench.name
+        folder.mkdir(parents=True, exist_ok=True)
+        if bench is CIFAR10:
+            if options.data_path is None:
+                parser.error("--data-path is needed, unless --table-only or --only digits")
+            bench = replace(bench, data=robustness_cifar10.images(options.data_path))
+        run(bench, folder, Known() if options.anew else known_of(bench, load(out / KEPT)))
+    out.mkdir(parents=True, exist_ok=True)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(options.runs / "known.lock"):
+        # Anew: others may have added theirs in the hours meanwhile.
+        known = load(out / KEPT)
+        for bench in chosen:
+            known[bench.name] = Known(bench.setting) if options.anew else known_of(bench, known)
+            gather(bench, options.runs / bench.name, known[bench.name])
+        print(f"wrote {write(benches, known, out)}")
+
+
+def known_of(bench: Bench, known: Mapping[str, Known]) -> Known:
+    """What is known of the bench's data set; SystemExit where that was measured with other settings."""
+    found = known.get(bench.name, Known(bench.setting))
+    if found.setting != bench.setting:
+        said = f"{KEPT} has points of {bench.name} with {found.setting}, and the bench says {bench.setting}"
+        raise SystemExit(f"{said}; --anew forgets them")
+    return found
 
 
 if __name__ == "__main__":

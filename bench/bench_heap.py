@@ -65,7 +65,7 @@ def serve(way: str, network: str) -> None:
     if user_chose():
         raise SystemExit("unset MALLOC_..._ and GLIBC_TUNABLES first")
     if way == "kept" and not keep_freed():
-        raise SystemExit("this C library is not glibc")
+        raise SystemExit("this C library is not glibc, or refuses")
     from bench.bench_threads import gradient
 
     batch, steps = SIZES[network]

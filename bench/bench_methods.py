@@ -3,7 +3,7 @@
     python -m bench.bench_methods            table of interleaved ratios
     pytest bench/bench_methods.py            the same cases with 4 images under pytest-benchmark
 
-The cost follows the number of network calls; likelihood maximisation adds a backward pass to each of its own.
+The cost follows the number of network calls, of which a step that differentiates the network makes two.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_purification(benchmark, name):
 def main(repeats: int = 5) -> None:
     cases = {name: make() for name, make in METHODS.items()}
     timings = interleave({name: run(method) for name, method in cases.items()}, repeats)
-    calls = {name: f"{method.table().n_network_calls} calls" for name, method in cases.items()}
+    calls = {name: f"{method.network_calls} calls" for name, method in cases.items()}
     print(table(timings, REFERENCE, f"one purification, digits network, B = {BATCH}, fp32", calls))
     print(f"\nDiffPure / ADBM {ratio(timings, REFERENCE, ADBM):.1f}   (goal: at least {GOAL:g})")
 

@@ -101,7 +101,7 @@ def gradients(run: Run) -> float | None:
 
 def warned(points: Collection[Point]) -> str:
     """A sentence with what speaks against these numbers; "" where nothing does."""
-    names = Counter(finding(name) for point in points for name in point.warnings)
+    names = Counter(finding(name) for point in points for name in set(point.warnings))
     found = ", ".join(f"{name} ({count} of {len(points)} runs)" for name, count in sorted(names.items()))
     return f"Warnings: {found}." if found else ""
 
@@ -111,12 +111,14 @@ class Known:
     """All that is known of one data set.
 
     Fields:
+        setting: what all points share and a row's name does not say; nothing before there is a point.
         points: a row's file name -> what came out.
         pairs: "defence | attack | reference" -> difference of the attack from the reference on the same images, the
             ends of its interval, and p. Kept by itself, because points of before have no values.
         relatives: defence -> how well its relatives know its gradient, see `bench.relatives`.
     """
 
+    setting: dict[str, Any] = field(default_factory=dict)
     points: dict[str, Point] = field(default_factory=dict)
     pairs: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
     relatives: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -141,6 +143,7 @@ def load(path: Path) -> dict[str, Known]:
     text = json.loads(path.read_text(encoding="utf-8"))
     return {
         name: Known(
+            known["setting"],
             {file: _point(one) for file, one in known["points"].items()},
             {key: tuple(values) for key, values in known["pairs"].items()},
             known["relatives"],
@@ -153,7 +156,8 @@ def save(known: dict[str, Known], path: Path) -> Path:
     """Write ``known`` for `load`, a point a line."""
     parts = []
     for name, one in sorted(known.items()):
-        fields = (
+        fields = [f'"setting": {json.dumps(one.setting)}']
+        fields += (
             f"{json.dumps(part)}: {_lines({key: _plain(value) for key, value in values.items()})}"
             for part, values in (("points", one.points), ("pairs", one.pairs), ("relatives", one.relatives))
         )

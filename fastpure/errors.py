@@ -6,6 +6,8 @@ expected, what came and how to mend it. What the environment cannot do raises on
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -116,6 +118,17 @@ def unexpected(function: str, given: Iterable[str], known: Iterable[str]) -> Typ
             hint = did_you_mean(name, names) or f"It has {', '.join(names)}"
             return TypeError(f"{function}() got an unexpected keyword argument {name!r}. {hint}")
     return None
+
+
+def warn_caller(message: str) -> None:
+    """Warn (UserWarning) at the line that called into this package, however deep in it this is found out."""
+    frame, depth = sys._getframe(), 1
+    while (
+        frame.f_back is not None
+        and frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]
+    ):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, stacklevel=depth)
 
 
 def listed(names: Iterable[Any], most: int = 4) -> str:

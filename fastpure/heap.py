@@ -8,19 +8,24 @@ third of the time of a gradient on the host (``bench.bench_heap``).
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Of ``mallopt`` (malloc.h)."""
 
-LARGEST_BLOCK = 1 << 28
-"""Larger blocks are mapped and unmapped as before: holes of their size would be dear."""
+LARGEST_BLOCKS = (1 << 28, 1 << 25)
+"""Larger blocks are mapped and unmapped as before: holes of their size would be dear. Old versions of glibc refuse the
+first."""
 
 LEAST_KEPT, MOST_KEPT, SHARE = 1 << 26, (1 << 31) - 1, 0.1
 """Bytes that are kept at least, or nothing changes, and at most, an ``int`` to ``mallopt``; and the share of the
 machine's memory."""
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+_kept: int | None = None
 
 
 def user_chose(environ: Mapping[str, str] = os.environ) -> bool:
@@ -30,41 +35,51 @@ def user_chose(environ: Mapping[str, str] = os.environ) -> bool:
     )
 
 
-@functools.cache
 def keep_freed(processes: int = 1) -> int:
     """Keep freed memory for what is allocated next, from now on; returns how many bytes at most.
 
-    0 where the user chose otherwise (`MALLOC_..._`, `GLIBC_TUNABLES`), and where the C library is not glibc. It holds
-    for the whole process: a matter of programs, not of libraries.
+    0 where the user chose otherwise (`MALLOC_..._`, `GLIBC_TUNABLES`), where the share of the memory is a few blocks
+    only, and where the C library is not glibc or refuses. It holds for the whole process, and once said stays: a matter
+    of programs, not of libraries.
 
     Args:
         processes: that do so on this machine.
     """
-    if user_chose():
-        return 0
-    library = ctypes.CDLL(None)
-    # musl has a mallopt that does nothing.
-    if not hasattr(library, "gnu_get_libc_version") or not hasattr(library, "mallopt"):
-        return 0
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    kept = min(MOST_KEPT, int(SHARE * memory / processes))
-    if kept < LEAST_KEPT:
-        return 0
-    told = (
-        (M_MMAP_THRESHOLD, min(LARGEST_BLOCK, kept)),
-        (M_TRIM_THRESHOLD, kept),
-        # What stays when more than that is free at the end of the heap.
-        (M_TOP_PAD, kept // 2),
-    )
-    done = [library.mallopt(name, value) for name, value in told]
-    return kept if all(done) else 0
+    global _kept
+    if _kept is None:
+        library = ctypes.CDLL(None)
+        # musl has a mallopt that does nothing.
+        known = hasattr(library, "gnu_get_libc_version") and hasattr(library, "mallopt")
+        kept = min(MOST_KEPT, int(SHARE * _memory() / processes))
+        _kept = (
+            kept if known and not user_chose() and kept >= LEAST_KEPT and _told(library.mallopt, kept) else 0
+        )
+    return _kept
 
 
 def policy() -> str:
     """What becomes of freed memory, in words."""
     if user_chose():
         return "set by the user"
-    kept = keep_freed()
     return (
-        f"up to {kept / 2**30:.1f} GiB are kept (set by the command line)" if kept else "the system's default"
+        f"up to {_kept / 2**30:.1f} GiB are kept (set by this program)" if _kept else "the system's default"
     )
+
+
+def _told(mallopt: Callable[[int, int], int], kept: int) -> bool:
+    # The other two alone would do harm: they end the threshold's own adaptation, which begins at 128 KiB.
+    if not any(mallopt(M_MMAP_THRESHOLD, min(largest, kept)) for largest in LARGEST_BLOCKS):
+        return False
+    mallopt(M_TRIM_THRESHOLD, kept)
+    # What stays when more than that is free at the end of the heap.
+    mallopt(M_TOP_PAD, kept // 2)
+    return True
+
+
+def _memory() -> int:
+    """Bytes of the machine, or of the container if it is allowed fewer."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no control group, or no limit ("max")
+        return machine

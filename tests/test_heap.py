@@ -50,7 +50,7 @@ def test_what_was_freed_is_used_again_without_a_page_from_the_system():
     assert int(without[0]) >= 240
     assert int(with_it[0]) < 0.05 * int(without[0])
     assert 0 < int(with_it[1]) <= heap.MOST_KEPT
-    assert with_it[2].endswith("are kept (set by the command line)")
+    assert with_it[2].endswith("are kept (set by this program)")
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,30 @@ def test_many_processes_share_what_may_be_kept():
     (few,) = fresh(code % 20)
     assert 0 < int(few) <= heap.SHARE * memory / 20
     assert fresh(code % 10**6) == ["0"], "less than a few blocks helps nobody"
+
+
+@pytest.mark.parametrize(
+    ("refused", "threshold"), [((), 1 << 28), ((1 << 28,), 1 << 25), ((1 << 28, 1 << 25), None)]
+)
+def test_an_older_library_is_told_all_or_nothing(refused, threshold):
+    """glibc before 2.35 refuses thresholds above 32 MiB; the other values alone make it map every larger block."""
+    said = {}
+
+    def mallopt(name, value):
+        if value in refused:
+            return 0
+        said[name] = value
+        return 1
+
+    assert heap._told(mallopt, 1 << 30) == (threshold is not None)
+    expected = {heap.M_MMAP_THRESHOLD: threshold, heap.M_TRIM_THRESHOLD: 1 << 30, heap.M_TOP_PAD: 1 << 29}
+    assert said == (expected if threshold else {})
+
+
+@pytest.mark.parametrize(("text", "limited"), [("4294967296\n", True), ("max\n", False), (None, False)])
+def test_a_container_counts_with_its_own_memory(tmp_path, monkeypatch, text, limited):
+    monkeypatch.setattr(heap, "CGROUP_LIMIT", tmp_path / "memory.max")
+    if text is not None:
+        (tmp_path / "memory.max").write_text(text)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert heap._memory() == (min(machine, 4 << 30) if limited else machine)

@@ -108,7 +108,7 @@ def search(
 
 
 def refine(
-    ask: Asker,
+    asks: Sequence[Asker],
     problem: Problem,
     modes: Sequence[Logits],
     start: Tensor,
@@ -123,13 +123,13 @@ def refine(
     draws so far decide about it, and the last point is the result: nothing is chosen by how it looked.
 
     Args:
-        ask: see `Asker`.
+        asks: an `Asker` for each mode.
         problem: the images.
         modes: what is differentiated, one after the other.
         start: [n, C, H, W] in the ball.
         budget: the ball.
         n_draws: int64 [n], draws per gradient to begin with, powers of two.
-        allowance: gradients for each image.
+        allowance: draws for each image.
         first: number of the first draw.
 
     Returns:
@@ -145,7 +145,7 @@ def refine(
         for n, k in sorted(set(zip(n_draws[going].tolist(), part[going].tolist(), strict=True))):
             which = (going & (n_draws == n) & (part == k)).nonzero()[:, 0]
             draws = range(first, first + n)
-            found = ask(goals[k], problem, problem.y, x[which], which, draws, spent[which])
+            found = asks[k](goals[k], problem, problem.y, x[which], which, draws, spent[which])
             share = (1.0 / (1.0 + taken[which])).clamp_min(MOMENTUM).to(x.dtype).view(wide)
             gradient = found.gradient / _length(found.gradient).clamp_min(1e-30)
             mean[which] = (1.0 - share) * mean[which] + share * gradient

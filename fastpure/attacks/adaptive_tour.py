@@ -157,16 +157,16 @@ class Search(Arm):
 class Refine(Arm):
     """Averaged steps from the best point, differentiated as ``modes`` say one after the other.
 
-    ``cost``: of one draw's gradient, in gradients of the defence.
+    A mode is logits and what one draw's gradient of them costs, in gradients of the defence.
     """
 
-    modes: Sequence[Logits] = ()
-    cost: float = 1.0
+    modes: Sequence[tuple[Logits, float]] = ()
     _n_draws: Tensor | None = field(default=None, init=False)
 
     def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
         """See `Arm.play`."""
-        allowance = min((allowance - FORWARD * 3 * tour.look_draws) / self.cost, float(STAGE_DRAWS))
+        dearest = max(cost for _, cost in self.modes)
+        allowance = min((allowance - FORWARD * 3 * tour.look_draws) / dearest, float(STAGE_DRAWS))
         most = int(allowance / LEAST_REFINING)
         if most < 1 or (most < FEWEST_DRAWS and tour.target.is_random):
             return []
@@ -175,9 +175,9 @@ class Refine(Arm):
         # A power of two as the halves are compared; fewer of them rather than a handful of steps.
         n_draws = self._n_draws[active].clamp_max(2 ** int(math.log2(most)))
         found, self._n_draws[active] = refine(
-            tour.asker(active, self.cost),
+            [tour.asker(active, cost) for _, cost in self.modes],
             tour.problem.part(active),
-            self.modes,
+            [logits for logits, _ in self.modes],
             tour.x[active],
             tour.ball,
             n_draws,
@@ -286,14 +286,15 @@ class Tour:
     def _ranks(self) -> Sequence[int]:
         return range(min(MOST_CLASSES, self.problem.n_classes - 1)) if self.problem.n_classes > 2 else ()
 
-    def _weaker(self) -> list[Logits]:
-        """The defence without its guidance, and with its guidance constant; nothing where it has none."""
+    def _weaker(self) -> list[tuple[Logits, float]]:
+        """The defence without its guidance, and with its guidance constant, with costs; nothing where it has none."""
         if not self.target.purifies or self.target.method.guidance is None:
             return []
-        weaker: list[Logits] = []
+        weaker: list[tuple[Logits, float]] = []
         for name in ("unguided", "detached"):
             try:
-                weaker.append(GradientMode(name).logits(self.target))
+                mode = GradientMode(name)
+                weaker.append((mode.logits(self.target), mode.cost(self.target)))
             except ValueError as error:
                 self.notes.append(f"the gradient mode {name} is left out: {error}")
         return weaker
@@ -306,13 +307,13 @@ class Tour:
         if self.per_image < MET_FROM or not (choice and self.target.is_random):
             return [(one,) for one in found], calm
         everyone = torch.arange(len(self.problem.x), device=self.problem.x.device)
-        weaker = self._weaker() or [attack_logits(self.target)]
+        weaker = self._weaker() or [(attack_logits(self.target), 1.0)]
         return meet(
             self.problem,
             found,
             calm,
             weaker[0],
-            weaker[1] if len(weaker) == 2 else None,
+            weaker[1][0] if len(weaker) == 2 else None,
             (self.draws(), MET_DRAWS),
             self.batch_size,
             lambda cost: self.ledger.charge(cost, everyone),
@@ -324,12 +325,12 @@ class Tour:
         weaker = self._weaker()
         found: list[Arm] = []
         if calm is not None:
-            found.append(Refine(f"refine, {calm.name}", (attack_logits(calm.target),), calm.cost))
+            found.append(Refine(f"refine, {calm.name}", ((attack_logits(calm.target), calm.cost),)))
         if len(weaker) == 2:
             found.append(Refine("refine, guidance left out, then constant", tuple(weaker)))
-        found += [Refine("refine, guidance weaker", (logits,)) for logits in weaker[-1:]]
+        found += [Refine("refine, guidance weaker", (mode,)) for mode in weaker[-1:]]
         # Where nothing is random no stage can be known to gain nothing any more: then exact takes its turn.
-        found.append(Refine("refine, exact", (exact,), reserve=bool(weaker) and target.is_random))
+        found.append(Refine("refine, exact", ((exact, 1.0),), reserve=bool(weaker) and target.is_random))
         if target.purifies and target.is_random and self.ball.norm != "L1":
             found.append(Hammered("hammer", reserve=True))
         return found

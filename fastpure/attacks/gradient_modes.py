@@ -80,6 +80,10 @@ class GradientMode:
         if self.name == "surrogate":
             method, fewer = target.method, target.method.coarser(self.steps, self.dt)
             return ((total - own) * fewer.network_calls / method.network_calls + own) / total
+        if self.name == "unguided":
+            return (
+                (total - own) * target.method.weakened(0.0).network_calls / target.method.network_calls + own
+            ) / total
         if self.name == "blind":
             return own / total
         return 0.5 + 0.5 * own / total if self.name == "bpda" else 1.0

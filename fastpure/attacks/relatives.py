@@ -83,7 +83,8 @@ def sorter(target: Target) -> Relative:
 
 def _begin(target: Target) -> float:
     """The diffusion time at which the reverse process begins; 0 where nothing purifies."""
-    return target.method.steps.last_time if target.purifies else 0.0
+    rows = target.method.steps.rows if target.purifies else ()
+    return max((row.t for row in rows if row.calls_network), default=0.0)
 
 
 def itself(target: Target) -> Relative:
@@ -94,14 +95,6 @@ def itself(target: Target) -> Relative:
 def _straight(target: Target, t: float, steps: int) -> Relative | None:
     if not target.purifies or t <= T_EPS or steps > target.method.steps.n_network_calls:
         return None
-    report = target.defense.purifier.denoiser.checkpoint
-    if (
-        t > _begin(target)
-        and report is not None
-        and report.t_max is not None
-        and t > report.t_max * (1.0 + 1e-6)
-    ):
-        return None  # nobody knows what the network says where it was not trained
     method = coup_unguided(t, t / steps, clip_output=target.method.clip_output, solver="exponential")
     return _made(target, method, f"{steps} step{'s' if steps > 1 else ''} from t = {t:.3g}")
 
@@ -118,7 +111,7 @@ def meet(
     problem: Problem,
     found: tuple[Relative, ...],
     calm: Relative | None,
-    reference: Logits,
+    reference: tuple[Logits, float],
     guided: Logits | None,
     draws: tuple[int, int],
     batch_size: int,
@@ -136,7 +129,7 @@ def meet(
         problem: the images.
         found: relatives with next to no noise.
         calm: one with noise, or None.
-        reference: logits of the defence, without guidance where it has some.
+        reference: logits of the defence, without guidance where it has some, and what a gradient of them costs.
         guided: with guidance, differentiated as a constant, or None.
         draws: the number of the first draw, and on how many the defence is asked, at least two.
         batch_size: most (image, draw) pairs in one network call.
@@ -154,7 +147,7 @@ def meet(
     def near(one: Tensor, others: list[Tensor]) -> float:
         return sum(total((one * other).sum(1)) for other in others) / len(others)
 
-    own = [directions(reference, range(first + k, first + k + 1), 1.0) for k in range(n_draws)]
+    own = [directions(reference[0], range(first + k, first + k + 1), reference[1]) for k in range(n_draws)]
     known = [
         near(directions(attack_logits(one.target), range(first, first + one.draws), one.cost), own)
         for one in found

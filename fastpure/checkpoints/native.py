@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..files import replace_file
 from ..nets import Denoiser, config_dict, named_config
 from ..nets.conversion import PREDICTIONS, TIME_INPUTS, conventions
 from ..nets.registry import ARCHITECTURES, SINCE
+from ..schedule import VP
 from .fields import Fields, names, require_fields
 from .report import Plan
 from .sources import Source
@@ -138,7 +140,9 @@ def _trained_to(metadata: Mapping[str, str]) -> float | None:
     if isinstance(loss, dict):
         levels = loss.get("levels")
         noted += [_number(loss.get(name)) for name in ("t_max", "t_end_max")]
-        noted += [_number(levels.get("t_max"))] if isinstance(levels, dict) else []
+        if isinstance(levels, dict):
+            level = _number(levels.get("sigma_max"))
+            noted += [_number(levels.get("t_max")), VP().time_of(-math.log(level)) if level else None]
     return next((time for time in noted if time is not None and 0 < time <= 1), None)
 
 

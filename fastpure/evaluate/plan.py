@@ -130,7 +130,7 @@ REPEATS = 2
 """How often each of three measurements is made; the shortest counts."""
 
 PROBE_STEPS = 3
-"""Network calls in the longer of the two purifications that are timed."""
+"""Rows that call the network in the longer of the two purifications that are timed."""
 
 
 @final
@@ -142,8 +142,7 @@ class Plan(Shown):
         n_images: images.
         gradients, judgements: purifications with and without gradient per image; where an attack stops early on
             images it has broken, the most it can need.
-        calls: network calls in one purification (1 for a bare classifier), as its table lists them; a procedure
-            that differentiates the network on the way costs more, which the measured times include.
+        calls: network calls in one purification (1 for a bare classifier), see ``Method.network_calls``.
         network_calls: of the whole run, in images: a gradient counts twice, for its forward and backward pass.
         seconds_gradient, seconds_judgement: measured, per image and draw in a batch of ``rows``.
         hours: of the whole run on this device, one process.
@@ -262,8 +261,8 @@ def _calibrate(
     """Seconds per row with and without gradient, and bytes for ``rows`` rows with gradient."""
     short, long = _truncated(target, 1), _truncated(target, PROBE_STEPS)
     n = min(rows, 4)
-    total, steps = target.network_calls, long.network_calls
-    between = steps - short.network_calls
+    total, timed = target.network_calls, long.network_calls
+    between = timed - short.network_calls
     once = _time(long, dataset, n, device, attacked, step)
     # As many rows as the budget allows: networks are faster per image in larger batches.
     n = max(min(rows, int(n * BUDGET_SECONDS / max(sum(once), 1e-9))), n)
@@ -272,7 +271,7 @@ def _calibrate(
     grown = []
     for a, b in zip((*first, saved[0] * rows), (*last, saved[1] * rows), strict=True):
         slope = max(b - a, 0.0) / between if between else 0.0
-        grown.append(b + slope * (total - steps))
+        grown.append(b + slope * (total - timed))
     memory = int(grown[2])
     if target.budgets_memory:
         memory = min(memory, max(available_bytes(device), saved[0] * rows))
@@ -317,8 +316,8 @@ def _rows(dataset: Dataset, n: int, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _truncated(target: Target, calls: int) -> Target:
-    """The same target, stopped after ``calls`` network calls; its result means nothing, its speed does."""
-    if not target.purifies or target.network_calls - target.classifier_calls <= calls:
+    """The same target, stopped after ``calls`` rows that call the network; its result means nothing, its speed does."""
+    if not target.purifies or target.method.steps.n_network_calls <= calls:
         return target
     if target.method.procedure is not None:
         return target  # only a procedure knows what part of its table makes sense alone

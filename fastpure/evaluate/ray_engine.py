@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,10 +23,10 @@ PATIENCE = 300
 class Remote:
     """What runs in a Ray actor: a `Worker` of its own, with its share of the cores and the driver's arithmetic."""
 
-    def __init__(self, worker: Worker, threads: int, arithmetic: Mapping[str, Any]) -> None:
+    def __init__(self, worker: Worker, threads: int, arithmetic: Mapping[str, Any], beside: int) -> None:
         set_numerics(arithmetic)
         torch.set_num_threads(min(threads, available()))
-        keep_freed(max((os.cpu_count() or 1) // threads, 1))
+        keep_freed(beside)
         self.worker = worker
 
     def run(self, positions: list[int]) -> list[Block]:
@@ -76,6 +75,8 @@ class _Pool:
         self.size = max(min(workers or slots, n_blocks), 1)
         hosts = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         self.threads = share_of_hosts(self.size, hosts)
+        # How many of them a host holds: at least their share, which Ray packs as it likes.
+        self.beside = max(self.size // max(len(hosts), 1), 1)
         if (wanted := told()) is not None:
             self.threads = min(self.threads, wanted)
         # More actors than slots share them, so that any number asked for can start. Fewer reserve every core that they
@@ -142,5 +143,5 @@ class _Pool:
 
     def _start(self) -> tuple[Any, Any]:
         """A sign that a new actor answers, and the actor."""
-        actor = self.actor.remote(self.payload, self.threads, self.numerics)
+        actor = self.actor.remote(self.payload, self.threads, self.numerics, self.beside)
         return actor.run.remote([]), actor

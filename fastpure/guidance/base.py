@@ -105,6 +105,10 @@ class Guidance(ABC):
         """
         return 0
 
+    def asked_level(self) -> float:
+        """Noise level, sigma / alpha, at which it asks the denoiser before the first row; 0 if it does not."""
+        return 0.0
+
     def check_images(self, image_shape: tuple[int, int, int]) -> None:  # noqa: B027
         """Raise ValueError if a network inside does not take images of this shape (C, H, W)."""
 

@@ -53,6 +53,10 @@ class FrequencyCorrection(Correction):
         """The guide's."""
         return 1
 
+    def asked_level(self) -> float:
+        """That of the guide."""
+        return self.ratio
+
     def corrected(self, clean: Tensor, context: tuple[Tensor, ...], step: GuidanceStep) -> Tensor:
         """See ``Correction.corrected``."""
         height, width = clean.shape[-2:]

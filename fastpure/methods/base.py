@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -11,11 +11,11 @@ from typing import Any, ParamSpec, Protocol, cast, final
 import numpy as np
 from torch import Tensor, nn
 
-from ..errors import mistake, one_of, positive, unexpected, whole
+from ..errors import mistake, one_of, positive, unexpected, warn_caller, whole
 from ..guidance import Guidance
 from ..nets import Denoiser
 from ..reverse import Procedure
-from ..schedule import StepTable
+from ..schedule import VP, StepTable
 from ..schedule.solvers import check_time
 from ..shown import Card, Shown, brief
 from ..signatures import REQUIRED, arguments, kinds
@@ -28,6 +28,9 @@ _OWN = ("flowpure", "consistency")
 _ON = "trained on the {} schedule"
 _TRAINED = {"flowpure": "trained on FlowPure's path", "consistency": "trained as a consistency function"}
 """What a denoiser is, by ``Method.schedule``."""
+
+SAME_LEVEL = 1.02
+"""Noise levels count as the same up to this ratio."""
 
 MOST, LARGEST = 100_000, 1e12
 """No setting counts further, or is larger: a table of so many rows is a mistake, and takes for ever."""
@@ -261,16 +264,26 @@ class Method(Shown):
             expected = f"{_TRAINED.get(self.schedule, _ON).format(self.schedule)} for {self.name}"
             raise ValueError(mistake("denoiser", expected, f"one {_TRAINED.get(found, _ON).format(found)}"))
 
+    @property
+    def highest_level(self) -> float:
+        """Highest noise level, sigma / alpha, at which the denoiser is asked; 0 where it never is."""
+        own = 0.0 if self.procedure is None else self.procedure.asked_level(self.steps)
+        return max(
+            self.steps.highest_level, own, 0.0 if self.guidance is None else self.guidance.asked_level()
+        )
+
     def warn_untrained(self, denoiser: Denoiser) -> None:
-        """Warn (UserWarning) where a row asks the ``denoiser`` at a later time than it is known to be trained at."""
-        known = None if denoiser.checkpoint is None else denoiser.checkpoint.t_max
-        asked = self.steps.last_time
-        if known is not None and asked > known * (1.0 + 1e-6):
-            said = f"the denoiser was trained at times up to t = {known:g}, and {self.name} asks it at t = {asked:.3g}"
-            remedy = (
-                "What it answers there is a guess. Use a smaller t, or a denoiser that was trained further"
-            )
-            warnings.warn(f"{said}. {remedy}", stacklevel=4)
+        """Warn (UserWarning) where the ``denoiser`` is asked at more noise than it is known to be trained at."""
+        known, asked = None if denoiser.checkpoint is None else denoiser.checkpoint.t_max, self.highest_level
+        if known is None or not asked:
+            return
+        # Chains and the continuous schedule differ by a fraction of a per cent at the same time.
+        if asked > SAME_LEVEL * math.exp(-VP().log_snr_half(known)):
+            time = VP().time_of(-math.log(asked))
+            said = f"the denoiser was trained at times up to t = {known:.3g} of the diffusion"
+            remedy = "Use a smaller t, or a denoiser that was trained further"
+            asks = f"{self.name} asks it at t = {time:.3g}. What it answers there is a guess"
+            warn_caller(f"{said}, and {asks}. {remedy}")
 
     def _shown(self) -> Card:
         network = [] if self.network is None else [("network", type(self.network).__name__)]

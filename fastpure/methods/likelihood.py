@@ -104,6 +104,10 @@ class LikelihoodAscent(Procedure):
         """The way back of every row."""
         return table.n_network_calls
 
+    def asked_level(self, table: StepTable) -> float:
+        """The upper end of the range, of which the rows have the middle."""
+        return self.sigma_high
+
     def image(self, state: State) -> Tensor:
         """The first part."""
         return state[0]

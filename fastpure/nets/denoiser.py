@@ -51,9 +51,11 @@ class Denoiser(Printed):
         n_classes: 0, or how many classes there are of which every call must name one per image (``classes``).
         null_class: whether a call may also name none (class -1, or ``classes`` left out): it was trained that way.
         checkpoint: the report on the file it was loaded from (``fastpure.checkpoints.CheckpointReport``), or None.
+        deployed: whether it is the copy that a purifier computes with.
     """
 
     checkpoint: Any = None
+    deployed = False
 
     def __init__(
         self,

@@ -74,7 +74,9 @@ class Engine:
             guidance is not None
         ):  # many small layers of a guide cost more with two threads than the denoiser gains
             work = min(work, layer_work(guidance.networks(), height * width) or work)
-        return Engine(precision, denoiser.cast(precision.network), guidance, work)
+        deployed = denoiser.cast(precision.network)
+        deployed.deployed = True
+        return Engine(precision, deployed, guidance, work)
 
     def networks(self) -> tuple[nn.Module, ...]:
         return (self.denoiser, *(self.guidance.networks() if self.guidance else ()))

@@ -88,6 +88,9 @@ class Purifier(ShownModule, Asked):
 
     The noise is a pure function of (seed, sample id, draw, step): an image gets the same result in any batch,
     order or device. A purifier is not trained and is always in evaluation mode.
+
+    Warns:
+        UserWarning: the denoiser's file says up to which diffusion time it was trained, and the method asks it later.
     """
 
     @suggests_names
@@ -110,7 +113,8 @@ class Purifier(ShownModule, Asked):
             remedy = "Use for example fp.methods.diffpure(t=0.1)"
             raise TypeError(mistake("method", "a Method", type(method).__name__, remedy))
         method.check_denoiser(denoiser)
-        method.warn_untrained(denoiser)
+        if not denoiser.deployed:  # another method of a purifier that there is: an attacker's, or a planner's
+            method.warn_untrained(denoiser)
         self.precision = precision
         self.gradient_precision = gradient_precision or precision
         self.method = method

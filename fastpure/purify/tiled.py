@@ -157,7 +157,7 @@ class TiledPurifier(Purifier):
 
     @property
     def network_calls(self) -> int:
-        """Calls of the denoiser for one picture: each tile is a purification."""
+        """Passes through the denoiser for one picture: each tile is a purification."""
         return self.n_tiles * super().network_calls
 
     @sealed

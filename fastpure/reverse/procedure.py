@@ -63,6 +63,10 @@ class Procedure(ABC):
         """Passes through the denoiser that it makes besides one forward where the ``table``'s rows call it."""
         return 0
 
+    def asked_level(self, table: StepTable) -> float:
+        """Highest noise level, sigma / alpha, at which it asks the denoiser, where that is not the rows' own; or 0."""
+        return 0.0
+
     def check_denoiser(self, denoiser: Denoiser) -> None:  # noqa: B027
         """Raise ValueError if ``denoiser`` does not answer what the rule asks it."""
 

@@ -148,7 +148,7 @@ class StepTable(Shown):
 
     @property
     def n_network_calls(self) -> int:
-        """How many times the denoiser runs in one purification; the guidance, where no row calls a denoiser."""
+        """How many rows call the denoiser; the guidance, where none does. ``Method.network_calls`` is the cost."""
         return sum(self.counted)
 
     @property
@@ -158,9 +158,9 @@ class StepTable(Shown):
         return denoised if any(denoised) else tuple(row.calls_guidance for row in self.rows)
 
     @property
-    def last_time(self) -> float:
-        """Latest diffusion time at which the denoiser is asked; 0 where it never is."""
-        return max((row.t for row in self.rows if row.calls_network), default=0.0)
+    def highest_level(self) -> float:
+        """Highest noise level, sigma / alpha, at which a row asks the denoiser; 0 where none does."""
+        return max((row.sigma / row.alpha for row in self.rows if row.calls_network), default=0.0)
 
     @property
     def n_forward_rows(self) -> int:

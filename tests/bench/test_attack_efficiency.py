@@ -101,6 +101,9 @@ def test_points_are_run_once_and_said_as_they_are(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "runs")
     assert write(tmp_path, monkeypatch) == text, "what is known outlives the run files"
     assert not list((tmp_path / "runs").rglob("*.sqlite")), "and is not run again"
+    monkeypatch.setattr(efficiency, "SMALL", bench(eps=0.04))
+    with pytest.raises(SystemExit, match=r"'eps': 0.05.*the bench says.*'eps': 0.04.*--anew"):
+        efficiency.main(["--small", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     assert "14 points are not finished yet" in write(tmp_path, monkeypatch, "--anew", "--table-only")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fastpure.checkpoints import save_denoiser
 from fastpure.errors import NonFiniteError
 from fastpure.kernels import Domain
 from fastpure.nets import Denoiser
+from fastpure.purify import ResizedPurifier, TiledPurifier
 from tests.reverse.toys import SHAPE, ToyNet, toy_classifier, toy_denoiser
 
 
@@ -257,6 +259,8 @@ def test_classifier_put_into_training_mode_later_is_noticed(purifier, classifier
         ({"loss": json.dumps({"kind": "denoiser", "t_min": 0.001, "t_max": 0.25})}, 0.25),
         ({"loss": json.dumps({"kind": "addt", "levels": {"kind": "vp", "t_max": 0.2}})}, 0.2),
         ({"loss": json.dumps({"kind": "adbm", "t_end_min": 0.1, "t_end_max": 0.2})}, 0.2),
+        ({"loss": json.dumps({"kind": "addt", "levels": {"kind": "edm", "sigma_max": 1.234}})}, 0.3),
+        ({"loss": json.dumps({"kind": "denoiser", "levels": {"kind": "edm", "sigma_max": None}})}, None),
         ({"loss": "a hinge", "t_max": "as far as it went"}, None),
         ({"loss": "[1]", "t_max": "-3"}, None),
         ({"loss": json.dumps({"kind": "denoiser", "levels": "many", "t_max": None})}, None),
@@ -266,13 +270,33 @@ def test_classifier_put_into_training_mode_later_is_noticed(purifier, classifier
 def test_a_denoiser_that_is_asked_beyond_its_training_is_not_asked_in_silence(tmp_path, notes, t_max):
     denoiser = fp.Denoiser.from_config("ddpmpp-digits")
     loaded = fp.load_denoiser(save_denoiser(denoiser, tmp_path / "d.safetensors", notes=notes))
-    assert loaded.checkpoint.t_max == t_max
+    assert loaded.checkpoint.t_max == (None if t_max is None else pytest.approx(t_max, rel=1e-3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fp.Purifier(denoiser, fp.methods.diffpure(t=0.9, dt=0.3))
-        fp.Purifier(loaded, fp.methods.diffpure(t=t_max or 0.9, dt=0.1))
+        for method in (
+            fp.methods.diffpure(t=t_max or 0.9, dt=0.1),
+            fp.methods.ddpm(t=t_max or 0.9, n_steps=4),
+        ):
+            # An attacker's or a planner's purifiers say nothing: theirs are not the user's.
+            fp.Purifier(loaded, method).with_method(fp.methods.diffpure(t=0.9, dt=0.3))
     if t_max is not None:
-        expected = f"up to t = {t_max:g}, and diffpure asks it at t = 0.4.*Use a smaller t"
-        with pytest.warns(UserWarning, match=expected) as caught:
-            fp.Purifier(loaded, fp.methods.diffpure(t=0.4, dt=0.1))
-        assert caught[0].filename == __file__, "the caller's line"
+        expected = f"up to t = {t_max:g} .*, and diffpure asks it at t = 0.4.*Use a smaller t"
+        others = (partial(TiledPurifier, height=10, width=12), partial(ResizedPurifier, size=16))
+        for make in (fp.Purifier, *others):
+            with pytest.warns(UserWarning, match=expected) as caught:
+                make(loaded, fp.methods.diffpure(t=0.4, dt=0.1))
+            assert caught[0].filename == __file__, "the caller's line"
+
+
+def test_all_that_asks_the_denoiser_counts_as_asked(tmp_path):
+    denoiser = fp.Denoiser.from_config("ddpmpp-digits")
+    loaded = fp.load_denoiser(save_denoiser(denoiser, tmp_path / "d.safetensors", notes={"t_max": "0.3"}))
+    for method in (
+        fp.methods.likelihood_max(sigma=(0.4, 1.8)),  # its rows stand at 1.1; t = 0.3 is 1.23
+        fp.methods.freqpure(t=0.1, n_steps=4, guide_t=0.5),
+        fp.methods.mimic(n_steps=4),
+        fp.methods.edm(n_steps=4, sigma_max=2.0),
+    ):
+        with pytest.warns(UserWarning, match=f"{method.name} asks it at t ="):
+            fp.Purifier(loaded, method)
