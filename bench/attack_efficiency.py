@@ -326,7 +326,7 @@ def kin(bench: Bench, known: Known) -> Iterator[str]:
 
 
 def charts(bench: Bench, known: Known) -> list[Chart]:
-    """A chart per defence, a line per family, from the points that say what they spent."""
+    """A chart per defence with more than one attack, a line per family, from the points that say what they spent."""
     drawn = []
     for name in bench.defences:
         found = {point.attack: point for point in points(bench, known) if point.defence == name}
@@ -335,7 +335,7 @@ def charts(bench: Bench, known: Known) -> list[Chart]:
             for style, family in enumerate(FAMILIES)
             if (series := _line(family.name, style, bench, found)) is not None
         ]
-        if lines:
+        if len(lines) > 1:
             drawn.append(_chart(bench, name, lines, list(found.values())))
     return drawn
 

@@ -320,10 +320,8 @@ class Tour:
         )
 
     def _refining(self, calm: Relative | None) -> list[Arm]:
-        target = self.target
-        exact: Logits = attack_logits(target)
-        weaker = self._weaker()
-        found: list[Arm] = []
+        target, weaker = self.target, self._weaker()
+        exact, found = attack_logits(target), list[Arm]()
         if calm is not None:
             found.append(Refine(f"refine, {calm.name}", ((attack_logits(calm.target), calm.cost),)))
         if len(weaker) == 2:

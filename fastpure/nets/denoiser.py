@@ -44,8 +44,7 @@ class Denoiser(Printed):
         prediction: what it predicts, one of ``PREDICTIONS``.
         time_input: how it is told the time, one of ``TIME_INPUTS``.
         image_shape: (C, H, W).
-        learned_sigma: whether it returns 2 C channels, of which the last C are a variance that only
-            ``noise_and_variance`` looks at.
+        learned_sigma: whether it returns 2 C channels, the last C a variance for ``noise_and_variance`` only.
         schedule: what its steps and times mean, one of ``SCHEDULES``; without meaning for "sigma" labels.
         path: how a flow network counts time, None for another one.
         n_classes: 0, or how many classes there are of which every call must name one per image (``classes``).

@@ -91,7 +91,7 @@ def networks(tmp_path: Path, monkeypatch) -> None:
     denoiser = save_denoiser(Denoiser.from_config(sizes, seed=0), tmp_path / "denoiser.safetensors")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = ResNetConfig((3, 32, 32), classes=10, widths=(4, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
+        config = ResNetConfig((3, 32, 32), classes=10, widths=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
         classifier = ResNet(config).eval()
     with torch.no_grad():
         classifier.head.bias[CLASSES.index("automobile")] = 5.0

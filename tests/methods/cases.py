@@ -28,7 +28,7 @@ def auxiliary() -> nn.Module:
 
 def frozen_resnet() -> nn.Module:
     torch.manual_seed(6)
-    config = ResNetConfig(image_shape=SHAPE, classes=4, widths=(6, 9), mean=(0.5, 0.4), std=(0.3, 0.2))
+    config = ResNetConfig(image_shape=SHAPE, classes=4, widths=(8, 9), mean=(0.5, 0.4), std=(0.3, 0.2))
     return ResNet(config).double().eval().requires_grad_(False)
 
 
