@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def keep_freed(processes: int = 1) -> int:
         processes: that do so on this machine.
     """
     global _kept
+    if _kept is None and sys.platform != "linux":
+        _kept = 0
     if _kept is None:
         library = ctypes.CDLL(None)
         # musl has a mallopt that does nothing.

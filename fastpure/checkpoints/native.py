@@ -142,7 +142,10 @@ def _trained_to(metadata: Mapping[str, str]) -> float | None:
         noted += [_number(loss.get(name)) for name in ("t_max", "t_end_max")]
         if isinstance(levels, dict):
             level = _number(levels.get("sigma_max"))
-            noted += [_number(levels.get("t_max")), VP().time_of(-math.log(level)) if level else None]
+            noted += [
+                _number(levels.get("t_max")),
+                VP().time_of(-math.log(level)) if level and level > 0 else None,
+            ]
     return next((time for time in noted if time is not None and 0 < time <= 1), None)
 
 
