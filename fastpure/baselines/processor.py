@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..nets.products import computes
 from ..purify.precision import PRECISIONS
 from .timing import Clock, Timing
 
@@ -121,13 +122,7 @@ def probes(precision: str, device: torch.device) -> tuple[Probe, ...]:
 def _computes(precision: str, device: torch.device) -> bool:
     """Whether products in ``precision`` are the processor's own, or at least made of its own."""
     kind = PRECISIONS[precision].network
-    if device.type != "cpu" or kind == torch.float32:
-        return True
-    if not torch.backends.mkldnn.is_available():
-        return False
-    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[kind]
-    asked = getattr(torch.ops.mkldnn, name, None)
-    return asked is not None and bool(asked())
+    return device.type != "cpu" or computes(kind)
 
 
 def fastest(rates: Iterable[Rate], precision: str, clock: Clock = "wall") -> Rate | None:

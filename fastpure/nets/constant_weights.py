@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import frozen
 from .frozen import Geometry, Recipe
+from .products import FUNCTIONS, product
 
 Versions: TypeAlias = tuple[int | None, ...]
 
@@ -56,12 +57,15 @@ class ConstantWeights(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
-        replacement, note = _REPLACEMENTS.get(func), _NOTES.get(func)
-        if (replacement or note) is None or not torch.is_grad_enabled() or _others_decide(types, kwargs):
+        replacement = note = None
+        if torch.is_grad_enabled():
+            replacement, note = _REPLACEMENTS.get(func), _NOTES.get(func)
+        multiplies = func in FUNCTIONS
+        if not (replacement or note or multiplies) or _others_decide(types, kwargs):
             return func(*args, **kwargs)
         out = None if replacement is None else replacement(self, *args, **kwargs)
         if out is None:
-            out = func(*args, **kwargs)
+            out = product(func, *args, **kwargs) if multiplies else func(*args, **kwargs)
             if note is not None:
                 note(self, func, out, *args, **kwargs)
         return out

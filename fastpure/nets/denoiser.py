@@ -31,6 +31,7 @@ from .copies import frozen_copy
 from .edm import EDM
 from .foreign import is_unet2d, refuse_scheduler
 from .printed import Printed
+from .products import widens
 from .registry import ARCHITECTURES, build, classes_of, config_dict, named_config, with_class
 
 _KNOWN = tuple(kind for _, kind in ARCHITECTURES.values())
@@ -432,7 +433,8 @@ class Denoiser(Printed):
 
     def _answer(self, function: Callable[..., Tensor], x: Tensor, *told: Tensor) -> Tensor:
         """``function(x, *told)``; networks other than our own then keep as little for the backward pass as ours."""
-        if isinstance(self.network, _KNOWN) or not (torch.is_grad_enabled() and x.requires_grad):
+        gains = widens(x) or (torch.is_grad_enabled() and x.requires_grad)
+        if isinstance(self.network, _KNOWN) or not gains:
             return function(x, *told)
         with ConstantWeights():
             return function(x, *told)

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from .products import product
+
 FIR = (1.0, 3.0, 3.0, 1.0)
 """Taps of NCSN++'s resampling filter, the same along both axes, normalised to sum 1."""
 
@@ -30,7 +32,7 @@ def filtered(x: Tensor, kind: str, padding: int = 1) -> Tensor:
 def _fir(x: Tensor, up: bool, padding: int, gain: float) -> Tensor:
     weight = _taps(x.dtype, x.device, gain).expand(x.shape[1], 1, -1, -1)
     resample = F.conv_transpose2d if up else F.conv2d
-    return resample(x, weight, stride=2, padding=padding, groups=x.shape[1])
+    return product(resample, x, weight, stride=2, padding=padding, groups=x.shape[1])
 
 
 _TAPS: dict[tuple[torch.dtype, torch.device, float], Tensor] = {}

@@ -34,6 +34,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..kernels import carries_derivatives, fused_on_host, group_norm_silu, group_norm_silu_vjp
 from .packed import PackedWeight, can_pack
+from .products import product, widens
 
 _ATEN = torch.ops.aten
 
@@ -84,7 +85,7 @@ def conv2d(
         return _Convolve.apply(x, weight, bias, geometry, packed)
     if packed is not None and not records(x, bias):
         return packed.convolve(x, weight, bias)
-    return F.conv2d(x, weight, bias, stride, padding)
+    return product(F.conv2d, x, weight, bias, stride, padding)
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -112,7 +113,7 @@ class _Convolve(Function):
         ctx.packed = packed
         if packed is not None:
             return packed.convolve(x, weight, bias)
-        return torch.convolution(x, weight, bias, *geometry)
+        return product(torch.convolution, x, weight, bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
@@ -132,8 +133,10 @@ def _pull(
     # Measured (bench_network --convolutions): within 8 % of convolving with a flipped copy of the weight, either way,
     # and needs no copy. The operator wants an input for its shape and layout only and never reads it; an expanded
     # scalar, as in torch.nn.grad.conv2d_input, would be written out in full (1x1: 1.09 ms, not 0.74).
-    unread = torch.empty_strided(shape, strides, dtype=v.dtype, device=v.device)
-    return _ATEN.convolution_backward(v, unread, weight, None, *geometry, [True, False, False])[0]
+    dtype = torch.float32 if widens(v) else v.dtype
+    unread = torch.empty_strided(shape, strides, dtype=dtype, device=v.device)
+    wanted = [True, False, False]
+    return product(_ATEN.convolution_backward, v, unread, weight, None, *geometry, wanted)[0]
 
 
 class _Pull(Function):
@@ -404,27 +407,27 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return _Attention.apply(q, k, v)
     # The same operations with and without a gradient, so that a purified image has the same bits either way;
     # torch's fused attention is no faster at these sizes on the CPU (measured: 256 tokens of 256 channels).
-    return _attention_matrix(q, k) @ v
+    return product(torch.matmul, _attention_matrix(q, k), v)
 
 
 def _attention_matrix(q: Tensor, k: Tensor) -> Tensor:
-    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1)
+    return torch.softmax(product(torch.matmul, q * q.shape[-1] ** -0.5, k.transpose(-1, -2)), -1)
 
 
 class _Attention(Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(q, k, v)
-        return _attention_matrix(q, k) @ v
+        return product(torch.matmul, _attention_matrix(q, k), v)
 
     @staticmethod
     def backward(ctx: Any, v_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = ctx.saved_tensors
         matrix = _attention_matrix(q, k)
-        v_v = matrix.transpose(-1, -2) @ v_out
-        v_matrix = v_out @ v.transpose(-1, -2)
+        v_v = product(torch.matmul, matrix.transpose(-1, -2), v_out)
+        v_matrix = product(torch.matmul, v_out, v.transpose(-1, -2))
         v_logits = matrix * (v_matrix - (matrix * v_matrix).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
-        return v_logits @ k, v_logits.transpose(-1, -2) @ q, v_v
+        return product(torch.matmul, v_logits, k), product(torch.matmul, v_logits.transpose(-1, -2), q), v_v
 
 
 # ------------------------------------------------------------------------------------------- resampling

@@ -37,6 +37,7 @@ from ..kernels import (
 from .base import HoistedNetwork, identity_of
 from .frozen import records
 from .packed import PackedMap, can_map
+from .products import product
 
 _PLAIN_NORM, _PLAIN_RESAMPLE = OPS["group_norm_silu"].reference, OPS["resample"].reference
 
@@ -291,6 +292,10 @@ def _mapped(
     """matrix [O, C] times every pixel of [x, skip], plus bias; recorded where an image asks for that."""
     if packed is not None and not records(x, skip) and can_map(x, matrix):
         return packed.apply(x, skip, matrix, bias)
+    return product(_mapped_by_products, x, skip, matrix, bias)
+
+
+def _mapped_by_products(x: Tensor, skip: Tensor | None, matrix: Tensor, bias: Tensor | None) -> Tensor:
     first = x.shape[1]
     part = matrix[:, :first].t()
     pixels = torch.mm(_pixels(x), part) if bias is None else torch.addmm(bias, _pixels(x), part)
@@ -302,7 +307,7 @@ def _mapped(
 def _mapped_back(v: Tensor, matrix: Tensor, packed: PackedMap | None) -> Tensor:
     if packed is not None and not records(v) and can_map(v, matrix):
         return packed.pull_back(v, matrix)
-    return _image(_pixels(v) @ matrix, v)
+    return _image(product(torch.mm, _pixels(v), matrix), v)
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -387,12 +392,12 @@ def _matrix(q: Tensor, k: Tensor) -> Tensor:
 
 def _product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
     """a b scale, which a product does on its way; the first argument is not looked at."""
-    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0.0, alpha=scale, out=out)
+    return product(torch.baddbmm, a.new_empty(1, 1, 1), a, b, beta=0.0, alpha=scale, out=out)
 
 
 def _attended(tokens: Tensor, heads: int, legacy: bool) -> Tensor:
     q, k, v = _heads(tokens, heads, legacy)
-    return _together(_matrix(q, k) @ v, heads)
+    return _together(product(torch.bmm, _matrix(q, k), v), heads)
 
 
 def _together(h: Tensor, heads: int) -> Tensor:
@@ -422,7 +427,7 @@ def _attention_vjp(tokens: Tensor, v_h: Tensor, heads: int, legacy: bool) -> Ten
     q, k, v = _heads(tokens, heads, legacy)
     v_h = v_h if heads == 1 else v_h.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1)
     matrix = _matrix(q, k)
-    v_matrix = v_h @ v.mT
+    v_matrix = product(torch.bmm, v_h, v.mT)
     v_logits = torch.ops.aten._softmax_backward_data(v_matrix, matrix, -1, matrix.dtype)
     # The three parts of one tensor; on the host products write into parts image by image, which is slower than copying.
     if (heads == 1 or len(tokens) == 1) and _on_a_device(tokens):
@@ -435,7 +440,7 @@ def _attention_vjp(tokens: Tensor, v_h: Tensor, heads: int, legacy: bool) -> Ten
     scale = q.shape[-1] ** -0.5
     _product(v_logits, k, scale, out=v_q)
     _product(v_logits.mT, q, scale, out=v_k)
-    torch.bmm(matrix.mT, v_h, out=v_v)
+    product(torch.bmm, matrix.mT, v_h, out=v_v)
     if v_tokens is not None:
         return v_tokens
     order = (1, 3, 2, 0, 4) if legacy else (1, 3, 0, 2, 4)

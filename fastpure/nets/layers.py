@@ -19,6 +19,7 @@ from . import frozen, fused
 from .base import is_hooked
 from .fir import filtered
 from .packed import Joined, PackedMap, PackedWeight
+from .products import product
 
 RESIDUAL = math.sqrt(0.5)
 """What a block multiplies its sum with, as the reference implementation does."""
@@ -90,7 +91,7 @@ class Dense(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return product(F.linear, x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 class Projection(nn.Module):
@@ -104,7 +105,7 @@ class Projection(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [B, S, in] -> [B, S, out]."""
         batch, pixels, inputs = tokens.shape
-        return torch.addmm(self.b, tokens.reshape(-1, inputs), self.W).view(batch, pixels, -1)
+        return product(torch.addmm, self.b, tokens.reshape(-1, inputs), self.W).view(batch, pixels, -1)
 
     def on_image(self, x: Tensor) -> Tensor:
         """x [B, in, H, W] -> [B, out, H, W]."""
@@ -123,7 +124,7 @@ class PointDense(nn.Module):
         """tokens [B, S, in] -> [B, S, out]."""
         batch, pixels, inputs = tokens.shape
         weight = self.weight[:, :, 0].t()
-        return torch.addmm(self.bias, tokens.reshape(-1, inputs), weight).view(batch, pixels, -1)
+        return product(torch.addmm, self.bias, tokens.reshape(-1, inputs), weight).view(batch, pixels, -1)
 
 
 class Table(nn.Module):

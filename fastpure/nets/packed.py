@@ -25,13 +25,13 @@ packed form is at times ten times slower (256, 128, 32, 1 in bfloat16, B = 32: 9
 
 from __future__ import annotations
 
-import functools
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from .base import identity_of
+from .products import computes
 
 _ONEDNN = torch.ops.mkldnn
 
@@ -181,15 +181,9 @@ def can_map(x: Tensor, weight: Tensor) -> bool:
         return False
     if x.is_cuda or (x.device.type, weight.device.type) != ("cpu", "cpu") or x.dtype != weight.dtype:
         return False
-    if x.dtype != torch.float32 and not (x.dtype == torch.bfloat16 and _has_bfloat16()):
+    if x.dtype != torch.float32 and not (x.dtype == torch.bfloat16 and computes(x.dtype)):
         return False
     return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
-
-
-@functools.cache
-def _has_bfloat16() -> bool:
-    """Whether oneDNN computes in bfloat16 on this processor."""
-    return hasattr(_ONEDNN, "_is_mkldnn_bf16_supported") and bool(_ONEDNN._is_mkldnn_bf16_supported())
 
 
 def _pack(weight: Tensor, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from fastpure.nets import frozen, packed
 from fastpure.nets.layers import Attention
 from fastpure.nets.narrow import Programs
 from fastpure.nets.packed import PackedMap, PackedWeight, can_pack
+from fastpure.nets.products import computes
 from tests.golden import relative_error
 from tests.nets.helpers import normal, output_and_vjp, plain_autograd, random_network
 
@@ -42,7 +43,7 @@ def test_convolution_and_its_pullback(inputs, outputs, size, layout):
         assert relative_error(cache.pull_back(v, weight), pulled) < 1e-6
 
 
-@pytest.mark.skipif(not packed._has_bfloat16(), reason="this processor does not compute in bfloat16")
+@pytest.mark.skipif(not computes(torch.bfloat16), reason="this processor does not compute in bfloat16")
 @pytest.mark.parametrize(("inputs", "outputs", "size"), [(16, 32, 3), (32, 48, 1)])
 def test_bfloat16_is_packed_too(inputs, outputs, size):
     weight, bias = random(outputs, inputs, size, size, seed=1), random(outputs, seed=2)
@@ -166,7 +167,7 @@ def test_a_gradient_through_a_map_that_changed_is_refused():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("skips", [0, 24])
 def test_a_packed_map_is_the_product(skips, dtype):
-    if dtype == torch.bfloat16 and not packed._has_bfloat16():
+    if dtype == torch.bfloat16 and not computes(torch.bfloat16):
         pytest.skip("this processor does not compute in bfloat16")
     nhwc = torch.channels_last
     x = random(2, 16, 4, 6).to(dtype).contiguous(memory_format=nhwc)
