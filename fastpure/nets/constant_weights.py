@@ -34,7 +34,8 @@ Versions: TypeAlias = tuple[int | None, ...]
 
 @final
 class ConstantWeights(TorchFunctionMode):
-    """Context in which a network's frozen weights are constants. What the network computes keeps its bits.
+    """Context in which a network's frozen weights are constants. What the network computes keeps its bits, except that
+    16-bit products of processors without are rounded once (`products`), with weights that require gradients too.
 
     A call is torch's own where a weight requires a gradient or the input does not, for subclasses of ``Tensor``, and
     where something else decides what is computed or kept: autocast, ``torch.compile``, ``torch.func``, forward-mode

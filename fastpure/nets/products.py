@@ -1,21 +1,23 @@
 """Products of 16-bit tensors on processors that have none.
 
 Torch leaves convolutions and matrix products on the host to oneDNN, which has them in bfloat16 and float16 where the
-processor has the instructions (from AVX-512 on). Elsewhere torch falls back to loops of its own that take ten to fifty
-times as long as in float32: a 3x3 convolution of 32 images of 64 channels on 16 x 16 pixels 500 ms instead of 10, its
-gradient 306 instead of 10, a product of 256 x 512 and 512 x 512 108 instead of 2 (``python -m bench.bench_products``;
-a core of an AMD EPYC without AVX-512). There they are computed in float32 and rounded once, as the instructions do it.
+processor has the instructions (from AVX-512 on). Elsewhere torch falls back to loops of its own, which take many times
+as long as in float32: 3x3 convolutions of 32 images 28 to 57 times forward and 5 to 17 times backward, matrix products
+41 times (``python -m bench.bench_products``; a core of an AMD EPYC without AVX-512). There products are computed in
+float32 and rounded once, which is what the instructions do.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar, cast, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
 
@@ -48,20 +50,25 @@ def product(operation: Callable[..., T], *arguments: Any, **settings: Any) -> T:
     if first is None or not widens(first):
         return operation(*arguments, **settings)
     out = settings.pop("out", None)
-    result = operation(*map(_wide, arguments), **{name: _wide(value) for name, value in settings.items()})
-    return cast(T, _rounded(result, first.dtype) if out is None else out.copy_(result))
+    result = operation(*_changed(arguments, _wide), **{k: _changed(v, _wide) for k, v in settings.items()})
+    return cast(
+        T, _changed(result, _rounding(torch.float32, first.dtype)) if out is None else out.copy_(result)
+    )
 
 
-def _wide(value: Any) -> Any:
+def _rounding(before: torch.dtype, after: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.to(after) if x.dtype == before else x
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in _HALVES else x
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A tensor changed, those of a list or tuple too."""
     if isinstance(value, Tensor):
-        return value.float() if value.dtype in _HALVES else value
-    return type(value)(map(_wide, value)) if type(value) in (list, tuple) else value
-
-
-def _rounded(result: Any, dtype: torch.dtype) -> Any:
-    if isinstance(result, Tensor):
-        return result.to(dtype) if result.dtype == torch.float32 else result
-    return type(result)(_rounded(one, dtype) for one in result) if type(result) in (list, tuple) else result
+        return change(value)
+    return type(value)(_changed(one, change) for one in value) if type(value) in (list, tuple) else value
 
 
 FUNCTIONS = frozenset(
@@ -74,3 +81,30 @@ FUNCTIONS = frozenset(
     )
 )
 """Torch's products, as networks of other people call them."""
+
+
+def autocast_products(device: torch.device) -> AbstractContextManager[Any]:
+    """Context for the inside of ``torch.autocast``, whose products on the host would be as slow; else of no effect."""
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+    return nullcontext() if device.type != "cpu" or computes(dtype) else _AutocastProducts(dtype)
+
+
+@final
+class _AutocastProducts(TorchFunctionMode):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._round = _rounding(torch.float32, dtype)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in FUNCTIONS or not torch.is_autocast_enabled("cpu"):
+            return func(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            arguments = _changed(args, self._round)
+            return product(func, *arguments, **{k: _changed(v, self._round) for k, v in kwargs.items()})

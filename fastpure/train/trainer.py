@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data import Dataset
 from ..errors import MissingExtra, mistake
+from ..nets.products import autocast_products
 from .batches import Batch, BatchOrder, StepRandom, dropout_seed
 from .config import TrainConfig, ema_decay, learning_rate, make_optimizer
 from .losses import Loss
@@ -179,7 +180,8 @@ class Trainer:
     def _losses(self, part: Tensor, start: int) -> Tensor:
         random = StepRandom(self.config.seed, self.step, start, start + len(part), self.device)
         images = self._pixels[part].to(torch.float32) / self._scale
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        cast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        with cast, autocast_products(self.device):
             return self.loss(self.model, Batch(images, self._labels[part], random))
 
     @torch.no_grad()
