@@ -96,8 +96,11 @@ class Arm(ABC):
     times: int = field(default=0, init=False)
 
     @abstractmethod
-    def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
-        """Candidates [n, C, H, W] for the ``active`` images [n], for ``allowance`` gradients each; [] if too few."""
+    def play(self, tour: Tour, active: Tensor, allowance: float, whole: bool) -> list[Tensor]:
+        """Candidates [n, C, H, W] for the ``active`` images [n], for ``allowance`` gradients each; [] if too few.
+
+        ``whole``: too few are those that pay a part of the stage only.
+        """
 
 
 @dataclass(eq=False)
@@ -111,7 +114,7 @@ class Search(Arm):
     """Goals that a stage's share of the budget must pay: with fewer it rather waits for a larger one."""
     _next: int = field(default=0, init=False)
 
-    def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
+    def play(self, tour: Tour, active: Tensor, allowance: float, whole: bool) -> list[Tensor]:
         """See `Arm.play`."""
         # The last comparisons are of two candidates with what was kept before, and of the better once more.
         price = self.goals[0].relative.cost * self.goals[0].relative.draws
@@ -123,13 +126,12 @@ class Search(Arm):
         # The first search, of one goal, says how well it carries over.
         wanted = [*self.goals[first:], *self.goals[:first]] if tour.round else list(self.goals[:1])
         affordable = max(int(kept / (price * (LEAST_ITERATIONS + 1) + extra) + 1e-9), 0)
-        if affordable < min(self.enough, len(wanted)) and allowance < tour.left(active):
+        if whole and affordable < min(self.enough, len(wanted)):
             return []
         wanted = wanted[:affordable]
         if not wanted:
-            single = steps_for(
-                allowance - FORWARD * tour.look_draws - price, price, LEAST_ITERATIONS, MOST_ITERATIONS
-            )
+            kept = allowance - FORWARD * tour.look_draws - price
+            single = steps_for(kept, price, LEAST_ITERATIONS, MOST_ITERATIONS)
             if tour.round or not single:
                 return []
             wanted, n_iter = list(self.goals[:1]), single
@@ -163,7 +165,7 @@ class Refine(Arm):
     modes: Sequence[tuple[Logits, float]] = ()
     _n_draws: Tensor | None = field(default=None, init=False)
 
-    def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
+    def play(self, tour: Tour, active: Tensor, allowance: float, whole: bool) -> list[Tensor]:
         """See `Arm.play`."""
         dearest = max(cost for _, cost in self.modes)
         allowance = min((allowance - FORWARD * 3 * tour.look_draws) / dearest, float(STAGE_DRAWS))
@@ -193,7 +195,7 @@ class Hammered(Arm):
 
     kind: ClassVar[str] = "hammer"
 
-    def play(self, tour: Tour, active: Tensor, allowance: float) -> list[Tensor]:
+    def play(self, tour: Tour, active: Tensor, allowance: float, whole: bool) -> list[Tensor]:
         """See `Arm.play`."""
         n = tour.look_draws
         price = hammer_cost(n)
@@ -255,9 +257,8 @@ class Tour:
             # What was played just now is measured at the next look only.
             if tried and self.target.is_random and self.gains.saturated:
                 stopped = "another stage would not move the accuracy by more than the verdict's draws leave uncertain"
-        losses = (
-            torch.stack(self.margins) if self.margins else self.problem.x.new_empty((0, len(self.problem.x)))
-        )
+        none = self.problem.x.new_empty((0, len(self.problem.x)))
+        losses = torch.stack(self.margins) if self.margins else none
         found = Proposal(self.x, losses, self.flat, agreement=self.agreement.mean)
         return self.ledger.into(replace(found, stopped=stopped, notes=tuple(self.notes)))
 
@@ -354,10 +355,13 @@ class Tour:
         allowance = min(left, share)
         if left - allowance < SMALLEST_STAGE:
             allowance = left
-        # What a stage's share does not pay, all that is left may.
-        for limit, arm in ((limit, arm) for limit in sorted({allowance, left}) for arm in order):
+        # What a stage's share does not pay, all that is left may, if need be a part of a stage. Right after the first
+        # search nobody knows whether searching pays: a part of another must not take what a refinement needs.
+        turns = [(allowance, allowance < left), (left, False)]
+        turns = [(left, True), *turns] if self.round == 1 and allowance == left else turns
+        for (limit, whole), arm in ((turn, arm) for turn in turns for arm in order):
             before = total(self.ledger.spent)
-            candidates = arm.play(self, active, limit)
+            candidates = arm.play(self, active, limit, whole)
             if candidates:
                 # The first search is of one goal only: unless something calmer waits, the same arm goes on.
                 arm.times += 1 if self.round or self.calm else 0
@@ -437,11 +441,8 @@ class Tour:
         draws = range(first, first + self.first_look)
         seen = [self._look(part, active, candidate, draws, self.sorter) for candidate in candidates]
         values = torch.stack([one.value for one in seen])
-        order, image = (
-            values.sort(dim=0, stable=True).indices,
-            torch.arange(len(active), device=part.x.device),
-        )
-        stacked = torch.stack(candidates)
+        order, stacked = values.sort(dim=0, stable=True).indices, torch.stack(candidates)
+        image = torch.arange(len(active), device=part.x.device)
         return [stacked[order[k], image] for k in range(2)]
 
     def _look(

@@ -184,11 +184,11 @@ def precision_of(name: str) -> str:
 class Networks:
     """The denoiser of a configuration and its plain port, with the same weights on one device; both are built once."""
 
-    def __init__(self, network: str, device: torch.device) -> None:
-        self.name, self.device = network, device
+    def __init__(self, network: str | dict[str, Any], device: torch.device) -> None:
+        self.device = device
         self.denoiser = Denoiser.from_config(network, seed=0).to(device)
         with torch.device("meta"):
-            self._port = PlainDDPMpp(CONFIGS[network]).eval()
+            self._port = PlainDDPMpp(self.denoiser.network.config).eval()
         self._port.load_state_dict(self.denoiser.network.state_dict(), assign=True)
 
     def plain(self) -> PlainDDPMpp:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -434,9 +435,7 @@ class Denoiser(Printed):
     def _answer(self, function: Callable[..., Tensor], x: Tensor, *told: Tensor) -> Tensor:
         """``function(x, *told)``; networks other than our own then keep as little for the backward pass as ours."""
         gains = widens(x) or (torch.is_grad_enabled() and x.requires_grad)
-        if isinstance(self.network, _KNOWN) or not gains:
-            return function(x, *told)
-        with ConstantWeights():
+        with ConstantWeights() if gains and not isinstance(self.network, _KNOWN) else nullcontext():
             return function(x, *told)
 
     def _set_classes(self, n_classes: int, null_class: bool) -> None:
@@ -482,9 +481,8 @@ class Denoiser(Printed):
         if not isinstance(output, Tensor):
             raise ValueError(mistake("denoiser", "a network that returns one tensor", type(output).__name__))
         if tuple(output.shape) != expected:
-            remedy = ""
-            if tuple(output.shape) == (len(x), 2 * channels, height, width):
-                remedy = "Pass learned_sigma=True if the second half is a learned variance"
+            doubled = tuple(output.shape) == (len(x), 2 * channels, height, width)
+            remedy = "Pass learned_sigma=True if the second half is a learned variance" if doubled else ""
             found = str(list(output.shape))
             raise ValueError(
                 mistake("denoiser", f"a network that returns shape {list(expected)}", found, remedy)

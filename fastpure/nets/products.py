@@ -36,9 +36,9 @@ def computes(dtype: torch.dtype) -> bool:
 
 def widens(x: Tensor) -> bool:
     """Whether products of ``x`` are computed in float32, because those in its dtype would be emulated slowly."""
-    if torch.compiler.is_compiling():  # a compiler emulates them itself
-        return False
-    return x.dtype in _HALVES and x.device.type == "cpu" and not computes(x.dtype)
+    if x.dtype not in _HALVES or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False  # a compiler sees the network as it is written
+    return not computes(x.dtype)
 
 
 def product(operation: Callable[..., T], *arguments: Any, **settings: Any) -> T:
@@ -46,6 +46,8 @@ def product(operation: Callable[..., T], *arguments: Any, **settings: Any) -> T:
 
     The dtype is that of the first tensor. Differentiable as the operation is; ``out`` is written as by the operation.
     """
+    if torch.compiler.is_compiling():  # which reads less than Python does
+        return operation(*arguments, **settings)
     first = next((one for one in (*arguments, *settings.values()) if isinstance(one, Tensor)), None)
     if first is None or not widens(first):
         return operation(*arguments, **settings)

@@ -161,6 +161,22 @@ def test_a_gradient_masked_by_guidance_does_not_save_a_defence():
     assert adaptive <= found["unguided"] + 0.1
 
 
+def test_relatives_that_mislead_do_not_take_what_a_refinement_needs(monkeypatch):
+    # A small budget, many classes, nothing calmer: what one search has left pays some searches more, or a refinement.
+    method = fp.methods.coup_unguided(t=0.1, dt=0.025)
+    defense, x = mixture_defense(Pixels(10), method), images(24)
+    y = defense.predict(x)
+    other = mixture_defense(Pixels(10, seed=5), method)
+    misleading = Relative("of another classifier", problem(other, x, y).target, 0.25)
+    monkeypatch.setattr("fastpure.attacks.adaptive_tour.relatives", lambda target: (misleading,))
+    monkeypatch.setattr("fastpure.attacks.adaptive_tour.calmer", lambda target: None)
+    settings = {"eps": 0.12, "eval_draws": 8}
+    plain = PGD(n_iter=20, eot_iter=1, **settings)(defense, x, y).robust_accuracy.estimate
+    found = Adaptive(budget=41, **settings)(defense, x, y)
+    assert not found.agreement.isnan().all(), "the defence itself was never differentiated"
+    assert found.robust_accuracy.estimate <= plain + 0.1
+
+
 # Why it ends
 
 

@@ -43,14 +43,18 @@ def test_the_continuous_adjoint_is_not_the_gradient(guided):
     assert 1e-3 < frozen.error < 1.0  # same noise, same weights: another gradient, not another problem
 
 
-def cases(steps: int = 3) -> Cases:
-    return Cases(Networks("ddpmpp-digits", torch.device("cpu")), 2, steps)
+SMALLEST = {"image_size": 8, "channels": 1, "nf": 16, "ch_mult": (1, 2), "n_blocks": 1, "attn_resolutions": (4,)}
+"""Every kind of layer once: compiling takes time by the layer."""
+
+
+def cases(steps: int = 3, network: str | dict[str, object] = "ddpmpp-digits") -> Cases:
+    return Cases(Networks(network, torch.device("cpu")), 2, steps)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
 def test_a_compiled_peer_has_the_same_gradient_however_often_it_is_asked():
-    found = cases()
+    found = cases(network=SMALLEST)
     truth = found.gradient(found.purifier("fp64", "recompute"), found.noise.double())
     loop = found.loop("fp32", mode="default")
     for _ in range(2):
