@@ -77,7 +77,7 @@ class Bench:
         eps: Linf radius.
         budgets: name of a family -> its points, the largest first, because they say most.
         reference: the attack that Adaptive is put beside, by name: of the largest of its budgets.
-        autoattack_on: the defences that AutoAttack is run on, ours and pyautoattack's, which take longest by far.
+        autoattack_on: the defences that AutoAttack is run on, ours and pyautoattack's, which take longest.
         protocol: who decides.
         n: images.
         batch_size: images per block, which share what Adaptive may spend.
@@ -141,12 +141,12 @@ def _some(defences: Makers, *names: str) -> Makers:
     return {name: defences[name] for name in names}
 
 
+ON_DIGITS = "DiffPure", "COUP scale 1", robustness_digits.COUP, "AGDM-style", "GDMP"
+
 DIGITS = Bench(
     "digits",
     "digits",
-    _some(
-        robustness_digits.DEFENCES, "DiffPure", "COUP scale 1", robustness_digits.COUP, "AGDM-style", "GDMP"
-    ),
+    _some(robustness_digits.DEFENCES, *ON_DIGITS),
     robustness_digits.EPS,
     {
         "Adaptive": [(328,), (164,), (82,), (41,)],
@@ -157,7 +157,7 @@ DIGITS = Bench(
         "pyautoattack rand": [(25, 8)],
     },
     "APGD-CE 40 x 8",
-    ("DiffPure", robustness_digits.COUP),
+    ON_DIGITS,
     robustness_digits.FRESH,
     robustness_digits.IMAGES,
     robustness_digits.IMAGES,

@@ -96,3 +96,12 @@ def test_a_container_counts_with_its_own_memory(tmp_path, monkeypatch, text, lim
         (tmp_path / "memory.max").write_text(text)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert heap._memory() == (min(machine, 4 << 30) if limited else machine)
+
+
+@pytest.mark.parametrize("system", ["win32", "darwin"])
+def test_elsewhere_than_on_linux_nothing_is_asked(monkeypatch, system):
+    monkeypatch.setattr(heap, "_kept", None)
+    monkeypatch.setattr(heap.sys, "platform", system)
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: pytest.fail("a library was opened"))
+    assert heap.keep_freed() == 0
+    assert heap.policy() in ("the system's default", "set by the user")

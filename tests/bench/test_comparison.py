@@ -43,7 +43,14 @@ def test_the_continuous_adjoint_is_not_the_gradient(guided):
     assert 1e-3 < frozen.error < 1.0  # same noise, same weights: another gradient, not another problem
 
 
-SMALLEST = {"image_size": 8, "channels": 1, "nf": 16, "ch_mult": (1, 2), "n_blocks": 1, "attn_resolutions": (4,)}
+SMALLEST = {
+    "image_size": 8,
+    "channels": 1,
+    "nf": 16,
+    "ch_mult": (1, 2),
+    "n_blocks": 1,
+    "attn_resolutions": (4,),
+}
 """Every kind of layer once: compiling takes time by the layer."""
 
 

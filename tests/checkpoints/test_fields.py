@@ -12,6 +12,7 @@ import torch
 import fastpure as fp
 from fastpure import load_denoiser
 from fastpure.checkpoints import save_denoiser
+from fastpure.checkpoints.native import _trained_to
 from fastpure.errors import CheckpointError
 from fastpure.schedule import VP
 from tests.checkpoints.helpers import SCORE_SDE, SCORE_SDE_CONFIG, state
@@ -462,3 +463,18 @@ def test_json_that_is_none(tmp_path, text, message):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(CheckpointError, match=message):
         load_denoiser(TINY, format="score_sde", config=path)
+
+
+@pytest.mark.parametrize("noted", [-1, 0, "inf", float("inf"), float("nan"), 1e300, "x", [1], None])
+def test_a_noted_level_that_is_none_says_nothing_about_training(noted):
+    assert _trained_to({"loss": json.dumps({"levels": {"sigma_max": noted}})}) is None
+    assert _trained_to({"t_max": str(noted)}) is None
+
+
+@pytest.mark.parametrize("level", [0.5, 80.0])
+def test_a_noted_level_is_the_time_at_which_the_noise_has_it(level):
+    time = _trained_to({"loss": json.dumps({"levels": {"sigma_max": level}})})
+    assert time is not None
+    assert VP().sigma(time) / VP().alpha(time) == pytest.approx(level, rel=1e-6)
+    # The time itself goes first.
+    assert _trained_to({"loss": json.dumps({"levels": {"sigma_max": level, "t_max": 0.3}})}) == 0.3
