@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import methods
 from ..errors import mistake, one_of, whole
-from ..nets import CONFIGS, Denoiser
+from ..nets import CONFIGS, DDPMpp, Denoiser
 from ..purify import Purifier
 from ..purify.precision import PRECISIONS
 from ..reverse import RecordedNoise
@@ -187,9 +187,11 @@ class Networks:
     def __init__(self, network: str | dict[str, Any], device: torch.device) -> None:
         self.device = device
         self.denoiser = Denoiser.from_config(network, seed=0).to(device)
+        ours = self.denoiser.network
+        assert isinstance(ours, DDPMpp), "the plain port is of this architecture"
         with torch.device("meta"):
-            self._port = PlainDDPMpp(self.denoiser.network.config).eval()
-        self._port.load_state_dict(self.denoiser.network.state_dict(), assign=True)
+            self._port = PlainDDPMpp(ours.config).eval()
+        self._port.load_state_dict(ours.state_dict(), assign=True)
 
     def plain(self) -> PlainDDPMpp:
         """A copy of the plain port for one case: casting it, or asking for gradients of its weights, is in place."""
