@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from fastpure import Denoiser
 from fastpure.classifiers.base import call_frozen
 from fastpure.nets import products
 from fastpure.nets.products import autocast_products, product, widens
@@ -112,6 +113,21 @@ def test_no_network_of_others_asks_for_slow_products(none_here, dtype):
     for one, exact in zip(found, truth, strict=True):
         assert one.dtype == dtype
         assert apart(one, exact) < (0.05 if dtype == torch.bfloat16 else 0.01)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_nor_does_a_denoiser_of_others_with_or_without_a_gradient(none_here, grad):
+    class Told(Foreign):
+        def forward(self, x, labels):
+            return super().forward(x)
+
+    made = Denoiser.from_module(Told(), image_shape=(3, 8, 8)).cast(torch.bfloat16)
+    steps = made.conditioning([300.0], [300], [0.9], [0.4])
+    x, seen = normal(2, 3, 8, 8).bfloat16().requires_grad_(grad), Seen()
+    with seen, torch.set_grad_enabled(grad):
+        made.noise_pred(x, steps, 0)
+    assert seen.products
+    assert {kind for _, kind in seen.products} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", HALVES)
