@@ -133,7 +133,8 @@ def test_processes_of_a_stage_run_side_by_side_and_report_their_tests(tmp_path):
         {
             "a": (*python(meet), "a", "b"),
             "b": (*python(meet), "b", "a"),
-            "unit": (*pytest_words, str(test)),
+            # Names begin at its root, which otherwise depends on where the checkout lies.
+            "unit": (*pytest_words, f"--rootdir={tmp_path}", str(test)),
         },
     )
     assert run([both], tmp_path, 60) == 1
