@@ -33,7 +33,7 @@ from torch.utils.flop_counter import flop_registry
 
 from bench.devices import DEVICES, DTYPES, Device, measured_here
 from bench.workloads import Workload, workload
-from fastpure.nets import frozen, fused
+from fastpure.nets import frozen, fused, products
 
 #: Operations that move nothing: they only make another view, or allocate.
 # fmt: off
@@ -108,6 +108,7 @@ PATHS = ("gpu", "host", "plain")
 @contextmanager
 def fake_tensors(path: str = "gpu") -> Iterator[None]:
     """Inside, tensors have shapes but no memory, convolutions are torch's, and the kernels are those of ``path``."""
+    computes = products.computes if path == "host" else lambda dtype: True  # a GPU multiplies in 16 bits
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(frozen, "can_pack", return_value=False),
@@ -115,6 +116,7 @@ def fake_tensors(path: str = "gpu") -> Iterator[None]:
         mock.patch.object(fused, "serves", return_value=path == "gpu"),
         mock.patch.object(frozen, "fused_on_host", return_value=path == "host"),
         mock.patch.object(fused, "fused_on_host", return_value=path == "host"),
+        mock.patch.object(products, "computes", computes),
     ):
         yield
 

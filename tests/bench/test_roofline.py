@@ -8,6 +8,7 @@ import torch
 from bench.devices import DEVICES
 from bench.roofline import PLANS, fake_tensors, predict, rand_autoattack_hours, trace
 from bench.workloads import workload
+from fastpure.nets import products
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,12 @@ def test_an_unknown_classifier_is_named():
 
 def test_hours_of_the_rand_mode():
     assert rand_autoattack_hours(rate=512 * 2 * 100 * 20 * 100 / 3600) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("host", [True, False])
+def test_a_gpu_multiplies_in_16_bits_whatever_this_processor_does(monkeypatch, host):
+    monkeypatch.setattr(products, "computes", lambda dtype: host)
+    with fake_tensors():
+        bf16 = trace(workload("ddpmpp-digits", None, 1, torch.bfloat16, "bf16").adjoint)
+        fp32 = trace(workload("ddpmpp-digits", None, 1, torch.float32, "fp32").adjoint)
+    assert bf16.launches <= 1.1 * fp32.launches
