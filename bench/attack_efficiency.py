@@ -77,7 +77,6 @@ class Bench:
         eps: Linf radius.
         budgets: name of a family -> its points, the largest first, because they say most.
         reference: the attack that Adaptive is put beside, by name: of the largest of its budgets.
-        autoattack_on: the defences that AutoAttack is run on, ours and pyautoattack's, which take longest.
         protocol: who decides.
         n: images.
         batch_size: images per block, which share what Adaptive may spend.
@@ -91,7 +90,6 @@ class Bench:
     eps: float
     budgets: Mapping[str, Sequence[Settings]]
     reference: str
-    autoattack_on: Sequence[str]
     protocol: Protocol
     n: int
     batch_size: int
@@ -105,11 +103,11 @@ class Bench:
 
     def rows(self) -> tuple[Row, ...]:
         """All points: each at its place in every defence before the next."""
-        found = []
-        for name, settings in self.points():
-            on = self.autoattack_on if "autoattack" in name.lower() else self.defences
-            found += [Row(one, called(name, settings), self.protocol, self.n) for one in on]
-        return tuple(found)
+        return tuple(
+            Row(defence, called(name, settings), self.protocol, self.n)
+            for name, settings in self.points()
+            for defence in self.defences
+        )
 
     def points(self) -> list[tuple[str, Settings]]:
         """(family, settings): the largest budgets of all families, then the next."""
@@ -141,12 +139,12 @@ def _some(defences: Makers, *names: str) -> Makers:
     return {name: defences[name] for name in names}
 
 
-ON_DIGITS = "DiffPure", "COUP scale 1", robustness_digits.COUP, "AGDM-style", "GDMP"
-
 DIGITS = Bench(
     "digits",
     "digits",
-    _some(robustness_digits.DEFENCES, *ON_DIGITS),
+    _some(
+        robustness_digits.DEFENCES, "DiffPure", "COUP scale 1", robustness_digits.COUP, "AGDM-style", "GDMP"
+    ),
     robustness_digits.EPS,
     {
         "Adaptive": [(328,), (164,), (82,), (41,)],
@@ -157,7 +155,6 @@ DIGITS = Bench(
         "pyautoattack rand": [(25, 8)],
     },
     "APGD-CE 40 x 8",
-    ON_DIGITS,
     robustness_digits.FRESH,
     robustness_digits.IMAGES,
     robustness_digits.IMAGES,
@@ -186,7 +183,6 @@ CIFAR10 = Bench(
         "pyautoattack rand": [(10, 8)],
     },
     "APGD-CE 10 x 8",
-    ("DiffPure",),
     robustness_cifar10.FRESH,
     32,
     32,

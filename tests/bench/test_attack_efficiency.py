@@ -49,7 +49,6 @@ def bench(**changes) -> efficiency.Bench:
         eps=0.05,
         budgets=budgets,
         reference="APGD-CE 40 x 8",
-        autoattack_on=("c",),
         n=6,
         batch_size=6,
         data=lambda row: DATA.select(list(range(row.n))),
@@ -67,11 +66,11 @@ def write(tmp_path, monkeypatch, *words: str) -> str:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_points_are_run_once_and_said_as_they_are(tmp_path, monkeypatch):
     pytest.importorskip("pyautoattack")
-    assert "14 points are not finished yet" in write(tmp_path, monkeypatch, "--table-only")
+    assert "16 points are not finished yet" in write(tmp_path, monkeypatch, "--table-only")
     text = write(tmp_path, monkeypatch)
     assert "not finished" not in text
     found = finished(bench().rows(), tmp_path / "runs" / "trial")
-    assert len(found) == 14
+    assert len(found) == 16
     for row, run in found.items():
         assert gradients(run) > 0, row
         report = fp.Report.of(run)
@@ -104,7 +103,7 @@ def test_points_are_run_once_and_said_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(efficiency, "SMALL", bench(eps=0.04))
     with pytest.raises(SystemExit, match=r"'eps': 0.05.*the bench says.*'eps': 0.04.*--anew"):
         efficiency.main(["--small", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
-    assert "14 points are not finished yet" in write(tmp_path, monkeypatch, "--anew", "--table-only")
+    assert "16 points are not finished yet" in write(tmp_path, monkeypatch, "--anew", "--table-only")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
