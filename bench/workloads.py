@@ -16,6 +16,7 @@ from fastpure.kernels import Domain, NoiseKeys
 from fastpure.nets import NETWORKS, Denoiser
 from fastpure.nets.registry import build
 from fastpure.reverse import GeneratedNoise, Process
+from fastpure.reverse.memory import watch_saved
 from fastpure.reverse.step import advance, evaluate, linearize, row_vjp
 
 DT = 1e-3
@@ -88,11 +89,10 @@ def workload(
         }
         kept: dict[int, int] = {}
 
-        def note(tensor: Tensor) -> Tensor:
+        def note(tensor: Tensor) -> None:
             kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
-            return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with watch_saved(note):
             tape = linearize(process, 0, x, (), noise)
         del tape
         return float(sum(size for key, size in kept.items() if key not in constants))

@@ -9,7 +9,6 @@ recording. The denoiser and the guidance gradient do not depend on each other an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..guidance import VJP, Guidance, GuidanceStep, PredictionGuidance
 from ..kernels import NoiseKeys
+from .memory import watch_saved
 from .noise import GeneratedNoise, NoiseSource
 from .recorder import Recorder, Work
 from .step import Context, Process, Tape, advance, evaluate, linearize, row_vjp
@@ -191,7 +191,7 @@ class Family:
                 here, noise = self._here(kind)
                 slot.saved = []
                 # It may hold parts of the buffers too: those are filled again before the VJP is replayed.
-                with torch.autograd.graph.saved_tensors_hooks(_keeper(slot.saved), lambda tensor: tensor):
+                with watch_saved(slot.saved.append):
                     tape = linearize(here, k, self.x, self.context, noise)
                 slot.tape = self._on_two_streams(tape)
                 self._advance(slot.forward, here, k, (tape.noise_pred, tape.guidance), noise)
@@ -264,14 +264,6 @@ class Family:
                 return guidance_vjp(v)
 
         return replace(tape, noise_pred_vjp=first, guidance_vjp=second)
-
-
-def _keeper(saved: list[Tensor]) -> Callable[[Tensor], Tensor]:
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append(tensor)
-        return tensor
-
-    return keep
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -88,12 +88,11 @@ class SavedBytes:
     exclude: frozenset[int] = frozenset()
     seen: dict[int, int] = field(default_factory=dict)
 
-    def add(self, tensor: Tensor) -> Tensor:
-        """Count ``tensor`` and return it unchanged."""
+    def add(self, tensor: Tensor) -> None:
+        """Count ``tensor``."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.exclude:
             self.seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
     @property
     def total(self) -> int:
@@ -102,8 +101,23 @@ class SavedBytes:
 
 
 @contextmanager
+def watch_saved(note: Callable[[Tensor], object]) -> Iterator[None]:
+    """Inside, ``note`` is handed all that autograd saves, without its history; gradients are what they ever are."""
+
+    def pack(tensor: Tensor) -> Tensor:
+        # With its history a saved result holds the operation that saved it, which no collector finds: the whole graph
+        # would stay for good. Autograd gives the history back to what it unpacks.
+        kept = tensor.detach()
+        note(kept)
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield
+
+
+@contextmanager
 def count_saved_bytes(*constants: Tensor) -> Iterator[SavedBytes]:
     """Count the bytes autograd keeps inside the block, leaving out ``constants`` such as weights."""
     counter = SavedBytes(frozenset(t.untyped_storage().data_ptr() for t in constants))
-    with torch.autograd.graph.saved_tensors_hooks(counter.add, lambda tensor: tensor):
+    with watch_saved(counter.add):
         yield counter

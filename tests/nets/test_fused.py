@@ -9,6 +9,7 @@ import torch
 
 from fastpure.kernels import use_backend
 from fastpure.nets import fused
+from fastpure.reverse.memory import watch_saved
 from tests.kernels.closeness import largest_error
 from tests.nets.helpers import normal, output_and_vjp, plain_autograd, random_network
 
@@ -75,9 +76,7 @@ def test_the_kernels_run_and_keep_less_than_plain_autograd(network):
 
     def kept(name: str) -> None:
         seen = {}
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: seen.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
-        ):
+        with watch_saved(lambda t: seen.setdefault(t.untyped_storage().data_ptr(), t)):
             output = network(x, LABELS)
         weights = {w.untyped_storage().data_ptr() for w in network.parameters()}
         sizes[name] = sum(t.untyped_storage().nbytes() for p, t in seen.items() if p not in weights)

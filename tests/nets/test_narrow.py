@@ -23,6 +23,7 @@ from fastpure.kernels import network as programs
 from fastpure.kernels import use_backend
 from fastpure.nets import CONFIGS, DDPMppConfig, narrow, runs_in_one_call
 from fastpure.nets.ddpmpp import layout
+from fastpure.reverse.memory import watch_saved
 from tests.golden import relative_error
 from tests.kernels.helpers import EXTENSION, needs_ext
 from tests.nets.helpers import normal, output_and_vjp, plain_autograd, random_network
@@ -199,9 +200,7 @@ def test_no_more_is_kept_than_by_the_fused_blocks():
         x = image(network).contiguous(memory_format=torch.channels_last).requires_grad_()
         rows = network.embedding(LABELS)
         seen = {}
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, seen=seen: seen.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
-        ):
+        with watch_saved(lambda t, seen=seen: seen.setdefault(t.untyped_storage().data_ptr(), t)):
             y = run(x, rows)
         # Not counted: weights, and what the caller has anyway, for second derivatives.
         others = {w.untyped_storage().data_ptr() for w in (*network.parameters(), rows, x)}
