@@ -73,7 +73,7 @@ class Adaptive(NormAttack):
         """See ``Attack.effort``."""
         return Effort(steps=int(self.budget), draws=0, remedy="raise budget")
 
-    def planned(self, random: bool, count: Count) -> tuple[float, float]:
+    def planned(self, random: bool, n_classes: int, count: Count) -> tuple[float, float]:
         """See ``Attack.planned``; answers without gradient are paid from the budget too."""
         return self.budget, 0.0
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..errors import mistake, one_of, whole
 from .apgd import APGDCE, APGDDLR, APGDT
-from .base import NormAttack, Problem, Proposal, Tick
-from .choosing import choose, effort_of, share_correct
+from .base import Count, NormAttack, Problem, Proposal, Tick
+from .choosing import choose, effort_of, planned_choice, share_correct
 from .gradient_modes import GradientMode
 from .pyautoattack import FAB, Square
 from .weakness import Effort
@@ -120,6 +120,11 @@ class AutoAttack(NormAttack):
         """See ``Attack.spoken_for``."""
         looks = len(self.names) + 1 if self.decision == "legacy" else self.decision_draws
         return self.eval_draws + looks
+
+    def planned(self, random: bool, n_classes: int, count: Count) -> tuple[float, float]:
+        """See ``Attack.planned``; the members', and the comparison of their candidates and of the images themselves."""
+        draws = self.decision_draws if random and self.decision != "legacy" else 1
+        return planned_choice(self.members(n_classes), draws, count)
 
     def propose(self, problem: Problem, tick: Tick) -> Proposal:
         """The candidate of each image that is correct on the fewest decision draws."""

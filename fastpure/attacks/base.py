@@ -300,11 +300,12 @@ class Attack(Settings, ABC):
         """
         return self
 
-    def planned(self, random: bool, count: Count) -> tuple[float, float] | None:
-        """Most purifications with and without gradient per image, where it has been told; None to have them counted.
+    def planned(self, random: bool, n_classes: int, count: Count) -> tuple[float, float] | None:
+        """Most purifications with and without gradient per image, where that is known; None to have them counted.
 
         Args:
-            random: whether the target draws noise that has a number.
+            random: whether the target draws noise that has a number, and is not held.
+            n_classes: of the data.
             count: the same of another attack, counted if need be.
         """
         return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .base import Attack, Problem, Proposal, Tick
+from .base import Attack, Count, Problem, Proposal, Tick
 from .gradient import Average, score
 from .ledger import FORWARD, Ledger
 from .weakness import Effort
@@ -91,6 +91,12 @@ def choose(problem: Problem, members: Sequence[Attack], share: Share, n_draws: i
     losses = torch.cat(histories) if histories else problem.x.new_empty((0, len(problem.x)))
     said = tuple(dict.fromkeys(notes))
     return Chosen(best, correct, losses, flat, agreement.mean, ledger if counts else None, said)
+
+
+def planned_choice(members: Sequence[Attack], looks: int, count: Count) -> tuple[float, float]:
+    """``Attack.planned`` of one that lets ``choose`` look ``looks`` times at the images and at each candidate."""
+    gradients, judgements = zip(*map(count, members), strict=True)
+    return sum(gradients), sum(judgements) + looks * (1 + len(members))
 
 
 def share_correct(problem: Problem, x: Tensor, first: int, n_draws: int, batch_size: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import mistake, whole
 from .base import Attack, Count, NormAttack, Problem, Proposal, Tick
 from .budget import Budget
-from .choosing import choose, effort_of, share_correct
+from .choosing import choose, effort_of, planned_choice, share_correct
 from .weakness import Effort
 
 
@@ -80,11 +80,9 @@ class Ensemble(NormAttack):
         """See ``Attack.effort``."""
         return effort_of(self.attacks, n_classes)
 
-    def planned(self, random: bool, count: Count) -> tuple[float, float]:
+    def planned(self, random: bool, n_classes: int, count: Count) -> tuple[float, float]:
         """See ``Attack.planned``; the members', and the comparison of their candidates and of the images themselves."""
-        gradients, judgements = zip(*map(count, self.members()), strict=True)
-        looks = self.choosing_draws if random else 1
-        return sum(gradients), sum(judgements) + looks * (1 + len(self.attacks))
+        return planned_choice(self.members(), self.choosing_draws if random else 1, count)
 
     def spoken_for(self) -> int:
         """See ``Attack.spoken_for``."""

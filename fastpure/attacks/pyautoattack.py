@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingExtra, mistake, one_of, whole
-from .base import NormAttack, Problem, Proposal, Tick
+from .base import Count, NormAttack, Problem, Proposal, Tick
 from .gradient import logits_at
 from .weakness import Effort
 
@@ -117,6 +117,10 @@ class Square(ForeignAttack):
     def effort(self, n_classes: int) -> Effort:
         """See ``Attack.effort``."""
         return Effort(queries=self.n_queries, draws=self.eot_iter)
+
+    def planned(self, random: bool, n_classes: int, count: Count) -> tuple[float, float]:
+        """See ``Attack.planned``; the first point, and one for each query."""
+        return 0.0, float((1 + self.n_queries) * (self.eot_iter if random else 1))
 
     def __post_init__(self) -> None:
         super().__post_init__()

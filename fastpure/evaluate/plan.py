@@ -111,10 +111,12 @@ def count_queries(
     def count(member: Attack) -> tuple[float, float]:
         return count_queries(dataset, member, protocol, random=random, purifies=purifies)
 
-    if (planned := attack.planned(random, count)) is not None:
-        return planned
     n, n_classes = 2, max(len(dataset.classes), 2)
     target = _StandIn(nn.Identity().eval(), n_classes, random=random, purifying=purifies)
+    with frozen(target, protocol):
+        planned = attack.planned(target.is_random, n_classes, count)
+    if planned is not None:
+        return planned
     x = torch.rand((n, *dataset.image_shape), generator=torch.Generator().manual_seed(0))
     problem = Problem(target, x, torch.zeros(n, dtype=torch.int64), torch.arange(n))
     attack = attack.for_counting()

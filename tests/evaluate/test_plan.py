@@ -45,6 +45,41 @@ def test_under_known_noise_nothing_is_averaged():
     assert count_queries(dataset(4), how, known, random=True, purifies=True) == (5, 0)
 
 
+MEMBERS = ("apgd-ce", "fab", "square")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "random"),
+    [(fp.protocols.fresh(), True), (fp.protocols.fresh(), False), (fp.protocols.dw_box(), True)],
+    ids=["fresh", "bare", "known"],
+)
+@pytest.mark.parametrize(
+    "how",
+    [
+        fp.attacks.Square(n_queries=7, eot_iter=3),
+        fp.attacks.AutoAttack(
+            version="custom", attacks=MEMBERS, n_iter=2, n_queries=5, eot_iter=2, decision_draws=4
+        ),
+        fp.attacks.AutoAttack(version="rand", n_iter=2, eot_iter=2, decision="legacy", gradient="bpda"),
+        fp.attacks.Ensemble(
+            (attack(n_iter=2, eot_iter=3), fp.attacks.Square(eps=0.05, n_queries=3)), choosing_draws=5
+        ),
+    ],
+    ids=["square", "autoattack", "legacy", "ensemble"],
+)
+def test_what_is_known_of_an_attack_is_what_its_rehearsal_counts(monkeypatch, how, protocol, random):
+    pytest.importorskip("pyautoattack")
+
+    def found():
+        return count_queries(dataset(4), how, protocol, random=random, purifies=random)
+
+    known = found()
+    for kind in (fp.attacks.Square, fp.attacks.AutoAttack, fp.attacks.Ensemble):
+        monkeypatch.setattr(kind, "planned", lambda self, *rest: None)
+    assert known == found()
+    assert known[1] > 0
+
+
 def test_a_bare_classifier_is_counted_too():
     how = attack(n_iter=5, eot_iter=3)
     assert count_queries(dataset(4), how, fp.protocols.fresh(), random=False, purifies=False) == (5, 0)
