@@ -15,12 +15,6 @@ INSTALLED_DEV := $(VENV)/.fastpure-installed-dev
 INSTALLED_BENCH := $(VENV)/.fastpure-installed-bench
 INSTALLED_DOCS := $(VENV)/.fastpure-installed-docs
 
-# Tests of arithmetic: their numbers must hold for every instruction set that torch's kernels may choose. One thread:
-# on tensors this small more of them only wait for each other, and `make test` uses them. What chooses by instruction set
-# is tested with each of them, what only calls that with the fewest.
-CHOOSING := tests/kernels tests/nets --ignore=tests/kernels/test_machine_code.py --ignore=tests/kernels/test_launches.py
-NUMERICAL := $(addprefix tests/,attacks classifiers guidance methods purify reverse) $(CHOOSING)
-
 .PHONY: help setup demo test lint sanitize isa-check cuda-check triton-check gpu bench docs wheel-check clean
 
 help:  ## this list
@@ -42,10 +36,7 @@ sanitize: | $(BIN)/python  ## all kernels, the GPU's too, on the CPU under sanit
 	CXX="$(CXX)" $(BIN)/python csrc/ninja_build.py sanitize
 
 isa-check: $(INSTALLED)  ## the numerical tests again, with fewer of the processor's instructions
-	@mkdir -p $(BUILD); numerical() { OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=$$1 FASTPURE_MAX_CPU_ISA=$$2 $(BIN)/python -m pytest -q \
-	-m "not gpu" -p no:cacheprovider $$3 >$(BUILD)/isa-$$2.log 2>&1; }; \
-	numerical AVX512_CORE avx512 "$(CHOOSING)" & first=$$!; numerical AVX2 avx2 "$(NUMERICAL)" || failed=1; \
-	wait $$first || failed=1; for isa in avx512 avx2; do echo "== $$isa"; cat $(BUILD)/isa-$$isa.log; done; [ -z "$$failed" ]
+	PYTHON=$(BIN)/python bash .ci/isa_check
 
 cuda-check: $(INSTALLED)  ## compile the CUDA half for every architecture, inspect it, import it (needs nvcc)
 	PYTHON=$(BIN)/python bash .ci/cuda_check
