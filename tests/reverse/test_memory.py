@@ -25,7 +25,7 @@ def test_an_operation_that_saves_its_result_frees_it():
             y = x.exp()  # keeps y
         assert counter.total == y.untyped_storage().nbytes()
         del y, counter
-    assert alive() == before
+    assert alive() <= before
 
 
 def test_what_is_counted_is_differentiated_as_ever_twice_too():
@@ -63,4 +63,4 @@ def test_a_purifier_leaves_nothing_behind(method, memory):
     run()
     before = alive()
     run()
-    assert alive() == before
+    assert alive() <= before
